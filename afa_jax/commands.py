@@ -1,0 +1,105 @@
+"""What the commands share: configs, overrides, and one clear line for an error."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import difflib
+import importlib.util
+import sys
+import warnings
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TextIO
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+
+
+def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
+    """Run a command as ``python -m`` does; the exit status: 0, or 2 after one line on stderr for an InputError."""
+    warnings.showwarning = _one_line_warning
+    try:
+        command(sys.argv[1:] if arguments is None else arguments)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _one_line_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: TextIO | None = None,
+    line: str | None = None,
+) -> None:
+    print(f"warning: {message}", file=file or sys.stderr)
+
+
+def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
+    """Parse a command's arguments and load the config that ``--config`` names.
+
+    Adds ``--config FILE[:variant]`` to the parser; every other ``--config.field=value`` overrides one field.
+
+    Raises:
+        InputError: no such file, no such field, or a value of another type.
+    """
+    parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="configs/*.py, with its variant")
+    parser.epilog = "Any field of the config can be set with --config.FIELD=VALUE, nested fields with dots."
+    known, rest = parser.parse_known_args(list(arguments))
+    if unknown := [argument for argument in rest if not argument.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    return known, load_config(known.config, [argument.removeprefix("--config.") for argument in rest])
+
+
+def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
+    """The locked config of ``path.py`` or ``path.py:variant``, with overrides such as ``train.steps=100``.
+
+    Raises:
+        InputError: as parse.
+    """
+    path, _, variant = spec.partition(":")
+    if not Path(path).is_file():
+        raise InputError(f"--config {spec}: no file {path}")
+    module_spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    module_spec.loader.exec_module(module)
+    try:
+        config = module.get_config(variant)
+    except KeyError as error:
+        raise InputError(f"--config {spec}: no variant {variant!r} ({error})") from error
+    for override in overrides:
+        _override(config, override)
+    config.lock()
+    return config
+
+
+def _override(config: ConfigDict, override: str) -> None:
+    name, equals, text = override.partition("=")
+    if not equals:
+        raise InputError(f"--config.{override}: write --config.{name}=VALUE")
+    *parents, field = name.split(".")
+    node: Any = config
+    for parent in parents:
+        node = node.get(parent) if isinstance(node, ConfigDict) else None
+    if not isinstance(node, ConfigDict) or field not in node:
+        known = list(config.keys()) if not isinstance(node, ConfigDict) else [".".join([*parents, k]) for k in node]
+        close = difflib.get_close_matches(name, known, n=1)
+        raise InputError(f"--config.{name}: no such field" + (f"; did you mean {close[0]}?" if close else ""))
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        value = text
+    old = node[field]
+    if isinstance(old, float) and isinstance(value, int):
+        value = float(value)
+    if old is not None and value is not None and type(value) is not type(old):
+        raise InputError(f"--config.{name}={text}: expected {type(old).__name__}, as {old!r}")
+    node[field] = value

@@ -1,0 +1,31 @@
+"""Pictures as numbers."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afa_jax.types import Images, Pixels
+
+
+def to_images(pixels: jax.Array) -> Images:
+    """0..255 (uint8) to [-1, 1] (float32)."""
+    return pixels.astype(jnp.float32) / 127.5 - 1
+
+
+def to_pixels(images: Images) -> Pixels:
+    """[-1, 1] to 0..255, clipped and rounded."""
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
+
+
+def grid(pictures: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
+    """Rows of equally large pictures ``[h, w, 3]`` on white, as one picture."""
+    height, width = pictures[0][0].shape[:2]
+    rows, columns = len(pictures), max(len(row) for row in pictures)
+    canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)
+    for i, row in enumerate(pictures):
+        for j, picture in enumerate(row):
+            y, x = i * (height + gap), j * (width + gap)
+            canvas[y : y + height, x : x + width] = picture
+    return canvas

@@ -1,0 +1,138 @@
+"""The noise schedule: what a timestep means, and how predictions turn into one another.
+
+Notation of Ho et al. 2020 (arXiv 2006.11239) and Song et al. 2021 (arXiv 2010.02502): x_t = sqrt(a_t) x_0 +
+sqrt(1 - a_t) eps, with a_t the cumulative product of 1 - beta.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from afa_jax.errors import InputError
+from afa_jax.types import Latents, Timesteps
+
+PREDICTIONS = ("epsilon", "v_prediction", "sample")
+SPACINGS = ("leading", "trailing", "linspace")
+
+
+class ScheduleError(InputError):
+    """A scheduler_config.json this project cannot follow; the message names the field."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NoiseSchedule:
+    """The fields of a scheduler_config.json that matter for training and DDIM.
+
+    The defaults are Stable Diffusion 1.5's.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+    beta_schedule: str = "scaled_linear"
+    prediction_type: str = "epsilon"
+    timestep_spacing: str = "leading"
+    steps_offset: int = 1
+    set_alpha_to_one: bool = False
+
+    def __post_init__(self) -> None:
+        for field, known in (
+            ("beta_schedule", ("linear", "scaled_linear")),
+            ("prediction_type", PREDICTIONS),
+            ("timestep_spacing", SPACINGS),
+        ):
+            if getattr(self, field) not in known:
+                raise ScheduleError(f"{field}={getattr(self, field)!r} is not supported (supported: {', '.join(known)})")
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> NoiseSchedule:
+        """Read a scheduler_config.json of any diffusers scheduler that names the same forward process.
+
+        Raises:
+            ScheduleError: clipping, thresholding or a rescaled schedule is asked for, or an unknown value.
+        """
+        for field in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
+            # Schedulers such as PNDM have no clip_sample; DDIM's own default, True, does not apply to latents.
+            if data.get(field):
+                raise ScheduleError(f"{field}={data[field]!r} is not supported for latents")
+        if data.get("trained_betas") is not None:
+            raise ScheduleError("trained_betas is not supported")
+        fields = {field.name for field in dataclasses.fields(cls)}
+        # diffusers' defaults where the file is silent.
+        defaults: dict[str, Any] = dict(
+            beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0, set_alpha_to_one=True
+        )
+        return cls(**(defaults | {k: v for k, v in data.items() if k in fields}))
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields of a scheduler_config.json that diffusers' DDIMScheduler reads to the same effect."""
+        return dataclasses.asdict(self) | dict(clip_sample=False)
+
+    @property
+    def alphas_cumprod(self) -> np.ndarray:
+        """a_t for every training timestep, float32 ``[num_train_timesteps]``."""
+        steps = self.num_train_timesteps
+        if self.beta_schedule == "scaled_linear":
+            # float32 throughout, as the models were trained.
+            betas = np.linspace(self.beta_start**0.5, self.beta_end**0.5, steps, dtype=np.float32) ** 2
+        else:
+            betas = np.linspace(self.beta_start, self.beta_end, steps, dtype=np.float32)
+        return np.cumprod(1 - betas, dtype=np.float32)
+
+    def _scales(self, t: Timesteps) -> tuple[Array, Array]:
+        alpha = jnp.asarray(self.alphas_cumprod)[t][:, None, None, None]
+        return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
+
+    def add_noise(self, x0: Latents, noise: Latents, t: Timesteps) -> Latents:
+        """x_t from clean latents."""
+        signal, sigma = self._scales(t)
+        return signal * x0 + sigma * noise
+
+    def target(self, x0: Latents, noise: Latents, t: Timesteps) -> Latents:
+        """What a network with this prediction type should answer for x_t."""
+        if self.prediction_type == "epsilon":
+            return noise
+        if self.prediction_type == "sample":
+            return x0
+        signal, sigma = self._scales(t)  # v of Salimans and Ho 2022 (arXiv 2202.00512)
+        return signal * noise - sigma * x0
+
+    def min_snr_weights(self, t: Timesteps, gamma: float) -> Array:
+        """Loss weights ``[b]`` of Hang et al. 2023 (arXiv 2303.09556, section 3.4) for this prediction type."""
+        alpha = jnp.asarray(self.alphas_cumprod)[t]
+        snr = alpha / (1 - alpha)
+        clipped = jnp.minimum(snr, gamma)
+        if self.prediction_type == "sample":
+            return clipped
+        return clipped / (snr if self.prediction_type == "epsilon" else snr + 1)
+
+    def split(self, xt: Latents, prediction: Latents, signal: Array, sigma: Array) -> tuple[Latents, Latents]:
+        """(x_0, eps) that a prediction at x_t implies, with signal = sqrt(a_t) and sigma = sqrt(1 - a_t)."""
+        if self.prediction_type == "epsilon":
+            return (xt - sigma * prediction) / signal, prediction
+        if self.prediction_type == "sample":
+            return prediction, (xt - signal * prediction) / sigma
+        return signal * xt - sigma * prediction, signal * prediction + sigma * xt
+
+    def timesteps(self, steps: int) -> np.ndarray:
+        """The ``steps`` training timesteps that a sampler visits, descending, int32.
+
+        Raises:
+            InputError: fewer than 1 or more than num_train_timesteps steps.
+        """
+        total = self.num_train_timesteps
+        if not 1 <= steps <= total:
+            raise InputError(f"{steps} sampling steps; choose 1 to {total}")
+        if self.timestep_spacing == "leading":
+            t = np.arange(steps) * (total // steps) + self.steps_offset
+        elif self.timestep_spacing == "trailing":
+            t = np.round(np.arange(total, 0, -total / steps))[::-1] - 1
+        else:
+            t = np.round(np.linspace(0, total - 1, steps))
+        return np.minimum(t[::-1], total - 1).astype(np.int32)

@@ -1,0 +1,148 @@
+"""The ensemble: N frozen U-Nets in lock-step, fused after every stage (Wang et al. 2025, arXiv 2405.17082)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from afa_jax.errors import InputError
+from afa_jax.fusion.sabw import Aggregators, fuse
+from afa_jax.models.unet import UNet, check_size
+from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
+from afa_jax.types import ExpertTextStates, Latents, Maps, Timesteps
+
+
+def stack_experts(unets: Sequence[UNet], names: Sequence[str]) -> UNet:
+    """N U-Nets of one architecture as one whose leaves have a leading axis N.
+
+    Raises:
+        InputError: two differ in architecture; names both and the first field that differs.
+    """
+    for name, unet in zip(names[1:], unets[1:], strict=True):
+        for field in dataclasses.fields(unet.config):
+            first, other = (getattr(u.config, field.name) for u in (unets[0], unet))
+            if first != other and field.name != "sample_size":
+                raise InputError(
+                    f"experts {names[0]!r} and {name!r} have different architectures: "
+                    f"{field.name} is {first!r} and {other!r}"
+                )
+        unet.config = unets[0].config
+    return stack(unets)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Ensemble:
+    """A Denoiser made of N experts and aggregators.
+
+    Attributes:
+        experts: a stack of N U-Nets.
+        aggregators: Aggregators, trained or fresh; None takes ``weights`` everywhere.
+        weights: ``[n]``, constant maps instead of the aggregators': 1/N each is the uniform average, a one-hot vector
+            is one expert inside the ensemble.
+        mode: of map_experts.
+    """
+
+    # Untyped where the leaves may be anything while JAX maps over the tree.
+    experts: Any
+    aggregators: Any = None
+    weights: Any = None
+    mode: Mode | None = None
+
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
+        """The fused prediction, float32."""
+        return self.with_maps(latents, t, conditioning)[0]
+
+    def with_maps(
+        self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates
+    ) -> tuple[Latents, tuple[Maps, ...]]:
+        """The fused prediction and the maps of every fused site, in the stages' order.
+
+        Args:
+            latents: ``[b, h, w, c]``, h and w multiples of the U-Net's factor.
+            t: ``[b]``.
+            conditioning: ``[n, b, s, d]``, each expert's own text states.
+
+        Raises:
+            ValueError: a size that does not divide, or another number of text states than of experts.
+        """
+        experts = self.experts
+        count = axis_size(experts)
+        if conditioning.shape[0] != count:
+            raise ValueError(f"text states of {conditioning.shape[0]} experts for an ensemble of {count}")
+        check_size(experts.config, latents.shape[1], latents.shape[2])
+        context = conditioning.astype(experts.dtype)
+        temb = map_experts(lambda unet, t: unet.embed_time(t), (experts,), (t,), self.mode)
+        mean_temb, mean_context = temb.mean(0), context.mean(0)
+
+        x: Any = latents.astype(experts.dtype)
+        together = True  # x is one feature for all experts, as after every fusion
+        skips: list[tuple[Any, bool]] = []
+        all_maps: list[Maps] = []
+        for index, stage in enumerate(experts.stages):
+            skip, skip_together = skips.pop() if stage.takes_skip else (None, True)
+            features = self._run(stage, x, together, temb, context, skip, skip_together)
+            x, maps = self._fuse(index, features, mean_temb, mean_context)
+            together = maps is not None
+            if maps is not None:
+                all_maps.append(maps)
+            if stage.leaves_skip:
+                skips.append((x, together))
+        return x.astype(jnp.float32), tuple(all_maps)
+
+    def _run(
+        self, stage: Any, x: Any, together: bool, temb: Array, context: Array, skip: Any, skip_together: bool
+    ) -> Array:
+        """One stage of every expert, each on its own feature and skip or on those they share."""
+        own = (None if together else x, None if skip_together else skip)
+
+        def one(stage: Any, temb: Array, context: Array, own: Any, shared_x: Any, shared_skip: Any) -> Array:
+            own_x, own_skip = own
+            return stage(
+                shared_x if own_x is None else own_x, temb, context, shared_skip if own_skip is None else own_skip
+            )
+
+        shared = (x if together else None, skip if skip_together else None)
+        return map_experts(one, (stage, temb, context, own), shared, self.mode)
+
+    def _fuse(self, index: int, features: Array, temb: Array, context: Array) -> tuple[Array, Maps | None]:
+        """One feature for all and its maps; or the experts' own features and None where they are not fused."""
+        if self.weights is not None:
+            shape = features.shape[:-1]
+            maps = jnp.broadcast_to(self.weights.astype(jnp.float32)[:, None, None, None], shape)
+            return fuse(features, maps), maps
+        assert self.aggregators is not None, "an Ensemble needs aggregators or weights"
+        aggregator = self.aggregators.site(index)
+        if aggregator is None:
+            return features, None
+        return aggregator(features, temb, context)
+
+
+jax.tree_util.register_dataclass(
+    Ensemble, data_fields=["experts", "aggregators", "weights"], meta_fields=["mode"]
+)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SingleExpert:
+    """A Denoiser that is one expert of a stack, alone.
+
+    Attributes:
+        experts: a stack of N U-Nets.
+        index: which.
+    """
+
+    experts: Any
+    index: int
+
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
+        """That expert's own prediction, with its own text states."""
+        unet: UNet = take(self.experts, self.index)
+        return unet(latents, t, conditioning[self.index])
+
+
+jax.tree_util.register_dataclass(SingleExpert, data_fields=["experts"], meta_fields=["index"])

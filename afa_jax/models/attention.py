@@ -1,0 +1,164 @@
+"""Attention, the transformer blocks of the U-Net and of SABW, and the one place where attention is computed."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear
+
+Implementation = Literal["xla", "cudnn"]
+
+
+def attend(
+    query: Array, key: Array, value: Array, *, causal: bool = False, implementation: Implementation | None = None
+) -> Array:
+    """Scaled dot-product attention, ``[b, s, heads, d]`` each; logits and softmax in float32.
+
+    Without ``implementation``: cuDNN's flash attention on a GPU in half precision, which is what it supports, and XLA
+    everywhere else.
+    """
+    if implementation is None:
+        half = query.dtype in (jnp.bfloat16, jnp.float16)
+        implementation = "cudnn" if half and jax.default_backend() == "gpu" and query.shape[-1] % 8 == 0 else "xla"
+    return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=implementation)
+
+
+class Attention(nnx.Module):
+    """Multi-head attention over tokens ``[b, s, width]``; to itself, or to ``context [b, s', context_width]``."""
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        *,
+        context_width: int | None = None,
+        bias: bool = False,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        if width % heads:
+            raise ValueError(f"{heads} attention heads do not divide {width} channels")
+        self.heads = heads
+        context_width = context_width or width
+        self.to_q = Linear(width, width, bias=bias, rngs=rngs, param_dtype=param_dtype)
+        self.to_k = Linear(context_width, width, bias=bias, rngs=rngs, param_dtype=param_dtype)
+        self.to_v = Linear(context_width, width, bias=bias, rngs=rngs, param_dtype=param_dtype)
+        self.to_out = nnx.List([Linear(width, width, rngs=rngs, param_dtype=param_dtype)])
+
+    def __call__(self, x: Array, context: Array | None = None) -> Array:
+        context = x if context is None else context
+        query, key, value = (
+            y.reshape(*y.shape[:2], self.heads, -1) for y in (self.to_q(x), self.to_k(context), self.to_v(context))
+        )
+        return self.to_out[0](attend(query, key, value).reshape(x.shape))
+
+
+class GEGLU(nnx.Module):
+    """``a * gelu(b)`` with exact GELU, where a and b are the halves of one projection."""
+
+    def __init__(self, width: int, inner: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
+        self.proj = Linear(width, 2 * inner, rngs=rngs, param_dtype=param_dtype)
+
+    def __call__(self, x: Array) -> Array:
+        value, gate = jnp.split(self.proj(x), 2, axis=-1)
+        return value * jax.nn.gelu(gate, approximate=False)
+
+
+class FeedForward(nnx.Module):
+    """GEGLU and a projection back."""
+
+    def __init__(self, width: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
+        self.net = nnx.List(
+            [
+                GEGLU(width, 4 * width, rngs=rngs, param_dtype=param_dtype),
+                Identity(),  # the reference's dropout
+                Linear(4 * width, width, rngs=rngs, param_dtype=param_dtype),
+            ]
+        )
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.net:
+            x = layer(x)
+        return x
+
+
+class TransformerBlock(nnx.Module):
+    """Self-attention, attention to the text, feed-forward; each after a layer norm and with a residual.
+
+    ``context_width=None`` leaves out the text: attn2 and norm2 do not exist then.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        heads: int,
+        context_width: int | None,
+        *,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.norm1 = LayerNorm(width, param_dtype=param_dtype)
+        self.attn1 = Attention(width, heads, rngs=rngs, param_dtype=param_dtype)
+        if context_width is not None:
+            self.norm2 = LayerNorm(width, param_dtype=param_dtype)
+            self.attn2 = Attention(width, heads, context_width=context_width, rngs=rngs, param_dtype=param_dtype)
+        self.norm3 = LayerNorm(width, param_dtype=param_dtype)
+        self.ff = FeedForward(width, rngs=rngs, param_dtype=param_dtype)
+        self.has_text = context_width is not None
+
+    def __call__(self, x: Array, context: Array | None) -> Array:
+        x = x + self.attn1(self.norm1(x))
+        if self.has_text:
+            x = x + self.attn2(self.norm2(x), context)
+        return x + self.ff(self.norm3(x))
+
+
+class Transformer2D(nnx.Module):
+    """Spatial transformer on NHWC features: norm, project in, blocks over the pixels as tokens, project out, residual.
+
+    Args:
+        linear_projection: the projections are stored as linear layers (SD2.x), not as 1x1 convolutions (SD1.x).
+        zero: start the last projection at zero.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        heads: int,
+        context_width: int | None,
+        *,
+        layers: int = 1,
+        groups: int = 32,
+        linear_projection: bool = False,
+        zero: bool = False,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        def project(zero: bool) -> Linear | Conv:
+            if linear_projection:
+                return Linear(channels, channels, zero=zero, rngs=rngs, param_dtype=param_dtype)
+            return Conv(channels, channels, 1, zero=zero, rngs=rngs, param_dtype=param_dtype)
+
+        self.norm = GroupNorm(groups, channels, eps=1e-6, param_dtype=param_dtype)
+        self.proj_in = project(False)
+        self.transformer_blocks = nnx.List(
+            [
+                TransformerBlock(channels, heads, context_width, rngs=rngs, param_dtype=param_dtype)
+                for _ in range(layers)
+            ]
+        )
+        self.proj_out = project(zero)
+
+    def __call__(self, x: Array, context: Array | None) -> Array:
+        # A 1x1 convolution acts on each pixel alone, so both kinds of projection run before the pixels become tokens.
+        y = self.proj_in(self.norm(x))
+        tokens = y.reshape(y.shape[0], -1, y.shape[-1])
+        for block in self.transformer_blocks:
+            tokens = block(tokens, context)
+        return x + self.proj_out(tokens.reshape(x.shape))

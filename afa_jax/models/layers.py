@@ -1,0 +1,208 @@
+"""The leaves of every network: linear, convolution, norms, embedding.
+
+Parameters follow Flax's names and layouts (``kernel`` ``[in, out]`` or HWIO, ``scale``, ``bias``, ``embedding``).
+A layer computes in the dtype of its input: parameters are cast to it on use, norms always reduce in float32. The
+compute dtype of a network is therefore chosen once, where the network casts its inputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+# XLA's CPU convolution is slow on small maps: with 32 samples of 2 x 4 x 288 it reached 2 GFLOP/s where one matrix
+# product of the neighbourhoods reached 50 (benchmarks/conv.py). Up to this many output positions we use the product.
+SMALL_MAP = 128
+
+
+def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> Array:
+    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the default initialisation of PyTorch's layers."""
+    bound = 1 / math.sqrt(fan_in)
+    return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+
+def _kernel(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike, zero: bool) -> Array:
+    if zero:
+        return jnp.zeros(shape, dtype)
+    return uniform_fan_in(rngs.params(), shape, math.prod(shape[:-1]), dtype)
+
+
+class Linear(nnx.Module):
+    """``x @ kernel + bias`` over the last axis; kernel ``[in_features, out_features]``."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        *,
+        bias: bool = True,
+        zero: bool = False,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.kernel = nnx.Param(_kernel(rngs, (in_features, out_features), param_dtype, zero))
+        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        y = x @ self.kernel[...].astype(x.dtype)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+class Conv(nnx.Module):
+    """2-D convolution of NHWC features; kernel HWIO ``[size, size, in_channels, out_channels]``.
+
+    Args:
+        padding: (before, after) on both spatial axes.
+        zero: start at zero, as the last layer of a residual branch does.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        size: int = 3,
+        *,
+        stride: int = 1,
+        padding: tuple[int, int] | None = None,
+        bias: bool = True,
+        zero: bool = False,
+        rngs: nnx.Rngs,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.stride = stride
+        self.padding = (size // 2, size // 2) if padding is None else padding
+        self.kernel = nnx.Param(_kernel(rngs, (size, size, in_channels, out_channels), param_dtype, zero))
+        self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype)) if bias else None
+
+    def __call__(self, x: Array) -> Array:
+        y = conv2d(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
+        return y if self.bias is None else y + self.bias[...].astype(x.dtype)
+
+
+def conv2d(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] = (1, 1)) -> Array:
+    """Convolve ``x [b, h, w, i]`` with ``kernel [k, k, i, o]``; the implementation depends on size and backend."""
+    size = kernel.shape[0]
+    if size == 1 and stride == 1 and padding == (0, 0):
+        return x @ kernel[0, 0]
+    height, width = ((n + sum(padding) - size) // stride + 1 for n in x.shape[1:3])
+    if jax.default_backend() != "cpu":
+        return _conv2d_xla(x, kernel, stride, padding)
+    if height * width <= SMALL_MAP:
+        return _conv2d_columns(x, kernel, stride, padding)
+    return _conv2d_cpu(x, kernel, stride, padding)
+
+
+def _conv2d_xla(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, (stride, stride), (padding, padding), dimension_numbers=("NHWC", "HWIO", "NHWC")
+    )
+
+
+def _shifted_views(x: Array, size: int, stride: int, padding: tuple[int, int]) -> list[list[Array]]:
+    """For each of the kernel's places the pixels it meets, as ``[b * height * width, channels]``."""
+    rows, columns = ((n + sum(padding) - size) // stride * stride + 1 for n in x.shape[1:3])
+    padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
+    return [
+        [padded[:, i : i + rows : stride, j : j + columns : stride].reshape(-1, x.shape[-1]) for j in range(size)]
+        for i in range(size)
+    ]
+
+
+def _conv2d_columns(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+    """The same convolution as one matrix product of the pixels' neighbourhoods, ``[b * height * width, k * k * i]``."""
+    size = kernel.shape[0]
+    height, width = ((n + sum(padding) - size) // stride + 1 for n in x.shape[1:3])
+    columns = jnp.concatenate([view for row in _shifted_views(x, size, stride, padding) for view in row], -1)
+    return (columns @ kernel.reshape(-1, kernel.shape[-1])).reshape(x.shape[0], height, width, kernel.shape[-1])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _conv2d_cpu(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
+    """XLA's convolution with our own kernel gradient: XLA's is the slow part of training on a CPU."""
+    return _conv2d_xla(x, kernel, stride, padding)
+
+
+def _conv2d_cpu_forward(
+    x: Array, kernel: Array, stride: int, padding: tuple[int, int]
+) -> tuple[Array, tuple[Array, Array]]:
+    return _conv2d_xla(x, kernel, stride, padding), (x, kernel)
+
+
+def _conv2d_cpu_backward(
+    stride: int, padding: tuple[int, int], residuals: tuple[Array, Array], dy: Array
+) -> tuple[Array, Array]:
+    x, kernel = residuals
+    (dx,) = jax.linear_transpose(lambda x: _conv2d_xla(x, kernel, stride, padding), x)(dy)
+    rows = dy.reshape(-1, dy.shape[-1])
+    dkernel = [[view.T @ rows for view in row] for row in _shifted_views(x, kernel.shape[0], stride, padding)]
+    return dx, jnp.stack([jnp.stack(row) for row in dkernel])
+
+
+_conv2d_cpu.defvjp(_conv2d_cpu_forward, _conv2d_cpu_backward)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation over space and each group of channels, reduced in float32."""
+
+    def __init__(self, groups: int, channels: int, *, eps: float = 1e-5, param_dtype: DTypeLike = jnp.float32):
+        if channels % groups:
+            raise ValueError(f"norm_num_groups {groups} does not divide {channels} channels")
+        self.groups, self.eps = groups, eps
+        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
+        mean = grouped.mean((1, 3), keepdims=True)
+        variance = jnp.square(grouped - mean).mean((1, 3), keepdims=True)
+        y = ((grouped - mean) * jax.lax.rsqrt(variance + self.eps)).reshape(x.shape)
+        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nnx.Module):
+    """Layer normalisation over the last axis, reduced in float32."""
+
+    def __init__(self, features: int, *, eps: float = 1e-5, param_dtype: DTypeLike = jnp.float32):
+        self.eps = eps
+        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
+        self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
+
+    def __call__(self, x: Array) -> Array:
+        x32 = x.astype(jnp.float32)
+        mean = x32.mean(-1, keepdims=True)
+        variance = jnp.square(x32 - mean).mean(-1, keepdims=True)
+        y = (x32 - mean) * jax.lax.rsqrt(variance + self.eps)
+        return (y * self.scale[...].astype(jnp.float32) + self.bias[...].astype(jnp.float32)).astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """A table ``[entries, features]`` looked up by integer ids."""
+
+    def __init__(self, entries: int, features: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
+        # 0.02 is CLIP's initializer_range.
+        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (entries, features), param_dtype))
+
+    def __call__(self, ids: Array) -> Array:
+        return self.embedding[...][ids]
+
+
+class Identity(nnx.Module):
+    """Keeps a place in a list, so that indices equal those of the reference implementation."""
+
+    def __call__(self, x: Array) -> Array:
+        return x
+
+
+def timestep_embedding(t: Array, width: int, *, flip_sin_to_cos: bool = True, shift: float = 0.0) -> Array:
+    """Sinusoids of the timesteps ``[b] -> [b, width]`` in float32 (Ho et al. 2020, as Stable Diffusion orders them)."""
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / (half - shift))
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    parts = (jnp.cos(angles), jnp.sin(angles)) if flip_sin_to_cos else (jnp.sin(angles), jnp.cos(angles))
+    return jnp.concatenate(parts, -1)

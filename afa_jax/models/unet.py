@@ -1,0 +1,277 @@
+"""The U-Net of Stable Diffusion 1.x and 2.x, cut into the stages at which AFA fuses.
+
+Rombach et al. 2022 (arXiv 2112.10752); layer names and configuration fields are those of diffusers'
+UNet2DConditionModel, so that a stage's parameters are found in a checkpoint by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import Array
+from jax.typing import DTypeLike
+
+from afa_jax.models.attention import Transformer2D
+from afa_jax.models.configs import UNetConfig
+from afa_jax.models.layers import Conv, GroupNorm, Linear, timestep_embedding
+from afa_jax.models.resnet import Downsample, ResnetBlock, Upsample
+from afa_jax.types import Latents, TextStates, TimeEmbedding, Timesteps
+
+
+class Stage(nnx.Module):
+    """One cut of the U-Net.
+
+    Attributes:
+        name: where it stands, in diffusers' terms: "conv_in", "down_blocks.0.layers.1", "down_blocks.0.downsampler",
+            "mid_block", "up_blocks.3.layers.1", "conv_out".
+        takes_skip: it concatenates the last skip that is left to its input.
+        leaves_skip: its output is a skip for a later stage.
+        level: of its output; rows and columns are those of the latents divided by 2**level.
+        channels: of its output.
+    """
+
+    name: str
+    channels: int
+    level: int = 0
+    takes_skip: bool = False
+    leaves_skip: bool = False
+
+    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+        """Features ``[b, h, w, c]``, time embedding ``[b, d]``, text ``[b, s, d']`` -> features of this stage."""
+        raise TypeError(f"{type(self).__name__} is not a stage by itself")
+
+
+class ConvIn(Stage):
+    """Latents to the first feature."""
+
+    leaves_skip = True
+
+    def __init__(self, config: UNetConfig, **kwargs: Any):
+        self.name, self.channels = "conv_in", config.block_out_channels[0]
+        self.conv_in = Conv(config.in_channels, self.channels, **kwargs)
+
+    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+        return self.conv_in(x)
+
+
+class Layer(Stage):
+    """A residual block, a transformer where the level has one, an upsampler where it is a block's last up layer."""
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        name: str,
+        level: int,
+        in_channels: int,
+        *,
+        attention: bool,
+        up: bool = False,
+        upsampler: bool = False,
+        **kwargs: Any,
+    ):
+        self.name, self.channels, self.level = name, config.block_out_channels[level], level - upsampler
+        self.takes_skip, self.leaves_skip = up, not up
+        self.resnet = _resnet(config, level, in_channels, **kwargs)
+        self.attention = _transformer(config, level, **kwargs) if attention else None
+        self.upsampler = Upsample(self.channels, **kwargs) if upsampler else None
+
+    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+        if self.takes_skip:
+            x = jnp.concatenate([x, skip], -1)
+        x = self.resnet(x, temb)
+        if self.attention is not None:
+            x = self.attention(x, context)
+        return x if self.upsampler is None else self.upsampler(x)
+
+
+class Downsampler(Stage):
+    """Halves the rows and columns."""
+
+    leaves_skip = True
+
+    def __init__(self, config: UNetConfig, level: int, **kwargs: Any):
+        self.name, self.channels = f"down_blocks.{level}.downsampler", config.block_out_channels[level]
+        self.level = level + 1
+        self.downsampler = Downsample(self.channels, **kwargs)
+
+    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+        return self.downsampler(x)
+
+
+class MidBlock(Stage):
+    """Residual block, transformer, residual block at the lowest resolution."""
+
+    def __init__(self, config: UNetConfig, **kwargs: Any):
+        self.level = len(config.block_out_channels) - 1
+        self.name, self.channels = "mid_block", config.block_out_channels[-1]
+        self.resnets = nnx.List([_resnet(config, self.level, self.channels, **kwargs) for _ in range(2)])
+        self.attentions = nnx.List([_transformer(config, self.level, **kwargs)])
+
+    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+        x = self.attentions[0](self.resnets[0](x, temb), context)
+        return self.resnets[1](x, temb)
+
+
+class ConvOut(Stage):
+    """The last up layer, norm, SiLU and the convolution to the prediction.
+
+    One stage, because AFA fuses the predictions but not the last up layer's features.
+    """
+
+    takes_skip = True
+
+    def __init__(self, config: UNetConfig, layer: Layer, **kwargs: Any):
+        self.name, self.channels = "conv_out", config.out_channels
+        width = config.block_out_channels[0]
+        self.layer = layer
+        self.conv_norm_out = GroupNorm(
+            config.norm_num_groups, width, eps=config.norm_eps, param_dtype=kwargs["param_dtype"]
+        )
+        self.conv_out = Conv(width, config.out_channels, zero=True, **kwargs)
+
+    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+        x = self.layer(x, temb, context, skip)
+        return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
+
+
+def _resnet(config: UNetConfig, level: int, in_channels: int, **kwargs: Any) -> ResnetBlock:
+    return ResnetBlock(
+        in_channels,
+        config.block_out_channels[level],
+        config.time_width,
+        groups=config.norm_num_groups,
+        eps=config.norm_eps,
+        zero=True,
+        **kwargs,
+    )
+
+
+def _transformer(config: UNetConfig, level: int, **kwargs: Any) -> Transformer2D:
+    return Transformer2D(
+        config.block_out_channels[level],
+        config.heads[level],
+        config.cross_attention_dim,
+        layers=config.transformer_layers[level],
+        groups=config.norm_num_groups,
+        linear_projection=config.use_linear_projection,
+        zero=True,
+        **kwargs,
+    )
+
+
+class TimeEmbeddingMLP(nnx.Module):
+    """Two linear layers with SiLU between them, after the sinusoids."""
+
+    def __init__(self, width: int, out_width: int, **kwargs: Any):
+        self.linear_1 = Linear(width, out_width, **kwargs)
+        self.linear_2 = Linear(out_width, out_width, **kwargs)
+
+    def __call__(self, x: Array) -> Array:
+        return self.linear_2(jax.nn.silu(self.linear_1(x)))
+
+
+class UNet(nnx.Module):
+    """The denoising network ``(latents, t, text) -> prediction``, as a list of stages.
+
+    Args:
+        config: the architecture.
+        dtype: compute dtype; inputs are cast to it and all layers follow. The prediction is float32.
+        param_dtype: dtype of the freshly initialised parameters.
+
+    Residual branches and the last convolution start at zero, as in the original latent diffusion code.
+    """
+
+    def __init__(
+        self,
+        config: UNetConfig,
+        *,
+        rngs: nnx.Rngs,
+        dtype: DTypeLike = jnp.float32,
+        param_dtype: DTypeLike = jnp.float32,
+    ):
+        self.config, self.dtype = config, dtype
+        kwargs: dict[str, Any] = dict(rngs=rngs, param_dtype=param_dtype)
+        self.time_embedding = TimeEmbeddingMLP(config.block_out_channels[0], config.time_width, **kwargs)
+        self.stages = nnx.List(_build_stages(config, **kwargs))
+
+    def embed_time(self, t: Timesteps) -> TimeEmbedding:
+        """Timesteps ``[b]`` -> time embedding ``[b, 4 * first width]`` in the compute dtype."""
+        sinusoids = timestep_embedding(
+            t,
+            self.config.block_out_channels[0],
+            flip_sin_to_cos=self.config.flip_sin_to_cos,
+            shift=self.config.freq_shift,
+        )
+        return self.time_embedding(sinusoids.astype(self.dtype))
+
+    def features(self, latents: Latents, t: Timesteps, context: TextStates) -> Iterator[tuple[Stage, Array]]:
+        """Yield every stage with its output, in order.
+
+        Raises:
+            ValueError: the latents' rows or columns are not a multiple of the U-Net's factor.
+        """
+        check_size(self.config, latents.shape[1], latents.shape[2])
+        temb, context = self.embed_time(t), context.astype(self.dtype)
+        x, skips = latents.astype(self.dtype), []
+        for stage in self.stages:
+            x = stage(x, temb, context, skips.pop() if stage.takes_skip else None)
+            if stage.leaves_skip:
+                skips.append(x)
+            yield stage, x
+
+    def __call__(self, latents: Latents, t: Timesteps, context: TextStates) -> Latents:
+        """Predict the noise (or velocity, or sample: the noise schedule says which) in float32.
+
+        Args:
+            latents: ``[b, h, w, in_channels]``, h and w multiples of the factor (8 for SD1.5).
+            t: ``[b]`` training timesteps.
+            context: ``[b, s, cross_attention_dim]`` text states.
+        """
+        prediction = latents
+        for _, prediction in self.features(latents, t, context):
+            pass
+        return prediction.astype(jnp.float32)
+
+
+def check_size(config: UNetConfig, height: int, width: int) -> None:
+    """Raise ValueError unless latents of this size can be halved and doubled back on every level."""
+    factor = config.factor
+    if height % factor or width % factor or not height or not width:
+        raise ValueError(f"latents of {height} x {width} do not divide by {factor}, the U-Net's downsampling factor")
+
+
+def _build_stages(config: UNetConfig, **kwargs: Any) -> list[Stage]:
+    widths, last = config.block_out_channels, len(config.block_out_channels) - 1
+    stages: list[Stage] = [ConvIn(config, **kwargs)]
+    skips, channels = [widths[0]], widths[0]
+    for level, layers in enumerate(config.layers_per_level):
+        for i in range(layers):
+            name = f"down_blocks.{level}.layers.{i}"
+            attention = config.down_attention[level]
+            stages.append(Layer(config, name, level, channels, attention=attention, **kwargs))
+            channels = widths[level]
+            skips.append(channels)
+        if level < last:
+            stages.append(Downsampler(config, level, **kwargs))
+            skips.append(channels)
+    stages.append(MidBlock(config, **kwargs))
+    for block, level in enumerate(range(last, -1, -1)):
+        layers = config.layers_per_level[level] + 1
+        for i in range(layers):
+            layer = Layer(
+                config,
+                f"up_blocks.{block}.layers.{i}",
+                level,
+                channels + skips.pop(),
+                attention=config.up_attention[block],
+                up=True,
+                upsampler=level > 0 and i == layers - 1,
+                **kwargs,
+            )
+            stages.append(layer if skips else ConvOut(config, layer, **kwargs))
+            channels = widths[level]
+    return stages

@@ -1,0 +1,145 @@
+"""Make pictures: ``python -m afa_jax.sample --config configs/emoji.py --workdir DIR --prompt "..." --out DIR``.
+
+Writes one PNG a picture, with the whole recipe in its metadata (text chunk "afa_jax", JSON), and a grid: a prompt a row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from tqdm import tqdm
+
+import afa_jax
+from afa_jax.commands import parse, run
+from afa_jax.data.pictures import grid
+from afa_jax.errors import InputError
+from afa_jax.experts import Experts, load_experts
+from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
+from afa_jax.report.maps import contact_sheet
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Sample every prompt ``--num_images`` times into ``--out``."""
+    parser = argparse.ArgumentParser(prog="python -m afa_jax.sample", description=__doc__)
+    parser.add_argument("--workdir", type=Path, help="a trained run (for --method afa)")
+    parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
+    parser.add_argument("--negative_prompt", default="", metavar="TEXT")
+    parser.add_argument("--num_images", type=int, default=1, metavar="K", help="pictures of each prompt")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
+    parser.add_argument("--guidance", type=float, help="guidance scale (default: the config's)")
+    parser.add_argument("--eta", type=float, default=0.0, help="0: deterministic DDIM, 1: as much noise as DDPM")
+    parser.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the config's)")
+    parser.add_argument("--method", default="afa", help="afa, uniform, expert:<name> or inside:<name>")
+    parser.add_argument("--maps", action="store_true", help="also write the maps of every picture")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
+    parser.add_argument("--overwrite", action="store_true", help="replace pictures of the same name")
+    options, config = parse(parser, arguments)
+
+    if options.num_images < 1:
+        raise InputError(f"--num_images {options.num_images}; choose 1 or more")
+    if options.seed < 0:
+        raise InputError(f"--seed {options.seed}; choose 0 or more")
+    if options.eta < 0:
+        raise InputError(f"--eta {options.eta}; choose 0 or more")
+    defaults = config.sample
+    sampling = SampleOptions(
+        size=parse_size(options.size) if options.size else tuple(defaults.size),
+        steps=defaults.steps if options.steps is None else options.steps,
+        guidance=float(defaults.guidance if options.guidance is None else options.guidance),
+        eta=options.eta,
+        batch=min(defaults.batch, len(options.prompt) * options.num_images),
+        maps=options.maps,
+    )
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    sampling.check(experts)
+    denoiser = make_denoiser(options.method, experts, options.workdir)
+    requests = [
+        Request(prompt=prompt, number=number, negative_prompt=options.negative_prompt)
+        for prompt in options.prompt
+        for number in range(options.num_images)
+    ]
+    names = [
+        f"{options.method.replace(':', '_')}_{i // options.num_images:03d}_{request.number:03d}_{slug(request.prompt)}"
+        for i, request in enumerate(requests)
+    ]
+    grid_path = options.out / f"{options.method.replace(':', '_')}_grid.png"
+    if not options.overwrite:
+        for path in (*(options.out / f"{name}.png" for name in names), grid_path):
+            if path.exists():
+                raise InputError(f"{path} exists; choose another --out, or --overwrite")
+
+    pictures: list[Picture] = []
+    made = generate(requests, denoiser, experts, seed=options.seed, options=sampling)
+    for picture, name in zip(tqdm(made, total=len(requests), unit="image"), names, strict=True):
+        options.out.mkdir(parents=True, exist_ok=True)
+        recipe = recipe_of(picture.request, options.method, options.seed, sampling, experts)
+        save_png(options.out / f"{name}.png", picture.pixels, recipe)
+        if options.maps:
+            timesteps = [int(t) for t in experts.schedule.timesteps(sampling.steps)]
+            sites = [stage.name for stage in experts.unet.stages][-len(picture.maps) :]
+            contact_sheet(picture.maps, sites, timesteps).save(options.out / f"{name}_maps.png")
+        pictures.append(picture)
+    rows = [
+        [picture.pixels for picture in pictures[i : i + options.num_images]]
+        for i in range(0, len(pictures), options.num_images)
+    ]
+    Image.fromarray(grid(rows)).save(grid_path)
+    print(grid_path)
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """ "512x768" -> (512, 768), rows first.
+
+    Raises:
+        InputError: not of that form.
+    """
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if not match:
+        raise InputError(f"--size {text!r}; write rows x columns, such as 512x768")
+    return int(match[1]), int(match[2])
+
+
+def slug(prompt: str) -> str:
+    """A prompt as part of a file name."""
+    return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
+
+
+def recipe_of(
+    request: Request, method: str, seed: int, options: SampleOptions, experts: Experts
+) -> dict[str, object]:
+    """Everything that makes a picture again."""
+    return dict(
+        version=afa_jax.__version__,
+        prompt=request.prompt,
+        negative_prompt=request.negative_prompt,
+        number=request.number,
+        seed=seed,
+        method=method,
+        size=list(options.size),
+        steps=options.steps,
+        guidance=options.guidance,
+        eta=options.eta,
+        sampler="ddim",
+        experts=experts.record,
+    )
+
+
+def save_png(path: Path, pixels: np.ndarray, recipe: dict[str, object]) -> None:
+    """Write a picture with its recipe at once or not at all."""
+    info = PngInfo()
+    info.add_itxt("afa_jax", json.dumps(recipe))
+    partial = path.with_name(f".{path.name}.partial")
+    Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
+    partial.replace(path)
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,85 @@
+"""AFA's training step: only the aggregators change."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax import Array
+
+from afa_jax.data.pictures import to_images
+from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.experts import encode_prompts
+from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.fusion.sabw import Aggregators, SABWConfig
+from afa_jax.models.unet import UNet
+from afa_jax.parallel import Mode
+from afa_jax.training.loss import diffusion_loss, drop_captions
+
+State = dict[str, Any]
+"""``params`` (Aggregators), ``opt`` (optimizer state), ``step``."""
+
+
+def init_aggregators(config: SABWConfig, unet: UNet, experts: int, seed: int) -> Aggregators:
+    """Fresh aggregators for a stack of ``experts`` U-Nets, float32."""
+    return Aggregators(config, experts, list(unet.stages), unet.config, rngs=nnx.Rngs(seed))
+
+
+def init_state(aggregators: Aggregators, optimizer: optax.GradientTransformation) -> State:
+    """The state before the first step."""
+    return dict(params=aggregators, opt=optimizer.init(aggregators), step=jnp.zeros((), jnp.int32))
+
+
+def make_train_step(
+    optimizer: optax.GradientTransformation,
+    schedule: NoiseSchedule,
+    *,
+    caption_dropout: float,
+    no_caption: Array,
+    min_snr_gamma: float = 0.0,
+    mode: Mode | None = None,
+) -> Callable[[State, dict[str, Array], dict[str, Any], Array], tuple[State, dict[str, Array]]]:
+    """The jitted step ``(state, batch, frozen, key) -> (state, metrics)``.
+
+    ``frozen`` holds unet, text_encoder and vae; gradient and optimizer see the aggregators only. Metrics: loss, norms
+    of gradient, parameters and update, and the mean weight of each expert over all sites and pixels.
+    """
+
+    def loss_of(aggregators: Aggregators, batch: dict[str, Array], frozen: dict[str, Any], key: Array) -> Any:
+        latent_key, drop_key, loss_key = jax.random.split(key, 3)
+        latents = frozen["vae"].encode(to_images(batch["image"]), latent_key)
+        ids = drop_captions(batch["ids"], no_caption, caption_dropout, drop_key)
+        states = encode_prompts(frozen["text_encoder"], ids, mode)
+        ensemble = Ensemble(experts=frozen["unet"], aggregators=aggregators, mode=mode)
+        weights: list[Array] = []
+
+        def predict(x: Array, t: Array) -> Array:
+            prediction, maps = ensemble.with_maps(x, t, states)
+            weights.append(jnp.stack([m.mean((1, 2, 3)) for m in maps]).mean(0))
+            return prediction
+
+        loss = diffusion_loss(predict, schedule, latents, loss_key, min_snr_gamma=min_snr_gamma)
+        return loss, weights[0]
+
+    @jax.jit
+    def train_step(
+        state: State, batch: dict[str, Array], frozen: dict[str, Any], key: Array
+    ) -> tuple[State, dict[str, Array]]:
+        frozen = jax.lax.stop_gradient(frozen)
+        (loss, weights), gradient = jax.value_and_grad(loss_of, has_aux=True)(state["params"], batch, frozen, key)
+        updates, opt = optimizer.update(gradient, state["opt"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        metrics = dict(
+            loss=loss,
+            gradient_norm=optax.global_norm(gradient),
+            parameter_norm=optax.global_norm(params),
+            update_norm=optax.global_norm(updates),
+        )
+        metrics |= {f"weight_{i}": weights[i] for i in range(weights.shape[0])}
+        return dict(params=params, opt=opt, step=state["step"] + 1), metrics
+
+    return train_step

@@ -1,0 +1,85 @@
+"""A run's folder: who may write to it, its config and its metrics."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+
+
+def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
+
+    Raises:
+        InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume.
+    """
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other")
+    if workdir.exists() and not workdir.is_dir():
+        raise InputError(f"{workdir} is a file, not a folder")
+    filled = workdir.is_dir() and any(workdir.iterdir())
+    if resume and not filled:
+        raise InputError(f"--resume: {workdir} holds no run")
+    if filled and not resume:
+        if not overwrite:
+            raise InputError(f"{workdir} is not empty: continue it with --resume, or replace it with --overwrite")
+        if not (workdir / "config.json").is_file():
+            raise InputError(f"--overwrite: {workdir} does not look like a run (no config.json); remove it yourself")
+        shutil.rmtree(workdir)
+    workdir.mkdir(parents=True, exist_ok=True)
+
+
+def write_config(workdir: Path, config: ConfigDict) -> None:
+    """Keep the config with the run."""
+    replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file at once or not at all."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+class Metrics:
+    """``metrics.jsonl``: one JSON object a line, each with its ``step``.
+
+    On resuming at ``step``, lines of later steps (from the part of the run that was lost) are removed, so that every
+    step is there once.
+    """
+
+    def __init__(self, workdir: Path, step: int = 0):
+        path = workdir / "metrics.jsonl"
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step] if path.exists() else []
+        replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """Append one line."""
+        self._file.write(json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}) + "\n")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+def read_metrics(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl; a half-written last line is left out."""
+    lines = []
+    for line in (workdir / "metrics.jsonl").read_text().splitlines():
+        try:
+            lines.append(json.loads(line))
+        except ValueError:
+            break
+    return lines
+
+
+def _plain(value: Any) -> Any:
+    return float(value) if hasattr(value, "dtype") else value

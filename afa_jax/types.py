@@ -1,0 +1,31 @@
+"""Array shapes used in every public signature.
+
+Letters: ``n`` experts, ``b`` batch, ``h w`` rows and columns of latents or features, ``c`` channels, ``s`` tokens,
+``d`` width of a vector. Pictures and features are NHWC. Shapes are checked while the tests run (jaxtyping's pytest
+hook) and cost nothing in production.
+"""
+
+from __future__ import annotations
+
+from jax import Array
+from jaxtyping import Float, Int, UInt8
+
+Images = Float[Array, "b height width 3"]
+"""Pictures in [-1, 1]."""
+Pixels = UInt8[Array, "b height width 3"]
+"""Pictures in 0..255."""
+Latents = Float[Array, "b h w c"]
+"""Scaled VAE latents, or noise or a noise prediction of the same shape."""
+Timesteps = Int[Array, " b"]
+"""Training timesteps, 0 (clean) to 999 (noise)."""
+TokenIds = Int[Array, "b s"]
+TextStates = Float[Array, "b s d"]
+"""Last hidden states of one text encoder."""
+ExpertTextStates = Float[Array, "n b s d"]
+"""Last hidden states of the experts' own text encoders for the same prompts."""
+Feature = Float[Array, "b h w c"]
+Features = Float[Array, "n b h w c"]
+"""The experts' features at one site."""
+TimeEmbedding = Float[Array, "b time_width"]
+Maps = Float[Array, "n b h w"]
+"""The weight of each expert at each pixel of a site; sums to one over n."""

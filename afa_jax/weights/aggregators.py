@@ -1,0 +1,65 @@
+"""Trained aggregators as files: ``aggregators.safetensors`` and ``ensemble.json``, the pair to publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from afa_jax.fusion.sabw import Aggregators, SABWConfig
+from afa_jax.models.unet import UNet
+from afa_jax.weights.folders import read_json
+from afa_jax.weights.keys import pytorch_name
+from afa_jax.weights.tensors import WeightsError, load_state_dict, read_tensors, state_dict, write_tensors
+
+WEIGHTS, RECORD = "aggregators.safetensors", "ensemble.json"
+
+
+def aggregator_key(path: str) -> str:
+    """``sites.<i>.conv_in.kernel`` -> ``aggregators.<i>.conv_in.weight``."""
+    return "aggregators." + pytorch_name(path).removeprefix("sites.")
+
+
+def save_aggregators(folder: Path, aggregators: Aggregators, record: Mapping[str, Any]) -> None:
+    """Write both files into a folder; ``record`` (experts with hashes, schedule, training) goes into ensemble.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sabw = dataclasses.asdict(aggregators.config)
+    text = json.dumps(dict(format=1, sabw=sabw) | dict(record), indent=2) + "\n"
+    write_tensors(folder / WEIGHTS, state_dict(aggregators, aggregator_key), {"format": "pt"})
+    partial = folder / f".{RECORD}.partial"
+    partial.write_text(text)
+    partial.replace(folder / RECORD)
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``ensemble.json`` of a folder.
+
+    Raises:
+        WeightsError: missing or not JSON.
+    """
+    if not (folder / RECORD).is_file():
+        raise WeightsError(f"{folder}: no {RECORD} there; train aggregators into it first (afa_jax.train --workdir)")
+    return read_json(folder / RECORD)
+
+
+def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
+    """The aggregators of a folder, for a stack of ``experts`` U-Nets, float32.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the keys or shapes do not fit these experts.
+    """
+    record = read_record(folder)
+    config = SABWConfig(**record["sabw"])
+    path = folder / WEIGHTS
+    return load_state_dict(
+        lambda: Aggregators(config, experts, list(unet.stages), unet.config, rngs=nnx.Rngs(0)),
+        read_tensors(path),
+        lambda module: aggregator_key,
+        what=str(path),
+        param_dtype=jnp.float32,
+    )

@@ -1,0 +1,34 @@
+"""The embedded default: AFA on the emoji experts that the repository carries. One CPU, a few minutes.
+
+    python -m afa_jax.train --config configs/emoji.py --workdir runs/emoji
+    python -m afa_jax.sample --config configs/emoji.py --workdir runs/emoji --prompt "octopus and pizza, noto style" --out runs/emoji/pictures
+"""
+
+from ml_collections import ConfigDict
+
+TOPICS = ("animals", "food", "things")
+
+
+def get_config(arg: str = "") -> ConfigDict:
+    del arg
+    return ConfigDict(
+        dict(
+            name="emoji",
+            dtype="float32",
+            base="models/emoji/base",
+            experts=[dict(name=topic, path=f"models/emoji/{topic}") for topic in TOPICS],
+            sabw=dict(hidden=32, transformer_layers=1, heads=4, norm_num_groups=8),
+            data=dict(kind="emoji", seed=5, topics=None, mixed=True, single=0.1),
+            train=dict(
+                seed=0,
+                steps=200,
+                batch=16,
+                caption_dropout=0.1,
+                min_snr_gamma=0.0,
+                log_every=1,
+                save_every=100,
+                optimizer=dict(lr=1e-3, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),
+            ),
+            sample=dict(size=(32, 64), steps=25, guidance=3.0, batch=8),
+        )
+    )

@@ -1,0 +1,23 @@
+"""The machine that the tests see: eight CPU devices, no network, caches inside the checkout."""
+
+import os
+from pathlib import Path
+
+CACHE = Path(__file__).parent.parent / ".cache"
+
+# Before jax is imported; the environment hands it on to the processes that tests start.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
+    # Nearly all of the tests' time is LLVM compiling programs that run for milliseconds.
+    os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(CACHE / "hypothesis"))
+
+from hypothesis import settings  # noqa: E402
+
+# The first example compiles, so it may take seconds; the same examples every time, so that CI is no lottery.
+settings.register_profile("afa_jax", deadline=None, derandomize=True)
+settings.load_profile("afa_jax")

@@ -1,0 +1,179 @@
+"""The facts that must hold of an ensemble, whatever the weights (shared design, "Facts that must hold")."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax import nnx
+
+from afa_jax.errors import InputError
+from afa_jax.fusion.ensemble import Ensemble, SingleExpert, stack_experts
+from afa_jax.fusion.sabw import Aggregators, SABWConfig, parameter_count
+from afa_jax.models.configs import UNetConfig
+from afa_jax.models.unet import UNet
+from afa_jax.parallel import MODES, map_experts, stack
+from tests import tiny
+
+
+@pytest.fixture(scope="module")
+def experts() -> UNet:
+    return stack([tiny.unet(seed) for seed in range(3)])
+
+
+@pytest.fixture(scope="module")
+def trained() -> Aggregators:
+    """Aggregators with random weights everywhere: their maps are far from 1/N."""
+    return tiny.randomised(tiny.aggregators(3), 7)
+
+
+# Compiled once for each kind of ensemble and size, for all tests.
+run = jax.jit(lambda ensemble, *inputs: ensemble.with_maps(*inputs))
+run_one = jax.jit(lambda unet, *inputs: unet(*inputs))
+
+
+def test_untrained_maps_are_exactly_uniform_and_give_the_feature_average(experts):
+    inputs = tiny.inputs(3, 3)
+    fresh, maps = run(Ensemble(experts=experts, aggregators=tiny.aggregators(3)), *inputs)
+    for site in maps:
+        np.testing.assert_array_equal(site, np.float32(1 / 3))
+    uniform, _ = run(Ensemble(experts=experts, weights=jnp.full((3,), 1 / 3)), *inputs)
+    np.testing.assert_allclose(fresh, uniform, rtol=1e-5, atol=1e-6)
+
+
+def test_maps_sum_to_one_and_differ_between_pixels_samples_and_experts(experts, trained):
+    _, maps = run(Ensemble(experts=experts, aggregators=trained), *tiny.inputs(3, 3))
+    for site in maps:
+        np.testing.assert_allclose(site.sum(0), 1, atol=1e-6)
+        for axis in range(4):
+            assert np.asarray(site).std(axis).max() > 1e-4
+
+
+@pytest.mark.parametrize("size", [(8, 8), (4, 12)])
+def test_copies_of_one_model_give_that_model_whatever_the_aggregators(trained, size):
+    one = tiny.unet(5)
+    latents, t, states = tiny.inputs(3, 1, size)
+    alone = run_one(one, latents, t, states[0])
+    fused, _ = run(
+        Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0)
+    )
+    np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
+
+
+def test_one_hot_maps_give_that_experts_own_output(experts):
+    latents, t, states = tiny.inputs(3, 3)
+    outputs = [run_one(tiny.unet(k), latents, t, states[k]) for k in range(3)]
+    for k, alone in enumerate(outputs):
+        inside, _ = run(Ensemble(experts=experts, weights=jax.nn.one_hot(k, 3)), latents, t, states)
+        np.testing.assert_allclose(inside, alone, atol=2e-5 * float(jnp.abs(alone).max()))
+        single = run_one(SingleExpert(experts=experts, index=k), latents, t, states)
+        np.testing.assert_allclose(single, alone, atol=2e-5 * float(jnp.abs(alone).max()))
+    assert float(jnp.abs(outputs[0] - outputs[1]).max()) > 0.1
+
+
+def test_there_are_25_maps_of_the_sites_sizes():
+    experts = stack([tiny.unet(seed, tiny.UNET) for seed in range(2)])
+    ensemble = Ensemble(experts=experts, aggregators=tiny.aggregators(2, tiny.UNET))
+    prediction, maps = jax.eval_shape(lambda e, *a: e.with_maps(*a), ensemble, *tiny.inputs(2, 2, (64, 128)))
+    assert prediction.shape == (2, 64, 128, 4)
+    rows = [64, 64, 64, 32, 32, 32, 16, 16, 16, 8, 8, 8, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64, 64]
+    assert [site.shape for site in maps] == [(2, 2, size, 2 * size) for size in rows]
+
+
+def test_parameter_counts_of_sd15():
+    config = UNetConfig()
+    unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+    stages = list(unet.stages)
+
+    def count(experts: int, **sabw: int) -> int:
+        fresh = jax.eval_shape(lambda: Aggregators(SABWConfig(**sabw), experts, stages, config, rngs=nnx.Rngs(0)))
+        return parameter_count(fresh)
+
+    counts = {2: 42_425_344, 3: 45_132_416, 4: 47_839_488, 5: 50_546_560, 6: 53_253_632}
+    assert {n: count(n) for n in counts} == counts
+    assert count(3, transformer_layers=1) == 32_790_016
+    assert [stage.channels for stage in stages] == (
+        [320] * 4 + [640] * 3 + [1280] * 12 + [640] * 3 + [320] * 2 + [4]
+    )
+
+
+def test_only_aggregators_learn_and_all_of_them_do(experts):
+    """At step 1 every conv_out has a gradient; from step 2 on every other weight has one too."""
+    latents, t, states = tiny.inputs(2, 3)
+    target = jax.random.normal(jax.random.key(1), latents.shape)
+
+    def loss(aggregators, experts):
+        prediction = Ensemble(experts=experts, aggregators=aggregators)(latents, t, states)
+        return jnp.square(prediction - target).mean()
+
+    gradient = jax.jit(jax.grad(loss))
+    aggregators = tiny.aggregators(3)
+    first = gradient(aggregators, experts)
+    for site in first.sites:
+        assert float(jnp.abs(site.conv_out.kernel[...]).max()) > 0
+        assert float(optax.global_norm(site.conv_in)) == 0
+    aggregators = optax.apply_updates(aggregators, jax.tree.map(lambda g: -0.1 * g / jnp.abs(g).max().clip(1e-9), first))
+    second = gradient(aggregators, experts)
+    # A key projection's gradient can be tiny but not zero; biases before a softmax over tokens are not used.
+    zero = [path for path, g in jax.tree_util.tree_leaves_with_path(second) if float(jnp.abs(g).max()) == 0]
+    assert not zero
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_map_experts_means_vmap(mode):
+    unets = stack([tiny.unet(seed) for seed in range(3)])
+    latents, t, states = tiny.inputs(2, 3)
+    expected = jax.jit(jax.vmap(lambda m, s: m(latents, t, s)))(unets, states)
+    actual = jax.jit(
+        lambda m, s: map_experts(lambda m, s, x, t: m(x, t, s), (m, s), (latents, t), mode)
+    )(unets, states)
+    np.testing.assert_allclose(actual, expected, atol=2e-5 * float(jnp.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    ("option", "leaf"),
+    [
+        (dict(use_time=False), "time_emb_proj"),
+        (dict(use_text=False), "attn2"),
+        (dict(hidden=16, heads=4), None),
+        (dict(transformer_layers=2), None),
+        (dict(per_pixel=False), None),
+        (dict(sites="last"), None),
+    ],
+)
+def test_options_for_studies(experts, option, leaf):
+    config = SABWConfig(**{**dict(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4), **option})
+    aggregators = tiny.randomised(tiny.aggregators(3, sabw=config), 3)
+    inputs = tiny.inputs(3, 3)
+    output, maps = run(Ensemble(experts=experts, aggregators=aggregators), *inputs)
+    paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(aggregators)]
+    if leaf:
+        assert not any(leaf in path for path in paths)
+    if option.get("per_pixel") is False:
+        for site in maps:
+            np.testing.assert_array_equal(site, np.broadcast_to(np.asarray(site)[:, :, :1, :1], site.shape))
+    if option.get("sites") == "last":
+        # The experts run apart: the output is their own predictions, mixed by one map.
+        assert len(maps) == 1
+        latents, t, states = inputs
+        own = jnp.stack([run_one(tiny.unet(k), latents, t, states[k]) for k in range(3)])
+        expected = (maps[0][..., None] * own).sum(0)
+        np.testing.assert_allclose(output, expected, atol=2e-5 * float(jnp.abs(expected).max()))
+    if option == dict(use_time=False):
+        site = aggregators.sites[0]
+        features = jnp.ones((3, 1, 4, 4, 8))
+        text = jnp.ones((1, 5, 8))
+        np.testing.assert_array_equal(
+            site.logits(features, jnp.zeros((1, 32)), text), site.logits(features, jnp.ones((1, 32)), text)
+        )
+
+
+def test_experts_that_do_not_fit_are_named():
+    wider = UNetConfig(**{**vars(tiny.SMALL_UNET), "cross_attention_dim": 16})
+    with pytest.raises(InputError, match="'a' and 'b' have different architectures: cross_attention_dim is 8 and 16"):
+        stack_experts([tiny.unet(0), tiny.unet(1, wider)], ["a", "b"])
+    ensemble = Ensemble(experts=stack([tiny.unet(0)] * 2), weights=jnp.ones(2) / 2)
+    with pytest.raises(ValueError, match="text states of 3 experts for an ensemble of 2"):
+        ensemble(*tiny.inputs(1, 3))
+    with pytest.raises(ValueError, match="latents of 7 x 8 do not divide by 2"):
+        ensemble(*tiny.inputs(1, 2, (7, 8)))

@@ -1,0 +1,103 @@
+"""Tiny networks with random, not zero, weights: small enough to run anywhere, differing enough to fuse."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from afa_jax.fusion.sabw import Aggregators, SABWConfig
+from afa_jax.models.clip import TextEncoder
+from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
+from afa_jax.models.unet import UNet
+from afa_jax.models.vae import VAE
+from afa_jax.weights.keys import dotted
+
+T = TypeVar("T")
+
+# Four levels, as SD1.5, so that there are 25 stages.
+UNET = UNetConfig(
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(8, 16, 16, 16),
+    attention_head_dim=2,
+    cross_attention_dim=8,
+    norm_num_groups=4,
+)
+# Two levels with attention in the middle only: 9 stages, and a fraction of the compile time.
+SMALL_UNET = UNetConfig(
+    sample_size=8,
+    in_channels=4,
+    out_channels=4,
+    block_out_channels=(8, 16),
+    down_block_types=("DownBlock2D", "DownBlock2D"),
+    up_block_types=("UpBlock2D", "UpBlock2D"),
+    layers_per_block=1,
+    attention_head_dim=2,
+    cross_attention_dim=8,
+    norm_num_groups=4,
+)
+SABW = SABWConfig(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4)
+TEXT = TextConfig(
+    vocab_size=674,
+    hidden_size=8,
+    intermediate_size=16,
+    num_hidden_layers=1,
+    num_attention_heads=2,
+    max_position_embeddings=24,
+    eos_token_id=673,
+)
+VAE_CONFIG = VAEConfig(
+    block_out_channels=(8, 8, 8), layers_per_block=1, latent_channels=4, norm_num_groups=4, scaling_factor=0.5
+)
+
+
+def randomised(tree: T, seed: int) -> T:
+    """The same tree with every parameter random: a zero weight hides mistakes."""
+
+    def draw(path: Any, leaf: Any) -> jax.Array:
+        name = dotted(path)
+        rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
+        values = rng.standard_normal(leaf.shape)
+        if name.endswith("kernel"):
+            values /= np.sqrt(np.prod(leaf.shape[:-1]))
+        elif name.endswith("scale"):
+            values = 1 + 0.1 * values
+        else:
+            values *= 0.2
+        return np.asarray(values, np.float32)
+
+    return jax.tree_util.tree_map_with_path(draw, tree)
+
+
+def unet(seed: int, config: UNetConfig = SMALL_UNET) -> UNet:
+    return randomised(jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), seed)
+
+
+def text_encoder(seed: int) -> TextEncoder:
+    return randomised(jax.eval_shape(lambda: TextEncoder(TEXT, rngs=nnx.Rngs(0))), seed)
+
+
+def vae(seed: int) -> VAE:
+    return randomised(jax.eval_shape(lambda: VAE(VAE_CONFIG, rngs=nnx.Rngs(0))), seed)
+
+
+def aggregators(experts: int, config: UNetConfig = SMALL_UNET, sabw: SABWConfig = SABW, seed: int = 0) -> Aggregators:
+    """Untrained, as training starts: conv_out is zero."""
+    stages = list(jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))).stages)
+    return Aggregators(sabw, experts, stages, config, rngs=nnx.Rngs(seed))
+
+
+def inputs(batch: int, experts: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> tuple[Any, Any, Any]:
+    """Latents, timesteps that differ, and the experts' text states."""
+    rng = np.random.default_rng(seed)
+    return (
+        jnp.asarray(rng.standard_normal((batch, *size, 4)), jnp.float32),
+        jnp.asarray(rng.integers(0, 1000, batch), jnp.int32),
+        jnp.asarray(rng.standard_normal((experts, batch, 5, 8)), jnp.float32),
+    )
