@@ -19,6 +19,7 @@ from afa_jax.errors import InputError
 
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
     """Run a command as ``python -m`` does; the exit status: 0, or 2 after one line on stderr for an InputError."""
+    show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     try:
         command(sys.argv[1:] if arguments is None else arguments)
@@ -28,6 +29,8 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
+    finally:
+        warnings.showwarning = show
     return 0
 
 

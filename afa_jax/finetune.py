@@ -76,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
         params = optax.apply_updates(state["params"], updates)
         average = update_average(state["average"], params, state["step"], config.ema)
         new = dict(params=params, average=average, opt=opt, step=state["step"] + 1)
-        return new, dict(loss=loss, gradient_norm=optax.global_norm(gradient))
+        return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
 
     def batch_at(step: int) -> dict[str, np.ndarray]:
         scenes = [source[(step * config.batch + i) % len(source)] for i in range(config.batch)]

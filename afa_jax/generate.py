@@ -33,6 +33,9 @@ class SampleOptions:
         eta: of DDIM.
         batch: pictures at once. The last batch is filled up, so that there is one compilation.
         maps: keep the maps too.
+        one_by_one: run the pictures of a batch after one another, so that each is bit for bit the same whatever its
+            batch and its place in it; together, the last bit of a float can depend on the place. None: on a CPU only,
+            where it costs little.
     """
 
     size: tuple[int, int]
@@ -41,6 +44,7 @@ class SampleOptions:
     eta: float = 0.0
     batch: int = 4
     maps: bool = False
+    one_by_one: bool | None = None
 
     def check(self, experts: Experts) -> None:
         """Raise InputError for a size, batch or guidance that cannot be sampled with these experts."""
@@ -104,23 +108,29 @@ def generate(
     """Sample the requests in order, a batch at a time.
 
     Raises:
-        InputError: options that cannot be sampled, or a prompt with unknown characters.
-        ValueError: maps are asked for from a Denoiser without them.
+        InputError: at once, for options that cannot be sampled, a prompt with unknown characters, or maps from a
+            Denoiser without them.
     """
     options.check(experts)
     if options.maps and not isinstance(denoiser, Ensemble):
         raise InputError("maps exist only in an ensemble: choose the method afa, uniform or inside:<name>")
     positive = experts.tokenizer([r.prompt for r in requests])
     negative = experts.tokenizer([r.negative_prompt for r in requests])
-    for first in range(0, len(requests), options.batch):
-        rows = np.minimum(np.arange(first, first + options.batch), len(requests) - 1)  # the last one fills up
-        pixels, maps = _sample(
-            denoiser, experts.text_encoder, experts.vae, positive[rows], negative[rows],
-            np.asarray([requests[row].number for row in rows]), seed, schedule=experts.schedule, options=options,
-        )  # fmt: skip
-        pixels, maps = np.asarray(pixels), [np.asarray(site) for site in maps]
-        for i, request in enumerate(requests[first : first + options.batch]):
-            yield Picture(request=request, pixels=pixels[i], maps=tuple(site[:, :, i] for site in maps))
+
+    def pictures() -> Iterator[Picture]:
+        for first in range(0, len(requests), options.batch):
+            rows = np.minimum(np.arange(first, first + options.batch), len(requests) - 1)  # the last one fills up
+            numbers = np.asarray([requests[row].number for row in rows])
+            pixels, maps = jax.device_get(
+                _sample(
+                    denoiser, experts.text_encoder, experts.vae, (positive[rows], negative[rows], numbers), seed,
+                    schedule=experts.schedule, options=options,
+                )
+            )  # fmt: skip
+            for i, request in enumerate(requests[first : first + options.batch]):
+                yield Picture(request=request, pixels=pixels[i], maps=tuple(site[:, :, i] for site in maps))
+
+    return pictures()
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "options"))
@@ -128,33 +138,43 @@ def _sample(
     denoiser: Any,
     text_encoder: Any,
     vae: Any,
-    positive: jax.Array,
-    negative: jax.Array,
-    numbers: jax.Array,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
     seed: jax.Array,
     *,
     schedule: NoiseSchedule,
     options: SampleOptions,
 ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Token ids ``[b, s]`` -> pixels ``[b, rows, columns, 3]`` and maps ``[steps, n, b, h, w]`` by site."""
-    states = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
-    conditional, unconditional = jnp.split(states, 2, axis=1)
+    """Rows of (token ids, negative token ids, numbers) -> pixels ``[b, ...]`` and maps ``[steps, n, b, h, w]``."""
     factor = vae.config.factor
     shape = (options.size[0] // factor, options.size[1] // factor, vae.config.latent_channels)
-    predict = guided(
-        denoiser.with_maps if options.maps else denoiser,
-        conditional,
-        unconditional,
-        options.guidance,
-        has_maps=options.maps,
-    )
+    key = jax.random.key(seed)
 
-    def noise_at(step: jax.Array) -> jax.Array:
-        return image_noise(jax.random.fold_in(jax.random.key(seed), step + 1), numbers, shape)
+    def together(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        positive, negative, numbers = rows
+        states = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
+        conditional, unconditional = jnp.split(states, 2, axis=1)
+        predict = guided(
+            denoiser.with_maps if options.maps else denoiser,
+            conditional,
+            unconditional,
+            options.guidance,
+            has_maps=options.maps,
+        )
+        result = ddim(
+            predict,
+            schedule,
+            image_noise(key, numbers, shape),
+            steps=options.steps,
+            eta=options.eta,
+            # Keys of the steps' noise; those of the starting noise are fold_in(key, number) directly.
+            noise_at=lambda step: image_noise(jax.random.fold_in(jax.random.split(key)[1], step), numbers, shape),
+            has_aux=options.maps,
+        )
+        latents, maps = result if options.maps else (result, ())
+        return to_pixels(vae.decode(latents)), maps
 
-    result = ddim(
-        predict, schedule, image_noise(jax.random.key(seed), numbers, shape), steps=options.steps, eta=options.eta,
-        noise_at=noise_at, has_aux=options.maps,
-    )  # fmt: skip
-    latents, maps = result if options.maps else (result, ())
-    return to_pixels(vae.decode(latents)), maps
+    one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
+    if not one_by_one:
+        return together(rows)
+    pixels, maps = jax.lax.map(lambda row: together(jax.tree.map(lambda x: x[None], row)), rows)
+    return pixels[:, 0], jax.tree.map(lambda site: jnp.moveaxis(site[:, :, :, 0], 0, 2), maps)

@@ -29,3 +29,5 @@ Features = Float[Array, "n b h w c"]
 TimeEmbedding = Float[Array, "b time_width"]
 Maps = Float[Array, "n b h w"]
 """The weight of each expert at each pixel of a site; sums to one over n."""
+SiteMaps = tuple[Float[Array, "n b _ _"], ...]
+"""The maps of all fused sites, each of its own size."""

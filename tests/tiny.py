@@ -60,7 +60,7 @@ VAE_CONFIG = VAEConfig(
 def randomised(tree: T, seed: int) -> T:
     """The same tree with every parameter random: a zero weight hides mistakes."""
 
-    def draw(path: Any, leaf: Any) -> jax.Array:
+    def draw(path: Any, leaf: Any) -> np.ndarray:
         name = dotted(path)
         rng = np.random.default_rng((seed, zlib.crc32(name.encode())))
         values = rng.standard_normal(leaf.shape)
@@ -72,7 +72,7 @@ def randomised(tree: T, seed: int) -> T:
             values *= 0.2
         return np.asarray(values, np.float32)
 
-    return jax.tree_util.tree_map_with_path(draw, tree)
+    return jax.device_put(jax.tree_util.tree_map_with_path(draw, tree))
 
 
 def unet(seed: int, config: UNetConfig = SMALL_UNET) -> UNet:

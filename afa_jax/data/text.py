@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +23,7 @@ class Tokenizer:
     """
 
     def __init__(self, folder: Path | str):
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which we do not use
         from transformers import CLIPTokenizer  # takes a second, and most of the package does without it
 
         path = Path(folder) / "tokenizer"

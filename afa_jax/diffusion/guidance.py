@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from afa_jax.types import ExpertTextStates, Latents, Timesteps
 
 
+@runtime_checkable
 class Denoiser(Protocol):
     """Any way of turning N checkpoints into one prediction."""
 

@@ -109,7 +109,7 @@ def ddim(
         InputError: steps, eta or strength out of range.
         ValueError: eta > 0 without noise_at.
     """
-    if eta and noise_at is None:
+    if eta > 0 and noise_at is None:
         raise ValueError("eta > 0 needs noise_at")
     constants = ddim_constants(schedule, steps, eta, strength)
 

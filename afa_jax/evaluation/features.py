@@ -48,7 +48,7 @@ class Depthwise(nnx.Module):
         self.kernel = nnx.Param(jax.random.normal(rngs.params(), (size, size, 1, channels)) / size)
         self.bias = nnx.Param(jnp.zeros((channels,)))
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature) -> Float[Array, "b rows columns d"]:
         kernel, stride = self.kernel[...], self.stride
         size, channels = kernel.shape[0], kernel.shape[-1]
         pads = [_same(n, size, stride) for n in x.shape[1:3]]
@@ -84,7 +84,7 @@ class Block(nnx.Module):
         self.project = Conv(wide, out, 1, rngs=rngs)
         self.residual = stride == 1 and channels == out
 
-    def __call__(self, x: Feature) -> Feature:
+    def __call__(self, x: Feature) -> Float[Array, "b rows columns d"]:
         y = x if self.expand is None else jax.nn.relu6(self.expand(x))
         y = self.project(jax.nn.relu6(self.depthwise(y)))
         return x + y if self.residual else y
@@ -141,6 +141,6 @@ def load_features(path: Path = WEIGHTS) -> EfficientNetLite0:
     )
 
 
-def enlarge(images: Images, size: int = SIZE) -> Images:
+def enlarge(images: Images, size: int = SIZE) -> Float[Array, "b size size 3"]:
     """Small square pictures, enlarged to the ``size`` pixels a side that the network wants."""
     return jax.image.resize(images, (images.shape[0], size, size, 3), "bicubic")

@@ -18,7 +18,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -48,6 +48,9 @@ class Asked(Protocol):
     def right(self) -> str: ...
     @property
     def style(self) -> str: ...
+
+
+A = TypeVar("A", bound=Asked)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
                 f"{path}: its {head}s are not those of vocabulary.json; train it again: "
                 "python -m afa_jax.evaluation.train_judge --out DIR"
             )
-    shapes = {f"{head}.kernel": (LAYERS, len(names)) for head, names in classes.items()}
+    shapes: dict[str, tuple[int, ...]] = {f"{head}.kernel": (LAYERS, len(names)) for head, names in classes.items()}
     shapes |= {f"{head}.bias": (len(names),) for head, names in classes.items()}
     if {key: array.shape for key, array in heads.items()} != shapes:
         raise WeightsError(
@@ -211,7 +214,7 @@ def floor(judge: Judge, prompts: Sequence[Asked], *, crops: int = 3, seed: int =
     return accuracy(judge(real_scenes(prompts, crops, seed)), [*shuffled(prompts, seed)] * crops)
 
 
-def shuffled(prompts: Sequence[Asked], seed: int = 0) -> list[Asked]:
+def shuffled(prompts: Sequence[A], seed: int = 0) -> list[A]:
     """The prompts in another order, none in its old place (unless it is the only one)."""
     order = np.random.default_rng(seed).permutation(len(prompts))
     result = list(prompts)

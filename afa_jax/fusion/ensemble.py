@@ -14,7 +14,7 @@ from afa_jax.errors import InputError
 from afa_jax.fusion.sabw import Aggregators, fuse
 from afa_jax.models.unet import UNet, check_size
 from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
-from afa_jax.types import ExpertTextStates, Latents, Maps, Timesteps
+from afa_jax.types import ExpertTextStates, Latents, Maps, SiteMaps, Timesteps
 
 
 def stack_experts(unets: Sequence[UNet], names: Sequence[str]) -> UNet:
@@ -59,7 +59,7 @@ class Ensemble:
 
     def with_maps(
         self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates
-    ) -> tuple[Latents, tuple[Maps, ...]]:
+    ) -> tuple[Latents, SiteMaps]:
         """The fused prediction and the maps of every fused site, in the stages' order.
 
         Args:

@@ -109,7 +109,9 @@ class TextEncoder(nnx.Module):
             ValueError: more tokens than positions.
         """
         if ids.shape[1] > self.config.max_position_embeddings:
-            raise ValueError(f"{ids.shape[1]} tokens, the text encoder has {self.config.max_position_embeddings} positions")
+            raise ValueError(
+                f"{ids.shape[1]} tokens, the text encoder has {self.config.max_position_embeddings} positions"
+            )
         return self.final_layer_norm(self.encoder(self.embeddings(ids).astype(self.dtype)))
 
     def pool(self, ids: TokenIds, states: TextStates) -> Array:

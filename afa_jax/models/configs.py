@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from afa_jax.errors import InputError
 
+C = TypeVar("C")
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 
@@ -26,6 +27,13 @@ def _check_class(data: Mapping[str, Any], expected: str, what: str) -> None:
     name = data.get("_class_name", expected)
     if name.removeprefix("Flax") != expected:
         raise ConfigError(f"{what}: expected _class_name {expected!r}, the file says {name!r}")
+
+
+def _build(cls: type[C], values: Mapping[str, Any], what: str) -> C:
+    try:
+        return cls(**values)
+    except ConfigError as error:
+        raise ConfigError(f"{what}: {error}") from None
 
 
 def _tuple(value: Any, length: int) -> tuple[Any, ...]:
@@ -96,7 +104,9 @@ class UNetConfig:
         for field in ("block_out_channels", "cross_attention_dim"):
             if field not in values:
                 raise ConfigError(f"{what}: the field {field!r} is missing")
-        return cls(**values)
+        if not isinstance(values["cross_attention_dim"], int):
+            raise ConfigError(f"{what}: cross_attention_dim={values['cross_attention_dim']!r} must be one number")
+        return _build(cls, values, what)
 
     def __post_init__(self) -> None:
         levels = len(self.block_out_channels)
@@ -110,8 +120,6 @@ class UNetConfig:
             value = getattr(self, field)
             if isinstance(value, tuple) and len(value) != levels:
                 raise ConfigError(f"{field} has {len(value)} entries, block_out_channels has {levels}")
-        if not isinstance(self.cross_attention_dim, int):
-            raise ConfigError(f"cross_attention_dim={self.cross_attention_dim!r} must be one number")
         for level, (width, heads) in enumerate(zip(self.block_out_channels, self.heads, strict=True)):
             if width % self.norm_num_groups:
                 raise ConfigError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels[{level}]")
@@ -195,7 +203,12 @@ class VAEConfig:
             raise ConfigError(f"{what}: the field 'block_out_channels' is missing")
         if isinstance(values.get("sample_size"), tuple):
             values["sample_size"] = values["sample_size"][0]
-        return cls(**values)
+        return _build(cls, values, what)
+
+    def __post_init__(self) -> None:
+        for level, width in enumerate(self.block_out_channels):
+            if width % self.norm_num_groups:
+                raise ConfigError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels[{level}]")
 
     @property
     def factor(self) -> int:
@@ -225,13 +238,15 @@ class TextConfig:
             ConfigError: another model, or an unsupported activation.
         """
         if data.get("model_type", "clip_text_model") != "clip_text_model":
-            raise ConfigError(f"{what}: model_type={data['model_type']!r} is not supported (supported: clip_text_model)")
+            raise ConfigError(
+                f"{what}: model_type={data['model_type']!r} is not supported (supported: clip_text_model)"
+            )
         fields = {field.name for field in dataclasses.fields(cls)}
         values = {k: v for k, v in data.items() if k in fields and v is not None}
         for field in ("vocab_size", "hidden_size"):
             if field not in values:
                 raise ConfigError(f"{what}: the field {field!r} is missing")
-        return cls(**values)
+        return _build(cls, values, what)
 
     def __post_init__(self) -> None:
         if self.hidden_act not in ("quick_gelu", "gelu"):

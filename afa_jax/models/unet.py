@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
+from jaxtyping import Float
 
 from afa_jax.models.attention import Transformer2D
 from afa_jax.models.configs import UNetConfig
@@ -223,7 +224,7 @@ class UNet(nnx.Module):
                 skips.append(x)
             yield stage, x
 
-    def __call__(self, latents: Latents, t: Timesteps, context: TextStates) -> Latents:
+    def __call__(self, latents: Latents, t: Timesteps, context: TextStates) -> Float[Array, "b h w out_channels"]:
         """Predict the noise (or velocity, or sample: the noise schedule says which) in float32.
 
         Args:

@@ -167,7 +167,9 @@ class VAE(nnx.Module):
         """
         factor = self.config.factor
         if images.shape[1] % factor or images.shape[2] % factor:
-            raise ValueError(f"pictures of {images.shape[1]} x {images.shape[2]} do not divide by {factor}, the VAE's factor")
+            raise ValueError(
+                f"pictures of {images.shape[1]} x {images.shape[2]} do not divide by {factor}, the VAE's factor"
+            )
         x = self.encoder(images.astype(self.dtype))
         if self.quant_conv is not None:
             x = self.quant_conv(x)

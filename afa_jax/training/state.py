@@ -75,9 +75,9 @@ def make_train_step(
         params = optax.apply_updates(state["params"], updates)
         metrics = dict(
             loss=loss,
-            gradient_norm=optax.global_norm(gradient),
-            parameter_norm=optax.global_norm(params),
-            update_norm=optax.global_norm(updates),
+            gradient_norm=optax.tree.norm(gradient),
+            parameter_norm=optax.tree.norm(params),
+            update_norm=optax.tree.norm(updates),
         )
         metrics |= {f"weight_{i}": weights[i] for i in range(weights.shape[0])}
         return dict(params=params, opt=opt, step=state["step"] + 1), metrics

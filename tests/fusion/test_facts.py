@@ -111,7 +111,7 @@ def test_only_aggregators_learn_and_all_of_them_do(experts):
     first = gradient(aggregators, experts)
     for site in first.sites:
         assert float(jnp.abs(site.conv_out.kernel[...]).max()) > 0
-        assert float(optax.global_norm(site.conv_in)) == 0
+        assert float(optax.tree.norm(site.conv_in)) == 0
     aggregators = optax.apply_updates(aggregators, jax.tree.map(lambda g: -0.1 * g / jnp.abs(g).max().clip(1e-9), first))
     second = gradient(aggregators, experts)
     # A key projection's gradient can be tiny but not zero; biases before a softmax over tokens are not used.

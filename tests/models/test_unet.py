@@ -1,0 +1,122 @@
+"""The U-Net against PyTorch diffusers and against diffusers 0.39's Flax class."""
+
+from __future__ import annotations
+
+import functools
+import re
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from afa_jax.models.unet import ConvOut, UNet
+from tests import tiny
+from tests.models.goldens import assert_close, deviation, jit, record, reference, unet, unet_inputs
+
+# float32 rounding is 4e-6, the cheapest mistake that a case is there for 4.5e-4 (tests/reference/README.md).
+WITHIN = 2e-5
+CASES = ("unet_sd15", "unet_sd15_faint", "unet_sd21", "unet_3level", "unet_1layer", "unet_flax_folder")
+STAGES = [(case, record(case)["stages_of"]) for case in CASES if record(case)["stages_of"]]
+# Where the stages are compared, so is the last one, the output.
+OUTPUTS = [(case, which) for case in CASES for which in record(case)["inputs"] if (case, which) not in STAGES]
+
+
+@jit
+def all_features(unet: UNet, latents: jax.Array, t: jax.Array, context: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+    """The stages' outputs, and that of the last up layer, which is inside the last stage."""
+    outputs = [output for _, output in unet.features(latents, t, context)]
+    last = unet.stages[-1]
+    assert isinstance(last, ConvOut)
+    return outputs, last.layer(outputs[-2], unet.embed_time(t), context, outputs[0])
+
+
+@jit
+def predict(unet: UNet, latents: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
+    return unet(latents, t, context)
+
+
+@functools.cache
+def output(case: str, which: str) -> np.ndarray:
+    inputs = unet_inputs(case, which)
+    if (case, which) in STAGES:
+        return np.asarray(features(case, which)[0][-1])
+    return np.asarray(predict(unet(case), *inputs))
+
+
+@functools.cache
+def features(case: str, which: str) -> Any:
+    return all_features(unet(case), *unet_inputs(case, which))
+
+
+@pytest.mark.parametrize(("case", "which"), STAGES)
+def test_every_stage_equals_pytorch(case, which):
+    golden, names, sites = reference(case), record(case)["stages"], record(case)["sites"]
+    outputs, unfused = features(case, which)
+    stages = list(unet(case).stages)
+    assert [stage.name for stage in stages] == [our_name(names[site]) for site in sites]
+    expected = [golden[f"{which}.stage.{site}"] for site in sites[:-1]] + [golden[f"{which}.output"]]
+    pairs = {stage.name: (ours, theirs) for stage, ours, theirs in zip(stages, outputs, expected, strict=True)}
+    hidden = sites[-1] - 1
+    assert hidden not in sites
+    pairs[names[hidden]] = (unfused, golden[f"{which}.stage.{hidden}"])
+    assert_close(WITHIN, pairs)
+    # What the stages say about themselves, SABW is built from.
+    rows, columns = unet_inputs(case, which)[0].shape[1:3]
+    assert [output.shape[1:] for output in outputs] == [
+        (rows >> stage.level, columns >> stage.level, stage.channels) for stage in stages
+    ]
+
+
+def our_name(name: str) -> str:
+    name = re.sub(r"(up|down)\.(\d)\.layer\.", r"\1_blocks.\2.layers.", name)
+    return re.sub(r"down\.(\d)\.downsample", r"down_blocks.\1.downsampler", name).replace("mid", "mid_block")
+
+
+@pytest.mark.parametrize(("case", "which"), OUTPUTS)
+def test_output_equals_pytorch(case, which):
+    assert_close(WITHIN, {f"{case}.{which}": (output(case, which), reference(case)[f"{which}.output"])})
+
+
+def test_stable_diffusion_has_25_sites():
+    assert [len(unet(case).stages) for case in ("unet_sd15", "unet_sd21")] == [25, 25]
+
+
+@pytest.mark.parametrize(
+    "name", [key.removesuffix("_as_pytorch") for key in reference("unet_flax039") if "as_py" in key]
+)
+def test_flax_of_diffusers_039(name):
+    """Equal but for the deviations of that class, whose size is on record."""
+    case, which, _ = name.split(".")
+    golden, ours = reference("unet_flax039"), output(case, which)
+    assert deviation(ours, golden[f"{name}_as_pytorch"]) <= WITHIN
+    recorded = record("unet_flax039")["relative_difference_from_pytorch"][name]
+    assert recorded > 20 * WITHIN
+    assert deviation(golden[name], ours) == pytest.approx(recorded, rel=0.05)
+
+
+def test_bfloat16_computes_what_float32_does():
+    small, (latents, t, context) = tiny.unet(0), tiny.inputs(2, 1)
+    half = tiny.unet(0)
+    half.dtype = jnp.bfloat16
+    dtypes = jax.eval_shape(lambda unet: [y for _, y in unet.features(latents, t, context[0])], half)
+    assert {y.dtype for y in dtypes} == {jnp.dtype(jnp.bfloat16)}
+    exact, rounded = (predict(unet, latents, t, context[0]) for unet in (small, half))
+    assert (exact.dtype, rounded.dtype) == (jnp.float32, jnp.float32)
+    assert 1e-3 < deviation(rounded, exact) < 0.05
+
+
+@pytest.mark.parametrize("size", [(6, 5), (3, 4), (0, 4)])
+def test_sizes_that_do_not_halve_are_refused(size):
+    latents, t, context = tiny.inputs(1, 1, size)
+    with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} do not divide by 2"):
+        jax.eval_shape(tiny.unet(0), latents, t, context[0])
+
+
+def test_untrained_predicts_zero():
+    """Residual branches and the last convolution start at zero."""
+    latents, t, context = tiny.inputs(1, 1)
+    prediction = predict(UNet(tiny.SMALL_UNET, rngs=nnx.Rngs(0)), latents, t, context[0])
+    assert not np.asarray(prediction).any()
