@@ -91,7 +91,9 @@ def write_page(
     for i, prompt in enumerate(PROMPTS):
         trust = paint(_overall(afa[i].maps))
         cells = [image(made[i].pixels, f"{method}: {prompt}", scale=2) for method, made in pictures.items()]
-        rows.append([html.escape(prompt), *cells, image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1])])
+        rows.append(
+            [html.escape(prompt), *cells, image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1])]
+        )
     colours = "".join(
         f'<span class="swatch" style="background:{colour}"></span>{html.escape(name)}'
         for name, colour in legend(experts.names)

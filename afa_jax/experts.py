@@ -9,7 +9,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
@@ -64,7 +63,9 @@ class Experts:
         return [dict(name=name, sha256=sha) for name, sha in zip(self.names, self.hashes, strict=True)]
 
 
-def load_experts(config: ConfigDict, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> Experts:
+def load_experts(
+    config: ConfigDict, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+) -> Experts:
     """Load what a config names: ``base`` (VAE, tokenizer, schedule) and ``experts``, a list of ``{name, path}``.
 
     Paths are diffusers folders, or ids of such repositories on the Hugging Face hub.
@@ -176,5 +177,3 @@ def _hash(folder: Path) -> str:
 def frozen(experts: Experts) -> dict[str, Any]:
     """The arrays of a run that never change, as one argument of a jitted step."""
     return dict(unet=experts.unet, text_encoder=experts.text_encoder, vae=experts.vae)
-
-

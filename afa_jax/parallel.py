@@ -39,7 +39,9 @@ def axis_size(tree: Any) -> int:
     return int(jax.tree.leaves(tree)[0].shape[0])
 
 
-def map_experts(function: Callable[..., Any], mapped: tuple[Any, ...], shared: tuple[Any, ...] = (), mode: Mode | None = None) -> Any:
+def map_experts(
+    function: Callable[..., Any], mapped: tuple[Any, ...], shared: tuple[Any, ...] = (), mode: Mode | None = None
+) -> Any:
     """``function(*mapped[i], *shared)`` for each expert i, results stacked on a leading axis.
 
     The meaning of every mode is ``jax.vmap`` over the leading axis of ``mapped``; they differ in the compiled program.

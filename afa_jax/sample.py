@@ -1,6 +1,7 @@
 """Make pictures: ``python -m afa_jax.sample --config configs/emoji.py --workdir DIR --prompt "..." --out DIR``.
 
-Writes one PNG a picture, with the whole recipe in its metadata (text chunk "afa_jax", JSON), and a grid: a prompt a row.
+Writes one PNG a picture, with the whole recipe in its metadata (text chunk "afa_jax", JSON), and a grid, a prompt a
+row.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ def main(arguments: Sequence[str]) -> None:
 
 
 def parse_size(text: str) -> tuple[int, int]:
-    """ "512x768" -> (512, 768), rows first.
+    """Rows and columns of a size: 512x768 is (512, 768).
 
     Raises:
         InputError: not of that form.
@@ -112,9 +113,7 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
 
 
-def recipe_of(
-    request: Request, method: str, seed: int, options: SampleOptions, experts: Experts
-) -> dict[str, object]:
+def recipe_of(request: Request, method: str, seed: int, options: SampleOptions, experts: Experts) -> dict[str, object]:
     """Everything that makes a picture again."""
     return dict(
         version=afa_jax.__version__,

@@ -40,9 +40,7 @@ def main(arguments: Sequence[str]) -> None:
     batch_at = make_batches(source, experts.tokenizer, batch=config.train.batch, seed=config.train.seed)
     batch_at(0)
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
-    aggregators = init_aggregators(
-        SABWConfig(**config.sabw), experts.unet, len(experts.names), config.train.seed
-    )
+    aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), config.train.seed)
     open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
     write_config(options.workdir, config)
 
@@ -61,7 +59,8 @@ def main(arguments: Sequence[str]) -> None:
 
     print(
         f"{len(experts.names)} experts ({', '.join(experts.names)}), "
-        f"{parameter_count(aggregators):,} trainable parameters at {len(aggregators.at)} sites, {len(source):,} pictures"
+        f"{parameter_count(aggregators):,} trainable parameters at {len(aggregators.at)} sites, "
+        f"{len(source):,} pictures"
     )
     state = run_loop(
         lambda state, batch, key: train_step(state, batch, parts, key),

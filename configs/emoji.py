@@ -1,7 +1,8 @@
-"""The embedded default: AFA on the emoji experts that the repository carries. One CPU, a few minutes.
+r"""The embedded default: AFA on the emoji experts that the repository carries. One CPU, a few minutes.
 
-    python -m afa_jax.train --config configs/emoji.py --workdir runs/emoji
-    python -m afa_jax.sample --config configs/emoji.py --workdir runs/emoji --prompt "octopus and pizza, noto style" --out runs/emoji/pictures
+python -m afa_jax.train --config configs/emoji.py --workdir runs/emoji
+python -m afa_jax.sample --config configs/emoji.py --workdir runs/emoji --out pictures \
+    --prompt "octopus and pizza, noto style"
 """
 
 from ml_collections import ConfigDict

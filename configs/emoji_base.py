@@ -1,6 +1,6 @@
 """The base model of the emoji default: all topics, all styles, one and two subjects.
 
-    python -m afa_jax.finetune --config configs/emoji_base.py --workdir runs/emoji_base
+python -m afa_jax.finetune --config configs/emoji_base.py --workdir runs/emoji_base
 """
 
 from ml_collections import ConfigDict

@@ -53,7 +53,9 @@ class CaptionedFolder:
                 continue
             self.items.append((picture, text))
         if damaged:
-            warnings.warn(f"{self.folder}: left out {len(damaged)} unreadable pictures: {', '.join(damaged)}", stacklevel=2)
+            warnings.warn(
+                f"{self.folder}: left out {len(damaged)} unreadable pictures: {', '.join(damaged)}", stacklevel=2
+            )
         if not self.items:
             raise InputError(f"{captions} names no readable picture")
 

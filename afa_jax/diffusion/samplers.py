@@ -53,7 +53,7 @@ def ddim_constants(schedule: NoiseSchedule, steps: int, eta: float = 0.0, streng
     Raises:
         InputError: steps, eta or strength out of range.
     """
-    if not 0 <= eta:
+    if not eta >= 0:
         raise InputError(f"eta={eta}; choose 0 or more")
     if not 0 < strength <= 1:
         raise InputError(f"strength={strength}; choose more than 0, at most 1")
@@ -77,8 +77,10 @@ def ddim_constants(schedule: NoiseSchedule, steps: int, eta: float = 0.0, streng
     )
 
 
-def ddim_step(schedule: NoiseSchedule, k: StepConstants, x: Latents, prediction: Latents, noise: Latents | None) -> Latents:
-    """x at the next timestep: ``sqrt(a_s) x_0 + sqrt(1 - a_s - std^2) eps + std noise`` (eq. 12)."""
+def ddim_step(
+    schedule: NoiseSchedule, k: StepConstants, x: Latents, prediction: Latents, noise: Latents | None
+) -> Latents:
+    """X at the next timestep: ``sqrt(a_s) x_0 + sqrt(1 - a_s - std^2) eps + std noise`` (eq. 12)."""
     x0, eps = schedule.split(x, prediction, k.signal, k.sigma)
     x = k.next_signal * x0 + k.next_sigma * eps
     return x if noise is None else x + k.std * noise

@@ -48,7 +48,9 @@ class NoiseSchedule:
             ("timestep_spacing", SPACINGS),
         ):
             if getattr(self, field) not in known:
-                raise ScheduleError(f"{field}={getattr(self, field)!r} is not supported (supported: {', '.join(known)})")
+                raise ScheduleError(
+                    f"{field}={getattr(self, field)!r} is not supported (supported: {', '.join(known)})"
+                )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NoiseSchedule:

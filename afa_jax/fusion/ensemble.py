@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.sabw import Aggregators, fuse
+from afa_jax.fusion.sabw import fuse
 from afa_jax.models.unet import UNet, check_size
 from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
 from afa_jax.types import ExpertTextStates, Latents, Maps, SiteMaps, Timesteps
@@ -57,9 +57,7 @@ class Ensemble:
         """The fused prediction, float32."""
         return self.with_maps(latents, t, conditioning)[0]
 
-    def with_maps(
-        self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates
-    ) -> tuple[Latents, SiteMaps]:
+    def with_maps(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> tuple[Latents, SiteMaps]:
         """The fused prediction and the maps of every fused site, in the stages' order.
 
         Args:
@@ -122,9 +120,7 @@ class Ensemble:
         return aggregator(features, temb, context)
 
 
-jax.tree_util.register_dataclass(
-    Ensemble, data_fields=["experts", "aggregators", "weights"], meta_fields=["mode"]
-)
+jax.tree_util.register_dataclass(Ensemble, data_fields=["experts", "aggregators", "weights"], meta_fields=["mode"])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -74,11 +74,11 @@ class UNetConfig:
         no = (None, False)
         fixed: dict[str, tuple[Any, ...]] = dict.fromkeys(
             (
-                "addition_embed_type", "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type", "dual_cross_attention",
-                "only_cross_attention", "num_class_embeds", "time_cond_proj_dim", "time_embedding_act_fn",
-                "timestep_post_act", "resnet_skip_time_act", "cross_attention_norm", "center_input_sample",
-                "time_embedding_dim", "class_embeddings_concat", "mid_block_only_cross_attention",
-                "reverse_transformer_layers_per_block",
+                "addition_embed_type", "class_embed_type", "encoder_hid_dim", "encoder_hid_dim_type",
+                "dual_cross_attention", "only_cross_attention", "num_class_embeds", "time_cond_proj_dim",
+                "time_embedding_act_fn", "timestep_post_act", "resnet_skip_time_act", "cross_attention_norm",
+                "center_input_sample", "time_embedding_dim", "class_embeddings_concat",
+                "mid_block_only_cross_attention", "reverse_transformer_layers_per_block",
             ),
             no,
         )  # fmt: skip
@@ -97,7 +97,7 @@ class UNetConfig:
         )
         _check_fixed(data, fixed, what)
         fields = {field.name for field in dataclasses.fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields}
+        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields}
         values["freq_shift"] = float(values.get("freq_shift", 0))
         if isinstance(values.get("sample_size"), tuple):
             values["sample_size"] = values["sample_size"][0]

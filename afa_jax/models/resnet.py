@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -31,7 +33,7 @@ class ResnetBlock(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        kwargs = dict(rngs=rngs, param_dtype=param_dtype)
+        kwargs: dict[str, Any] = dict(rngs=rngs, param_dtype=param_dtype)
         self.norm1 = GroupNorm(groups, in_channels, eps=eps, param_dtype=param_dtype)
         self.conv1 = Conv(in_channels, out_channels, **kwargs)
         self.time_emb_proj = Linear(time_width, out_channels, **kwargs) if time_width else None

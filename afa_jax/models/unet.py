@@ -81,7 +81,7 @@ class Layer(Stage):
         self.upsampler = Upsample(self.channels, **kwargs) if upsampler else None
 
     def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
-        if self.takes_skip:
+        if skip is not None:
             x = jnp.concatenate([x, skip], -1)
         x = self.resnet(x, temb)
         if self.attention is not None:
@@ -217,7 +217,8 @@ class UNet(nnx.Module):
         """
         check_size(self.config, latents.shape[1], latents.shape[2])
         temb, context = self.embed_time(t), context.astype(self.dtype)
-        x, skips = latents.astype(self.dtype), []
+        x = latents.astype(self.dtype)
+        skips: list[Array] = []
         for stage in self.stages:
             x = stage(x, temb, context, skips.pop() if stage.takes_skip else None)
             if stage.leaves_skip:
@@ -232,9 +233,7 @@ class UNet(nnx.Module):
             t: ``[b]`` training timesteps.
             context: ``[b, s, cross_attention_dim]`` text states.
         """
-        prediction = latents
-        for _, prediction in self.features(latents, t, context):
-            pass
+        *_, (_, prediction) = self.features(latents, t, context)
         return prediction.astype(jnp.float32)
 
 

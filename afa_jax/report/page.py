@@ -45,14 +45,20 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequen
     """A table whose cells are HTML already; the columns in ``numbers`` are right-aligned."""
     top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
     body = "".join(
-        "<tr>" + "".join(f'<td class="{"number" if i in numbers else ""}">{c}</td>' for i, c in enumerate(row)) + "</tr>"
+        "<tr>"
+        + "".join(f'<td class="{"number" if i in numbers else ""}">{c}</td>' for i, c in enumerate(row))
+        + "</tr>"
         for row in rows
     )
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def line_chart(
-    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]], *, x_label: str, y_label: str, size: tuple[int, int] = (760, 260)
+    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
+    *,
+    x_label: str,
+    y_label: str,
+    size: tuple[int, int] = (760, 260),
 ) -> str:
     """Lines as SVG.
 

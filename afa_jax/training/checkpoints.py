@@ -32,7 +32,9 @@ class Checkpoints:
         flat = {name: flatten(tree) for name, tree in trees.items()}
         if self._manager.latest_step() == step:
             return
-        self._manager.save(step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(flat), facts=ocp.args.JsonSave(dict(facts))))
+        self._manager.save(
+            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(flat), facts=ocp.args.JsonSave(dict(facts)))
+        )
 
     def restore(self, trees: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
         """The last checkpoint: its step, pytrees like ``trees`` (arrays or shapes), and its facts.

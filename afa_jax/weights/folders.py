@@ -28,7 +28,7 @@ from flax import nnx
 from jax.typing import DTypeLike
 
 from afa_jax.models.clip import TextEncoder
-from afa_jax.models.configs import ConfigError, TextConfig, UNetConfig, VAEConfig
+from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.keys import Key, pytorch_name, text_key, unet_key
@@ -166,13 +166,17 @@ def save_folder(
                 config |= dict(_class_name=_CLASSES[name][1])
             write_json(partial / name / "config.json", config)
             tensors = state_dict(module, key, dtype)
-            write_tensors(partial / name / f"{_WEIGHTS[name]}.safetensors", tensors, {"format": "pt"} | dict(metadata or {}))
+            write_tensors(
+                partial / name / f"{_WEIGHTS[name]}.safetensors", tensors, {"format": "pt"} | dict(metadata or {})
+            )
         if tokenizer is not None:
             present["tokenizer"] = _CLASSES["tokenizer"]
             shutil.copytree(tokenizer, partial / "tokenizer")
         if scheduler is not None:
             present["scheduler"] = _CLASSES["scheduler"]
-            write_json(partial / "scheduler" / "scheduler_config.json", dict(_class_name="DDIMScheduler") | dict(scheduler))
+            write_json(
+                partial / "scheduler" / "scheduler_config.json", dict(_class_name="DDIMScheduler") | dict(scheduler)
+            )
         write_json(partial / "model_index.json", dict(_class_name="StableDiffusionPipeline") | present)
         partial.rename(folder)
     finally:
@@ -180,7 +184,7 @@ def save_folder(
 
 
 def weights_file(folder: Path, component: str) -> Path:
-    """The file with a component's weights. A pickle is named only where there is nothing else, to be refused by name."""
+    """The file with a component's weights; a pickle only where there is nothing else, to be refused by name."""
     stem = folder / component / _WEIGHTS[component]
     found = [stem.with_name(f"{stem.name}{variant}.safetensors") for variant in ("", ".fp16", ".bf16")]
     pickles = sorted(path for path in stem.parent.glob("*") if path.suffix in PICKLES)
@@ -228,4 +232,3 @@ def _modern_vae_key(key: str) -> str:
 def _without_pixels(key: str, array: np.ndarray) -> np.ndarray:
     """Old files store the VAE's attention projections as 1x1 convolutions."""
     return array[:, :, 0, 0] if ".attentions." in key and array.ndim == 4 else array
-

@@ -75,8 +75,8 @@ def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[st
     """The parameters by checkpoint key, in PyTorch's layout; floating-point ones cast to ``dtype`` if given."""
     result = {}
     for path, leaf in flatten(module).items():
-        array = np.asarray(leaf if dtype is None else jnp.asarray(leaf).astype(dtype))
-        result[key(path)] = np.ascontiguousarray(to_pytorch(path, array))
+        array = np.asarray(leaf)
+        result[key(path)] = np.ascontiguousarray(to_pytorch(path, array if dtype is None else array.astype(dtype)))
     return result
 
 
@@ -108,7 +108,9 @@ def load_state_dict(
     missing = sorted(wanted.keys() - tensors.keys())
     surplus = sorted(name for name in tensors.keys() - wanted.keys() if not ignore(name))
     if missing or surplus:
-        raise WeightsError(f"{what}: " + "; ".join(filter(None, (_some("missing", missing), _some("surplus", surplus)))))
+        raise WeightsError(
+            f"{what}: " + "; ".join(filter(None, (_some("missing", missing), _some("surplus", surplus))))
+        )
     misshapen = [
         f"{name} is {tensors[name].shape}, expected {shape_in_pytorch(path, shape)}"
         for name, (path, shape) in wanted.items()

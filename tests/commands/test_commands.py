@@ -36,10 +36,12 @@ def get_config(arg=""):
 
 
 @pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A base model and three experts in diffusers layout, and a config of them."""
     root = tmp_path_factory.mktemp("experts")
-    schedule = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False)
+    schedule = dict(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
+    )
     for seed, name in enumerate(("base", "a", "b", "c")):
         save_folder(
             root / name,
@@ -54,7 +56,7 @@ def root(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def trained(root) -> Path:
+def trained(root: Path) -> Path:
     """Four steps without interruption."""
     workdir = root / "trained"
     assert run(train.main, ["--config", f"{root}/config.py", "--workdir", str(workdir), "--quiet"]) == 0
@@ -87,7 +89,9 @@ def test_two_and_two_steps_equal_four_bit_for_bit(root, trained, tmp_path):
     for key in whole:
         np.testing.assert_array_equal(whole[key], parts[key], err_msg=key)
     timed = ("seconds_per_step", "data_wait")
-    strip = [[{k: v for k, v in line.items() if k not in timed} for line in lines(w)] for w in (trained, tmp_path / "run")]
+    strip = [
+        [{k: v for k, v in line.items() if k not in timed} for line in lines(w)] for w in (trained, tmp_path / "run")
+    ]
     assert strip[0] == strip[1]
 
 
@@ -106,13 +110,24 @@ def test_pictures_carry_their_recipe_and_do_not_depend_on_their_batch(root, trai
     prompts = ["octopus and pizza, noto style", "fox, blob style", "car, noto style", "owl and key, fluent style"]
 
     def make(out: str, prompts: list[str], *more: str) -> dict[str, np.ndarray]:
-        arguments = ["--config", f"{root}/config.py", "--workdir", str(trained), "--out", str(tmp_path / out), "--seed", "5"]
+        arguments = [
+            "--config",
+            f"{root}/config.py",
+            "--workdir",
+            str(trained),
+            "--out",
+            str(tmp_path / out),
+            "--seed",
+            "5",
+        ]
         for prompt in prompts:
             arguments += ["--prompt", prompt]
         assert run(sample.main, [*arguments, *more]) == 0
-        pictures = [p for p in sorted((tmp_path / out).glob("afa_*.png")) if "grid" not in p.name and "maps" not in p.name]
+        pictures = [
+            p for p in sorted((tmp_path / out).glob("afa_*.png")) if "grid" not in p.name and "maps" not in p.name
+        ]
         with Image.open(pictures[0]) as picture:
-            recipe = json.loads(picture.text["afa_jax"])
+            recipe = json.loads(picture.info["afa_jax"])
         assert recipe["seed"] == 5 and recipe["steps"] == 3 and recipe["method"] == "afa"
         return {path.name.split("_", 2)[2]: np.asarray(Image.open(path)) for path in pictures}
 
@@ -227,10 +242,19 @@ def test_an_unreadable_picture_is_named_and_skipped_only_if_asked(root, tmp_path
     damaged = (pictures / "1.png").read_bytes()
     (pictures / "1.png").write_bytes(damaged[: len(damaged) // 2])
     (pictures / "captions.jsonl").write_text("".join(json.dumps(c) + "\n" for c in captions))
-    arguments = ["--config", f"{root}/config.py", "--workdir", str(tmp_path / "run"), "--quiet", "--config.train.steps=1"]
+    arguments = [
+        "--config",
+        f"{root}/config.py",
+        "--workdir",
+        str(tmp_path / "run"),
+        "--quiet",
+        "--config.train.steps=1",
+    ]
     source = dict(kind="folder", path=str(pictures), size=(32, 64), seed=0)
     (tmp_path / "config.py").write_text(
-        (root / "config.py").read_text().replace('dict(kind="emoji", seed=0, length=64)', f"dict({source!r}, skip_unreadable=False)")
+        (root / "config.py")
+        .read_text()
+        .replace('dict(kind="emoji", seed=0, length=64)', f"dict({source!r}, skip_unreadable=False)")
     )
     arguments[1] = f"{tmp_path}/config.py"
     assert run(train.main, arguments) == 2
@@ -245,7 +269,16 @@ def test_pickled_truncated_and_half_precision_weights(root, tmp_path, capsys):
     for part in ("base", "a", "b", "c"):
         shutil.copytree(root / part, tmp_path / part)
     (tmp_path / "config.py").write_text(CONFIG.format(root=tmp_path))
-    arguments = ["--config", f"{tmp_path}/config.py", "--out", str(tmp_path / "out"), "--method", "uniform", "--prompt", "fox"]
+    arguments = [
+        "--config",
+        f"{tmp_path}/config.py",
+        "--out",
+        str(tmp_path / "out"),
+        "--method",
+        "uniform",
+        "--prompt",
+        "fox",
+    ]
     weights = tmp_path / "b" / "unet" / "diffusion_pytorch_model.safetensors"
     whole = weights.read_bytes()
     weights.write_bytes(whole[:-100])

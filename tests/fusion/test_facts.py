@@ -1,5 +1,7 @@
 """The facts that must hold of an ensemble, whatever the weights (shared design, "Facts that must hold")."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,9 +56,7 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(trained, s
     one = tiny.unet(5)
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, states[0])
-    fused, _ = run(
-        Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0)
-    )
+    fused, _ = run(Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0))
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
@@ -85,16 +85,14 @@ def test_parameter_counts_of_sd15():
     unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
     stages = list(unet.stages)
 
-    def count(experts: int, **sabw: int) -> int:
+    def count(experts: int, **sabw: Any) -> int:
         fresh = jax.eval_shape(lambda: Aggregators(SABWConfig(**sabw), experts, stages, config, rngs=nnx.Rngs(0)))
         return parameter_count(fresh)
 
     counts = {2: 42_425_344, 3: 45_132_416, 4: 47_839_488, 5: 50_546_560, 6: 53_253_632}
     assert {n: count(n) for n in counts} == counts
     assert count(3, transformer_layers=1) == 32_790_016
-    assert [stage.channels for stage in stages] == (
-        [320] * 4 + [640] * 3 + [1280] * 12 + [640] * 3 + [320] * 2 + [4]
-    )
+    assert [stage.channels for stage in stages] == ([320] * 4 + [640] * 3 + [1280] * 12 + [640] * 3 + [320] * 2 + [4])
 
 
 def test_only_aggregators_learn_and_all_of_them_do(experts):
@@ -112,7 +110,9 @@ def test_only_aggregators_learn_and_all_of_them_do(experts):
     for site in first.sites:
         assert float(jnp.abs(site.conv_out.kernel[...]).max()) > 0
         assert float(optax.tree.norm(site.conv_in)) == 0
-    aggregators = optax.apply_updates(aggregators, jax.tree.map(lambda g: -0.1 * g / jnp.abs(g).max().clip(1e-9), first))
+    aggregators = optax.apply_updates(
+        aggregators, jax.tree.map(lambda g: -0.1 * g / jnp.abs(g).max().clip(1e-9), first)
+    )
     second = gradient(aggregators, experts)
     # A key projection's gradient can be tiny but not zero; biases before a softmax over tokens are not used.
     zero = [path for path, g in jax.tree_util.tree_leaves_with_path(second) if float(jnp.abs(g).max()) == 0]
@@ -124,9 +124,7 @@ def test_map_experts_means_vmap(mode):
     unets = stack([tiny.unet(seed) for seed in range(3)])
     latents, t, states = tiny.inputs(2, 3)
     expected = jax.jit(jax.vmap(lambda m, s: m(latents, t, s)))(unets, states)
-    actual = jax.jit(
-        lambda m, s: map_experts(lambda m, s, x, t: m(x, t, s), (m, s), (latents, t), mode)
-    )(unets, states)
+    actual = jax.jit(lambda m, s: map_experts(lambda m, s, x, t: m(x, t, s), (m, s), (latents, t), mode))(unets, states)
     np.testing.assert_allclose(actual, expected, atol=2e-5 * float(jnp.abs(expected).max()))
 
 

@@ -63,12 +63,16 @@ def test_a_pytorch_state_dict_goes_in_and_comes_back(tmp_path):
 
 def test_aggregators_of_other_experts_are_refused_by_name(tmp_path):
     save_aggregators(tmp_path, tiny.aggregators(3), dict(experts=[]))
-    with pytest.raises(WeightsError, match=r"aggregators\.safetensors.*aggregators\.0\.conv_in\.weight is \(8, 24, 1, 1\)"):
+    with pytest.raises(
+        WeightsError, match=r"aggregators\.safetensors.*aggregators\.0\.conv_in\.weight is \(8, 24, 1, 1\)"
+    ):
         load_aggregators(tmp_path, tiny.unet(0), 2)
     tensors = read_tensors(tmp_path / "aggregators.safetensors")
     lost = tensors.pop("aggregators.3.conv_out.weight")
     write_tensors(tmp_path / "aggregators.safetensors", tensors | {"aggregators.99.odd": lost})
-    with pytest.raises(WeightsError, match=r"1 missing \(aggregators\.3\.conv_out\.weight\).*surplus \(aggregators\.99\.odd\)"):
+    with pytest.raises(
+        WeightsError, match=r"1 missing \(aggregators\.3\.conv_out\.weight\).*surplus \(aggregators\.99\.odd\)"
+    ):
         load_aggregators(tmp_path, tiny.unet(0), 3)
     with pytest.raises(WeightsError, match=r"no ensemble\.json"):
         load_aggregators(tmp_path / "nowhere", tiny.unet(0), 3)
