@@ -35,8 +35,12 @@ def main(arguments: Sequence[str]) -> None:
     """Evaluate every method and print a table."""
     parser = argparse.ArgumentParser(prog="python -m afa_jax.evaluate", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="a trained run (for the method afa)")
-    parser.add_argument("--method", action="append", help="default: every expert, uniform, and afa if there is a workdir")
-    parser.add_argument("--prompts", type=int, default=32, help="pictures of each kind and method; 0 for noise MSE only")
+    parser.add_argument(
+        "--method", action="append", help="default: every expert, uniform, and afa if there is a workdir"
+    )
+    parser.add_argument(
+        "--prompts", type=int, default=32, help="pictures of each kind and method; 0 for noise MSE only"
+    )
     parser.add_argument("--scenes", type=int, default=64, help="scenes of each kind for the noise MSE")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, required=True, help="JSON file with all figures")

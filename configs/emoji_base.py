@@ -1,5 +1,9 @@
 """The base model of the emoji default: all topics, all styles, one and two subjects.
 
+It predicts v. Predicting the noise, 1,000 steps taught it to denoise and where subjects stand, and nothing of which
+subject or style the prompt asks for: what the text can tell matters at high noise only, where the error of the noise is
+a tenth of its mean over the timesteps.
+
 python -m afa_jax.finetune --config configs/emoji_base.py --workdir runs/emoji_base
 """
 
@@ -12,11 +16,11 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             name="emoji_base",
             seed=0,
-            steps=4000,
+            steps=1300,
             batch=32,
             caption_dropout=0.1,
-            min_snr_gamma=5.0,
-            ema=0.998,
+            min_snr_gamma=0.0,
+            ema=0.995,
             log_every=10,
             save_every=250,
             init="",
@@ -39,7 +43,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 max_position_embeddings=24, eos_token_id=673,
             ),
             schedule=dict(
-                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="epsilon",
+                beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",
                 steps_offset=1, set_alpha_to_one=False, clip_sample=False,
             ),
             data=dict(seed=2, topics=None, mixed=True, single=0.3),

@@ -122,6 +122,10 @@ class NoiseSchedule:
             return prediction, (xt - signal * prediction) / sigma
         return signal * xt - sigma * prediction, signal * prediction + sigma * xt
 
+    def noise(self, xt: Latents, prediction: Latents, t: Timesteps) -> Latents:
+        """The noise that a prediction at x_t implies, whatever its type."""
+        return self.split(xt, prediction, *self._scales(t))[1]
+
     def timesteps(self, steps: int) -> np.ndarray:
         """The ``steps`` training timesteps that a sampler visits, descending, int32.
 

@@ -15,9 +15,15 @@ from afa_jax.experts import Experts, encode_prompts
 
 
 def noise_errors(
-    denoiser: Denoiser, experts: Experts, pixels: np.ndarray, captions: Sequence[str], *, draws: int = 4, batch: int = 16
+    denoiser: Denoiser,
+    experts: Experts,
+    pixels: np.ndarray,
+    captions: Sequence[str],
+    *,
+    draws: int = 4,
+    batch: int = 16,
 ) -> np.ndarray:
-    """Mean squared error of the prediction for each picture and draw, ``[pictures, draws]``.
+    """Mean squared error of the noise for each picture and draw, ``[pictures, draws]``, whatever the prediction type.
 
     Picture i's draw k has the timestep in the middle of one of ``pictures * draws`` equal parts of the schedule, and
     noise from ``fold_in(fold_in(key(0), i), k)``: the same for every method.
@@ -40,8 +46,9 @@ def noise_errors(
             lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), draw), latents.shape[1:])
         )(index)
         states = encode_prompts(experts.text_encoder, ids)
-        prediction = denoiser(experts.schedule.add_noise(latents, noise, t), t, states)
-        return jnp.square(prediction - experts.schedule.target(latents, noise, t)).mean((1, 2, 3))
+        xt = experts.schedule.add_noise(latents, noise, t)
+        predicted = experts.schedule.noise(xt, denoiser(xt, t, states), t)
+        return jnp.square(predicted - noise).mean((1, 2, 3))
 
     result = np.empty((count, draws), np.float32)
     for first in range(0, count, batch):

@@ -7,11 +7,11 @@ CPU; two runs on one machine give the same file. To put it into use, move it to 
 
 Pictures: every subject in the six STYLES below for the subject head, in the experts' four for the style head. Several
 are not free enough to be shipped with this project (share-alike); they are fetched, and only the heads are kept. Each
-picture is drawn CROPS times into a place of a scene, at another size and shift, and mirrored, turned, blurred,
-recoloured or made noisy, so that the judge minds neither another drawing of a subject nor what an autoencoder does
-to it.
+picture is drawn CROPS times into a place of a scene, at another size and shift, and mirrored, turned, blurred, made
+noisy or (for the subject head) recoloured, so that the judge minds neither another drawing of a subject nor what an
+autoencoder does to it.
 
-Heads: linear discriminant analysis with a shrunk covariance, in float64. The covariance within a subject, over styles
+Heads: linear discriminant analysis with a covariance shrunk towards a multiple of one, in float64. The covariance within a subject, over styles
 and crops, is what tells the head to look at what its drawings share.
 """
 
@@ -63,7 +63,7 @@ FXEMOJI = {
     "whale": "spurtingwhale",
 }
 CROPS = {"subject": 6, "style": 3}
-SHRINKAGE = 0.3
+SHRINKAGE = {"subject": 0.3, "style": 0.1}
 
 
 def icon_name(subject: Subject, modern: str, icons: set[str], aliases: dict[str, str]) -> str | None:
@@ -107,8 +107,10 @@ def draw(packages: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
             yield numbers[subject.name], render(subject.codepoint)
 
 
-def crop(picture: UInt8[np.ndarray, "h w 3"], random: np.random.Generator) -> UInt8[np.ndarray, "32 32 3"]:
-    """A picture in a place of a scene, changed at random."""
+def crop(
+    picture: UInt8[np.ndarray, "h w 3"], random: np.random.Generator, *, recolour: bool
+) -> UInt8[np.ndarray, "32 32 3"]:
+    """A picture in a place of a scene, changed at random; its colours only if told to."""
     image = Image.fromarray(picture)
     if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -121,11 +123,11 @@ def crop(picture: UInt8[np.ndarray, "h w 3"], random: np.random.Generator) -> UI
     if random.random() < 0.3:
         place = place.filter(ImageFilter.GaussianBlur(random.uniform(0.3, 1)))
     pixels = np.asarray(place, np.float64)
-    recolour = random.random()
-    if recolour < 0.25:  # paler, down to grey
+    way = random.random() if recolour else 1
+    if way < 0.25:  # paler, down to grey
         grey = pixels.mean(-1, keepdims=True)
         pixels = grey + (pixels - grey) * random.random()
-    elif recolour < 0.5:  # channels mixed; white stays white
+    elif way < 0.5:  # channels mixed; white stays white
         mix = 0.8 * np.eye(3) + 0.2 * random.random((3, 3))
         pixels = pixels @ (mix / mix.sum(1, keepdims=True)).T
     if random.random() < 0.4:
@@ -134,7 +136,7 @@ def crop(picture: UInt8[np.ndarray, "h w 3"], random: np.random.Generator) -> UI
 
 
 def discriminant(
-    rows: Float[np.ndarray, "b d"], classes: Int[np.ndarray, " b"], count: int
+    rows: Float[np.ndarray, "b d"], classes: Int[np.ndarray, " b"], count: int, shrinkage: float
 ) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, " c"]]:
     """Kernel and bias of the linear head that tells the classes 0..count-1 apart, all equally likely."""
     x = rows.astype(np.float64)
@@ -144,7 +146,7 @@ def discriminant(
     apart = x - means[classes]
     covariance = apart.T @ apart / len(x)
     level = np.trace(covariance) / len(covariance)
-    covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * level * np.eye(len(covariance))
+    covariance = (1 - shrinkage) * covariance + shrinkage * level * np.eye(len(covariance))
     kernel = np.linalg.solve(covariance, means.T)
     bias = -0.5 * (means.T * kernel).sum(0)
     kernel /= spread[:, None]
@@ -163,7 +165,9 @@ def train(packages: Path, out: Path) -> None:
     tensors: dict[str, np.ndarray] = {}
     for seed, (head, (drawn, count)) in enumerate(tasks.items()):
         random = np.random.default_rng(seed)
-        places = np.stack([crop(picture, random) for _, picture in drawn for _ in range(CROPS[head])])
+        places = np.stack(
+            [crop(picture, random, recolour=head == "subject") for _, picture in drawn for _ in range(CROPS[head])]
+        )
         classes = np.repeat([number for number, _ in drawn], CROPS[head])
         start, cpu = time.perf_counter(), time.process_time()
         rows = layers_of(net, places)
@@ -172,7 +176,7 @@ def train(packages: Path, out: Path) -> None:
             f"{time.perf_counter() - start:.0f} s ({time.process_time() - cpu:.0f} CPU seconds)",
             flush=True,
         )
-        kernel, bias = discriminant(rows, classes, count)
+        kernel, bias = discriminant(rows, classes, count, SHRINKAGE[head])
         tensors |= {f"{head}.kernel": kernel.astype(np.float32), f"{head}.bias": bias.astype(np.float32)}
     metadata = {
         "subject": json.dumps([subject.name for subject in vocabulary.subjects]),

@@ -37,7 +37,7 @@ class Checkpoints:
         )
 
     def restore(self, trees: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """The last checkpoint: its step, pytrees like ``trees`` (arrays or shapes), and its facts.
+        """The last checkpoint: its step, pytrees like ``trees`` placed where those are, and its facts.
 
         Raises:
             InputError: there is none, or it has other arrays than ``trees``.
@@ -46,7 +46,10 @@ class Checkpoints:
         if step is None:
             raise InputError(f"{self.folder} holds no checkpoint to resume from; start again with --overwrite")
         shapes = {
-            name: {key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype) for key, leaf in flatten(tree).items()}
+            name: {
+                key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+                for key, leaf in flatten(tree).items()
+            }
             for name, tree in trees.items()
         }
         try:

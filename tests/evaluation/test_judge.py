@@ -144,13 +144,16 @@ def test_discriminant_finds_what_classes_share():
     classes = np.repeat(np.arange(3), 40)
     # Two columns tell the classes apart; the third varies more, within all of them.
     rows = np.stack([classes == 1, classes == 2, 10 * random.standard_normal(120)], 1) + 0.1 * random.random((120, 3))
-    kernel, bias = train_judge.discriminant(rows, classes, 3)
+    kernel, bias = train_judge.discriminant(rows, classes, 3, 0.1)
     assert ((rows @ kernel + bias).argmax(1) == classes).all()
 
 
 def test_crops_are_places_of_a_scene_and_depend_on_the_generator_alone():
     picture = load_pictures().images[0, 0]
-    one, two = ([train_judge.crop(picture, random) for _ in range(8)] for random in map(np.random.default_rng, (5, 5)))
+    one, two = (
+        [train_judge.crop(picture, random, recolour=True) for _ in range(8)]
+        for random in map(np.random.default_rng, (5, 5))
+    )
     np.testing.assert_array_equal(one, two)
     assert np.array(one).shape == (8, 32, 32, 3)
     assert len({place.tobytes() for place in one}) == 8

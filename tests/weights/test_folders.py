@@ -12,17 +12,16 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from afa_jax.models.configs import ConfigError
 from afa_jax.weights import folders
 from afa_jax.weights.folders import (
-    ConfigError,
-    WeightsError,
     load_scheduler_config,
     load_text_encoder,
     load_unet,
     load_vae,
     save_folder,
 )
-from afa_jax.weights.tensors import read_metadata, read_tensors, write_tensors
+from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 from tests import tiny
 from tests.models import goldens
 
