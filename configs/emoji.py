@@ -11,7 +11,8 @@ TOPICS = ("animals", "food", "things")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    del arg
+    if arg:
+        raise KeyError("there are no variants")
     return ConfigDict(
         dict(
             name="emoji",

@@ -18,7 +18,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,7 @@ BATCH = 32  # places at a time: one compilation, and 80 MB, whatever is asked
 Pictures = UInt8[np.ndarray, "b 32 64 3"]
 
 
+@runtime_checkable
 class Asked(Protocol):
     """What must be seen: a Prompt or a Scene. "" is an empty place."""
 
@@ -183,7 +184,7 @@ def accuracy(judgement: Judgement, prompts: Sequence[Asked]) -> dict[str, float]
     result: dict[str, float] = {}
     for prefix, chosen in (("", np.ones(len(asked), bool)), *((f"{t}/", topic == t) for t in vocabulary.topics)):
         if chosen.any():
-            result[f"{prefix}places"] = int(chosen.sum())
+            result[f"{prefix}places"] = float(chosen.sum())
             result |= {f"{prefix}{name}": float(hits[chosen].mean()) for name, hits in right.items()}
     return result
 

@@ -11,8 +11,8 @@ picture is drawn CROPS times into a place of a scene, at another size and shift,
 noisy or (for the subject head) recoloured, so that the judge minds neither another drawing of a subject nor what an
 autoencoder does to it.
 
-Heads: linear discriminant analysis with a covariance shrunk towards a multiple of one, in float64. The covariance within a subject, over styles
-and crops, is what tells the head to look at what its drawings share.
+Heads: linear discriminant analysis with a covariance shrunk towards a multiple of one, in float64. The covariance
+within a subject, over styles and crops, is what tells the head to look at what its drawings share.
 """
 
 from __future__ import annotations

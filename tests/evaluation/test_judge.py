@@ -23,26 +23,27 @@ from afa_jax.evaluation.judge import (
 )
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 
-PROMPTS = evaluation_prompts("mixed", 32)
+PROMPTS = evaluation_prompts("mixed", 16)  # as many places as the judge takes at a time
 
 
 def test_ceiling_is_high_and_floor_is_chance():
     judge = load_judge()
     top = ceiling(judge, PROMPTS, crops=1)
-    assert top["places"] == 64
+    assert top["places"] == 32
     assert top["subject"] > 0.75
     assert top["subject_top5"] > 0.85
     assert top["style"] > 0.9
     bottom = floor(judge, PROMPTS, crops=1)
     assert bottom["subject"] < 0.1  # 1/180 by chance
     assert bottom["style"] < 0.5  # 1/4
-    blank = ceiling(judge, PROMPTS[:4], crops=1, through=lambda pictures: np.full_like(pictures, 255))
-    assert blank["subject"] <= 0.25
+    blank = ceiling(judge, PROMPTS, crops=1, through=lambda pictures: np.full_like(pictures, 255))
+    assert blank["subject"] < 0.1
 
 
 def test_a_judgement_does_not_depend_on_the_pictures_beside():
     judge = load_judge()
-    pictures = real_scenes(PROMPTS[: BATCH // 2 + 1])
+    pictures = real_scenes([*PROMPTS, PROMPTS[0]])
+    assert 2 * len(pictures) > BATCH
     every, last = judge(pictures), judge(pictures[-1:])
     assert every.subject_logits.shape == (len(pictures), 2, 180)
     assert every.style_logits.shape == (len(pictures), 2, 4)
@@ -96,7 +97,7 @@ def test_accuracy_counts_places_that_have_a_subject():
 
 def test_accuracy_refuses_what_does_not_fit():
     judgement = judgement_of([("fox", "taco")], ["noto"])
-    with pytest.raises(ValueError, match="32 prompts for 1 pictures"):
+    with pytest.raises(ValueError, match="16 prompts for 1 pictures"):
         accuracy(judgement, PROMPTS)
     with pytest.raises(ValueError, match="no prompt"):
         accuracy(judgement, [Prompt("", "", "", "noto")])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from afa_jax.models.vae import VAE
@@ -54,7 +55,9 @@ def test_bfloat16_computes_what_float32_does(pictures):
     wanted, answers = both_ways(exact, pictures, latents), both_ways(half, pictures, latents)
     for answer, want in zip(answers, wanted, strict=True):
         assert answer.dtype == want.dtype == jnp.float32
-        assert 1e-3 < deviation(answer, want) < 0.1
+        # Of the whole, not of the worst value, which depends on the backend's rounding.
+        error = np.asarray(answer - want)
+        assert 1e-4 < np.sqrt(np.mean(np.square(error)) / np.mean(np.square(np.asarray(want)))) < 0.05
 
 
 def test_sizes_that_do_not_divide_are_refused(pictures):
