@@ -7,8 +7,9 @@ its accuracy on real scenes under captions of others.
 The subject head never saw a picture in a style that the experts draw, so it cannot reward a copy of a training
 picture more than any other good drawing. One of its styles, Microsoft's flat one, has the same drawings as "fluent",
 in other colours and without shading, which is why the ceiling is highest there: compare a style to its own ceiling.
-The style head has no such choice. It was trained on the experts' own four styles, turned, mirrored, blurred and
-cropped as no scene is.
+The style head has no such choice: it was trained on the experts' own pictures, turned, mirrored, blurred and made
+noisy. It knows these drawings rather than what a style is: of subjects left out of its training it tells the style
+right in 60 % only (chance is 25 %). So it says whether a place looks like the real drawing in that style.
 """
 
 from __future__ import annotations
