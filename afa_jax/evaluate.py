@@ -22,6 +22,7 @@ from afa_jax.data.emoji.vocabulary import read_vocabulary
 from afa_jax.data.pictures import to_images, to_pixels
 from afa_jax.errors import InputError
 from afa_jax.evaluation.distances import kernel_distance
+from afa_jax.evaluation.features import HEAD
 from afa_jax.evaluation.judge import accuracy, ceiling, floor, load_judge, real_scenes
 from afa_jax.evaluation.noise import noise_errors
 from afa_jax.experts import load_experts
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str]) -> None:
                 seen = judge(np.stack([picture.pixels for picture in made]))
                 row[method] |= dict(accuracy(seen, prompts)) | dict(seconds_per_image=seconds)
                 if options.prompts >= 20:
-                    kid = kernel_distance(seen.features.reshape(-1, FEATURES), real.features.reshape(-1, FEATURES))
+                    kid = kernel_distance(seen.features.reshape(-1, HEAD), real.features.reshape(-1, HEAD))
                     row[method] |= dict(kid=kid.value, kid_se=kid.error)
         print_table(kind, row)
     options.out.parent.mkdir(parents=True, exist_ok=True)

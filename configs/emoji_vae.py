@@ -5,8 +5,8 @@ The shipped one was made in two runs::
     python -m afa_jax.train_vae --config configs/emoji_vae.py --workdir runs/emoji_vae
     python -m afa_jax.train_vae --config configs/emoji_vae.py:more --workdir runs/emoji_vae_more
 
-17 and 31 minutes on two cores shared with other work; PSNR on 256 unseen scenes 24.48 dB after the first, 27.17 dB after
-the second.
+17 and 31 minutes on two cores shared with other work; PSNR on 256 unseen scenes 24.48 dB after the first, 27.17 dB
+after the second.
 """
 
 from ml_collections import ConfigDict
