@@ -29,7 +29,7 @@ def stack(trees: Sequence[T]) -> T:
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
-def take(tree: T, index: int) -> T:
+def take(tree: T, index: Any) -> T:
     """The tree at one index of the leading axis."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 

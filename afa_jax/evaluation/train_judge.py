@@ -2,14 +2,14 @@
 
     python -m afa_jax.evaluation.train_judge --out DIR
 
-Needs npm and a registry it can reach, and resvg_py (requirements-dev.txt). Takes about two minutes on one core of a
+Needs npm and a registry it can reach, and resvg_py (requirements-dev.txt). Takes about three minutes on one core of a
 CPU; two runs on one machine give the same file. To put it into use, move it to afa_jax/evaluation/judge.safetensors.
 
 Pictures: every subject in the six STYLES below for the subject head, in the experts' four for the style head. Several
 are not free enough to be shipped with this project (share-alike); they are fetched, and only the heads are kept. Each
 picture is drawn CROPS times into a place of a scene, at another size and shift, and mirrored, turned, blurred, made
-noisy or (for the subject head) recoloured, so that the judge minds neither another drawing of a subject nor what an
-autoencoder does to it.
+noisy, compressed or (for the subject head) recoloured, so that the judge minds neither another drawing of a subject
+nor what an autoencoder does to it.
 
 Heads: linear discriminant analysis with a covariance shrunk towards a multiple of one, in float64. The covariance
 within a subject, over styles and crops, is what tells the head to look at what its drawings share.
@@ -18,6 +18,7 @@ within a subject, over styles and crops, is what tells the head to look at what 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import itertools
 import json
 import tempfile
@@ -62,7 +63,9 @@ FXEMOJI = {
     "tower": "toykotower",
     "whale": "spurtingwhale",
 }
-CROPS = {"subject": 6, "style": 3}
+CROPS = 6
+PATCH = 8
+KEPT = (24, 64)  # principal components of a patch's 192; 23 to 29 dB
 SHRINKAGE = {"subject": 0.3, "style": 0.1}
 
 
@@ -107,8 +110,39 @@ def draw(packages: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
             yield numbers[subject.name], render(subject.codepoint)
 
 
+@dataclasses.dataclass(frozen=True)
+class Bottleneck:
+    """What an autoencoder loses, without one: places whose patches are cut down to their first principal components.
+
+    components [192, 192] has one in each column, the first first; mean [192] is that of all patches.
+    """
+
+    mean: np.ndarray
+    components: np.ndarray
+
+    @classmethod
+    def of(cls, pictures: UInt8[np.ndarray, "b h w 3"]) -> Bottleneck:
+        """The components of these pictures, drawn as large as a place."""
+        places = [Image.fromarray(picture).resize((PLACE, PLACE), Image.Resampling.LANCZOS) for picture in pictures]
+        rows = np.concatenate([_patches(np.asarray(place, np.float64)) for place in places])
+        return cls(rows.mean(0), np.linalg.eigh(np.cov(rows, rowvar=False))[1][:, ::-1])
+
+    def __call__(self, place: Float[np.ndarray, "32 32 3"], kept: int, x: int, y: int) -> Float[np.ndarray, "32 32 3"]:
+        """The place by ``kept`` components, with the corner of its patches at (x, y)."""
+        basis = self.components[:, :kept]
+        rows = (_patches(np.roll(place, (-y, -x), (0, 1))) - self.mean) @ basis @ basis.T + self.mean
+        count = PLACE // PATCH
+        grid = rows.reshape(count, count, PATCH, PATCH, 3).swapaxes(1, 2).reshape(PLACE, PLACE, 3)
+        return np.roll(grid, (y, x), (0, 1))
+
+
+def _patches(place: Float[np.ndarray, "32 32 3"]) -> Float[np.ndarray, "16 192"]:
+    count = PLACE // PATCH
+    return place.reshape(count, PATCH, count, PATCH, 3).swapaxes(1, 2).reshape(count**2, PATCH * PATCH * 3)
+
+
 def crop(
-    picture: UInt8[np.ndarray, "h w 3"], random: np.random.Generator, *, recolour: bool
+    picture: UInt8[np.ndarray, "h w 3"], random: np.random.Generator, bottleneck: Bottleneck, *, recolour: bool
 ) -> UInt8[np.ndarray, "32 32 3"]:
     """A picture in a place of a scene, changed at random; its colours only if told to."""
     image = Image.fromarray(picture)
@@ -130,6 +164,8 @@ def crop(
     elif way < 0.5:  # channels mixed; white stays white
         mix = 0.8 * np.eye(3) + 0.2 * random.random((3, 3))
         pixels = pixels @ (mix / mix.sum(1, keepdims=True)).T
+    if random.random() < 0.4:
+        pixels = bottleneck(pixels, int(random.integers(*KEPT)), *(int(n) for n in random.integers(0, PATCH, 2)))
     if random.random() < 0.4:
         pixels = pixels + random.uniform(2, 12) * random.standard_normal(pixels.shape)
     return np.round(pixels.clip(0, 255)).astype(np.uint8)
@@ -158,6 +194,7 @@ def train(packages: Path, out: Path) -> None:
     vocabulary, net = read_vocabulary(), load_features()
     pictures = load_pictures()
     styles = len(vocabulary.styles)
+    bottleneck = Bottleneck.of(pictures.images.reshape(-1, *pictures.images.shape[2:]))
     tasks = {
         "subject": (list(draw(packages)), len(vocabulary.subjects)),
         "style": ([(i, of_subject[i]) for of_subject in pictures.images for i in range(styles)], styles),
@@ -166,9 +203,13 @@ def train(packages: Path, out: Path) -> None:
     for seed, (head, (drawn, count)) in enumerate(tasks.items()):
         random = np.random.default_rng(seed)
         places = np.stack(
-            [crop(picture, random, recolour=head == "subject") for _, picture in drawn for _ in range(CROPS[head])]
+            [
+                crop(picture, random, bottleneck, recolour=head == "subject")
+                for _, picture in drawn
+                for _ in range(CROPS)
+            ]
         )
-        classes = np.repeat([number for number, _ in drawn], CROPS[head])
+        classes = np.repeat([number for number, _ in drawn], CROPS)
         start, cpu = time.perf_counter(), time.process_time()
         rows = layers_of(net, places)
         print(

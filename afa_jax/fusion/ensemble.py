@@ -129,11 +129,11 @@ class SingleExpert:
 
     Attributes:
         experts: a stack of N U-Nets.
-        index: which.
+        index: which, an integer or an integer array.
     """
 
     experts: Any
-    index: int
+    index: Any
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
         """That expert's own prediction, with its own text states."""
@@ -141,4 +141,5 @@ class SingleExpert:
         return unet(latents, t, conditioning[self.index])
 
 
-jax.tree_util.register_dataclass(SingleExpert, data_fields=["experts"], meta_fields=["index"])
+# The index is data, so that all experts share one compiled program.
+jax.tree_util.register_dataclass(SingleExpert, data_fields=["experts", "index"], meta_fields=[])

@@ -150,14 +150,24 @@ def test_discriminant_finds_what_classes_share():
 
 
 def test_crops_are_places_of_a_scene_and_depend_on_the_generator_alone():
-    picture = load_pictures().images[0, 0]
+    pictures = load_pictures().images[:4].reshape(-1, 64, 64, 3)
+    bottleneck = train_judge.Bottleneck.of(pictures)
     one, two = (
-        [train_judge.crop(picture, random, recolour=True) for _ in range(8)]
+        [train_judge.crop(pictures[0], random, bottleneck, recolour=True) for _ in range(8)]
         for random in map(np.random.default_rng, (5, 5))
     )
     np.testing.assert_array_equal(one, two)
     assert np.array(one).shape == (8, 32, 32, 3)
     assert len({place.tobytes() for place in one}) == 8
+
+
+def test_bottleneck_loses_the_less_the_more_it_keeps():
+    pictures = load_pictures().images[:20].reshape(-1, 64, 64, 3)
+    bottleneck = train_judge.Bottleneck.of(pictures)
+    place = split_places(real_scenes(PROMPTS[:1]))[0].astype(np.float64)
+    losses = [np.abs(bottleneck(place, kept, 3, 5) - place).mean() for kept in (0, 24, 64, 192)]
+    assert losses == sorted(losses, reverse=True)
+    np.testing.assert_allclose(losses[-1], 0, atol=1e-9)
 
 
 def test_icons_are_found_by_name_where_a_package_has_no_codepoints(tmp_path, capsys):
