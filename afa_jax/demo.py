@@ -84,6 +84,7 @@ def write_page(
     out: Path, pictures: dict[str, list[Picture]], experts: Experts, config: ConfigDict, *, seconds: tuple[float, float]
 ) -> None:
     """Write ``out/index.html`` from the pictures of each method and the run's metrics."""
+    metrics = read_metrics(out)
     afa = pictures["afa"]
     timesteps = [int(t) for t in experts.schedule.timesteps(config.sample.steps)]
     sites = [stage.name for stage in experts.unet.stages][-len(afa[0].maps) :]
@@ -98,7 +99,6 @@ def write_page(
         f'<span class="swatch" style="background:{colour}"></span>{html.escape(name)}'
         for name, colour in legend(experts.names)
     )
-    metrics = read_metrics(out)
     smooth = _smooth([(m["step"], m["loss"]) for m in metrics])
     loss = [("loss", "#bbb", [(m["step"], m["loss"]) for m in metrics]), ("mean of 20 steps", "#0072b2", smooth)]
     weights = [
@@ -111,7 +111,7 @@ def write_page(
     )
     intro = (
         f"<p>{len(experts.names)} frozen experts ({html.escape(', '.join(experts.names))}), each fine-tuned on its own "
-        f"topic from one base model. Aggregators trained for {config.train.steps} steps of {config.train.batch} in "
+        f"topic from one base model. Aggregators trained for {metrics[-1]['step']} steps of {config.train.batch} in "
         f"{seconds[0]:.0f} s; {len(pictures)} x {len(PROMPTS)} pictures in {seconds[1]:.0f} s, both with compiling. "
         "Same prompts, same noise in every column.</p>"
     )
@@ -124,7 +124,7 @@ def write_page(
                 table(["prompt", *pictures, "whom AFA trusted where"], rows)
                 + f"<p>Trusted, mean over sites and timesteps: {colours}</p>",
             ),
-            ("Training loss (noise MSE)", line_chart(loss, x_label="step", y_label="loss")),
+            ("Training loss (MSE of the prediction)", line_chart(loss, x_label="step", y_label="loss")),
             (
                 "Mean weight of each expert in training",
                 line_chart(weights, x_label="step", y_label="weight"),
