@@ -6,6 +6,7 @@ Stable Diffusion's own VAE is used as it is; this command makes the small one of
 from __future__ import annotations
 
 import argparse
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -34,15 +35,14 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     options, config = parse(parser, arguments)
-    open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
-    write_config(options.workdir, config)
-
     if config.init:
         vae = load_vae(config.init)
     else:
         vae = VAE(VAEConfig(**config.vae), rngs=nnx.Rngs(config.seed))
     optimizer = make_optimizer(config.optimizer, config.steps)
     source = SceneSource(**config.data)
+    open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
+    write_config(options.workdir, config)
 
     def loss_of(vae: VAE, images: jax.Array, key: jax.Array) -> jax.Array:
         mean, logvar = vae.moments(images)
@@ -82,6 +82,7 @@ def main(arguments: Sequence[str]) -> None:
     psnr = float((10 * np.log10(4 / np.concatenate(errors))).mean())
     vae.config = VAEConfig(**{**config.vae, "scaling_factor": round(float(1 / np.concatenate(latents).std()), 5)})
     target = options.workdir / "model"
+    shutil.rmtree(target, ignore_errors=True)  # of this very run, before it was resumed to more steps
     save_folder(target, vae=vae, dtype=jnp.float16)
     print(f"{target}: PSNR {psnr:.2f} dB on 256 unseen scenes, scaling factor {vae.config.scaling_factor}")
 

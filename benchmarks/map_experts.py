@@ -7,6 +7,7 @@ of N separate calls as the base. CPU seconds, best of five rounds in which the m
 """
 
 import argparse
+import functools
 import time
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from flax import nnx
 from afa_jax.commands import load_config
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import MODES, map_experts, stack
+from afa_jax.parallel import MODES, Mode, map_experts, stack
 
 
 def main() -> None:
@@ -40,9 +41,12 @@ def main() -> None:
     def loop(_: UNet, x: jax.Array) -> jax.Array:
         return jnp.stack([total(unet, x) for unet in unets])
 
+    def mapped(mode: Mode, experts: UNet, x: jax.Array) -> jax.Array:
+        return map_experts(total, (experts,), (x,), mode)
+
     forwards: dict[str, Callable[[Any, jax.Array], jax.Array]] = {"loop": loop}
     for mode in MODES:
-        forwards[mode] = lambda experts, x, mode=mode: map_experts(total, (experts,), (x,), mode)  # type: ignore[misc]
+        forwards[mode] = functools.partial(mapped, mode)
     programs, compiled_in, memory = {}, {}, {}
     for name, forward in forwards.items():
         for kind in ("forward", "gradient"):

@@ -5,8 +5,8 @@
 
 Experts are diffusers folders or ids on the Hugging Face hub; edit EXPERTS, or set them with --config.experts. The paper
 used 10,000 JourneyDB pairs for 10 epochs with a batch of 8 (12,500 steps); PICTURES is a folder with captions.jsonl.
-Not run by us: no pretrained Stable Diffusion weights can be had where this project is built. The program is built and
-shape-evaluated in the tests, and was run once at 256 px with random weights (README, "What was measured").
+Not run by us: no pretrained Stable Diffusion weights can be had where this project is built. The training
+step is traced at full size in the tests, without weights; it was never executed.
 
 Variants: "" and "group1" (epiCRealism, majicMIX realistic, Realistic Vision), "group2" (AbsoluteReality,
 CyberRealistic, RealCartoon-Realistic), "256" (group1 at 256 px).

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-import scipy.linalg  # type: ignore[import-untyped]
+import scipy.linalg
 
 from afa_jax.evaluation.distances import frechet_distance, kernel_distance
 
