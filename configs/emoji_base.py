@@ -21,8 +21,9 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             name="emoji_base",
             seed=0,
-            steps=1300,
+            steps=3600,
             batch=32,
+            scenes=20480,  # encoded once, then trained on in turn
             caption_dropout=0.1,
             min_snr_gamma=0.0,
             ema=0.995,
@@ -30,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
             save_every=250,
             init="",
             with_vae=True,
-            vae="runs/emoji_vae_more/model",
+            vae="models/emoji/base",
             tokenizer="afa_jax/data/emoji",
             unet=dict(
                 sample_size=16,
@@ -45,7 +46,7 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             text_encoder=dict(
                 vocab_size=674, hidden_size=128, intermediate_size=512, num_hidden_layers=2, num_attention_heads=4,
-                max_position_embeddings=24, eos_token_id=673,
+                max_position_embeddings=16, eos_token_id=673,
             ),
             schedule=dict(
                 beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", prediction_type="v_prediction",

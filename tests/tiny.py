@@ -49,7 +49,7 @@ TEXT = TextConfig(
     intermediate_size=16,
     num_hidden_layers=1,
     num_attention_heads=2,
-    max_position_embeddings=24,
+    max_position_embeddings=16,
     eos_token_id=673,
 )
 VAE_CONFIG = VAEConfig(

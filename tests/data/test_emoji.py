@@ -247,7 +247,7 @@ def test_tokenizer_files_are_those_of_the_vocabulary(tmp_path):
 def test_each_word_is_one_token_and_captions_come_back(clip_tokenizer):
     words = tokenizer.count_words(read_vocabulary())
     assert len(clip_tokenizer) <= 2000
-    assert clip_tokenizer.model_max_length == 24
+    assert clip_tokenizer.model_max_length == 16
     assert all(len(ids) == 3 for ids in clip_tokenizer(list(words)).input_ids)
     names = [subject.name for subject in read_vocabulary().subjects]
     longest = sorted(names, key=lambda name: len(name.split()))[-2:]

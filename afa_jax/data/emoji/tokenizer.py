@@ -23,7 +23,7 @@ ALPHABET = string.ascii_lowercase + string.digits + ",.'-"
 END = "</w>"  # marks a word's last token
 START_OF_TEXT = "<|startoftext|>"
 END_OF_TEXT = "<|endoftext|>"
-MAX_LENGTH = 24
+MAX_LENGTH = 16
 
 
 def count_words(vocabulary: Vocabulary) -> Counter[str]:
