@@ -23,6 +23,7 @@ from afa_jax.data.emoji.scenes import SceneSource
 from afa_jax.data.pictures import to_images
 from afa_jax.errors import InputError
 from afa_jax.models.configs import VAEConfig
+from afa_jax.models.layers import Conv
 from afa_jax.models.vae import VAE
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import make_optimizer, update_average
@@ -108,19 +109,26 @@ def whiten(vae: VAE, mean: np.ndarray, logvar: np.ndarray) -> VAEConfig:
     variances, directions = np.linalg.eigh(np.cov((points - center).T))
     gains = np.minimum(1, MAX_GAIN * np.sqrt(variances / variances[-1])) / np.sqrt(variances)
     forth, back = directions * gains, (directions / gains).T  # whitened = (point - center) @ forth
-    kernel, bias = (np.array(param[...], np.float64) for param in (vae.quant_conv.kernel, vae.quant_conv.bias))
+    kernel, bias = _read(vae.quant_conv)
     kernel[..., :channels] = kernel[..., :channels] @ forth
     bias[:channels] = (bias[:channels] - center) @ forth
     kernel[..., channels:] = 0
     bias[channels:] = np.log(np.square(forth).T @ np.exp(logvar).reshape(-1, channels).mean(0))
-    vae.quant_conv.kernel[...], vae.quant_conv.bias[...] = jnp.float32(kernel), jnp.float32(bias)
-    kernel, bias = (
-        np.array(param[...], np.float64) for param in (vae.post_quant_conv.kernel, vae.post_quant_conv.bias)
-    )
-    bias = bias + center @ kernel[0, 0]
-    vae.post_quant_conv.kernel[...], vae.post_quant_conv.bias[...] = jnp.float32(back @ kernel), jnp.float32(bias)
+    _write(vae.quant_conv, kernel, bias)
+    kernel, bias = _read(vae.post_quant_conv)
+    _write(vae.post_quant_conv, back @ kernel, bias + center @ kernel[0, 0])
     scale = 1 / ((points - center) @ forth).std()
     return dataclasses.replace(vae.config, scaling_factor=round(float(scale), 5))
+
+
+def _read(conv: Conv) -> tuple[np.ndarray, np.ndarray]:
+    assert conv.bias is not None
+    return np.array(conv.kernel[...], np.float64), np.array(conv.bias[...], np.float64)
+
+
+def _write(conv: Conv, kernel: np.ndarray, bias: np.ndarray) -> None:
+    assert conv.bias is not None
+    conv.kernel[...], conv.bias[...] = jnp.float32(kernel), jnp.float32(bias)
 
 
 if __name__ == "__main__":

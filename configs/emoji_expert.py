@@ -31,7 +31,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.steps = 400
     config.seed = 1
     topics = dict(topics=(arg,), mixed=False) if arg in TOPICS else dict(topics=None, mixed=True, styles=(arg,))
-    config.data = ConfigDict(dict(seed=3, single=0.3) | topics)
+    config.data = ConfigDict(dict(seed=3, single=0.3, places=2) | topics)
     config.optimizer.lr = 5e-4
     config.optimizer.warmup = 50
     return config

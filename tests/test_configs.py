@@ -19,7 +19,11 @@ from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.state import init_aggregators, init_state, make_train_step
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-VARIANTS = {"emoji_expert": ("animals", "food", "things", "noto"), "sd15": ("", "group1", "group2", "256")}
+VARIANTS = {
+    "emoji_base": ("", "start", "words"),
+    "emoji_expert": ("animals", "food", "things", "noto"),
+    "sd15": ("", "group1", "group2", "256"),
+}
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)

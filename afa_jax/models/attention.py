@@ -12,7 +12,9 @@ from jax.typing import DTypeLike
 
 from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear
 
-Implementation = Literal["xla", "cudnn"]
+Implementation = Literal["xla", "cudnn", "splash"]
+
+SPLASH_BLOCK = 128  # the kernel's smallest tile: sequences must be multiples of it
 
 
 def attend(
@@ -20,13 +22,53 @@ def attend(
 ) -> Array:
     """Scaled dot-product attention, ``[b, s, heads, d]`` each; logits and softmax in float32.
 
-    Without ``implementation``: cuDNN's flash attention on a GPU in half precision, which is what it supports, and XLA
-    everywhere else.
+    Without ``implementation``: cuDNN's flash attention on a GPU in half precision, which is what it supports; splash on
+    a single TPU for sequences of its block size's multiples (a Pallas kernel cannot be partitioned over devices by the
+    compiler); XLA everywhere else.
+
+    Raises:
+        ValueError: "splash" for a causal mask or for lengths that are not multiples of SPLASH_BLOCK.
     """
     if implementation is None:
-        half = query.dtype in (jnp.bfloat16, jnp.float16)
-        implementation = "cudnn" if half and jax.default_backend() == "gpu" and query.shape[-1] % 8 == 0 else "xla"
+        implementation = _choose(query, key, causal)
+    if implementation == "splash":
+        return _splash(query, key, value, causal)
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=implementation)
+
+
+def _choose(query: Array, key: Array, causal: bool) -> Implementation:
+    backend = jax.default_backend()
+    half = query.dtype in (jnp.bfloat16, jnp.float16)
+    if backend == "gpu" and half and query.shape[-1] % 8 == 0:
+        return "cudnn"
+    lengths = query.shape[1], key.shape[1]
+    if backend == "tpu" and jax.device_count() == 1 and not causal and not any(n % SPLASH_BLOCK for n in lengths):
+        return "splash"
+    return "xla"
+
+
+def _splash(query: Array, key: Array, value: Array, causal: bool) -> Array:
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
+
+    lengths = query.shape[1], key.shape[1]
+    if causal or any(n % SPLASH_BLOCK for n in lengths):
+        raise ValueError(
+            f"splash attention here is without a mask and for lengths that are multiples of {SPLASH_BLOCK}, "
+            f"not {lengths}, causal={causal}"
+        )
+    block_q, block_kv = (next(size for size in (512, 256, 128) if n % size == 0) for n in lengths)
+    blocks = splash_attention_kernel.BlockSizes(
+        block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
+        block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
+        block_q_dq=block_q, block_kv_dq=block_kv,
+    )  # fmt: skip
+    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask(lengths)] * query.shape[2])
+    kernel = splash_attention_kernel.make_splash_mha_single_device(
+        mask, block_sizes=blocks, interpret=jax.default_backend() != "tpu"
+    )
+    scaled = query * query.shape[-1] ** -0.5
+    heads_first = (x.transpose(0, 2, 1, 3) for x in (scaled, key, value))
+    return jax.vmap(kernel)(*heads_first).transpose(0, 2, 1, 3)
 
 
 class Attention(nnx.Module):

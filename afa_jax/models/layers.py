@@ -18,7 +18,7 @@ from jax.typing import DTypeLike
 
 # XLA's CPU convolution is slow on small maps: with 32 samples of 2 x 4 x 288 it reached 2 GFLOP/s where one matrix
 # product of the neighbourhoods reached 50 (benchmarks/conv.py). Up to this many output positions we use the product.
-SMALL_MAP = 128
+SMALL_MAP = 16
 
 
 def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> Array:

@@ -10,7 +10,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from afa_jax.errors import InputError
-from afa_jax.weights.keys import dotted, flatten
+from afa_jax.weights.keys import flatten, unflatten
 
 
 class Checkpoints:
@@ -59,10 +59,7 @@ class Checkpoints:
         except (ValueError, KeyError, FileNotFoundError) as error:
             reason = str(error).strip().splitlines()[0]
             raise InputError(f"{self.folder / str(step)} cannot be restored into this config: {reason}") from error
-        filled = {
-            name: jax.tree_util.tree_map_with_path(lambda path, leaf, n=name: restored["arrays"][n][dotted(path)], tree)
-            for name, tree in trees.items()
-        }
+        filled = {name: unflatten(tree, restored["arrays"][name]) for name, tree in trees.items()}
         return step, filled, restored["facts"]
 
     def close(self) -> None:

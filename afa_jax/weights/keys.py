@@ -9,7 +9,7 @@ U-Net's stages (diffusers nests layers in blocks), the name of the last componen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -35,6 +35,11 @@ def flatten(tree: Any) -> dict[str, Any]:
     """The leaves of a module (or of any pytree) by dotted path, without the ``value`` that NNX variables add."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {dotted(path): leaf for path, leaf in leaves}
+
+
+def unflatten(tree: Any, flat: Mapping[str, Any]) -> Any:
+    """A tree like ``tree``, whose leaves may be shapes, with the arrays of ``flat``, as ``flatten`` makes it."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: flat[dotted(path)], tree)
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -271,7 +271,7 @@ def test_unknown_characters_have_the_unknown_id(clip_tokenizer):
     assert (start, end) == (clip_tokenizer.bos_token_id, clip_tokenizer.eos_token_id)
     assert middle[1:] == [unknown] * len("☃".encode())
     padded = clip_tokenizer("fox", padding="max_length", truncation=True).input_ids
-    assert padded == [start, middle[0], *[end] * 22]
+    assert padded == [start, middle[0], *[end] * (tokenizer.MAX_LENGTH - 2)]
 
 
 def test_tokenizer_refuses_names_beyond_its_alphabet():
@@ -358,3 +358,18 @@ def test_builder_names_what_is_missing(packages):
 def test_the_shipped_data_set_names_no_machine():
     for path in DATA_DIR.glob("*.json"):
         assert str(HERE.parents[2]) not in path.read_text()
+
+
+def test_one_place_is_the_filled_half_of_the_same_scene():
+    whole, cut = SceneSource(seed=4, single=1.0), SceneSource(seed=4, single=1.0, places=1)
+    sides = set()
+    for i in range(20):
+        scene, place = whole[i], cut[i]
+        assert {key: scene[key] for key in scene if key != "image"} == {k: place[k] for k in place if k != "image"}
+        left = bool(scene["left"])
+        sides.add(left)
+        half = scene["image"][:, :PLACE] if left else scene["image"][:, PLACE:]
+        np.testing.assert_array_equal(place["image"], half)
+    assert sides == {True, False}
+    with pytest.raises(ValueError, match="1 with single=1"):
+        SceneSource(seed=4, single=0.5, places=1)

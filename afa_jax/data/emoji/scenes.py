@@ -185,7 +185,7 @@ class SceneSource:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns image, uint8 [32, 32 * places, 3], and the strings caption, left, right and style, and topics, two of them.
+        """Returns image, uint8 [32, 32 * places, 3], and the strings caption, left, right, style and two topics.
 
         An empty place has the subject "" and the topic "".
         """

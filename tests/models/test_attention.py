@@ -1,0 +1,34 @@
+"""Attention's implementations against one another; the kernels of other backends in interpretation."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afa_jax.models.attention import attend
+
+
+def test_splash_is_attention() -> None:
+    """Values and gradients, at a head width that is not a multiple of the kernel's lanes."""
+    shape = (2, 128, 2, 40)
+    query, key, value = (jax.random.normal(jax.random.key(i), shape) for i in range(3))
+    weights = jax.random.normal(jax.random.key(3), shape)
+
+    def both(implementation: str) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        def total(*qkv: jax.Array) -> tuple[jax.Array, jax.Array]:
+            out = attend(*qkv, implementation=implementation)  # type: ignore[arg-type]
+            return (out * weights).sum(), out
+
+        gradients, out = jax.jit(jax.grad(total, (0, 1, 2), has_aux=True))(query, key, value)
+        return out, gradients
+
+    (out, gradients), (expected, expected_gradients) = both("splash"), both("xla")
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for gradient, reference in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(gradient, reference, atol=1e-4 * float(jnp.abs(reference).max()))
+
+
+def test_splash_says_what_it_cannot_do() -> None:
+    x = jnp.ones((1, 77, 1, 8))
+    with pytest.raises(ValueError, match="multiples of 128"):
+        attend(x, x, x, implementation="splash")
