@@ -9,7 +9,10 @@ python -m afa_jax.finetune --config configs/emoji_base.py:start --workdir runs/e
 python -m afa_jax.finetune --config configs/emoji_base.py:words --workdir runs/emoji_words
 python -m afa_jax.finetune --config configs/emoji_base.py --workdir runs/emoji_base
 
-FIGURES
+The shipped base came from these three on two cores that did other work too, with GLIBC_TUNABLES as in
+docs/architecture.md: 750 steps of :start (of a run planned for 3,600, so at almost the full learning rate; 11 minutes,
+loss 0.46), 6,000 of :words (43 minutes, loss 0.38), 450 of scenes (6 minutes, loss 0.36). The autoencoder was there
+before: configs/emoji_vae.py.
 """
 
 from ml_collections import ConfigDict
@@ -18,11 +21,11 @@ VARIANTS = {
     "start": dict(init="", steps=750),
     "words": dict(
         init="runs/emoji_start/model",
-        steps=4000,
+        steps=6000,
         data=dict(single=1.0, places=1),
         optimizer=dict(schedule="constant", warmup=50),
     ),
-    "": dict(init="runs/emoji_words/model", steps=600),
+    "": dict(init="runs/emoji_words/model", steps=450, scenes=8192),
 }
 
 

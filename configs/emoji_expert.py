@@ -29,6 +29,7 @@ def get_config(arg: str = "") -> ConfigDict:
     config.vae = "models/emoji/base"
     config.with_vae = False  # it is the base model's
     config.steps = 400
+    config.scenes = 6144
     config.seed = 1
     topics = dict(topics=(arg,), mixed=False) if arg in TOPICS else dict(topics=None, mixed=True, styles=(arg,))
     config.data = ConfigDict(dict(seed=3, single=0.3, places=2) | topics)

@@ -6,7 +6,9 @@ The shipped one was made in two runs::
     python -m afa_jax.train_vae --config configs/emoji_vae.py:more --workdir runs/emoji_vae_more
 
 17 and 31 minutes on two cores shared with other work; PSNR on 256 unseen scenes 24.48 dB after the first, 27.17 dB
-after the second.
+after the second. train_vae whitens the latents at the end of a run; then it did not, and this did:
+
+    python -m afa_jax.train_vae --config configs/emoji_vae.py:more --config.init=MODEL --config.steps=0 --workdir DIR
 """
 
 from ml_collections import ConfigDict
