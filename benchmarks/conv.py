@@ -2,9 +2,10 @@
 
     python benchmarks/conv.py
 
-GFLOP/s of 3x3 convolutions that keep size and channels, forward and forward with both gradients, the best of some
-runs: XLA's convolution, one matrix product of the neighbourhoods (used up to SMALL_MAP pixels a map), and XLA's with
-our kernel gradient (used above). A minute or two; other work on the machine shows in the figures.
+GFLOP/s of 3x3 convolutions that keep size and channels, the best of some runs: forward, forward with both gradients,
+and forward with the input's gradient inside a loop over three kernels, as in map_experts' scan. Implementations: XLA's
+convolution, one matrix product of the neighbourhoods (used up to SMALL_MAP pixels a map), and XLA's with our gradients
+(used above). Two or three minutes; other work on the machine shows in the figures.
 """
 
 from __future__ import annotations
@@ -36,11 +37,16 @@ def best_seconds(function: Callable[..., object], *arguments: Array) -> float:
     return min(times)
 
 
+def in_loop(conv: Callable[[Array, Array], Array], xs: Array, kernels: Array) -> Array:
+    """Each x with its kernel, one after another."""
+    return jax.lax.map(lambda pair: conv(*pair), (xs, kernels))
+
+
 def main() -> None:
     """Print the table."""
     device = jax.devices("cpu")[0]
     print(f"jax {jax.__version__}, {device.device_kind}, GFLOP/s, float32")
-    print(f"{'batch x (map) x channels':<26}" + "".join(f"{name:>9} {'+ grad':>8}" for name in IMPLEMENTATIONS))
+    print(f"{'batch x (map) x channels':<26}" + "".join(f"{name:>9} {'+ grad':>8} {'in loop':>8}" for name in IMPLEMENTATIONS))
     with jax.default_device(device):
         for batch, height, width, channels in SIZES:
             x = jax.random.normal(jax.random.key(0), (batch, height, width, channels))
@@ -53,6 +59,8 @@ def main() -> None:
                 both = jax.jit(jax.grad(lambda *a, f=forward: 0.5 * jnp.square(f(*a)).sum(), (0, 1)))
                 row += f"{gflop / best_seconds(forward, x, kernel):9.1f}"
                 row += f" {3 * gflop / best_seconds(both, x, kernel):8.1f}"
+                mapped = jax.jit(jax.grad(lambda *a, f=forward: 0.5 * jnp.square(in_loop(f, *a)).sum()))
+                row += f" {6 * gflop / best_seconds(mapped, jnp.stack([x] * 3), jnp.stack([kernel] * 3)):8.1f}"
             print(row, flush=True)
 
 

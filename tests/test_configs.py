@@ -21,7 +21,7 @@ from afa_jax.training.state import init_aggregators, init_state, make_train_step
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = {
     "emoji_base": ("", "start", "words"),
-    "emoji_expert": ("animals", "food", "things", "noto"),
+    "emoji_expert": ("animals", "food", "things", "noto", "animals_words"),
     "sd15": ("", "group1", "group2", "256"),
 }
 

@@ -124,7 +124,11 @@ def _conv2d_columns(x: Array, kernel: Array, stride: int, padding: tuple[int, in
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d_cpu(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
-    """XLA's convolution with our own kernel gradient: XLA's is the slow part of training on a CPU."""
+    """XLA's convolution with our own gradients.
+
+    XLA's kernel gradient is the slow part of training on a CPU. Its input gradient inside a loop, as in map_experts'
+    scan, misses the fast convolution and ran up to 15 times slower than the matrix product (benchmarks/conv.py).
+    """
     return _conv2d_xla(x, kernel, stride, padding)
 
 
@@ -138,7 +142,7 @@ def _conv2d_cpu_backward(
     stride: int, padding: tuple[int, int], residuals: tuple[Array, Array], dy: Array
 ) -> tuple[Array, Array]:
     x, kernel = residuals
-    (dx,) = jax.linear_transpose(lambda x: _conv2d_xla(x, kernel, stride, padding), x)(dy)
+    (dx,) = jax.linear_transpose(lambda x: _conv2d_columns(x, kernel, stride, padding), x)(dy)
     rows = dy.reshape(-1, dy.shape[-1])
     dkernel = [[view.T @ rows for view in row] for row in _shifted_views(x, kernel.shape[0], stride, padding)]
     return dx, jnp.stack([jnp.stack(row) for row in dkernel])

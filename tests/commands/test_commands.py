@@ -190,7 +190,7 @@ def test_a_long_prompt_is_cut_and_the_lost_words_are_named(root, tmp_path, capsy
     arguments = ["--config", f"{root}/config.py", "--out", str(tmp_path), "--method", "uniform", "--prompt", prompt]
     assert run(sample.main, arguments) == 0
     error = capsys.readouterr().err
-    assert "has 41 tokens, 22 fit; lost:" in error and "pizza" in error.partition("lost:")[2]
+    assert "has 41 tokens, 14 fit; lost:" in error and "pizza" in error.partition("lost:")[2]
 
 
 def test_an_empty_prompt_is_the_unconditional_one(root, tmp_path):

@@ -74,7 +74,7 @@ def test_the_size_and_the_backend_choose_the_convolution(monkeypatch):
     for name in ("xla", "columns", "cpu"):
         monkeypatch.setattr(layers, f"_conv2d_{name}", spy(name))
     kernel = jnp.zeros((3, 3, 2, 2))
-    small, large = jnp.zeros((1, 8, 16, 2)), jnp.zeros((9, 16, 16, 2))
+    small, large = jnp.zeros((1, 4, 4, 2)), jnp.zeros((9, 8, 8, 2))
     for x, stride in ((small, 1), (large, 1), (large, 2)):
         layers.conv2d(x, kernel, stride)
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
