@@ -10,7 +10,7 @@ import sys
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, NoReturn, TextIO
 
 from ml_collections import ConfigDict
 
@@ -43,6 +43,13 @@ def _one_line_warning(
     line: str | None = None,
 ) -> None:
     print(f"warning: {message}", file=file or sys.stderr)
+
+
+class Parser(argparse.ArgumentParser):
+    """An argparse parser whose errors are an InputError, one line like every other."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message}; see {self.prog} --help")
 
 
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:

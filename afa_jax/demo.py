@@ -6,7 +6,6 @@ average and from AFA, and writes a self-contained page with the pictures, the lo
 
 from __future__ import annotations
 
-import argparse
 import html
 import time
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax import train
-from afa_jax.commands import load_config, run
+from afa_jax.commands import Parser, load_config, run
 from afa_jax.experts import Experts, load_experts
 from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
 from afa_jax.report.maps import COLOURS, contact_sheet, legend, paint
@@ -39,16 +38,18 @@ PROMPTS = (
 
 def main(arguments: Sequence[str]) -> None:
     """Train, sample and write ``--out/index.html``."""
-    parser = argparse.ArgumentParser(prog="python -m afa_jax.demo", description=__doc__)
+    parser = Parser(prog="python -m afa_jax.demo", description=__doc__)
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"), help="folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out")
     parser.add_argument("--seed", type=int, default=0)
     options, overrides = parser.parse_known_args(list(arguments))
+    if unknown := [argument for argument in overrides if not argument.startswith("--config.")]:
+        parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     spec = str(ROOT / "configs" / "emoji.py")
     started = time.perf_counter()
-    train.main(
-        ["--config", spec, "--workdir", str(options.out), *(["--overwrite"] if options.overwrite else []), *overrides]
-    )
+    flags = [f"--{flag}" for flag in ("resume", "overwrite") if getattr(options, flag)]
+    train.main(["--config", spec, "--workdir", str(options.out), *flags, *overrides])
     trained = time.perf_counter()
     config = load_config(spec, [override.removeprefix("--config.") for override in overrides])
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
@@ -76,7 +77,9 @@ def _sample(method: str, experts: Experts, config: ConfigDict, out: Path, seed: 
     folder.mkdir(exist_ok=True)
     for picture in made:
         name = f"{method.replace(':', '_')}_{slug(picture.request.prompt)}.png"
-        save_png(folder / name, picture.pixels, recipe_of(picture.request, method, seed, sampling, experts))
+        save_png(
+            folder / name, picture.pixels, recipe_of(picture.request, method, seed, sampling, experts, config, out)
+        )
     return made
 
 
@@ -99,10 +102,13 @@ def write_page(
         f'<span class="swatch" style="background:{colour}"></span>{html.escape(name)}'
         for name, colour in legend(experts.names)
     )
-    smooth = _smooth([(m["step"], m["loss"]) for m in metrics])
-    loss = [("loss", "#bbb", [(m["step"], m["loss"]) for m in metrics]), ("mean of 20 steps", "#0072b2", smooth)]
+
+    def curve(key: str) -> list[tuple[float, float]]:
+        return [(float(line["step"]), line[key]) for line in metrics]
+
+    loss = [("loss", "#bbb", curve("loss")), ("mean of 20 steps", "#0072b2", _smooth(curve("loss")))]
     weights = [
-        (name, "rgb({:.0f},{:.0f},{:.0f})".format(*COLOURS[k]), [(m["step"], m[f"weight_{k}"]) for m in metrics])
+        (name, "rgb({:.0f},{:.0f},{:.0f})".format(*COLOURS[k]), curve(f"weight_{k}"))
         for k, name in enumerate(experts.names)
     ]
     sheets = "".join(

@@ -24,7 +24,7 @@ from afa_jax.parallel import Mode, map_experts, stack
 from afa_jax.types import ExpertTextStates, TokenIds
 from afa_jax.weights.folders import load_scheduler_config, load_text_encoder, load_unet, load_vae, weights_file
 
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,6 +57,12 @@ class Experts:
             raise InputError(f"no expert {name!r}; there are {', '.join(self.names)}")
         return self.names.index(name)
 
+    def check_size(self, size: Sequence[int]) -> None:
+        """Raise InputError for pictures whose sides, in pixels, VAE and U-Net cannot halve often enough."""
+        factor = self.vae.config.factor * self.unet.config.factor
+        if any(side < factor or side % factor for side in size):
+            raise InputError(f"size {size[0]}x{size[1]}: both sides must be multiples of {factor}")
+
     @property
     def record(self) -> list[dict[str, str]]:
         """Names and hashes in order, for checkpoints and published files."""
@@ -79,9 +85,9 @@ def load_experts(
     names = tuple(expert["name"] for expert in config.experts)
     if len(set(names)) < len(names):
         raise InputError(f"experts have the same name: {', '.join(names)}")
-    base = resolve(config.base)
+    base = resolve(config.base, ("vae", "tokenizer", "scheduler"))
     schedule = NoiseSchedule.from_json(load_scheduler_config(base))
-    folders = [resolve(expert["path"]) for expert in config.experts]
+    folders = [resolve(expert["path"], ("unet", "text_encoder", "scheduler")) for expert in config.experts]
     for name, folder in zip(names, folders, strict=True):
         if (folder / "scheduler" / "scheduler_config.json").is_file():
             own = NoiseSchedule.from_json(load_scheduler_config(folder))
@@ -113,8 +119,8 @@ def load_experts(
     )
 
 
-def resolve(path: str) -> Path:
-    """A local folder as it is; a hub id becomes the folder of its downloaded snapshot.
+def resolve(path: str, components: Sequence[str]) -> Path:
+    """A local folder as it is; a hub id becomes the folder of its snapshot, with these components downloaded.
 
     Raises:
         InputError: neither.
@@ -124,12 +130,13 @@ def resolve(path: str) -> Path:
     if not _HUB_ID.fullmatch(path):
         raise InputError(f"{path}: no such folder, and not a hub id like owner/name")
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    patterns = ["*.json", "*.txt", "*.safetensors"]
+    # Pickles too, by name and not by content, would be missed: what has no safetensors is refused as missing.
+    files = [f"{component}/*.{suffix}" for component in components for suffix in ("json", "txt", "safetensors")]
     try:
-        return Path(snapshot_download(path, allow_patterns=[f"*/{pattern}" for pattern in patterns] + patterns))
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+        return Path(snapshot_download(path, allow_patterns=["model_index.json", *files], ignore_patterns="*non_ema*"))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: no such folder, and not to be had from the hub ({reason})") from error
 

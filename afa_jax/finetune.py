@@ -6,7 +6,6 @@ Diffusion are made. Used for the emoji default: one base model on everything, th
 
 from __future__ import annotations
 
-import argparse
 import math
 import shutil
 from collections.abc import Sequence
@@ -19,10 +18,12 @@ import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from afa_jax.commands import parse, run
+from afa_jax.commands import Parser, parse, run
 from afa_jax.data.emoji.scenes import SceneSource
+from afa_jax.data.loader import make_source
 from afa_jax.data.pictures import to_images
 from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
@@ -36,22 +37,23 @@ from afa_jax.parallel import data_mesh, replicate, split_batch
 from afa_jax.training.loop import run_loop
 from afa_jax.training.loss import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import open_workdir, write_config
+from afa_jax.training.workdir import check_positive, open_workdir, write_config
 from afa_jax.weights.folders import load_text_encoder, load_unet, load_vae, save_folder
 from afa_jax.weights.keys import flatten, unflatten
 
 Model = tuple[UNet, TextEncoder]
+ENCODED_AT_ONCE = 64
 
 
 def main(arguments: Sequence[str]) -> None:
     """Train and write ``workdir/model``, a diffusers folder with the averaged weights in float16."""
-    parser = argparse.ArgumentParser(prog="python -m afa_jax.finetune", description=__doc__)
+    parser = Parser(prog="python -m afa_jax.finetune", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
     options, config = parse(parser, arguments)
     vae, tokenizer = load_vae(config.vae), Tokenizer(config.tokenizer)
-    schedule = NoiseSchedule.from_json(config.schedule)
+    schedule = NoiseSchedule.from_json(config.schedule.to_dict())
     if config.init:
         model: Model = (load_unet(config.init), load_text_encoder(config.init))
     else:
@@ -87,10 +89,16 @@ def main(arguments: Sequence[str]) -> None:
         new = dict(params=params, average=average, opt=opt, step=state["step"] + 1)
         return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
 
-    open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
-    write_config(options.workdir, config)
     mesh = data_mesh()
-    scenes = encode_scenes(SceneSource(**config.data), config.scenes, vae, tokenizer, mesh)
+    check_positive(config, "steps", "batch", "log_every", "save_every", "scenes")
+    for name, number, unit in (("batch", config.batch, mesh.size), ("scenes", config.scenes, ENCODED_AT_ONCE)):
+        if number % unit:
+            raise InputError(f"{name}={number}; choose a multiple of {unit}")
+    source = make_source(ConfigDict(dict(kind="emoji") | config.data.to_dict()))
+    open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
+    if not options.resume:
+        write_config(options.workdir, config)
+    scenes = encode_scenes(source, config.scenes, vae, tokenizer, mesh)
 
     def batch_at(step: int) -> dict[str, jax.Array]:
         rows = np.arange(step * config.batch, (step + 1) * config.batch) % config.scenes
@@ -105,6 +113,7 @@ def main(arguments: Sequence[str]) -> None:
         seed=config.seed,
         workdir=options.workdir,
         resume=options.resume,
+        on_resume=lambda facts: write_config(options.workdir, config),
         log_every=config.log_every,
         save_every=config.save_every,
     )
@@ -141,21 +150,17 @@ def make_text_audible(unet: UNet, text_encoder: TextEncoder) -> None:
                 linear.kernel[...] *= math.sqrt(3)
 
 
-def encode_scenes(
-    source: SceneSource, count: int, vae: VAE, tokenizer: Tokenizer, mesh: Mesh, batch: int = 64
-) -> dict[str, np.ndarray]:
+def encode_scenes(source: SceneSource, count: int, vae: VAE, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, np.ndarray]:
     """The latents and token ids of the first ``count`` scenes, ``[count, ...]``: training then spares the VAE.
 
-    Raises:
-        InputError: count is not a multiple of the batch.
+    Args:
+        count: a multiple of ENCODED_AT_ONCE.
     """
-    if count % batch:
-        raise InputError(f"scenes={count}; choose a multiple of {batch}")
     vae = replicate(vae, mesh)
     encode = jax.jit(lambda vae, pixels: vae.encode(to_images(pixels)))
     latents, captions = [], []
-    for first in tqdm(range(0, count, batch), desc="encoding scenes", dynamic_ncols=True):
-        scenes = [source[first + i] for i in range(batch)]
+    for first in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", dynamic_ncols=True):
+        scenes = [source[first + i] for i in range(ENCODED_AT_ONCE)]
         captions += [scene["caption"] for scene in scenes]
         latents.append(np.asarray(encode(vae, split_batch(np.stack([scene["image"] for scene in scenes]), mesh))))
     return dict(latents=np.concatenate(latents), ids=tokenizer(captions))

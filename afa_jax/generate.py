@@ -48,10 +48,7 @@ class SampleOptions:
 
     def check(self, experts: Experts) -> None:
         """Raise InputError for a size, batch or guidance that cannot be sampled with these experts."""
-        factor = experts.vae.config.factor * experts.unet.config.factor
-        for side in self.size:
-            if side < factor or side % factor:
-                raise InputError(f"size {self.size[0]}x{self.size[1]}: both sides must be multiples of {factor}")
+        experts.check_size(self.size)
         if self.batch < 1:
             raise InputError(f"a batch of {self.batch}; choose 1 or more")
         if self.guidance < 1:

@@ -6,29 +6,30 @@ row.
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 import afa_jax
-from afa_jax.commands import parse, run
+from afa_jax.commands import Parser, parse, run
 from afa_jax.data.pictures import grid
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts, load_experts
 from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
 from afa_jax.report.maps import contact_sheet
+from afa_jax.weights.aggregators import aggregators_hash
 
 
 def main(arguments: Sequence[str]) -> None:
     """Sample every prompt ``--num_images`` times into ``--out``."""
-    parser = argparse.ArgumentParser(prog="python -m afa_jax.sample", description=__doc__)
+    parser = Parser(prog="python -m afa_jax.sample", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="a trained run (for --method afa)")
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
     parser.add_argument("--negative_prompt", default="", metavar="TEXT")
@@ -46,8 +47,10 @@ def main(arguments: Sequence[str]) -> None:
 
     if options.num_images < 1:
         raise InputError(f"--num_images {options.num_images}; choose 1 or more")
-    if options.seed < 0:
-        raise InputError(f"--seed {options.seed}; choose 0 or more")
+    if not 0 <= options.seed < 2**31:
+        raise InputError(f"--seed {options.seed}; choose 0 to {2**31 - 1}")
+    if not all(prompt.strip() for prompt in options.prompt):
+        raise InputError("--prompt is empty; say what to draw")
     if options.eta < 0:
         raise InputError(f"--eta {options.eta}; choose 0 or more")
     defaults = config.sample
@@ -81,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
     made = generate(requests, denoiser, experts, seed=options.seed, options=sampling)
     for picture, name in zip(tqdm(made, total=len(requests), unit="image"), names, strict=True):
         options.out.mkdir(parents=True, exist_ok=True)
-        recipe = recipe_of(picture.request, options.method, options.seed, sampling, experts)
+        recipe = recipe_of(picture.request, options.method, options.seed, sampling, experts, config, options.workdir)
         save_png(options.out / f"{name}.png", picture.pixels, recipe)
         if options.maps:
             timesteps = [int(t) for t in experts.schedule.timesteps(sampling.steps)]
@@ -113,9 +116,17 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
 
 
-def recipe_of(request: Request, method: str, seed: int, options: SampleOptions, experts: Experts) -> dict[str, object]:
-    """Everything that makes a picture again."""
-    return dict(
+def recipe_of(
+    request: Request,
+    method: str,
+    seed: int,
+    options: SampleOptions,
+    experts: Experts,
+    config: ConfigDict,
+    workdir: Path | None,
+) -> dict[str, object]:
+    """Everything that makes a picture again, on the same kind of device."""
+    recipe = dict(
         version=afa_jax.__version__,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -127,8 +138,13 @@ def recipe_of(request: Request, method: str, seed: int, options: SampleOptions, 
         guidance=options.guidance,
         eta=options.eta,
         sampler="ddim",
+        dtype=config.dtype,
+        base=config.base,
         experts=experts.record,
     )
+    if method == "afa" and workdir is not None:
+        recipe["aggregators_sha256"] = aggregators_hash(workdir)
+    return recipe
 
 
 def save_png(path: Path, pixels: np.ndarray, recipe: dict[str, object]) -> None:

@@ -5,7 +5,6 @@ Stable Diffusion's own VAE is used as it is; this command makes the small one of
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import shutil
 from collections.abc import Sequence
@@ -17,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
 
-from afa_jax.commands import parse, run
-from afa_jax.data.emoji.scenes import SceneSource
+from afa_jax.commands import Parser, parse, run
+from afa_jax.data.loader import make_source
 from afa_jax.data.pictures import to_images
 from afa_jax.errors import InputError
 from afa_jax.models.configs import VAEConfig
@@ -27,7 +27,7 @@ from afa_jax.models.layers import Conv
 from afa_jax.models.vae import VAE
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import open_workdir, write_config
+from afa_jax.training.workdir import check_positive, open_workdir, write_config
 from afa_jax.weights.folders import load_vae, save_folder
 
 MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when they are whitened
@@ -35,7 +35,7 @@ MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when the
 
 def main(arguments: Sequence[str]) -> None:
     """Train and write ``workdir/model``, a diffusers folder with a VAE whose scaled latents have unit variance."""
-    parser = argparse.ArgumentParser(prog="python -m afa_jax.train_vae", description=__doc__)
+    parser = Parser(prog="python -m afa_jax.train_vae", description=__doc__)
     parser.add_argument("--workdir", type=Path, required=True)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--overwrite", action="store_true")
@@ -45,9 +45,11 @@ def main(arguments: Sequence[str]) -> None:
     else:
         vae = VAE(VAEConfig(**config.vae), rngs=nnx.Rngs(config.seed))
     optimizer = make_optimizer(config.optimizer, config.steps)
-    source = SceneSource(**config.data)
+    check_positive(config, "batch", "log_every", "save_every")
+    source = make_source(ConfigDict(dict(kind="emoji") | config.data.to_dict()))
     open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
-    write_config(options.workdir, config)
+    if not options.resume:
+        write_config(options.workdir, config)
 
     def loss_of(vae: VAE, images: jax.Array, key: jax.Array) -> jax.Array:
         mean, logvar = vae.moments(images)
@@ -71,6 +73,7 @@ def main(arguments: Sequence[str]) -> None:
     state = dict(params=vae, average=vae, opt=optimizer.init(vae), step=jnp.zeros((), jnp.int32))
     state = run_loop(
         step, state, batch_at, steps=config.steps, seed=config.seed, workdir=options.workdir, resume=options.resume,
+        on_resume=lambda facts: write_config(options.workdir, config),
         log_every=config.log_every, save_every=config.save_every,
     )  # fmt: skip
     vae = state["average"]

@@ -46,7 +46,8 @@ def main() -> None:
     """Print the table."""
     device = jax.devices("cpu")[0]
     print(f"jax {jax.__version__}, {device.device_kind}, GFLOP/s, float32")
-    print(f"{'batch x (map) x channels':<26}" + "".join(f"{name:>9} {'+ grad':>8} {'in loop':>8}" for name in IMPLEMENTATIONS))
+    heads = [f"{name:>9} {'+ grad':>8} {'in loop':>8}" for name in IMPLEMENTATIONS]
+    print(f"{'batch x (map) x channels':<26}" + "".join(heads))
     with jax.default_device(device):
         for batch, height, width, channels in SIZES:
             x = jax.random.normal(jax.random.key(0), (batch, height, width, channels))

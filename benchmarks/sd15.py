@@ -27,7 +27,7 @@ from afa_jax.models.vae import VAE
 from afa_jax.parallel import MODES
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.state import init_aggregators, init_state, make_train_step
-from afa_jax.weights.keys import dotted
+from afa_jax.weights.keys import dotted, flatten
 
 
 def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -65,8 +65,11 @@ def main() -> None:
     )
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     sabw = SABWConfig(**config.sabw)
-    state = jax.eval_shape(lambda: init_state(init_aggregators(sabw, frozen["unet"], count, 0), optimizer))
+    aggregators = jax.eval_shape(lambda: init_aggregators(sabw, frozen["unet"], count, 0))
+    state = jax.eval_shape(lambda aggregators: init_state(aggregators, optimizer), aggregators)
     step = make_train_step(
+        aggregators,
+        frozen,
         optimizer,
         NoiseSchedule(),
         caption_dropout=config.train.caption_dropout,
@@ -82,7 +85,7 @@ def main() -> None:
         f"{parameter_count(frozen['unet']):,} frozen U-Net and {parameter_count(state['params']):,} trained parameters"
     )
     started, cpu = time.perf_counter(), time.process_time()
-    program = step.lower(state, inputs, frozen, jax.random.key(0)).compile()  # type: ignore[attr-defined]
+    program = step.lower(state, inputs, flatten(frozen), jax.random.key(0)).compile()  # type: ignore[attr-defined]
     memory = program.memory_analysis()
     print(
         f"compiled in {time.perf_counter() - started:.0f} s ({time.process_time() - cpu:.0f} s CPU); arguments "
@@ -91,12 +94,12 @@ def main() -> None:
     )
     if options.compile_only:
         return
-    frozen = jax.tree_util.tree_map_with_path(fill, frozen)
+    arrays = flatten(jax.tree_util.tree_map_with_path(fill, frozen))
     state = init_state(init_aggregators(sabw, frozen["unet"], count, 0), optimizer)
     data = dict(image=np.full((batch, size, size, 3), 128, np.uint8), ids=np.zeros((batch, 77), np.int32))
     for number in range(2):
         started, cpu = time.perf_counter(), time.process_time()
-        state, metrics = jax.block_until_ready(program(state, data, frozen, jax.random.key(number)))
+        state, metrics = jax.block_until_ready(program(state, data, arrays, jax.random.key(number)))
         print(
             f"step {number}: {time.perf_counter() - started:.1f} s ({time.process_time() - cpu:.1f} s CPU), "
             f"loss {float(metrics['loss']):.4f}, gradient norm {float(metrics['gradient_norm']):.4f}; "

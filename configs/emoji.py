@@ -3,6 +3,8 @@ r"""The embedded default: AFA on the emoji experts that the repository carries. 
 python -m afa_jax.train --config configs/emoji.py --workdir runs/emoji
 python -m afa_jax.sample --config configs/emoji.py --workdir runs/emoji --out pictures \
     --prompt "octopus and pizza, noto style"
+
+Variant: base, the base model as the only expert, to compare the experts with it by afa_jax.evaluate.
 """
 
 from ml_collections import ConfigDict
@@ -11,15 +13,25 @@ TOPICS = ("animals", "food", "things")
 
 
 def get_config(arg: str = "") -> ConfigDict:
-    if arg:
-        raise KeyError("there are no variants")
+    if arg not in ("", "base"):
+        raise KeyError("choose base, or none")
+    names = TOPICS if not arg else (arg,)
     return ConfigDict(
         dict(
             name="emoji",
             dtype="float32",
             base="models/emoji/base",
-            experts=[dict(name=topic, path=f"models/emoji/{topic}") for topic in TOPICS],
-            sabw=dict(hidden=32, transformer_layers=1, heads=4, norm_num_groups=8),
+            experts=[dict(name=name, path=f"models/emoji/{name}") for name in names],
+            sabw=dict(
+                hidden=32,
+                transformer_layers=1,
+                heads=4,
+                norm_num_groups=8,
+                use_time=True,
+                use_text=True,
+                per_pixel=True,
+                sites="all",
+            ),
             data=dict(kind="emoji", seed=5, topics=None, mixed=True, single=0.1),
             train=dict(
                 seed=0,

@@ -38,7 +38,16 @@ def get_config(arg: str = "") -> ConfigDict:
             dtype="bfloat16",
             base="stable-diffusion-v1-5/stable-diffusion-v1-5",
             experts=[dict(name=name, path=path) for name, path in EXPERTS[group]],
-            sabw=dict(hidden=128, transformer_layers=2, heads=8, norm_num_groups=32),
+            sabw=dict(
+                hidden=128,
+                transformer_layers=2,
+                heads=8,
+                norm_num_groups=32,
+                use_time=True,
+                use_text=True,
+                per_pixel=True,
+                sites="all",
+            ),
             data=dict(kind="folder", path="data/journeydb", size=(size, size), seed=0, skip_unreadable=False),
             train=dict(
                 seed=0,

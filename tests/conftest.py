@@ -13,6 +13,8 @@ if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     # Nearly all of the tests' time is LLVM compiling programs that run for milliseconds.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+# With a bound the cache takes a lock: the workers of pytest-xdist must not read what another one is writing.
+os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(CACHE / "hypothesis"))
 

@@ -17,9 +17,11 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.state import init_aggregators, init_state, make_train_step
+from afa_jax.weights.keys import flatten
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = {
+    "emoji": ("", "base"),
     "emoji_base": ("", "start", "words"),
     "emoji_expert": ("animals", "food", "things", "noto", "animals_words"),
     "sd15": ("", "group1", "group2", "256"),
@@ -53,18 +55,22 @@ def test_the_run_of_record_has_a_training_step():
         vae=jax.eval_shape(lambda: VAE(VAEConfig(), rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)),
     )
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
-    state = jax.eval_shape(
-        lambda: init_state(init_aggregators(SABWConfig(**config.sabw), frozen["unet"], count, 0), optimizer)
-    )
+    aggregators = jax.eval_shape(lambda: init_aggregators(SABWConfig(**config.sabw), frozen["unet"], count, 0))
+    state = jax.eval_shape(lambda aggregators: init_state(aggregators, optimizer), aggregators)
     assert parameter_count(state["params"]) == 45_132_416
     step = make_train_step(
-        optimizer, NoiseSchedule(), caption_dropout=config.train.caption_dropout, no_caption=jnp.zeros(77, jnp.int32)
+        aggregators,
+        frozen,
+        optimizer,
+        NoiseSchedule(),
+        caption_dropout=config.train.caption_dropout,
+        no_caption=jnp.zeros(77, jnp.int32),
     )
     inputs = dict(
         image=jax.ShapeDtypeStruct((batch, *config.data.size, 3), jnp.uint8),
         ids=jax.ShapeDtypeStruct((batch, 77), jnp.int32),
     )
-    new, metrics = jax.eval_shape(step, state, inputs, frozen, jax.random.key(0))
+    new, metrics = jax.eval_shape(step, state, inputs, flatten(frozen), jax.random.key(0))
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new["params"]))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)

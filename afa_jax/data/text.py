@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import os
 import warnings
 from collections.abc import Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from afa_jax.errors import InputError
+
+END = "</w>"  # ends the last token of a word
 
 
 class Tokenizer:
@@ -30,6 +33,8 @@ class Tokenizer:
         if not (path / "vocab.json").is_file():
             raise InputError(f"{path}: no tokenizer there (vocab.json and merges.txt)")
         self._tokenizer = CLIPTokenizer.from_pretrained(path)
+        # Our own field of tokenizer_config.json, for a closed vocabulary of words: pieces of others mean nothing.
+        self._whole_words = bool(self._tokenizer.init_kwargs.get("whole_words", False))
         self.length: int = self._tokenizer.model_max_length
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
@@ -38,7 +43,7 @@ class Tokenizer:
         An empty prompt is the unconditional one and stands for itself.
 
         Raises:
-            InputError: a prompt has characters that the vocabulary does not know.
+            InputError: a prompt has characters that the vocabulary does not know, or, where it is closed, words.
         """
         rows = []
         for prompt in prompts:
@@ -46,6 +51,11 @@ class Tokenizer:
             # CLIP's unknown token is its end of text; within a prompt it can only mean "unknown".
             if self._tokenizer.unk_token_id in ids:
                 raise InputError(f"prompt {prompt!r}: the tokenizer does not know {self._unknown(prompt)!r}")
+            if self._whole_words and (word := self._broken_word(ids)):
+                known = [token.removesuffix(END) for token in self._tokenizer.get_vocab() if token.endswith(END)]
+                close = difflib.get_close_matches(word, [word for word in known if len(word) > 2], n=1)
+                hint = f"did you mean {close[0]}?" if close else "its words are in tokenizer/vocab.json"
+                raise InputError(f"prompt {prompt!r}: these models never learnt the word {word!r}; {hint}")
             room = self.length - 2
             if len(ids) > room:
                 lost = self._tokenizer.decode(ids[room:]).strip()
@@ -55,6 +65,17 @@ class Tokenizer:
             ids = [self._tokenizer.bos_token_id, *ids[:room], self._tokenizer.eos_token_id]
             rows.append(ids + [self._tokenizer.pad_token_id] * (self.length - len(ids)))
         return np.asarray(rows, np.int32)
+
+    def _broken_word(self, ids: Sequence[int]) -> str:
+        """The first word that is not one token, or nothing."""
+        pieces: list[str] = []
+        for token in self._tokenizer.convert_ids_to_tokens(ids):
+            pieces.append(token.removesuffix(END))
+            if token.endswith(END):
+                if len(pieces) > 1:
+                    return "".join(pieces)
+                pieces = []
+        return "".join(pieces)
 
     def _unknown(self, prompt: str) -> str:
         unknown = self._tokenizer.unk_token_id

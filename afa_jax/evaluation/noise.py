@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,9 @@ from jax import Array
 
 from afa_jax.data.pictures import to_images
 from afa_jax.diffusion.guidance import Denoiser
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts import Experts, encode_prompts
+from afa_jax.models.vae import VAE
 
 
 def noise_errors(
@@ -38,21 +42,23 @@ def noise_errors(
     parts = np.random.default_rng(0).permutation(count * draws).reshape(count, draws)
     timesteps = ((parts + 0.5) * total / (count * draws)).astype(np.int32)
 
-    @jax.jit
-    def errors(denoiser: Denoiser, pixels: Array, ids: Array, t: Array, index: Array, draw: Array) -> Array:
-        latents = experts.vae.encode(to_images(pixels))
-        key = jax.random.key(0)
-        noise = jax.vmap(
-            lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), draw), latents.shape[1:])
-        )(index)
-        states = encode_prompts(experts.text_encoder, ids)
-        xt = experts.schedule.add_noise(latents, noise, t)
-        predicted = experts.schedule.noise(xt, denoiser(xt, t, states), t)
-        return jnp.square(predicted - noise).mean((1, 2, 3))
-
     result = np.empty((count, draws), np.float32)
     for first in range(0, count, batch):
         rows = np.arange(first, first + batch)
         for draw in range(draws):
-            result[rows, draw] = errors(denoiser, pixels[rows], ids[rows], timesteps[rows, draw], rows, draw)
+            inputs = (pixels[rows], ids[rows], timesteps[rows, draw], rows, draw)
+            result[rows, draw] = _errors(denoiser, experts.vae, experts.text_encoder, inputs, schedule=experts.schedule)
     return result
+
+
+@functools.partial(jax.jit, static_argnames="schedule")
+def _errors(denoiser: Any, vae: VAE, text_encoder: Any, inputs: tuple[Any, ...], *, schedule: NoiseSchedule) -> Array:
+    pixels, ids, t, index, draw = inputs
+    latents = vae.encode(to_images(pixels))
+    key = jax.random.key(0)
+    noise = jax.vmap(
+        lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), draw), latents.shape[1:])
+    )(index)
+    xt = schedule.add_noise(latents, noise, t)
+    predicted = schedule.noise(xt, denoiser(xt, t, encode_prompts(text_encoder, ids)), t)
+    return jnp.square(predicted - noise).mean((1, 2, 3))

@@ -16,6 +16,15 @@ from afa_jax.models.unet import UNet, check_size
 from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
 from afa_jax.types import ExpertTextStates, Latents, Maps, SiteMaps, Timesteps
 
+# Fields that say the same in several ways (8 and [8, 8, 8, 8]) are compared by what they mean.
+_MEANING = dict(
+    attention_head_dim="heads",
+    num_attention_heads="heads",
+    layers_per_block="layers_per_level",
+    transformer_layers_per_block="transformer_layers",
+)
+_WITHOUT_EFFECT = ("sample_size", "upcast_attention")
+
 
 def stack_experts(unets: Sequence[UNet], names: Sequence[str]) -> UNet:
     """N U-Nets of one architecture as one whose leaves have a leading axis N.
@@ -25,8 +34,10 @@ def stack_experts(unets: Sequence[UNet], names: Sequence[str]) -> UNet:
     """
     for name, unet in zip(names[1:], unets[1:], strict=True):
         for field in dataclasses.fields(unet.config):
-            first, other = (getattr(u.config, field.name) for u in (unets[0], unet))
-            if first != other and field.name != "sample_size":
+            meaning = _MEANING.get(field.name, field.name)
+            same = getattr(unets[0].config, meaning) == getattr(unet.config, meaning)
+            if not same and field.name not in _WITHOUT_EFFECT:
+                first, other = (getattr(u.config, field.name) for u in (unets[0], unet))
                 raise InputError(
                     f"experts {names[0]!r} and {name!r} have different architectures: "
                     f"{field.name} is {first!r} and {other!r}"

@@ -9,9 +9,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import Array
 from jax.typing import DTypeLike
 
+from afa_jax.errors import InputError
 from afa_jax.models.attention import Transformer2D
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.layers import Conv
@@ -46,7 +46,10 @@ class SABWConfig:
 
     def __post_init__(self) -> None:
         if self.sites not in ("all", "last"):
-            raise ValueError(f"sites={self.sites!r}: choose all or last")
+            raise InputError(f"sabw.sites={self.sites!r}; choose all or last")
+        for field in ("heads", "norm_num_groups"):
+            if self.hidden % getattr(self, field):
+                raise InputError(f"sabw.{field}={getattr(self, field)} does not divide sabw.hidden={self.hidden}")
 
 
 class SABW(nnx.Module):
@@ -160,6 +163,6 @@ class Aggregators(nnx.Module):
         return self.sites[self.at.index(stage)] if stage in self.at else None
 
 
-def parameter_count(tree: Array | nnx.Module) -> int:
-    """Number of parameters."""
+def parameter_count(tree: Any) -> int:
+    """Number of parameters of a tree of arrays or shapes."""
     return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -14,6 +14,7 @@ from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear
 
 Implementation = Literal["xla", "cudnn", "splash"]
 
+CUDNN_HEAD = 128  # the widest head that its flash attention takes on every GPU since Ampere
 SPLASH_BLOCK = 128  # the kernel's smallest tile: sequences must be multiples of it
 
 
@@ -22,7 +23,8 @@ def attend(
 ) -> Array:
     """Scaled dot-product attention, ``[b, s, heads, d]`` each; logits and softmax in float32.
 
-    Without ``implementation``: cuDNN's flash attention on a GPU in half precision, which is what it supports; splash on
+    Without ``implementation``: cuDNN's flash attention on a GPU in half precision and for heads of at most CUDNN_HEAD
+    channels, which is what it supports (the VAE's one head is wider, the lowest levels' of SD1.5 too); splash on
     a single TPU for sequences of its block size's multiples (a Pallas kernel cannot be partitioned over devices by the
     compiler); XLA everywhere else.
 
@@ -39,7 +41,7 @@ def attend(
 def _choose(query: Array, key: Array, causal: bool) -> Implementation:
     backend = jax.default_backend()
     half = query.dtype in (jnp.bfloat16, jnp.float16)
-    if backend == "gpu" and half and query.shape[-1] % 8 == 0:
+    if backend == "gpu" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= CUDNN_HEAD:
         return "cudnn"
     lengths = query.shape[1], key.shape[1]
     if backend == "tpu" and jax.device_count() == 1 and not causal and not any(n % SPLASH_BLOCK for n in lengths):

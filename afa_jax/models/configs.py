@@ -97,7 +97,9 @@ class UNetConfig:
         )
         _check_fixed(data, fixed, what)
         fields = {field.name for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields}
+        values: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields and v is not None
+        }
         values["freq_shift"] = float(values.get("freq_shift", 0))
         if isinstance(values.get("sample_size"), tuple):
             values["sample_size"] = values["sample_size"][0]

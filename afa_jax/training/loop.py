@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from afa_jax.errors import InputError
 from afa_jax.training.checkpoints import Checkpoints
 from afa_jax.training.workdir import Metrics
 
@@ -32,7 +33,7 @@ def run_loop(
     workdir: Path,
     resume: bool,
     facts: Mapping[str, Any] | None = None,
-    check_facts: Callable[[Mapping[str, Any]], None] = lambda facts: None,
+    on_resume: Callable[[Mapping[str, Any]], None] = lambda facts: None,
     log_every: int = 1,
     save_every: int = 1000,
     keep: int = 2,
@@ -47,7 +48,7 @@ def run_loop(
         state: named pytrees, all of them saved.
         batch_at: the batch of a step, a pure function.
         facts: JSON values stored in each checkpoint, such as the hashes of frozen weights.
-        check_facts: raises InputError if a checkpoint's facts do not fit this run.
+        on_resume: called with the checkpoint's facts; raises InputError if they do not fit this run.
         log_every: steps between lines of metrics.jsonl; a line has the mean of the loss since the last one.
 
     Raises:
@@ -58,7 +59,9 @@ def run_loop(
     first = 0
     if resume:
         first, state, stored = checkpoints.restore(state)
-        check_facts(stored)
+        if first > steps:
+            raise InputError(f"{workdir} is at step {first} already; steps={steps} would go back")
+        on_resume(stored)
     metrics, key = Metrics(workdir, first), jax.random.key(seed)
     losses: list[float] = []
     started, waited = time.perf_counter(), 0.0

@@ -25,7 +25,7 @@ def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file, not a folder")
     filled = workdir.is_dir() and any(workdir.iterdir())
-    if resume and not filled:
+    if resume and not (workdir / "config.json").is_file():
         raise InputError(f"--resume: {workdir} holds no run")
     if filled and not resume:
         if not overwrite:
@@ -34,6 +34,13 @@ def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
             raise InputError(f"--overwrite: {workdir} does not look like a run (no config.json); remove it yourself")
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+
+
+def check_positive(config: ConfigDict, *fields: str) -> None:
+    """Raise InputError for a number of steps, a batch or an interval below one."""
+    for field in fields:
+        if config[field] < 1:
+            raise InputError(f"{field}={config[field]}; choose 1 or more")
 
 
 def write_config(workdir: Path, config: ConfigDict) -> None:

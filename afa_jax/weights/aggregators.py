@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +35,12 @@ def save_aggregators(folder: Path, aggregators: Aggregators, record: Mapping[str
     partial = folder / f".{RECORD}.partial"
     partial.write_text(text)
     partial.replace(folder / RECORD)
+
+
+def aggregators_hash(folder: Path) -> str:
+    """sha256 of a folder's aggregators."""
+    with open(folder / WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:

@@ -8,8 +8,8 @@ Layout of a Stable Diffusion 1.x/2.x folder::
     text_encoder/config.json    text_encoder/model.safetensors
     tokenizer/vocab.json ...    scheduler/scheduler_config.json
 
-Single-file checkpoints, hub ids and folders written by diffusers' Flax classes will have their own readers beside this
-one; all of them end in the same state dicts.
+Single-file checkpoints and folders written by diffusers' Flax classes will have their own readers beside this one; all
+of them end in the same state dicts.
 """
 
 from __future__ import annotations
@@ -46,6 +46,8 @@ _CLASSES = {
     "tokenizer": ("transformers", "CLIPTokenizer"),
     "scheduler": ("diffusers", "DDIMScheduler"),
 }
+# StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
+_PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 # The VAE's attention before diffusers 0.15.
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
@@ -215,6 +217,11 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def _config(folder: Path | str, component: str) -> tuple[dict[str, Any], str]:
+    index = Path(folder) / "model_index.json"
+    if index.is_file():
+        pipeline = read_json(index).get("_class_name", "")
+        if not _PIPELINE.fullmatch(pipeline):
+            raise WeightsError(f"{index}: {pipeline!r} is not of the Stable Diffusion 1.x/2.x families")
     path = Path(folder) / component / "config.json"
     return read_json(path), str(path)
 

@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 
+T = TypeVar("T")
 Key = Callable[[str], str]
 
 _PYTORCH_NAME = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -40,6 +41,11 @@ def flatten(tree: Any) -> dict[str, Any]:
 def unflatten(tree: Any, flat: Mapping[str, Any]) -> Any:
     """A tree like ``tree``, whose leaves may be shapes, with the arrays of ``flat``, as ``flatten`` makes it."""
     return jax.tree_util.tree_map_with_path(lambda path, _: flat[dotted(path)], tree)
+
+
+def shapes_of(tree: T) -> T:
+    """The tree with shapes and dtypes for leaves: its structure, without holding its arrays."""
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def dotted(path: tuple[Any, ...]) -> str:

@@ -13,46 +13,10 @@ from safetensors.numpy import load_file
 from afa_jax import sample, train
 from afa_jax.commands import run
 from afa_jax.models.configs import UNetConfig
+from afa_jax.weights.aggregators import aggregators_hash
 from afa_jax.weights.folders import save_folder
 from tests import tiny
-
-TOKENIZER = Path(__file__).parents[2] / "afa_jax" / "data" / "emoji" / "tokenizer"
-CONFIG = """
-from ml_collections import ConfigDict
-
-def get_config(arg=""):
-    return ConfigDict(dict(
-        name="tiny", dtype="float32", base="{root}/base",
-        experts=[dict(name=name, path="{root}/" + name) for name in ("a", "b", "c")],
-        sabw=dict(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4),
-        data=dict(kind="emoji", seed=0, length=64),
-        train=dict(
-            seed=0, steps=4, batch=2, caption_dropout=0.5, min_snr_gamma=0.0, log_every=1, save_every=2,
-            optimizer=dict(lr=1e-2, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),
-        ),
-        sample=dict(size=(32, 64), steps=3, guidance=2.0, batch=4),
-    ))
-"""
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A base model and three experts in diffusers layout, and a config of them."""
-    root = tmp_path_factory.mktemp("experts")
-    schedule = dict(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
-    )
-    for seed, name in enumerate(("base", "a", "b", "c")):
-        save_folder(
-            root / name,
-            unet=tiny.unet(seed),
-            vae=tiny.vae(seed),
-            text_encoder=tiny.text_encoder(seed),
-            tokenizer=TOKENIZER,
-            scheduler=schedule,
-        )
-    (root / "config.py").write_text(CONFIG.format(root=root))
-    return root
+from tests.commands.conftest import CONFIG
 
 
 @pytest.fixture(scope="module")
@@ -129,12 +93,12 @@ def test_pictures_carry_their_recipe_and_do_not_depend_on_their_batch(root, trai
         with Image.open(pictures[0]) as picture:
             recipe = json.loads(picture.info["afa_jax"])
         assert recipe["seed"] == 5 and recipe["steps"] == 3 and recipe["method"] == "afa"
+        assert recipe["aggregators_sha256"] == aggregators_hash(trained) and recipe["base"] == f"{root}/base"
         return {path.name.split("_", 2)[2]: np.asarray(Image.open(path)) for path in pictures}
 
-    # One compiled batch size, whatever is asked for: alone, three rows of the batch repeat the picture.
-    alone = make("alone", prompts[:1], "--config.sample.batch=4")
-    four = make("four", prompts, "--config.sample.batch=4")
-    seven = make("seven", [*prompts[1:], *prompts], "--config.sample.batch=4")
+    alone = make("alone", prompts[:1])
+    four = make("four", prompts)
+    seven = make("seven", [*prompts[1:], *prompts], "--config.sample.batch=7")
     for name, picture in alone.items():
         assert picture.shape == (32, 64, 3)
         np.testing.assert_array_equal(picture, four[name])
@@ -163,6 +127,11 @@ def test_maps_grid_and_methods(root, trained, tmp_path):
     ("arguments", "message"),
     [
         (["--prompt", "café, noto style", "--method", "uniform"], "does not know 'é'"),
+        (["--prompt", "zebra, noto style", "--method", "uniform"], "never learnt the word 'zebra'"),
+        (["--prompt", "octopuss", "--method", "uniform"], "did you mean octopus?"),
+        (["--prompt", "fox", "--prompt", " "], "--prompt is empty"),
+        ([], "required: --prompt"),
+        (["--prompt", "fox", "--seed", "5000000000"], "--seed 5000000000"),
         (["--prompt", "fox", "--steps", "0"], "0 sampling steps"),
         (["--prompt", "fox", "--size", "30x64"], "multiples of 8"),
         (["--prompt", "fox", "--size", "big"], "--size 'big'"),
@@ -193,12 +162,6 @@ def test_a_long_prompt_is_cut_and_the_lost_words_are_named(root, tmp_path, capsy
     assert "has 41 tokens, 14 fit; lost:" in error and "pizza" in error.partition("lost:")[2]
 
 
-def test_an_empty_prompt_is_the_unconditional_one(root, tmp_path):
-    arguments = ["--config", f"{root}/config.py", "--out", str(tmp_path), "--method", "uniform", "--prompt", ""]
-    assert run(sample.main, arguments) == 0
-    assert (tmp_path / "uniform_000_000_empty.png").is_file()
-
-
 def test_pictures_are_not_overwritten_unasked(root, tmp_path, capsys):
     arguments = ["--config", f"{root}/config.py", "--out", str(tmp_path), "--method", "uniform", "--prompt", "fox"]
     assert run(sample.main, arguments) == 0
@@ -218,7 +181,36 @@ def test_a_workdir_is_resumed_or_overwritten_only_if_asked(root, trained, tmp_pa
     (tmp_path / "home" / "thesis.txt").write_text("mine")
     assert run(train.main, [*arguments, str(tmp_path / "home"), "--overwrite"]) == 2
     assert "does not look like a run" in capsys.readouterr().err
-    assert (tmp_path / "home" / "thesis.txt").exists()
+    assert run(train.main, [*arguments, str(tmp_path / "home"), "--resume"]) == 2
+    assert "holds no run" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "home").iterdir()] == ["thesis.txt"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "required: --workdir"),
+        (["--workdir", "run", "--config.train.steps=0"], "steps=0; choose 1 or more"),
+        (["--workdir", "run", "--config.train.log_every=0"], "log_every=0"),
+        (["--workdir", "run", "--config.sabw.sites=first"], "sabw.sites='first'; choose all or last"),
+        (["--workdir", "run", "--config.sabw.hidden=6"], "sabw.norm_num_groups=4 does not divide sabw.hidden=6"),
+        (["--workdir", "run", "--config.base=../nowhere"], "../nowhere: no such folder, and not a hub id"),
+    ],
+)
+def test_bad_training_input_is_one_line_and_writes_nothing(root, tmp_path, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    assert run(train.main, ["--config", f"{root}/config.py", *arguments]) == 2
+    error = capsys.readouterr().err
+    assert message in error and error.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_finished_run_cannot_be_resumed_to_fewer_steps_and_keeps_its_config(root, trained, tmp_path, capsys):
+    shutil.copytree(trained, tmp_path / "run")
+    arguments = ["--config", f"{root}/config.py", "--workdir", str(tmp_path / "run"), "--quiet", "--resume"]
+    assert run(train.main, [*arguments, "--config.train.steps=2"]) == 2
+    assert "is at step 4 already" in capsys.readouterr().err
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["train"]["steps"] == 4
 
 
 def test_experts_that_differ_are_named_with_the_first_field(root, tmp_path, capsys):

@@ -1,14 +1,20 @@
-"""What finetune and train_vae add to the networks: whitened latents and audible text."""
+"""Training single models: the command, and what it and train_vae add: audible text and whitened latents."""
+
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from afa_jax import finetune
+from afa_jax.commands import run
 from afa_jax.finetune import make_text_audible
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
 from afa_jax.train_vae import MAX_GAIN, whiten
+from afa_jax.weights.folders import load_text_encoder, load_unet
+from afa_jax.weights.keys import flatten
 from tests import tiny
 
 
@@ -63,3 +69,30 @@ def test_a_new_model_hears_its_prompt() -> None:
         return float(jnp.abs(one - other).mean() / jnp.abs(one).mean())
 
     assert difference(True) > 1.5 * difference(False)
+
+
+def test_finetune_changes_the_model_and_resumes_bit_for_bit(root, tmp_path, capsys):
+    config = str(Path(__file__).parents[2] / "configs" / "emoji_expert.py")
+
+    def train(workdir: str, *more: str) -> int:
+        overrides = dict(init=f"{root}/a", vae=f"{root}/base", batch=8, scenes=64, save_every=1, log_every=1)
+        arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
+        return run(
+            finetune.main, ["--config", f"{config}:food", "--workdir", str(tmp_path / workdir), *arguments, *more]
+        )
+
+    assert train("whole", "--config.steps=2") == 0
+    assert train("parts", "--config.steps=1") == 0
+    assert train("parts", "--config.steps=2", "--resume") == 0
+    whole, parts = (
+        flatten((load_unet(tmp_path / run / "model"), load_text_encoder(tmp_path / run / "model")))
+        for run in ("whole", "parts")
+    )
+    started = flatten((load_unet(f"{root}/a"), load_text_encoder(f"{root}/a")))
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+    assert any(float(jnp.abs(whole[name] - started[name]).max()) > 1e-4 for name in whole)
+    capsys.readouterr()
+    assert train("bad", "--config.steps=2", "--config.scenes=100") == 2
+    assert "scenes=100; choose a multiple of 64" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()

@@ -1,4 +1,4 @@
-"""The facts that must hold of an ensemble, whatever the weights (shared design, "Facts that must hold")."""
+"""The facts that must hold of an ensemble, whatever the weights."""
 
 from typing import Any
 
@@ -57,6 +57,16 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(trained, s
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, states[0])
     fused, _ = run(Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0))
+    np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
+
+
+def test_an_ensemble_of_one_is_that_one():
+    latents, t, states = tiny.inputs(2, 1)
+    ensemble = Ensemble(experts=stack([tiny.unet(5)]), aggregators=tiny.randomised(tiny.aggregators(1), 7))
+    fused, maps = run(ensemble, latents, t, states)
+    for site in maps:
+        np.testing.assert_array_equal(site, 1)
+    alone = run_one(tiny.unet(5), latents, t, states[0])
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
@@ -170,6 +180,9 @@ def test_experts_that_do_not_fit_are_named():
     wider = UNetConfig(**{**vars(tiny.SMALL_UNET), "cross_attention_dim": 16})
     with pytest.raises(InputError, match="'a' and 'b' have different architectures: cross_attention_dim is 8 and 16"):
         stack_experts([tiny.unet(0), tiny.unet(1, wider)], ["a", "b"])
+    # The same network, said in another way.
+    other = UNetConfig(**{**vars(tiny.SMALL_UNET), "attention_head_dim": (2, 2), "upcast_attention": True})
+    assert stack_experts([tiny.unet(0), tiny.unet(1, other)], ["a", "b"]).config == tiny.SMALL_UNET
     ensemble = Ensemble(experts=stack([tiny.unet(0)] * 2), weights=jnp.ones(2) / 2)
     with pytest.raises(ValueError, match="text states of 3 experts for an ensemble of 2"):
         ensemble(*tiny.inputs(1, 3))

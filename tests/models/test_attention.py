@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.typing import DTypeLike
 
-from afa_jax.models.attention import attend
+from afa_jax.models.attention import _choose, attend
 
 
 def test_splash_is_attention() -> None:
@@ -26,6 +27,23 @@ def test_splash_is_attention() -> None:
     np.testing.assert_allclose(out, expected, atol=1e-5)
     for gradient, reference in zip(gradients, expected_gradients, strict=True):
         np.testing.assert_allclose(gradient, reference, atol=1e-4 * float(jnp.abs(reference).max()))
+
+
+def test_the_backend_and_the_shapes_choose_the_implementation(monkeypatch):
+    def chosen(dtype: DTypeLike, width: int, length: int = 128, causal: bool = False) -> str:
+        x = jnp.zeros((1, length, 2, width), dtype)
+        return _choose(x, x, causal)
+
+    assert chosen(jnp.bfloat16, 64) == "xla"
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert chosen(jnp.bfloat16, 40) == "cudnn"
+    # The VAE's one head, the lowest levels of SD1.5, and float32 are beyond cuDNN's kernels.
+    assert [chosen(jnp.bfloat16, 512), chosen(jnp.bfloat16, 160), chosen(jnp.float32, 40)] == ["xla"] * 3
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    assert chosen(jnp.bfloat16, 40) == "xla"  # several devices
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert chosen(jnp.bfloat16, 40) == "splash"
+    assert [chosen(jnp.bfloat16, 40, length=77), chosen(jnp.bfloat16, 64, causal=True)] == ["xla"] * 2
 
 
 def test_splash_says_what_it_cannot_do() -> None:

@@ -1,0 +1,49 @@
+"""Tiny experts on disk, and a config of them, for every test of the commands."""
+
+from pathlib import Path
+
+import pytest
+
+from afa_jax.weights.folders import save_folder
+from tests import tiny
+
+TOKENIZER = Path(__file__).parents[2] / "afa_jax" / "data" / "emoji" / "tokenizer"
+CONFIG = """
+from ml_collections import ConfigDict
+
+def get_config(arg=""):
+    return ConfigDict(dict(
+        name="tiny", dtype="float32", base="{root}/base",
+        experts=[dict(name=name, path="{root}/" + name) for name in ("a", "b", "c")],
+        sabw=dict(
+            hidden=8, transformer_layers=1, heads=2, norm_num_groups=4,
+            use_time=True, use_text=True, per_pixel=True, sites="all",
+        ),
+        data=dict(kind="emoji", seed=0, length=64),
+        train=dict(
+            seed=0, steps=4, batch=2, caption_dropout=0.5, min_snr_gamma=0.0, log_every=1, save_every=2,
+            optimizer=dict(lr=1e-2, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),
+        ),
+        sample=dict(size=(32, 64), steps=3, guidance=2.0, batch=4),
+    ))
+"""
+
+
+@pytest.fixture(scope="session")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A base model and three experts in diffusers layout, and a config of them."""
+    root = tmp_path_factory.mktemp("experts")
+    schedule = dict(
+        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", steps_offset=1, set_alpha_to_one=False
+    )
+    for seed, name in enumerate(("base", "a", "b", "c")):
+        save_folder(
+            root / name,
+            unet=tiny.unet(seed),
+            vae=tiny.vae(seed),
+            text_encoder=tiny.text_encoder(seed),
+            tokenizer=TOKENIZER,
+            scheduler=schedule,
+        )
+    (root / "config.py").write_text(CONFIG.format(root=root))
+    return root
