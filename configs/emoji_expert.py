@@ -8,7 +8,8 @@ As for the base model, words come before scenes: pictures of one subject on one 
 The last folder's model becomes models/emoji/animals. Food and things had a fourth run each, from the third's model:
 
     python -m afa_jax.finetune --config configs/emoji_expert.py:food_more --config.init=runs/emoji_food_more/model \
-        --config.steps=1500 --config.data.seed=6 --config.seed=2 --config.optimizer.lr=1e-3 --workdir runs/emoji_food_more2
+        --config.steps=1500 --config.data.seed=6 --config.seed=2 --config.optimizer.lr=1e-3 \
+        --workdir runs/emoji_food_more2
 
 and things the same with 1,200 steps; these two ran side by side, a core each. Minutes on two cores that did other work
 too; the loss is the mean of the last 50 steps:
