@@ -132,7 +132,7 @@ def resolve(path: str, components: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # Pickles too, by name and not by content, would be missed: what has no safetensors is refused as missing.
+    # Only what is read. Pickles are not fetched: a repository that has nothing else lacks a safetensors file, by name.
     files = [f"{component}/*.{suffix}" for component in components for suffix in ("json", "txt", "safetensors")]
     try:
         return Path(snapshot_download(path, allow_patterns=["model_index.json", *files], ignore_patterns="*non_ema*"))
