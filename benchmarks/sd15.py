@@ -1,12 +1,21 @@
 """One training step of the run of record at full size, with random weights: its memory and its time.
 
-    python benchmarks/sd15.py --size 256 --batch 1
+    python benchmarks/sd15.py --size 256 --batch 1 [--by_site]
 
 Compiles first and prints what the program will need, then runs: VAE and text encoders forward, N U-Nets and the
 aggregators forward and backward, AdamW. Weights in configs/sd15.py's dtype unless told otherwise.
+
+On a CPU, XLA spends time that grows with the square of a program's length after LLVM is done. With --by_site every site
+is a program of its own, forward and backward, and the same step is put together from them in Python.
+
+    python benchmarks/sd15.py --size 512 --batch 8 --remat fused --topology v5e:2x2
+
+compiles for one chip of a TPU that need not be there: `pip install libtpu` is enough. The figures of memory are then
+those of the TPU's compiler.
 """
 
 import argparse
+import dataclasses
 import resource
 import time
 import zlib
@@ -16,9 +25,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.experimental.topologies import get_topology_desc
+from jax.sharding import SingleDeviceSharding
 
 from afa_jax.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.fusion.ensemble import REMATS, Ensemble
 from afa_jax.fusion.sabw import SABWConfig, parameter_count
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
@@ -40,6 +52,33 @@ def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.asarray(fan_in**-0.5, leaf.dtype)
 
 
+_site = jax.jit(Ensemble._site, static_argnums=(1, 2))
+
+
+def by_site(ensemble: Ensemble, *args: Any) -> Any:
+    """Ensemble._site as a program of its own."""
+    return _site(dataclasses.replace(ensemble, experts=None, aggregators=None), *args)
+
+
+def on(device: Any, shapes: Any) -> Any:
+    """The same shapes, placed on a device."""
+    sharding = SingleDeviceSharding(device)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
+
+
+def compiled(lowered: Any) -> Any:
+    """Compile, and print what it took and what the program will take."""
+    started, cpu = time.perf_counter(), time.process_time()
+    program = lowered.compile()
+    memory = program.memory_analysis()
+    print(
+        f"compiled in {time.perf_counter() - started:.0f} s ({time.process_time() - cpu:.0f} s CPU); arguments "
+        f"{memory.argument_size_in_bytes / 2**30:.2f} GiB, temporary {memory.temp_size_in_bytes / 2**30:.2f} GiB",
+        flush=True,
+    )
+    return program
+
+
 def main() -> None:
     """Print the figures."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -47,7 +86,10 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"))
     parser.add_argument("--mode", choices=MODES)
+    parser.add_argument("--remat", choices=REMATS, default="none")
     parser.add_argument("--compile_only", action="store_true")
+    parser.add_argument("--by_site", action="store_true")
+    parser.add_argument("--topology", help="compile only, for a TPU such as v5e:2x2")
     options = parser.parse_args()
     config = load_config("configs/sd15.py")
     count, dtype = len(config.experts), jnp.dtype(options.dtype or config.dtype)
@@ -75,28 +117,36 @@ def main() -> None:
         caption_dropout=config.train.caption_dropout,
         no_caption=jnp.zeros(77, jnp.int32),
         mode=options.mode,
+        remat=options.remat,
     )
     size, batch = options.size, options.batch
     inputs = dict(
-        image=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8), ids=jax.ShapeDtypeStruct((batch, 77), jnp.int32)
+        image=jax.ShapeDtypeStruct((batch, size, size, 3), jnp.uint8),
+        ids=jax.ShapeDtypeStruct((batch, 77), jnp.int32),
+        position=jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
     print(
         f"N = {count}, batch {batch}, {size} px, {dtype}, {jax.devices()[0].device_kind}; "
         f"{parameter_count(frozen['unet']):,} frozen U-Net and {parameter_count(state['params']):,} trained parameters"
     )
-    started, cpu = time.perf_counter(), time.process_time()
-    program = step.lower(state, inputs, flatten(frozen), jax.random.key(0)).compile()  # type: ignore[attr-defined]
-    memory = program.memory_analysis()
-    print(
-        f"compiled in {time.perf_counter() - started:.0f} s ({time.process_time() - cpu:.0f} s CPU); arguments "
-        f"{memory.argument_size_in_bytes / 2**30:.2f} GiB, temporary {memory.temp_size_in_bytes / 2**30:.2f} GiB",
-        flush=True,
-    )
+    program: Any = step
+    if options.by_site:
+        Ensemble._site = by_site  # type: ignore[method-assign]
+        program = step.__wrapped__  # type: ignore[attr-defined]
+    elif options.topology:
+        chip = get_topology_desc(options.topology, platform="tpu").devices[0]
+        # Asked while the step is traced, to choose among kernels.
+        jax.default_backend, jax.device_count = lambda: "tpu", lambda: 1  # type: ignore[assignment]
+        shapes = (state, inputs, flatten(frozen), jax.eval_shape(lambda: jax.random.key(0)))
+        compiled(step.trace(*on(chip, shapes)).lower(lowering_platforms=("tpu",)))  # type: ignore[attr-defined]
+        return
+    else:
+        program = compiled(step.lower(state, inputs, flatten(frozen), jax.random.key(0)))  # type: ignore[attr-defined]
     if options.compile_only:
         return
     arrays = flatten(jax.tree_util.tree_map_with_path(fill, frozen))
     state = init_state(init_aggregators(sabw, frozen["unet"], count, 0), optimizer)
-    data = dict(image=np.full((batch, size, size, 3), 128, np.uint8), ids=np.zeros((batch, 77), np.int32))
+    data = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), inputs) | dict(position=np.arange(batch))
     for number in range(2):
         started, cpu = time.perf_counter(), time.process_time()
         state, metrics = jax.block_until_ready(program(state, data, arrays, jax.random.key(number)))

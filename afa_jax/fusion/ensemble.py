@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,9 @@ _MEANING = dict(
     transformer_layers_per_block="transformer_layers",
 )
 _WITHOUT_EFFECT = ("sample_size", "upcast_attention")
+
+Remat = Literal["none", "stage", "fused"]
+REMATS: tuple[Remat, ...] = ("none", "stage", "fused")
 
 
 def stack_experts(unets: Sequence[UNet], names: Sequence[str]) -> UNet:
@@ -56,6 +60,9 @@ class Ensemble:
         weights: ``[n]``, constant maps instead of the aggregators': 1/N each is the uniform average, a one-hot vector
             is one expert inside the ensemble.
         mode: of map_experts.
+        remat: what a gradient computes again instead of keeping it. "none": nothing; "stage": the inside of the
+            experts' stages, an expert at a time, while their features and the inside of the aggregators are kept;
+            "fused": all of a site, so that only the fused features are kept.
     """
 
     # Untyped where the leaves may be anything while JAX maps over the tree.
@@ -63,6 +70,7 @@ class Ensemble:
     aggregators: Any = None
     weights: Any = None
     mode: Mode | None = None
+    remat: Remat = "none"
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
         """The fused prediction, float32."""
@@ -94,14 +102,41 @@ class Ensemble:
         all_maps: list[Maps] = []
         for index, stage in enumerate(experts.stages):
             skip, skip_together = skips.pop() if stage.takes_skip else (None, True)
-            features = self._run(stage, x, together, temb, context, skip, skip_together)
-            x, maps = self._fuse(index, features, mean_temb, mean_context)
+            aggregator = None if self.aggregators is None else self.aggregators.site(index)
+            run = functools.partial(self._site, together, skip_together)
+            x, maps = (jax.checkpoint(run) if self.remat == "fused" else run)(
+                (stage, aggregator), x, skip, (temb, context), (mean_temb, mean_context)
+            )
             together = maps is not None
             if maps is not None:
                 all_maps.append(maps)
             if stage.leaves_skip:
                 skips.append((x, together))
         return x.astype(jnp.float32), tuple(all_maps)
+
+    def _site(
+        self,
+        together: bool,
+        skip_together: bool,
+        modules: tuple[Any, Any],
+        x: Any,
+        skip: Any,
+        conditioning: tuple[Array, Array],
+        mean_conditioning: tuple[Array, Array],
+    ) -> tuple[Array, Maps | None]:
+        """One stage of every expert, and its fusion: one feature for all and its maps.
+
+        Where the experts are not fused it is their own features, and None.
+        """
+        stage, aggregator = modules
+        features = self._run(stage, x, together, *conditioning, skip, skip_together)
+        if self.weights is not None:
+            maps = jnp.broadcast_to(self.weights.astype(jnp.float32)[:, None, None, None], features.shape[:-1])
+            return fuse(features, maps), maps
+        if aggregator is None:
+            assert self.aggregators is not None, "an Ensemble needs aggregators or weights"
+            return features, None
+        return aggregator(features, *mean_conditioning)
 
     def _run(
         self, stage: Any, x: Any, together: bool, temb: Array, context: Array, skip: Any, skip_together: bool
@@ -116,22 +151,15 @@ class Ensemble:
             )
 
         shared = (x if together else None, skip if skip_together else None)
-        return map_experts(one, (stage, temb, context, own), shared, self.mode)
-
-    def _fuse(self, index: int, features: Array, temb: Array, context: Array) -> tuple[Array, Maps | None]:
-        """One feature for all and its maps; or the experts' own features and None where they are not fused."""
-        if self.weights is not None:
-            shape = features.shape[:-1]
-            maps = jnp.broadcast_to(self.weights.astype(jnp.float32)[:, None, None, None], shape)
-            return fuse(features, maps), maps
-        assert self.aggregators is not None, "an Ensemble needs aggregators or weights"
-        aggregator = self.aggregators.site(index)
-        if aggregator is None:
-            return features, None
-        return aggregator(features, temb, context)
+        # The loop's body is checkpointed, not the loop: the gradient then holds the inside of one expert at a time.
+        return map_experts(
+            one if self.remat == "none" else jax.checkpoint(one), (stage, temb, context, own), shared, self.mode
+        )
 
 
-jax.tree_util.register_dataclass(Ensemble, data_fields=["experts", "aggregators", "weights"], meta_fields=["mode"])
+jax.tree_util.register_dataclass(
+    Ensemble, data_fields=["experts", "aggregators", "weights"], meta_fields=["mode", "remat"]
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

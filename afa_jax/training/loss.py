@@ -11,33 +11,42 @@ from jax import Array
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.types import Latents, Timesteps, TokenIds
 
+Predictor = Callable[[Latents, Timesteps], Latents]
+"""``(x_t, t) -> prediction`` of the schedule's type."""
+
 
 def diffusion_loss(
-    predict: Callable[[Latents, Timesteps], Latents],
-    schedule: NoiseSchedule,
-    latents: Latents,
-    key: Array,
-    *,
-    min_snr_gamma: float = 0.0,
+    predict: Predictor, schedule: NoiseSchedule, latents: Latents, keys: Array, *, min_snr_gamma: float = 0.0
 ) -> Array:
-    """Mean squared error of a prediction at a uniformly random timestep, in float32 (Ho et al. 2020, eq. 14).
+    """Mean squared error of a prediction at uniformly random timesteps, in float32 (Ho et al. 2020, eq. 14).
 
     Args:
-        predict: ``(x_t, t) -> prediction`` of the schedule's type.
         latents: clean, scaled latents.
+        keys: ``[b]``, one a row: what an example meets does not depend on its batch-mates.
         min_snr_gamma: weights min(SNR, gamma) / SNR of Hang et al. 2023 (arXiv 2303.09556) if positive.
     """
-    t_key, noise_key = jax.random.split(key)
-    t = jax.random.randint(t_key, (latents.shape[0],), 0, schedule.num_train_timesteps)
-    noise = jax.random.normal(noise_key, latents.shape, jnp.float32)
-    prediction = predict(schedule.add_noise(latents, noise, t), t)
-    errors = jnp.square(prediction.astype(jnp.float32) - schedule.target(latents, noise, t)).mean((1, 2, 3))
+
+    def draw(key: Array) -> tuple[Array, Array]:
+        t_key, noise_key = jax.random.split(key)
+        t = jax.random.randint(t_key, (), 0, schedule.num_train_timesteps)
+        return t, jax.random.normal(noise_key, latents.shape[1:], jnp.float32)
+
+    t, noise = jax.vmap(draw)(keys)
+    errors = prediction_errors(predict, schedule, latents, noise, t)
     if min_snr_gamma:
         errors = errors * schedule.min_snr_weights(t, min_snr_gamma)
     return errors.mean()
 
 
-def drop_captions(ids: TokenIds, no_caption: Array, probability: float, key: Array) -> TokenIds:
-    """Replace each sample's ids by those of the empty prompt with this probability, independently per sample."""
-    dropped = jax.random.bernoulli(key, probability, (ids.shape[0], 1))
-    return jnp.where(dropped, no_caption, ids)
+def prediction_errors(
+    predict: Predictor, schedule: NoiseSchedule, latents: Latents, noise: Latents, t: Timesteps
+) -> Array:
+    """Mean squared error of the prediction for each row, ``[b]``, float32."""
+    prediction = predict(schedule.add_noise(latents, noise, t), t)
+    return jnp.square(prediction.astype(jnp.float32) - schedule.target(latents, noise, t)).mean((1, 2, 3))
+
+
+def drop_captions(ids: TokenIds, no_caption: Array, probability: float, keys: Array) -> TokenIds:
+    """Replace each row's ids by those of the empty prompt with this probability; one key a row."""
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, probability))(keys)
+    return jnp.where(dropped[:, None], no_caption, ids)

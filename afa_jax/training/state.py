@@ -15,18 +15,21 @@ import optax
 from flax import nnx
 from jax import Array
 
-from afa_jax.data.pictures import to_images
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts import encode_prompts
-from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.errors import InputError
+from afa_jax.fusion.ensemble import Ensemble, Remat
 from afa_jax.fusion.sabw import Aggregators, SABWConfig
 from afa_jax.models.unet import UNet
 from afa_jax.parallel import Mode
-from afa_jax.training.loss import diffusion_loss, drop_captions
+from afa_jax.training.inputs import latents_and_states
+from afa_jax.training.loss import diffusion_loss
+from afa_jax.training.optimizer import update_average
+from afa_jax.types import SiteMaps
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
 
 State = dict[str, Any]
-"""``params`` (the aggregators' arrays by dotted path), ``opt`` (optimizer state), ``step``."""
+"""``params`` (the aggregators' arrays by dotted path), ``opt`` (optimizer state), ``step``, and where it is asked for
+``average`` (of the parameters)."""
 
 
 def init_aggregators(config: SABWConfig, unet: UNet, experts: int, seed: int) -> Aggregators:
@@ -34,10 +37,16 @@ def init_aggregators(config: SABWConfig, unet: UNet, experts: int, seed: int) ->
     return Aggregators(config, experts, list(unet.stages), unet.config, rngs=nnx.Rngs(seed))
 
 
-def init_state(aggregators: Aggregators, optimizer: optax.GradientTransformation) -> State:
+def init_state(aggregators: Aggregators, optimizer: optax.GradientTransformation, *, average: bool = False) -> State:
     """The state before the first step."""
     params = flatten(aggregators)
-    return dict(params=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+    state = dict(params=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+    return state | dict(average=params) if average else state
+
+
+def published(state: State) -> dict[str, Array]:
+    """The parameters to sample with: the average if the run keeps one."""
+    return state.get("average", state["params"])
 
 
 def make_train_step(
@@ -49,51 +58,97 @@ def make_train_step(
     caption_dropout: float,
     no_caption: Array,
     min_snr_gamma: float = 0.0,
+    accumulate: int = 1,
+    ema: float = 0.0,
     mode: Mode | None = None,
+    remat: Remat = "none",
 ) -> Callable[[State, dict[str, Array], dict[str, Any], Array], tuple[State, dict[str, Array]]]:
-    """The jitted step ``(state, batch, flatten(frozen), key) -> (state, metrics)``.
+    """The jitted step ``(state, batch, flatten(frozen), key) -> (state, metrics)``; ``key`` is that of the run.
 
-    Gradient and optimizer see the aggregators only. Metrics: loss, norms of gradient, parameters and update, and the
-    mean weight of each expert over all sites and pixels.
+    Gradient and optimizer see the aggregators only. All that is random about an example comes from
+    ``fold_in(key, position)``, so it depends neither on the step nor on the batch-mates. Metrics: loss, norms of
+    gradient, parameters and update, and over all sites and pixels the mean weight of each expert and the maps' entropy.
 
     Args:
         aggregators: only its structure is used; its leaves may be shapes.
         frozen: likewise; holds unet and text_encoder (stacks) and vae.
+        no_caption: token ids of the empty prompt ``[tokens]``, or for cached batches its text states ``[n, s, d]``.
+        accumulate: parts that a batch is worked on in, one after another; the same step in less memory.
+        ema: decay of the parameters' average; 0 keeps none.
+        remat: of the ensemble.
+
+    Raises:
+        InputError: when traced with a batch that ``accumulate`` does not divide.
     """
     like_aggregators, like_frozen = shapes_of(aggregators), shapes_of(frozen)
 
     def loss_of(params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array) -> Any:
         aggregators, frozen = unflatten(like_aggregators, params), unflatten(like_frozen, arrays)
-        latent_key, drop_key, loss_key = jax.random.split(key, 3)
-        latents = frozen["vae"].encode(to_images(batch["image"]), latent_key)
-        ids = drop_captions(batch["ids"], no_caption, caption_dropout, drop_key)
-        states = encode_prompts(frozen["text_encoder"], ids, mode)
-        ensemble = Ensemble(experts=frozen["unet"], aggregators=aggregators, mode=mode)
-        weights: list[Array] = []
+        keys = jax.vmap(lambda position: jax.random.split(jax.random.fold_in(key, position)))(batch["position"])
+        latents, states = latents_and_states(frozen, batch, keys[:, 0], caption_dropout, no_caption)
+        ensemble = Ensemble(experts=frozen["unet"], aggregators=aggregators, mode=mode, remat=remat)
+        routing: list[dict[str, Array]] = []
 
         def predict(x: Array, t: Array) -> Array:
             prediction, maps = ensemble.with_maps(x, t, states)
-            weights.append(jnp.stack([m.mean((1, 2, 3)) for m in maps]).mean(0))
+            routing.append(jax.tree.map(lambda site: site.mean(0), routing_of(maps)))
             return prediction
 
-        loss = diffusion_loss(predict, schedule, latents, loss_key, min_snr_gamma=min_snr_gamma)
-        return loss, weights[0]
+        loss = diffusion_loss(predict, schedule, latents, keys[:, 1], min_snr_gamma=min_snr_gamma)
+        return loss, jax.tree.map(lambda sites: sites.mean(0), routing[0])
+
+    gradient_of = jax.value_and_grad(loss_of, has_aux=True)
+
+    def accumulated(params: dict[str, Array], batch: dict[str, Array], *rest: Any) -> Any:
+        size = len(batch["position"])
+        if size % accumulate:
+            raise InputError(f"train.accumulate={accumulate} does not divide the batch of {size}")
+        parts = jax.tree.map(lambda rows: rows.reshape(accumulate, size // accumulate, *rows.shape[1:]), batch)
+
+        def add(total: Any, part: dict[str, Array]) -> tuple[Any, None]:
+            return jax.tree.map(jnp.add, total, gradient_of(params, part, *rest)), None
+
+        shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda rows: rows[0], parts), *rest)
+        total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), parts)
+        return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
     @jax.jit
     def train_step(
         state: State, batch: dict[str, Array], arrays: dict[str, Array], key: Array
     ) -> tuple[State, dict[str, Array]]:
         arrays = jax.lax.stop_gradient(arrays)
-        (loss, weights), gradient = jax.value_and_grad(loss_of, has_aux=True)(state["params"], batch, arrays, key)
+        (loss, routing), gradient = (accumulated if accumulate > 1 else gradient_of)(
+            state["params"], batch, arrays, key
+        )
         updates, opt = optimizer.update(gradient, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
+        new = dict(params=params, opt=opt, step=state["step"] + 1)
+        if ema:
+            new["average"] = update_average(state["average"], params, state["step"], ema)
         metrics = dict(
             loss=loss,
             gradient_norm=optax.tree.norm(gradient),
             parameter_norm=optax.tree.norm(params),
             update_norm=optax.tree.norm(updates),
+            entropy=routing["entropy"],
         )
-        metrics |= {f"weight_{i}": weights[i] for i in range(weights.shape[0])}
-        return dict(params=params, opt=opt, step=state["step"] + 1), metrics
+        return new, metrics | {f"weight_{i}": weight for i, weight in enumerate(routing["weights"])}
 
     return train_step
+
+
+def routing_of(maps: SiteMaps) -> dict[str, Array]:
+    """What the maps of a forward say of each row and site.
+
+    Returns:
+        ``weights`` ``[b, sites, n]``, the mean over the pixels; and ``entropy`` ``[b, sites]``, the mean over the
+        pixels of the maps' entropy over log(n): 1 trusts all experts alike, 0 one alone.
+    """
+
+    def entropy(site: Array) -> Array:
+        nats = -(site * jnp.log(jnp.maximum(site, 1e-30))).sum(0).mean((1, 2))
+        return nats / jnp.log(max(2, site.shape[0]))
+
+    return dict(
+        weights=jnp.stack([site.mean((2, 3)).T for site in maps], 1), entropy=jnp.stack([entropy(m) for m in maps], 1)
+    )

@@ -1,0 +1,178 @@
+"""Validation on fixed pairs, noises and timesteps: is the loss falling, and whom do the maps trust where and when?"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from PIL import Image
+
+from afa_jax.data.pictures import grid, to_images
+from afa_jax.experts import Experts, encode_prompts
+from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.fusion.sabw import Aggregators
+from afa_jax.generate import Request, SampleOptions, generate
+from afa_jax.training.loss import prediction_errors
+from afa_jax.training.state import routing_of
+from afa_jax.training.workdir import JsonLines
+from afa_jax.weights.keys import shapes_of, unflatten
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pairs:
+    """Pictures and captions that training does not see, as the networks take them.
+
+    Attributes:
+        latents: ``[pairs, h, w, c]``, the posterior's means, scaled.
+        states: ``[pairs, n, s, d]``, the experts' text states.
+    """
+
+    latents: Array
+    states: Array
+
+    @staticmethod
+    def encode(experts: Experts, images: np.ndarray, captions: Sequence[str], batch: int) -> Pairs:
+        """From uint8 pictures ``[pairs, rows, columns, 3]``, ``batch`` at a time."""
+        ids = experts.tokenizer(captions)
+
+        @jax.jit
+        def encode(vae: Any, text_encoder: Any, pixels: Array, ids: Array) -> tuple[Array, Array]:
+            return vae.encode(to_images(pixels)), jnp.moveaxis(encode_prompts(text_encoder, ids), 0, 1)
+
+        parts = [
+            encode(experts.vae, experts.text_encoder, images[rows], ids[rows]) for rows in _rows(len(images), batch)
+        ]
+        latents, states = (jnp.concatenate(leaves)[: len(images)] for leaves in zip(*parts, strict=True))
+        return Pairs(latents=latents, states=states)
+
+
+class Validation:
+    """Measures an ensemble on ``pairs`` and writes ``validation.jsonl`` and ``samples/step_<step>.png``.
+
+    Each pair meets one noise in every timestep bucket, drawn from ``fold_in(fold_in(key(seed), pair), bucket)``; its
+    timestep lies at its own place of the bucket. Nothing of that changes from one validation to the next, so that
+    small differences show.
+
+    Args:
+        like: the aggregators, or their shapes.
+        buckets: equal parts of the schedule.
+        prompts: a row of pictures each.
+        options: how to sample them.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        experts: Experts,
+        like: Aggregators,
+        pairs: Pairs,
+        *,
+        buckets: int = 4,
+        batch: int = 8,
+        seed: int = 0,
+        prompts: Sequence[str] = (),
+        num_images: int = 2,
+        options: SampleOptions | None = None,
+        first_step: int = 0,
+    ):
+        self.workdir, self.experts, self.pairs = workdir, experts, pairs
+        self.buckets, self.batch, self.seed = buckets, batch, seed
+        self.prompts, self.num_images, self.options = prompts, num_images, options
+        self._like = shapes_of(like)
+        self._lines = JsonLines(workdir / "validation.jsonl", first_step)
+        self._sites = [experts.unet.stages[index].name for index in like.at]
+        schedule, total = experts.schedule, experts.schedule.num_train_timesteps
+
+        @jax.jit
+        def measure(
+            unet: Any, params: dict[str, Array], rows: tuple[Array, Array, Array], bucket: Array
+        ) -> dict[str, Array]:
+            latents, states, index = rows
+            place = (index + 0.5) / len(pairs.latents)
+            t = ((bucket + place) * total / buckets).astype(jnp.int32)
+            root = jax.random.key(seed)
+            noise = jax.vmap(
+                lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(root, i), bucket), latents.shape[1:])
+            )(index)
+            ensemble, kept = Ensemble(experts=unet, aggregators=unflatten(self._like, params)), []
+
+            def predict(x: Array, t: Array) -> Array:
+                prediction, maps = ensemble.with_maps(x, t, jnp.moveaxis(states, 1, 0))
+                kept.append(routing_of(maps))
+                return prediction
+
+            errors = prediction_errors(predict, schedule, latents, noise, t)
+            return dict(loss=errors) | kept[0]
+
+        self._measure = measure
+
+    def __call__(self, params: dict[str, Array], step: int) -> dict[str, float]:
+        """Measure, write, and return the figures for metrics.jsonl: ``val_loss`` and by bucket, entropy, weights."""
+        count, total = len(self.pairs.latents), self.experts.schedule.num_train_timesteps
+        measured: list[dict[str, np.ndarray]] = []
+        for bucket in range(self.buckets):
+            parts = []
+            for rows in _rows(count, self.batch):
+                row = (self.pairs.latents[rows], self.pairs.states[rows], rows)
+                parts.append(jax.device_get(self._measure(self.experts.unet, params, row, np.int32(bucket))))
+            joined = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
+            measured.append({name: values.astype(np.float64).mean(0) for name, values in joined.items()})
+        edges = [bucket * total // self.buckets for bucket in range(self.buckets + 1)]
+        spans = [f"t{low}_{high}" for low, high in itertools.pairwise(edges)]
+        loss = {span: float(figures["loss"]) for span, figures in zip(spans, measured, strict=True)}
+        weights = np.stack([figures["weights"] for figures in measured], 1)  # [sites, buckets, n]
+        entropy = np.stack([figures["entropy"] for figures in measured], 1)  # [sites, buckets]
+        self._lines.write(
+            step,
+            dict(
+                loss=loss,
+                experts=list(self.experts.names),
+                weights={site: weights[i].round(4).tolist() for i, site in enumerate(self._sites)},
+                entropy={site: entropy[i].round(4).tolist() for i, site in enumerate(self._sites)},
+            ),
+        )
+        if self.prompts and self.options is not None:
+            self._sample(params, step)
+        mean = float(np.mean(list(loss.values())))
+        return (
+            {"val_loss": mean, "val_entropy": float(entropy.mean())}
+            | {f"val_loss_{span}": value for span, value in loss.items()}
+            | {f"val_weight_{name}": float(weights[..., i].mean()) for i, name in enumerate(self.experts.names)}
+        )
+
+    def _sample(self, params: dict[str, Array], step: int) -> None:
+        assert self.options is not None
+        ensemble = Ensemble(experts=self.experts.unet, aggregators=unflatten(self._like, params))
+        requests = [Request(prompt=prompt, number=i) for prompt in self.prompts for i in range(self.num_images)]
+        made = [
+            picture.pixels
+            for picture in generate(requests, ensemble, self.experts, seed=self.seed, options=self.options)
+        ]
+        folder = self.workdir / "samples"
+        folder.mkdir(exist_ok=True)
+        partial = folder / f".step_{step:08d}.png.partial"
+        rows = [made[i : i + self.num_images] for i in range(0, len(made), self.num_images)]
+        Image.fromarray(grid(rows)).save(partial, format="PNG")
+        partial.replace(folder / f"step_{step:08d}.png")
+
+    def close(self) -> None:
+        """Close the file."""
+        self._lines.close()
+
+
+def read_validation(workdir: Path) -> list[dict[str, Any]]:
+    """The lines of validation.jsonl."""
+    return [json.loads(line) for line in (workdir / "validation.jsonl").read_text().splitlines()]
+
+
+def _rows(count: int, batch: int) -> list[np.ndarray]:
+    """Indices in batches of one size; the last one is filled up with its last row."""
+    return [np.minimum(np.arange(first, first + batch), count - 1) for first in range(0, count, batch)]
