@@ -109,6 +109,19 @@ class Cache:
         return self.shards.read(index, crop) | dict(index=index)
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadCache:
+    """``(position, number) -> row`` for a Loader over the good examples of a cache, without what could not be read."""
+
+    cache: Cache
+    seed: int
+
+    def __call__(self, position: int, number: int) -> dict[str, Any]:
+        index = int(self.cache.indices[number])
+        row = self.cache.example(index, crop_of(self.seed, position, self.cache.crops))
+        return row | dict(index=np.int64(index), position=np.int64(position))
+
+
 def build_cache(
     experts: Experts,
     source: PictureSource,

@@ -38,7 +38,7 @@ def latents_and_states(
         frozen: ``vae`` and ``text_encoder`` (a stack). A cached batch reads none of their arrays: ``vae`` may hold
             shapes only, for its scaling factor, and ``text_encoder`` may be missing.
         batch: ``image`` uint8 ``[b, rows, columns, 3]`` and ``ids`` ``[b, s]``; or, cached, ``mean``, ``std``
-            ``[b, h, w, c]`` and ``states`` ``[n, b, s, d]``.
+            ``[b, h, w, c]`` and ``states`` ``[b, n, s, d]``.
         keys: ``[b]``, as row_keys makes them.
         caption_dropout: probability that a row gets the empty caption.
         no_caption: the empty caption in the batch's form: ids ``[s]``, or the cache's states ``[n, s, d]``.
@@ -48,7 +48,7 @@ def latents_and_states(
     dropped = jax.vmap(lambda key: jax.random.bernoulli(key, caption_dropout))(drop_keys)
     if "mean" in batch:
         latents = frozen["vae"].sample(batch["mean"], batch["std"], latent_keys)
-        states = jnp.asarray(batch["states"])
+        states = jnp.moveaxis(jnp.asarray(batch["states"]), 1, 0)
         return latents, jnp.where(dropped[:, None, None], jnp.asarray(no_caption)[:, None], states)
     latents = frozen["vae"].encode(to_images(batch["image"]), latent_keys)
     ids = jnp.where(dropped[:, None], jnp.asarray(no_caption), batch["ids"])

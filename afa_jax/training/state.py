@@ -20,6 +20,7 @@ from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import Ensemble, Remat
 from afa_jax.fusion.sabw import Aggregators, SABWConfig
 from afa_jax.models.unet import UNet
+from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode
 from afa_jax.training.inputs import latents_and_states
 from afa_jax.training.loss import diffusion_loss
@@ -62,6 +63,7 @@ def make_train_step(
     ema: float = 0.0,
     mode: Mode | None = None,
     remat: Remat = "none",
+    vae: VAE | None = None,
 ) -> Callable[[State, dict[str, Array], dict[str, Any], Array], tuple[State, dict[str, Array]]]:
     """The jitted step ``(state, batch, flatten(frozen), key) -> (state, metrics)``; ``key`` is that of the run.
 
@@ -71,7 +73,8 @@ def make_train_step(
 
     Args:
         aggregators: only its structure is used; its leaves may be shapes.
-        frozen: likewise; holds unet and text_encoder (stacks) and vae.
+        frozen: likewise; holds unet (a stack) and, unless batches are cached, text_encoder (a stack) and vae.
+        vae: for cached batches, which need its configuration only; its leaves may be shapes.
         no_caption: token ids of the empty prompt ``[tokens]``, or for cached batches its text states ``[n, s, d]``.
         accumulate: parts that a batch is worked on in, one after another; the same step in less memory.
         ema: decay of the parameters' average; 0 keeps none.
@@ -83,9 +86,9 @@ def make_train_step(
     like_aggregators, like_frozen = shapes_of(aggregators), shapes_of(frozen)
 
     def loss_of(params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array) -> Any:
-        aggregators, frozen = unflatten(like_aggregators, params), unflatten(like_frozen, arrays)
-        keys = jax.vmap(lambda position: jax.random.split(jax.random.fold_in(key, position)))(batch["position"])
-        latents, states = latents_and_states(frozen, batch, keys[:, 0], caption_dropout, no_caption)
+        aggregators, frozen = unflatten(like_aggregators, params), dict(vae=vae) | unflatten(like_frozen, arrays)
+        keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["position"])
+        latents, states = latents_and_states(frozen, batch, keys, caption_dropout, no_caption, mode)
         ensemble = Ensemble(experts=frozen["unet"], aggregators=aggregators, mode=mode, remat=remat)
         routing: list[dict[str, Array]] = []
 
@@ -94,7 +97,8 @@ def make_train_step(
             routing.append(jax.tree.map(lambda site: site.mean(0), routing_of(maps)))
             return prediction
 
-        loss = diffusion_loss(predict, schedule, latents, keys[:, 1], min_snr_gamma=min_snr_gamma)
+        loss_keys = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # the first two are spent on the inputs
+        loss = diffusion_loss(predict, schedule, latents, loss_keys, min_snr_gamma=min_snr_gamma)
         return loss, jax.tree.map(lambda sites: sites.mean(0), routing[0])
 
     gradient_of = jax.value_and_grad(loss_of, has_aux=True)

@@ -22,8 +22,10 @@ from afa_jax.fusion.sabw import Aggregators
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.training.loss import prediction_errors
 from afa_jax.training.state import routing_of
-from afa_jax.training.workdir import JsonLines
+from afa_jax.training.workdir import replace_text
 from afa_jax.weights.keys import shapes_of, unflatten
+
+FILE = "validation.jsonl"
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,13 +83,11 @@ class Validation:
         prompts: Sequence[str] = (),
         num_images: int = 2,
         options: SampleOptions | None = None,
-        first_step: int = 0,
     ):
         self.workdir, self.experts, self.pairs = workdir, experts, pairs
         self.buckets, self.batch, self.seed = buckets, batch, seed
         self.prompts, self.num_images, self.options = prompts, num_images, options
         self._like = shapes_of(like)
-        self._lines = JsonLines(workdir / "validation.jsonl", first_step)
         self._sites = [experts.unet.stages[index].name for index in like.at]
         schedule, total = experts.schedule, experts.schedule.num_train_timesteps
 
@@ -114,8 +114,12 @@ class Validation:
 
         self._measure = measure
 
-    def __call__(self, params: dict[str, Array], step: int) -> dict[str, float]:
-        """Measure, write, and return the figures for metrics.jsonl: ``val_loss`` and by bucket, entropy, weights."""
+    def __call__(self, params: dict[str, Array], step: int) -> dict[str, Any]:
+        """Measure, write, and return what a run logs.
+
+        That is ``val_loss`` (as ``score`` too), also by bucket, the maps' entropy, each expert's mean weight, and the
+        grid of ``samples``.
+        """
         count, total = len(self.pairs.latents), self.experts.schedule.num_train_timesteps
         measured: list[dict[str, np.ndarray]] = []
         for bucket in range(self.buckets):
@@ -130,47 +134,46 @@ class Validation:
         loss = {span: float(figures["loss"]) for span, figures in zip(spans, measured, strict=True)}
         weights = np.stack([figures["weights"] for figures in measured], 1)  # [sites, buckets, n]
         entropy = np.stack([figures["entropy"] for figures in measured], 1)  # [sites, buckets]
-        self._lines.write(
-            step,
-            dict(
-                loss=loss,
-                experts=list(self.experts.names),
-                weights={site: weights[i].round(4).tolist() for i, site in enumerate(self._sites)},
-                entropy={site: entropy[i].round(4).tolist() for i, site in enumerate(self._sites)},
-            ),
+        line = dict(
+            step=step,
+            loss=loss,
+            experts=list(self.experts.names),
+            weights={site: weights[i].round(4).tolist() for i, site in enumerate(self._sites)},
+            entropy={site: entropy[i].round(4).tolist() for i, site in enumerate(self._sites)},
         )
-        if self.prompts and self.options is not None:
-            self._sample(params, step)
+        # A run that goes on from an earlier step measures again what came after it.
+        lines = [old for old in read_validation(self.workdir) if old["step"] < step]
+        replace_text(self.workdir / FILE, "".join(json.dumps(line) + "\n" for line in [*lines, line]))
         mean = float(np.mean(list(loss.values())))
         return (
-            {"val_loss": mean, "val_entropy": float(entropy.mean())}
+            dict(score=mean, val_loss=mean, val_entropy=float(entropy.mean()))
             | {f"val_loss_{span}": value for span, value in loss.items()}
             | {f"val_weight_{name}": float(weights[..., i].mean()) for i, name in enumerate(self.experts.names)}
+            | self._sample(params, step)
         )
 
-    def _sample(self, params: dict[str, Array], step: int) -> None:
-        assert self.options is not None
+    def _sample(self, params: dict[str, Array], step: int) -> dict[str, np.ndarray]:
+        if not self.prompts or self.options is None:
+            return {}
         ensemble = Ensemble(experts=self.experts.unet, aggregators=unflatten(self._like, params))
         requests = [Request(prompt=prompt, number=i) for prompt in self.prompts for i in range(self.num_images)]
         made = [
             picture.pixels
             for picture in generate(requests, ensemble, self.experts, seed=self.seed, options=self.options)
         ]
+        pixels = grid([made[i : i + self.num_images] for i in range(0, len(made), self.num_images)])
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         partial = folder / f".step_{step:08d}.png.partial"
-        rows = [made[i : i + self.num_images] for i in range(0, len(made), self.num_images)]
-        Image.fromarray(grid(rows)).save(partial, format="PNG")
+        Image.fromarray(pixels).save(partial, format="PNG")
         partial.replace(folder / f"step_{step:08d}.png")
-
-    def close(self) -> None:
-        """Close the file."""
-        self._lines.close()
+        return dict(samples=pixels)
 
 
 def read_validation(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of validation.jsonl."""
-    return [json.loads(line) for line in (workdir / "validation.jsonl").read_text().splitlines()]
+    """The lines of validation.jsonl: ``step``, ``loss`` by bucket, and by site ``weights`` and ``entropy``."""
+    path = workdir / FILE
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
 
 def _rows(count: int, batch: int) -> list[np.ndarray]:

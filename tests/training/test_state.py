@@ -29,6 +29,7 @@ def test_a_step_changes_every_site_and_nothing_frozen():
     batch = dict(
         image=jnp.asarray(rng.integers(0, 256, (2, 32, 32, 3), np.uint8)),
         ids=jnp.asarray(rng.integers(0, 99, (2, 16)), jnp.int32),
+        position=jnp.arange(2),
     )
     new, metrics = step(state, batch, arrays, jax.random.key(0))
     assert float(metrics["loss"]) > 0 and new["step"] == 1

@@ -1,0 +1,49 @@
+"""Parts of a source."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from typing import Any
+
+import numpy as np
+
+from afa_jax.data.sources import PictureSource
+from afa_jax.errors import InputError
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Subset:
+    """The examples of ``source`` at ``indices``, in that order, as a source."""
+
+    source: Any
+    indices: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.source[int(self.indices[index])]
+
+    def name(self, index: int) -> str:
+        """What the source calls it."""
+        return self.source.name(int(self.indices[index]))
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of the source and the choice."""
+        chosen = np.ascontiguousarray(self.indices, "<i8").tobytes()
+        return hashlib.sha256(self.source.fingerprint.encode() + chosen).hexdigest()
+
+
+def hold_out(source: PictureSource, count: int, seed: int) -> tuple[Subset, Subset]:
+    """(what stays, ``count`` examples drawn from the seed), each in the source's order.
+
+    Raises:
+        InputError: the source has not more than that.
+    """
+    if count >= len(source):
+        raise InputError(f"validation.pairs={count}, but there are {len(source)} examples in all")
+    order = np.random.default_rng((seed, len(source))).permutation(len(source))
+    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
