@@ -14,11 +14,15 @@ from typing import Any, NoReturn, TextIO
 
 from ml_collections import ConfigDict
 
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, Stopped
 
 
 def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Run a command as ``python -m`` does; the exit status: 0, or 2 after one line on stderr for an InputError."""
+    """Run a command as ``python -m`` does; the exit status.
+
+    0 after success and for a run that saved and stopped at SIGTERM, 2 after one line on stderr for an InputError
+    (something to mend: an argument, a file, a full disk, a loss that is not finite), 130 for SIGINT.
+    """
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     try:
@@ -26,6 +30,9 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.status
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130

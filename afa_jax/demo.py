@@ -104,7 +104,7 @@ def write_page(
     )
 
     def curve(key: str) -> list[tuple[float, float]]:
-        return [(float(line["step"]), line[key]) for line in metrics]
+        return [(float(line["step"]), line[key]) for line in metrics if key in line]
 
     loss = [("loss", "#bbb", curve("loss")), ("mean of 20 steps", "#0072b2", _smooth(curve("loss")))]
     weights = [

@@ -1,4 +1,6 @@
-"""The errors that a user can cause and mend."""
+"""The errors that a user can cause and mend, and the end of a run that was asked to stop."""
+
+import signal
 
 
 class InputError(ValueError):
@@ -6,3 +8,11 @@ class InputError(ValueError):
 
     The commands print it without a traceback and exit with status 2.
     """
+
+
+class Stopped(Exception):
+    """A signal ended the run, which saved before it went; the commands exit with status 0, after SIGINT with 130."""
+
+    def __init__(self, by: signal.Signals, step: int):
+        super().__init__(f"stopped by {by.name} at step {step}; continue with --resume")
+        self.status = 130 if by is signal.SIGINT else 0

@@ -6,6 +6,7 @@ Diffusion are made. Used for the emoji default: one base model on everything, th
 
 from __future__ import annotations
 
+import itertools
 import math
 import shutil
 from collections.abc import Sequence
@@ -37,7 +38,7 @@ from afa_jax.parallel import data_mesh, replicate, split_batch
 from afa_jax.training.loop import run_loop
 from afa_jax.training.loss import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import check_positive, open_workdir, write_config
+from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
 from afa_jax.weights.folders import load_text_encoder, load_unet, load_vae, save_folder
 from afa_jax.weights.keys import flatten, unflatten
 
@@ -48,9 +49,7 @@ ENCODED_AT_ONCE = 64
 def main(arguments: Sequence[str]) -> None:
     """Train and write ``workdir/model``, a diffusers folder with the averaged weights in float16."""
     parser = Parser(prog="python -m afa_jax.finetune", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
+    add_workdir_arguments(parser)
     options, config = parse(parser, arguments)
     vae, tokenizer = load_vae(config.vae), Tokenizer(config.tokenizer)
     schedule = NoiseSchedule.from_json(config.schedule.to_dict())
@@ -108,11 +107,12 @@ def main(arguments: Sequence[str]) -> None:
     state = run_loop(
         train_step,
         replicate(state, mesh),
-        batch_at,
+        lambda first: map(batch_at, itertools.count(first)),
         steps=config.steps,
         seed=config.seed,
         workdir=options.workdir,
         resume=options.resume,
+        resume_step=options.resume_step,
         on_resume=lambda facts: write_config(options.workdir, config),
         log_every=config.log_every,
         save_every=config.save_every,

@@ -7,8 +7,8 @@ to resume from, and at the end aggregators.safetensors and ensemble.json, which 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from afa_jax.fusion.sabw import SABWConfig, parameter_count
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.state import init_aggregators, init_state, make_train_step
-from afa_jax.training.workdir import check_positive, open_workdir, write_config
+from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
 from afa_jax.weights.aggregators import save_aggregators
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
 
@@ -30,9 +30,7 @@ from afa_jax.weights.keys import flatten, shapes_of, unflatten
 def main(arguments: Sequence[str]) -> None:
     """Train from a config into a workdir."""
     parser = Parser(prog="python -m afa_jax.train", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of this run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the workdir")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in the workdir")
+    add_workdir_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options, config = parse(parser, arguments)
 
@@ -83,11 +81,12 @@ def main(arguments: Sequence[str]) -> None:
     state = run_loop(
         lambda state, batch, key: train_step(state, batch, arrays, key),
         init_state(aggregators, optimizer),
-        batch_at,
+        lambda first: map(batch_at, itertools.count(first)),
         steps=config.train.steps,
         seed=config.train.seed,
         workdir=options.workdir,
         resume=options.resume,
+        resume_step=options.resume_step,
         facts=record,
         on_resume=on_resume,
         log_every=config.train.log_every,

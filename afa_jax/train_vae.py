@@ -6,9 +6,9 @@ Stable Diffusion's own VAE is used as it is; this command makes the small one of
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -27,7 +27,7 @@ from afa_jax.models.layers import Conv
 from afa_jax.models.vae import VAE
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import check_positive, open_workdir, write_config
+from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
 from afa_jax.weights.folders import load_vae, save_folder
 
 MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when they are whitened
@@ -36,9 +36,7 @@ MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when the
 def main(arguments: Sequence[str]) -> None:
     """Train and write ``workdir/model``, a diffusers folder with a VAE whose scaled latents have unit variance."""
     parser = Parser(prog="python -m afa_jax.train_vae", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True)
-    parser.add_argument("--resume", action="store_true")
-    parser.add_argument("--overwrite", action="store_true")
+    add_workdir_arguments(parser)
     options, config = parse(parser, arguments)
     if config.init:
         vae = load_vae(config.init)
@@ -72,7 +70,8 @@ def main(arguments: Sequence[str]) -> None:
 
     state = dict(params=vae, average=vae, opt=optimizer.init(vae), step=jnp.zeros((), jnp.int32))
     state = run_loop(
-        step, state, batch_at, steps=config.steps, seed=config.seed, workdir=options.workdir, resume=options.resume,
+        step, state, lambda first: map(batch_at, itertools.count(first)), steps=config.steps, seed=config.seed,
+        workdir=options.workdir, resume=options.resume, resume_step=options.resume_step,
         on_resume=lambda facts: write_config(options.workdir, config),
         log_every=config.log_every, save_every=config.save_every,
     )  # fmt: skip

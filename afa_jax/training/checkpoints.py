@@ -1,68 +1,311 @@
-"""Checkpoints through orbax: flat dictionaries of arrays, written in the background, resumed exactly."""
+"""Checkpoints through orbax: flat dictionaries of arrays, written in the background, checked and resumed exactly.
+
+``workdir/checkpoints`` holds a folder for each kept step and ``scores.json``. Orbax writes a checkpoint under a
+temporary name and renames it when it is complete, so a process that is killed while saving leaves rubbish, which the
+next run removes, and no half checkpoint. Orbax does not notice bytes that changed on the disk; so the facts beside the
+arrays hold a crc32 of each array, and restoring checks it.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import errno
+import json
+import logging
+import math
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
+import numpy as np
 
 from afa_jax.errors import InputError
+from afa_jax.training.workdir import replace_text
 from afa_jax.weights.keys import flatten, unflatten
+
+_DELETED = ".deleted"  # suffix of a checkpoint that is being removed
+_UNFINISHED = ".orbax-checkpoint-tmp"  # orbax's, of one that is being written
+
+
+class NonFiniteError(InputError):
+    """The loss or the state of a run became NaN or infinite."""
+
+
+class SaveError(InputError):
+    """A checkpoint could not be written; the ones before it are intact."""
 
 
 class Checkpoints:
     """The checkpoints of one run, in ``workdir/checkpoints``.
+
+    Two rules: the last ``keep`` of them stay, and the best one beside them.
 
     Args:
         keep: how many of the last ones stay.
     """
 
     def __init__(self, workdir: Path, keep: int = 2):
-        self.folder = workdir / "checkpoints"
-        self._manager = ocp.CheckpointManager(
-            self.folder.absolute(),
-            options=ocp.CheckpointManagerOptions(max_to_keep=keep, create=True),
-        )
+        import orbax.checkpoint as ocp
 
-    def save(self, step: int, trees: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
-        """Save pytrees by name and JSON facts; returns as soon as the arrays are copied."""
-        flat = {name: flatten(tree) for name, tree in trees.items()}
-        if self._manager.latest_step() == step:
-            return
-        self._manager.save(
-            step, args=ocp.args.Composite(arrays=ocp.args.StandardSave(flat), facts=ocp.args.JsonSave(dict(facts)))
-        )
+        if keep < 1:
+            raise InputError(f"keep={keep}; choose 1 or more")
+        # What orbax logs as an error it raises as well, and we say it in one line.
+        logging.getLogger("absl").addFilter(_not_from_orbax)
+        self.folder, self.keep = workdir / "checkpoints", keep
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._remove(f"*{_DELETED}")
+        self._remove(f"*{_UNFINISHED}*")
+        self._scores = _read_scores(self.folder / "scores.json")
+        self._saving: int | None = None
+        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
 
-    def restore(self, trees: Mapping[str, Any]) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """The last checkpoint: its step, pytrees like ``trees`` placed where those are, and its facts.
+    def steps(self) -> list[int]:
+        """The steps of the complete checkpoints, ascending."""
+        return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
+
+    def has(self, step: int) -> bool:
+        """Whether a step is saved, or about to be."""
+        return step == self._saving or step in self.steps()
+
+    def best(self) -> int | None:
+        """The step of the checkpoint with the lowest score; the earlier of equals."""
+        return min((step for step in self.steps() if step in self._scores), key=self._rank, default=None)
+
+    def improves(self, score: float) -> bool:
+        """Whether a score is better than that of every checkpoint."""
+        best = self.best()
+        return math.isfinite(score) and (best is None or score < self._scores[best])
+
+    def rate(self, step: int, score: float) -> None:
+        """Give a checkpoint, or one about to be saved, its score: lower is better, and NaN is none."""
+        if math.isfinite(score):
+            self._scores = {s: self._scores[s] for s in self.steps() if s in self._scores} | {step: score}
+            replace_text(self.folder / "scores.json", json.dumps(self._scores, indent=2) + "\n")
+
+    def save(self, step: int, trees: Mapping[str, Any], facts: Mapping[str, Any], score: float | None = None) -> None:
+        """Save pytrees by name and JSON facts; returns as soon as the arrays are copied.
+
+        Args:
+            score: lower is better; the checkpoint with the lowest one is kept.
 
         Raises:
-            InputError: there is none, or it has other arrays than ``trees``.
+            NonFiniteError: an array holds NaN or infinity; nothing is saved.
+            SaveError: this save could not begin, or the one before it failed.
+            ValueError: there is a checkpoint of this step.
         """
-        step = self._manager.latest_step()
-        if step is None:
-            raise InputError(f"{self.folder} holds no checkpoint to resume from; start again with --overwrite")
-        shapes = {
-            name: {
-                key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
-                for key, leaf in flatten(tree).items()
-            }
-            for name, tree in trees.items()
-        }
-        try:
-            restored = self._manager.restore(
-                step, args=ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes), facts=ocp.args.JsonRestore())
+        import orbax.checkpoint as ocp
+
+        self.wait()
+        if step in self.steps():
+            raise ValueError(f"{self.folder / str(step)} exists")
+        flat = {name: flatten(tree) for name, tree in trees.items()}
+        record = dict(facts=dict(facts), arrays=_describe(flat, check_finite=True))
+        self._saving = step
+        with self._explained():
+            if score is not None:
+                self.rate(step, score)
+            self._checkpointer.save(
+                self.folder.absolute() / str(step),
+                args=ocp.args.Composite(
+                    arrays=ocp.args.StandardSave(flat),
+                    facts=ocp.args.JsonSave(dict(record=record, crc32=_sum_of_json(record))),
+                ),
             )
-        except (ValueError, KeyError, FileNotFoundError) as error:
-            reason = str(error).strip().splitlines()[0]
-            raise InputError(f"{self.folder / str(step)} cannot be restored into this config: {reason}") from error
-        filled = {name: unflatten(tree, restored["arrays"][name]) for name, tree in trees.items()}
-        return step, filled, restored["facts"]
+
+    def check(self) -> None:
+        """Raise what the save in the background met with, and remove old checkpoints after one that is complete.
+
+        Raises:
+            SaveError: the step that was not saved, why, and the last one that was.
+        """
+        if self._saving is None:
+            return
+        with self._explained():
+            self._checkpointer.check_for_errors()
+        if (self.folder / str(self._saving)).is_dir():
+            self._saving = None
+            kept = {*self.steps()[-self.keep :], self.best()}
+            self._delete([step for step in self.steps() if step not in kept])
+
+    def wait(self) -> None:
+        """Wait until the last save is on disk.
+
+        Raises:
+            SaveError: as check.
+        """
+        if self._saving is not None:
+            with self._explained():
+                self._checkpointer.wait_until_finished()
+            self.check()
+
+    def restore(self, trees: Mapping[str, Any], step: int | None = None) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """A checkpoint: its step, pytrees like ``trees`` placed where those are, and its facts.
+
+        Args:
+            step: which one; the last by default.
+
+        Raises:
+            InputError: there is none, it is damaged, or it has other arrays than ``trees``.
+        """
+        import orbax.checkpoint as ocp
+
+        steps = self.steps()
+        if not steps:
+            raise InputError(f"{self.folder} holds no checkpoint to resume from; start again with --overwrite")
+        if step is None:
+            step = steps[-1]
+        if step not in steps:
+            raise InputError(f"--resume_step {step}: {self.folder} has no such checkpoint; there are {self.listing()}")
+        path = self.folder.absolute() / str(step)
+        wanted = {name: flatten(tree) for name, tree in trees.items()}
+        with self._damage_named(step):
+            stored = self._checkpointer.restore(path, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
+            if _sum_of_json(stored["record"]) != stored["crc32"]:
+                raise ValueError("its facts have changed")
+            record = stored["record"]
+        if difference := _difference(record["arrays"], _describe(wanted)):
+            raise InputError(f"{self.folder / str(step)} cannot be restored into this config: {difference}")
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
+        with self._damage_named(step):
+            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
+            arrays = self._checkpointer.restore(path, args=args)["arrays"]
+            if changed := _difference(record["arrays"], _describe(arrays, sums=True)):
+                raise ValueError(changed)
+        return step, {name: unflatten(tree, arrays[name]) for name, tree in trees.items()}, record["facts"]
+
+    def delete_after(self, step: int) -> list[int]:
+        """Remove the checkpoints of later steps, of a run that goes on from ``step``; returns their steps."""
+        later = [s for s in self.steps() if s > step]
+        self._delete(later)
+        return later
+
+    def listing(self) -> str:
+        """The steps, for a message: ``10, 20 (best), 30``."""
+        best = self.best()
+        return ", ".join(f"{step} (best)" if step == best else str(step) for step in self.steps())
 
     def close(self) -> None:
-        """Wait for the last save to be on disk."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Wait for the last save to be on disk.
+
+        Raises:
+            SaveError: as check.
+        """
+        try:
+            self.wait()
+        finally:
+            self._checkpointer.close()
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, kind: Any, *_: Any) -> None:
+        # What ended the run is what the user is to read, not what the last save met with besides.
+        with contextlib.nullcontext() if kind is None else contextlib.suppress(SaveError):
+            self.close()
+
+    def _rank(self, step: int) -> tuple[float, int]:
+        return self._scores[step], step
+
+    def _delete(self, steps: list[int]) -> None:
+        # Renamed first: what is killed here must not leave a folder that looks like a checkpoint.
+        for step in steps:
+            (self.folder / str(step)).rename(self.folder / f"{step}{_DELETED}")
+        self._remove(f"*{_DELETED}")
+
+    def _remove(self, pattern: str) -> None:
+        for path in self.folder.glob(pattern):
+            shutil.rmtree(path, ignore_errors=True)  # what stays is removed by the next run
+
+    @contextlib.contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            step, self._saving = self._saving, None
+            self._remove(f"{step}{_UNFINISHED}*")
+            intact = (
+                f"the checkpoint of step {self.steps()[-1]} is intact" if self.steps() else "there is none before it"
+            )
+            reason = "no space left on the disk; make room" if _disk_full(error) else f"{_first_line(error)}; mend that"
+            raise SaveError(
+                f"{self.folder}: step {step} was not saved, {intact} ({reason}, then continue with --resume)"
+            ) from error
+
+    @contextlib.contextmanager
+    def _damage_named(self, step: int) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:
+            others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, abs(s - step)))
+            offer = (
+                f"continue from another with --resume_step {others[0]}" if others else "start again with --overwrite"
+            )
+            raise InputError(f"{self.folder / str(step)} is damaged ({_first_line(error)}): {offer}") from error
+
+
+def _describe(
+    trees: Mapping[str, Mapping[str, Any]], *, sums: bool = False, check_finite: bool = False
+) -> dict[str, list[Any]]:
+    """Shape, dtype and perhaps crc32 of every array."""
+    described: dict[str, list[Any]] = {}
+    for name, tree in trees.items():
+        host = jax.device_get(dict(tree)) if sums or check_finite else tree
+        for key, leaf in host.items():
+            described[f"{name}.{key}"] = [list(leaf.shape), str(leaf.dtype)]
+            if sums or check_finite:
+                array = np.ascontiguousarray(leaf).reshape(-1)
+                described[f"{name}.{key}"].append(zlib.crc32(array.view(np.uint8)))
+                if check_finite and not np.issubdtype(array.dtype, np.integer) and not np.isfinite(array).all():
+                    raise NonFiniteError(f"{name}.{key} is not finite")
+    return described
+
+
+def _difference(stored: Mapping[str, list[Any]], other: Mapping[str, list[Any]]) -> str:
+    """The first difference between two descriptions, in words; as far as both of them go."""
+    for name in sorted(stored.keys() | other.keys()):
+        if name not in other:
+            return f"it has {name}, which the config lacks"
+        if name not in stored:
+            return f"it lacks {name}"
+        (shape, dtype, *crc), (other_shape, other_dtype, *other_crc) = stored[name], other[name]
+        if (shape, dtype) != (other_shape, other_dtype):
+            return f"{name} is {dtype} {shape} there and {other_dtype} {other_shape} here"
+        if crc and other_crc and crc != other_crc:
+            return f"the bytes of {name} have changed"
+    return ""
+
+
+def _sum_of_json(record: Mapping[str, Any]) -> int:
+    as_read = json.loads(json.dumps(record))  # JSON turns tuples into lists and numbers that are keys into strings
+    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
+
+
+def _read_scores(path: Path) -> dict[int, float]:
+    try:
+        return {int(step): float(score) for step, score in json.loads(path.read_text()).items()}
+    except FileNotFoundError:
+        return {}
+    except (ValueError, AttributeError, TypeError) as error:
+        raise InputError(f"{path}: not readable; remove it, and the best checkpoint is not known any more") from error
+
+
+def _disk_full(error: BaseException | None) -> bool:
+    while error is not None:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return True
+        if "No space left on device" in str(error) or "Disk quota exceeded" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
+
+
+def _not_from_orbax(record: logging.LogRecord) -> bool:
+    return "orbax" not in record.pathname

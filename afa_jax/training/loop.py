@@ -1,92 +1,234 @@
-"""The loop that every trainer runs: log, save, stop, show how long it will take."""
+"""The loop that every trainer runs: log, validate, save, stop, and go on from there as if nothing had happened."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
+import numpy as np
 
-from afa_jax.errors import InputError
-from afa_jax.training.checkpoints import Checkpoints
-from afa_jax.training.workdir import Metrics
+from afa_jax.errors import InputError, Stopped
+from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
+from afa_jax.training.log import Log
+from afa_jax.training.stopping import Interrupted, StopSignals
 
-Step = Callable[[dict[str, Any], Any, jax.Array], tuple[dict[str, Any], dict[str, jax.Array]]]
-"""``(state, batch, key) -> (state, metrics)``, jitted."""
+State = dict[str, Any]
+"""Named pytrees of arrays."""
+Step = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
+"""``(state, batch, key) -> (state, metrics)``, jitted; the metrics have ``loss``, and numbers are logged."""
+BEHIND = 1
+"""How many steps the accelerator has been given when Python looks at a result: it never waits for Python."""
 
 
-class NonFiniteLossError(RuntimeError):
-    """The loss became NaN or infinite."""
+@dataclass(frozen=True)
+class Every:
+    """A callback after every ``steps`` steps and after the last one, such as validation.
+
+    ``function(state, step)`` returns numbers and pictures (uint8 ``[h, w, 3]``) to log. Its ``score``, if it has one,
+    is what the best checkpoint is the best by; lower is better. It may be left at any point by a signal, and is then
+    called again, with the same arguments, when the run is resumed.
+    """
+
+    steps: int
+    function: Callable[[State, int], Mapping[str, Any]]
+
+
+def describe_batch(batch: Any) -> list[str]:
+    """The examples of a batch by their ``index`` in the source, where it has one."""
+    return [f"example {int(i)}" for i in batch["index"]] if isinstance(batch, Mapping) and "index" in batch else []
 
 
 def run_loop(
     step_function: Step,
-    state: dict[str, Any],
-    batch_at: Callable[[int], Any],
+    state: State,
+    batches: Callable[[int], Iterator[Any]],
     *,
     steps: int,
     seed: int,
     workdir: Path,
-    resume: bool,
+    resume: bool = False,
+    resume_step: int | None = None,
     facts: Mapping[str, Any] | None = None,
     on_resume: Callable[[Mapping[str, Any]], None] = lambda facts: None,
+    describe: Callable[[Any], list[str]] = describe_batch,
+    every: Sequence[Every] = (),
+    writers: Sequence[str] = (),
     log_every: int = 1,
     save_every: int = 1000,
     keep: int = 2,
     quiet: bool = False,
-) -> dict[str, Any]:
-    """Train from the state given, or from the last checkpoint, to ``steps``; returns the final state.
+) -> State:
+    """Train from the state given, or from a checkpoint, to ``steps``; returns the final state.
 
-    The key of a step is ``fold_in(key(seed), step)`` and its batch is ``batch_at(step)``: a resumed run continues bit
-    for bit.
+    The key of step k (the first is 0) is ``fold_in(key(seed), k)`` and its batch is the first of ``batches(k)``: a
+    resumed run continues bit for bit, also its metrics.jsonl but for the timings. Everywhere else a step is counted
+    when it is done, so that a checkpoint, a line or a message of step 1 is of the state after the first.
+
+    SIGTERM and SIGINT end the step (or leave a wait for data, or a callback), save and raise Stopped.
 
     Args:
         state: named pytrees, all of them saved.
-        batch_at: the batch of a step, a pure function.
+        batches: from the first step on; its iterator may be closed early. An array, or a pytree of arrays, whose first
+            axis is the batch's.
+        resume_step: the checkpoint to go on from instead of the last one; those after it are removed.
         facts: JSON values stored in each checkpoint, such as the hashes of frozen weights.
         on_resume: called with the checkpoint's facts; raises InputError if they do not fit this run.
+        describe: the names of a batch's examples, for the message of a loss that is not finite.
+        every: callbacks. A checkpoint is saved after one whose score is the best so far, too.
+        writers: see afa_jax.training.writers.
         log_every: steps between lines of metrics.jsonl; a line has the mean of the loss since the last one.
+        keep: how many of the last checkpoints stay, beside the best one.
 
     Raises:
-        NonFiniteLossError: with the step.
-        InputError: nothing to resume from, or a checkpoint of another run.
+        NonFiniteError: with the step, its examples and the last good checkpoint. Nothing after it was saved.
+        SaveError: a checkpoint could not be written.
+        InputError: nothing to resume from, or a checkpoint that is damaged or of another run.
+        Stopped: by a signal, after saving.
     """
-    checkpoints = Checkpoints(workdir, keep)
-    first = 0
-    if resume:
-        first, state, stored = checkpoints.restore(state)
-        if first > steps:
-            raise InputError(f"{workdir} is at step {first} already; steps={steps} would go back")
-        on_resume(stored)
-    metrics, key = Metrics(workdir, first), jax.random.key(seed)
-    losses: list[float] = []
-    started, waited = time.perf_counter(), 0.0
-    progress = tqdm(range(first, steps), initial=first, total=steps, disable=quiet, dynamic_ncols=True, unit="step")
-    try:
-        for step in progress:
-            asked = time.perf_counter()
-            batch = batch_at(step)
-            waited += time.perf_counter() - asked
-            state, values = step_function(state, batch, jax.random.fold_in(key, step))
-            losses.append(float(values["loss"]))
-            if not math.isfinite(losses[-1]):
-                raise NonFiniteLossError(f"the loss is {losses[-1]} at step {step}; the last checkpoint is before it")
-            if (step + 1) % log_every == 0 or step + 1 == steps:
-                now, mean = time.perf_counter(), sum(losses) / len(losses)
-                seconds = (now - started) / len(losses)
-                metrics.write(
-                    step + 1,
-                    dict(values) | dict(loss=mean, seconds_per_step=seconds, data_wait=waited / (now - started)),
-                )
-                progress.set_postfix(loss=f"{mean:.4f}")
-                losses, started, waited = [], now, 0.0
-            if (step + 1) % save_every == 0 or step + 1 == steps:
-                checkpoints.save(step + 1, state, facts or {})
-    finally:
-        checkpoints.close()
-        metrics.close()
-    return state
+    with contextlib.ExitStack() as stack:
+        stop = stack.enter_context(StopSignals())
+        checkpoints = stack.enter_context(Checkpoints(workdir, keep))
+        first, past = 0, dict[str, Any]()
+        if resume or resume_step is not None:
+            first, state, stored = checkpoints.restore(state, resume_step)
+            past = stored.pop("loop")
+            if first > steps:
+                raise InputError(f"{workdir} is at step {first} already; steps={steps} would go back")
+            on_resume(stored)
+            if removed := checkpoints.delete_after(first):
+                print(f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}")
+            if first == steps and past["called"]:
+                return state
+        log = stack.enter_context(Log(workdir, first, steps, past.get("log"), writers, quiet))
+        run = _Run(checkpoints, log, stop, steps, log_every, save_every, every, dict(facts or {}), describe)
+        return run.train(step_function, state, batches, jax.random.key(seed), first, called=past.get("called", True))
+
+
+@dataclass
+class _Run:
+    """A run between its first step and its last one. Its state is good once its steps are settled."""
+
+    checkpoints: Checkpoints
+    log: Log
+    stop: StopSignals
+    steps: int
+    log_every: int
+    save_every: int
+    every: Sequence[Every]
+    facts: dict[str, Any]
+    describe: Callable[[Any], list[str]]
+    running: deque[tuple[int, Any, float, dict[str, jax.Array]]] = field(default_factory=deque)
+    batch: Any = None  # of the step settled last
+
+    def train(
+        self,
+        step_function: Step,
+        state: State,
+        batches: Callable[[int], Iterator[Any]],
+        key: jax.Array,
+        step: int,
+        called: bool,
+    ) -> State:
+        if not called:
+            called = self.milestone(state, step)
+        source = batches(step)
+        try:
+            while step < self.steps:
+                try:
+                    batch, waited = self.next_of(source)
+                except Interrupted:
+                    break
+                state, values = step_function(state, batch, jax.random.fold_in(key, step))
+                step += 1
+                self.running.append((step, batch, waited, values))
+                self.settle(BEHIND)
+                self.checkpoints.check()
+                if step == self.steps or any(step % n == 0 for n in (self.save_every, *(e.steps for e in self.every))):
+                    self.settle(0)
+                    called = self.milestone(state, step)
+        finally:
+            if hasattr(source, "close"):
+                source.close()
+        if step < self.steps or not called:
+            assert self.stop.asked
+            self.settle(0)
+            if not self.checkpoints.has(step):
+                self.save(state, step, dict(log=self.log.past(), called=called))
+            self.checkpoints.wait()
+            raise Stopped(self.stop.asked, step)
+        return state
+
+    def next_of(self, source: Iterator[Any]) -> tuple[Any, float]:
+        """The next batch and how long it took; raises Interrupted once a signal has come."""
+        asked = time.perf_counter()
+        with self.stop.at_once():
+            batch = next(source)
+        return batch, time.perf_counter() - asked
+
+    def settle(self, behind: int) -> None:
+        """Fetch, check and log the numbers of the steps that the accelerator was given, but for the last ones."""
+        while len(self.running) > behind:
+            step, self.batch, waited, values = self.running.popleft()
+            numbers = {name: float(value) for name, value in jax.device_get(values).items() if np.ndim(value) == 0}
+            for name, number in numbers.items():
+                if (name == "loss" or name.endswith("_norm")) and not math.isfinite(number):
+                    raise self.not_finite(f"{name} is {number}", step)
+            self.log.add(numbers, images=len(jax.tree.leaves(self.batch)[0]), waited=waited)
+            if step % self.log_every == 0:
+                self.log.flush(step)
+
+    def milestone(self, state: State, step: int) -> bool:
+        """Call back and save at a settled step; whether the callbacks were called, which a signal prevents."""
+        started = time.perf_counter()
+        due = [e for e in self.every if step % e.steps == 0]
+        extra = [e for e in self.every if e not in due] if step == self.steps else []
+        results, called = list[Mapping[str, Any]](), True
+        try:
+            for callback in due + extra:
+                with self.stop.at_once():
+                    results.append(callback.function(state, step))
+        except Interrupted:
+            results, called = [], False
+        for values in results[: len(due)]:
+            self.log.write(step, values)
+        past = dict(log=self.log.past(), called=called)
+        # A run to more steps would not have what follows: it is not in the past that such a run goes on from.
+        for values in results[len(due) :]:
+            self.log.write(step, values)
+        if step == self.steps and called and self.log.losses:
+            self.log.flush(step)
+        score = next((float(values["score"]) for values in results if "score" in values), None)
+        if self.checkpoints.has(step):  # resumed from here to call back
+            if score is not None:
+                self.checkpoints.rate(step, score)
+        elif (
+            step % self.save_every == 0
+            or step == self.steps
+            or not called
+            or (score is not None and self.checkpoints.improves(score))
+        ):
+            self.save(state, step, past, score)
+        self.log.pause(time.perf_counter() - started)
+        return called
+
+    def save(self, state: State, step: int, past: dict[str, Any], score: float | None = None) -> None:
+        try:
+            self.checkpoints.save(step, state, self.facts | dict(loop=past), score)
+        except NonFiniteError as error:
+            raise self.not_finite(str(error), step) from error
+
+    def not_finite(self, what: str, step: int) -> NonFiniteError:
+        """The error that says where a number went wrong and where to go back to."""
+        with contextlib.suppress(SaveError):
+            self.checkpoints.wait()
+        steps, examples = self.checkpoints.steps(), [] if self.batch is None else self.describe(self.batch)
+        of = f" ({', '.join(examples)})" if examples else ""
+        last = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"
+        return NonFiniteError(f"{what} at step {step}{of}; {last}, and nothing was saved since")

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import shutil
 from collections.abc import Mapping
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
+
+
+def add_workdir_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of every trainer that say where a run lives and what to do with one that is there."""
+    parser.add_argument("--workdir", type=Path, required=True, help="folder of this run")
+    parser.add_argument("--resume", action="store_true", help="continue the run in the workdir")
+    parser.add_argument(
+        "--resume_step",
+        type=int,
+        metavar="N",
+        action=_ResumeStep,
+        help="continue it from the checkpoint of step N instead of the last one; later ones are removed",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the workdir")
+
+
+class _ResumeStep(argparse.Action):
+    """Implies --resume."""
+
+    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
+        namespace.resume, namespace.resume_step = True, values
 
 
 def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
@@ -51,26 +74,57 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 def replace_text(path: Path, text: str) -> None:
     """Write a text file at once or not at all."""
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text)
+    with open(partial, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
     os.replace(partial, path)
 
 
+def append(file: FileIO, data: bytes) -> None:
+    """Append to an unbuffered file.
+
+    Raises:
+        InputError: the disk is full, or gone.
+    """
+    reason = "No space left on device"
+    try:
+        complete = file.write(data) == len(data)
+    except OSError as error:
+        complete, reason = False, str(error.strerror)
+    if not complete:
+        raise InputError(f"{file.name}: {reason}; mend that, then continue with --resume")
+
+
 class Metrics:
-    """``metrics.jsonl``: one JSON object a line, each with its ``step``.
+    """``metrics.jsonl``: one JSON object a line, each with its ``step``. A line is in the file when ``write`` returns.
 
     On resuming at ``step``, lines of later steps (from the part of the run that was lost) are removed, so that every
-    step is there once.
+    step is there once, and a last line that was not finished goes too.
+
+    Args:
+        most: keep no more lines than this; a run that went on would not have written the others.
     """
 
-    def __init__(self, workdir: Path, step: int = 0):
+    def __init__(self, workdir: Path, step: int = 0, most: int | None = None):
         path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step] if path.exists() else []
+        kept = [line for line in read_metrics(workdir) if line["step"] <= step][:most] if path.exists() else []
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(path, "a", buffering=1)  # noqa: SIM115 - closed by close()
+        self.lines = len(kept)
+        self._file = FileIO(path, "a")
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """Append one line."""
-        self._file.write(json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}) + "\n")
+        """Append one line.
+
+        Raises:
+            InputError: as append.
+        """
+        append(self._file, (json.dumps({"step": step} | {k: _plain(v) for k, v in values.items()}) + "\n").encode())
+        self.lines += 1
+
+    def sync(self) -> None:
+        """Wait until all lines are on the disk, so that no checkpoint is ahead of them."""
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -1,0 +1,94 @@
+"""What a run says of itself: metrics.jsonl, the writers that were asked for, and a progress bar."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from afa_jax.training.workdir import Metrics
+from afa_jax.training.writers import make_writers
+
+TIMINGS = ("images_per_second", "seconds_per_step", "data_wait")
+"""The fields of a line that differ from run to run; all the others are the same bit for bit."""
+
+
+class Log:
+    """The numbers of a run that begins, or continues, after step ``first``.
+
+    A line of a training interval has the mean of its losses, the other numbers of its last step, ``images_per_second``
+    and ``seconds_per_step`` (callbacks and their saving left out), and ``data_wait``, the share of the time that was
+    spent waiting for batches.
+
+    Args:
+        past: what ``past()`` of the log was when the state was saved that the run continues from.
+        writers: by name, besides metrics.jsonl.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        first: int,
+        steps: int,
+        past: Mapping[str, Any] | None = None,
+        writers: Sequence[str] = (),
+        quiet: bool = False,
+    ):
+        past = past or dict(losses=[], last={}, lines=None)
+        self.losses: list[float] = list(past["losses"])
+        self._last: dict[str, float] = dict(past["last"])
+        self._writers = make_writers(writers, workdir, first)
+        self._metrics = Metrics(workdir, first, past["lines"])
+        self._progress = tqdm(initial=first, total=steps, disable=quiet, dynamic_ncols=True, unit="step")
+        self._started, self._waited, self._steps, self._images = time.perf_counter(), 0.0, 0, 0
+
+    def past(self) -> dict[str, Any]:
+        """JSON from which a resumed run writes the same lines: of the interval so far, and how many lines there are."""
+        self._metrics.sync()
+        return dict(losses=list(self.losses), last=dict(self._last), lines=self._metrics.lines)
+
+    def add(self, numbers: Mapping[str, float], images: int, waited: float) -> None:
+        """A step of the interval: its numbers, the size of its batch and the seconds it waited for that."""
+        self.losses.append(numbers["loss"])
+        self._last = dict(numbers)
+        self._steps, self._images, self._waited = self._steps + 1, self._images + images, self._waited + waited
+        self._progress.update()
+
+    def flush(self, step: int) -> None:
+        """The line of the interval that ends with ``step``."""
+        seconds = max(time.perf_counter() - self._started, 1e-9)
+        mean = sum(self.losses) / len(self.losses)
+        timings = (self._images / seconds, seconds / max(self._steps, 1), self._waited / seconds)
+        self.write(step, self._last | dict(loss=mean) | dict(zip(TIMINGS, timings, strict=True)))
+        self._progress.set_postfix(loss=f"{mean:.4f}")
+        self.losses, self._last = [], {}
+        self._started, self._waited, self._steps, self._images = time.perf_counter(), 0.0, 0, 0
+
+    def write(self, step: int, values: Mapping[str, Any]) -> None:
+        """A line of other values; pictures (uint8 ``[h, w, 3]``) go to the writers only."""
+        pictures = {name: np.asarray(value) for name, value in values.items() if np.ndim(value) == 3}
+        numbers = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
+        if numbers:
+            self._metrics.write(step, numbers)
+        for writer in self._writers:
+            writer.write(step, numbers, pictures)
+
+    def pause(self, seconds: float) -> None:
+        """Time that is not training's."""
+        self._started += seconds
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._progress.close()
+        self._metrics.close()
+        for writer in self._writers:
+            writer.close()

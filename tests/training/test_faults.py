@@ -1,0 +1,181 @@
+"""What a run survives: kill -9 at any moment, a full disk, NaN, a damaged checkpoint, SIGTERM. Real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from afa_jax.training.log import TIMINGS
+from afa_jax.training.workdir import read_metrics
+
+ROOT = Path(__file__).parents[2]
+STEPS = 30
+
+
+def start(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A training process; returns when it is about to train."""
+    command = [sys.executable, str(ROOT / "tests" / "training" / "tiny_run.py"), "--workdir", str(workdir)]
+    environment = os.environ | dict(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", XLA_FLAGS="", PYTHONWARNINGS="error")
+    process = subprocess.Popen(
+        [*command, f"--steps={STEPS}", *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    return process
+
+
+def finish(process: subprocess.Popen[str], status: int = 0) -> str:
+    """Its stderr, when it has ended with this status."""
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == status, errors
+    return errors
+
+
+def kill(process: subprocess.Popen[str]) -> bool:
+    """Whether there was something to kill."""
+    killed = process.poll() is None
+    process.kill()
+    process.communicate()
+    return killed
+
+
+def result(workdir: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
+    """The hashes of the final arrays, and metrics.jsonl but for the timings."""
+    lines = [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(workdir)]
+    return json.loads((workdir / "final.json").read_text()), lines
+
+
+def saved(workdir: Path) -> list[int]:
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal()) if folder.is_dir() else []
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
+    """What a run ends with, by its megabytes."""
+    results = {}
+    for megabytes in (0, 8):
+        workdir = tmp_path_factory.mktemp("undisturbed") / "run"
+        finish(start(workdir, f"--megabytes={megabytes}"))
+        results[megabytes] = result(workdir)
+    return results
+
+
+def test_killed_at_twenty_random_moments(tmp_path, undisturbed):
+    workdir, random, kills = tmp_path / "run", np.random.default_rng(0), 0
+    reached = set()
+    while kills < 20:
+        again = ["--resume"] if saved(workdir) else ["--overwrite"] if workdir.exists() else []
+        process = start(workdir, "--megabytes=8", "--pause=0.02", *again)
+        time.sleep(random.uniform(0, 1.2))
+        kills += kill(process)
+        reached.add(max(saved(workdir), default=0))
+    assert len(reached) > 3, "the kills are to come all along the run"
+    finish(start(workdir, "--megabytes=8", "--resume"))
+    assert result(workdir) == undisturbed[8]
+
+
+def test_killed_while_saving(tmp_path, undisturbed):
+    workdir = tmp_path / "run"
+    resume: list[str] = []
+    for _ in range(4):
+        process = start(workdir, "--megabytes=8", *resume)
+        before = saved(workdir)
+        while not any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")) or len(saved(workdir)) < 1:
+            assert process.poll() is None
+        assert kill(process)
+        assert saved(workdir)[: len(before)] >= before[-2:]
+        resume = ["--resume"]
+    finish(start(workdir, "--megabytes=8", "--resume"))
+    assert result(workdir) == undisturbed[8]
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"28", "30", "scores.json"}
+    assert not any(workdir.glob("checkpoints/*.*-*")) and not any(workdir.glob("checkpoints/*.deleted"))
+
+
+def test_sigterm_saves_and_exits_with_success(tmp_path, undisturbed):
+    workdir = tmp_path / "run"
+    process = start(workdir, "--pause=0.1", "--save_every=1000")
+    while not any(workdir.glob("checkpoints/*/facts")):  # the best so far, after the validation of step 5
+        time.sleep(0.01)
+    asked = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    errors = finish(process)
+    assert time.monotonic() - asked < 30
+    step = max(saved(workdir))
+    assert 5 <= step < STEPS and errors == f"stopped by SIGTERM at step {step}; continue with --resume\n"
+    process = start(workdir, "--resume", "--pause=0.1")
+    time.sleep(0.5)
+    process.send_signal(signal.SIGINT)
+    assert "stopped by SIGINT at step" in finish(process, 130)
+    finish(start(workdir, "--resume"))
+    assert result(workdir) == undisturbed[0]
+
+
+def test_nan_in_a_batch(tmp_path):
+    errors = finish(start(tmp_path / "run", "--nan_at=10"), 2)
+    assert errors == (
+        "error: loss is nan at step 11 (example 6, example 11, example 16, example 21); "
+        "the last good checkpoint is of step 10, and nothing was saved since\n"
+    )
+    assert max(saved(tmp_path / "run")) == 10
+
+
+def test_a_damaged_checkpoint_is_named_and_another_resumed(tmp_path, undisturbed):
+    workdir = tmp_path / "run"
+    finish(start(workdir, "--megabytes=8"))
+    (workdir / "final.json").unlink()
+    files = (path for path in (workdir / "checkpoints" / "30").rglob("*") if path.is_file())
+    largest = max(files, key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    errors = finish(start(workdir, "--megabytes=8", "--resume"), 2)
+    assert errors.startswith(f"error: {workdir}/checkpoints/30 is damaged (") and errors.count("\n") == 1
+    assert errors.endswith("; --resume_step 28 continues from another\n")
+    finish(start(workdir, "--megabytes=8", "--resume_step=28"))
+    assert result(workdir) == undisturbed[8]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 28 MB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=28m", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small disk: {mounted.stderr.strip()}")
+    yield disk
+    subprocess.run(["umount", disk], check=True)
+
+
+def test_a_full_disk(small_disk, undisturbed):
+    workdir = small_disk / "run"
+    errors = finish(start(workdir, "--megabytes=8"), 2)
+    last = max(saved(workdir))
+    assert errors == (
+        f"error: {workdir}/checkpoints: step {last + 2} was not saved, the one of step {last} is intact "
+        "(no space left on the disk; make room, then continue with --resume)\n"
+    )
+    subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
+    finish(start(workdir, "--megabytes=8", "--resume"))
+    assert result(workdir) == undisturbed[8]
+
+
+def test_files_that_may_not_grow(tmp_path, undisturbed):
+    """As a full disk, for those who may not mount one: every write beyond a size fails."""
+    workdir = tmp_path / "run"
+    errors = finish(start(workdir, "--megabytes=8", "--largest_file=4000000"), 2)
+    assert errors.startswith(f"error: {workdir}/checkpoints: step 2 was not saved, there is none before it (")
+    assert errors.count("\n") == 1 and saved(workdir) == []
