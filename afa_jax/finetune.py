@@ -71,10 +71,10 @@ def main(arguments: Sequence[str]) -> None:
 
     def loss_of(params: dict[str, jax.Array], latents: jax.Array, ids: jax.Array, key: jax.Array) -> jax.Array:
         unet, text_encoder = unflatten(shapes, params)
-        drop_key, loss_key = jax.random.split(key)
-        states = text_encoder(drop_captions(ids, no_caption, config.caption_dropout, drop_key))
+        drop_keys, loss_keys = jax.random.split(key, (2, len(ids)))
+        states = text_encoder(drop_captions(ids, no_caption, config.caption_dropout, drop_keys))
         return diffusion_loss(
-            lambda x, t: unet(x, t, states), schedule, latents, loss_key, min_snr_gamma=config.min_snr_gamma
+            lambda x, t: unet(x, t, states), schedule, latents, loss_keys, min_snr_gamma=config.min_snr_gamma
         )
 
     @jax.jit

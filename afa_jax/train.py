@@ -1,28 +1,34 @@
 """Train the aggregators of an ensemble: ``python -m afa_jax.train --config configs/emoji.py --workdir DIR``.
 
-Only the aggregators train; experts, text encoders and VAE stay as they are. The workdir gets metrics.jsonl, checkpoints
-to resume from, and at the end aggregators.safetensors and ensemble.json, which ``afa_jax.sample`` reads.
+Only the aggregators train; experts, text encoders and VAE stay as they are. The workdir gets metrics.jsonl,
+validation.jsonl and samples/, checkpoints to resume from, and at the end aggregators.safetensors and ensemble.json,
+which ``afa_jax.sample`` reads.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
+import jax
+from ml_collections import ConfigDict
 
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.bad_examples import BadExamples
-from afa_jax.data.loader import Batch, loading, make_loader
-from afa_jax.data.sources import make_source
-from afa_jax.experts import check_record, frozen, load_experts
-from afa_jax.fusion.sabw import SABWConfig, parameter_count
-from afa_jax.training.loop import run_loop
+from afa_jax.errors import InputError
+from afa_jax.experts import Experts, check_record, load_experts
+from afa_jax.fusion.ensemble import REMATS
+from afa_jax.fusion.sabw import Aggregators, SABWConfig, parameter_count
+from afa_jax.generate import SampleOptions
+from afa_jax.training.data import TrainingData, make_training_data
+from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_aggregators, init_state, make_train_step
-from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
+from afa_jax.training.state import init_aggregators, init_state, make_train_step, published
+from afa_jax.training.validation import Validation
+from afa_jax.training.workdir import add_workdir_arguments, check_positive, check_workdir, open_workdir, write_config
+from afa_jax.training.writers import check_writers
 from afa_jax.weights.aggregators import save_aggregators
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
 
@@ -33,73 +39,131 @@ def main(arguments: Sequence[str]) -> None:
     add_workdir_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options, config = parse(parser, arguments)
+    train, workdir = config.train, options.workdir
 
     # Everything that can be wrong with the input is found before the workdir is touched.
-    check_positive(config.train, "steps", "batch", "log_every", "save_every")
+    check_options(config)
+    check_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
-    source = make_source(config.data)
-    loader = make_loader(
-        source, experts.tokenizer, batch=config.train.batch, seed=config.train.seed, **loading(config.data)
-    )
-    experts.check_size(loader.at(0)["image"].shape[1:3])
-    optimizer = make_optimizer(config.train.optimizer, config.train.steps)
-    aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), config.train.seed)
-    open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
+    sampling = validation_sampling(config, experts)
+    data = make_training_data(config, experts)
+    optimizer = make_optimizer(train.optimizer, train.steps)
+    aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
+    open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     if not options.resume:
-        write_config(options.workdir, config)
+        write_config(workdir, config)
 
-    bad = BadExamples(options.workdir / "bad_examples.jsonl", len(source), config.train.batch)
-
-    def batch_at(step: int) -> Batch:
-        batch = loader.at(step)
-        if summary := bad.take(step, batch):
-            print(summary)
-        return batch
-
-    parts = frozen(experts)
     train_step = make_train_step(
         aggregators,
-        parts,
+        data.frozen,
         optimizer,
         experts.schedule,
-        caption_dropout=config.train.caption_dropout,
-        no_caption=jnp.asarray(experts.tokenizer([""])[0]),
-        min_snr_gamma=config.train.min_snr_gamma,
+        caption_dropout=train.caption_dropout,
+        no_caption=data.no_caption,
+        min_snr_gamma=train.min_snr_gamma,
+        accumulate=train.accumulate,
+        ema=train.ema,
+        remat=train.remat,
+        vae=shapes_of(experts.vae),
     )
     record: dict[str, Any] = dict(experts=experts.record)
 
     def on_resume(facts: Mapping[str, Any]) -> None:
-        check_record(facts, experts, f"the checkpoint in {options.workdir}")
-        write_config(options.workdir, config)
+        check_record(facts, experts, f"the checkpoint in {workdir}")
+        write_config(workdir, config)
 
     print(
         f"{len(experts.names)} experts ({', '.join(experts.names)}), "
         f"{parameter_count(aggregators):,} trainable parameters at {len(aggregators.at)} sites, "
-        f"{len(source):,} pictures"
+        f"{data.loader.length:,} pictures"
     )
-    arrays, like = flatten(parts), shapes_of(aggregators)
+    arrays, like, key = flatten(data.frozen), shapes_of(aggregators), jax.random.key(train.seed)
+    bad = BadExamples(workdir / "bad_examples.jsonl", data.loader.length, train.batch)
     state = run_loop(
-        lambda state, batch, key: train_step(state, batch, arrays, key),
-        init_state(aggregators, optimizer),
-        lambda first: map(batch_at, itertools.count(first)),
-        steps=config.train.steps,
-        seed=config.train.seed,
-        workdir=options.workdir,
+        lambda state, batch, _: train_step(state, batch, arrays, key),  # a step's keys come from its positions
+        init_state(aggregators, optimizer, average=bool(train.ema)),
+        lambda first: data.batches(first, bad),
+        steps=train.steps,
+        seed=train.seed,
+        workdir=workdir,
         resume=options.resume,
         resume_step=options.resume_step,
         facts=record,
         on_resume=on_resume,
-        log_every=config.train.log_every,
-        save_every=config.train.save_every,
+        describe=data.names,
+        every=validation(config, experts, aggregators, data, sampling, workdir),
+        writers=train.writers,
+        log_every=train.log_every,
+        save_every=train.save_every,
+        keep=train.keep,
         quiet=options.quiet,
     )
     record |= dict(
         base=config.base,
         schedule=dataclasses.asdict(experts.schedule),
-        training=dict(steps=config.train.steps, batch=config.train.batch, config=config.to_dict()),
+        training=dict(steps=train.steps, batch=train.batch, config=config.to_dict()),
     )
-    save_aggregators(options.workdir, unflatten(like, state["params"]), record)
-    print(options.workdir)
+    save_aggregators(workdir, unflatten(like, published(state)), record)
+    print(workdir)
+
+
+def check_options(config: ConfigDict) -> None:
+    """Raise InputError for numbers and choices that a run would stumble over later."""
+    check_positive(config.train, "steps", "batch", "accumulate", "log_every", "save_every", "keep")
+    train = config.train
+    if train.batch % train.accumulate:
+        raise InputError(f"train.accumulate={train.accumulate} does not divide train.batch={train.batch}")
+    if train.remat not in REMATS:
+        raise InputError(f"train.remat={train.remat!r}; choose {', '.join(REMATS)}")
+    if not 0 <= train.ema < 1:
+        raise InputError(f"train.ema={train.ema}; choose 0 (none) or a decay below 1")
+    check_writers(train.writers)
+    if config.validation.every:
+        check_positive(config.validation, "every", "pairs", "buckets", "batch")
+
+
+def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions | None:
+    """How validation samples its prompts; None without any.
+
+    Raises:
+        InputError: a prompt or a size that cannot be sampled.
+    """
+    if not config.validation.every or not config.validation.prompts:
+        return None
+    experts.tokenizer(list(config.validation.prompts))
+    sample = config.sample
+    sampling = SampleOptions(
+        size=tuple(sample.size), steps=sample.steps, guidance=float(sample.guidance), batch=sample.batch
+    )
+    sampling.check(experts)
+    return sampling
+
+
+def validation(
+    config: ConfigDict,
+    experts: Experts,
+    aggregators: Aggregators,
+    data: TrainingData,
+    sampling: SampleOptions | None,
+    workdir: Path,
+) -> list[Every]:
+    """Validation as the loop's callback; none if the config asks for none."""
+    options = config.validation
+    if not options.every:
+        return []
+    measure = Validation(
+        workdir,
+        experts,
+        aggregators,
+        data.validation_pairs(experts, options.pairs, options.batch),
+        buckets=options.buckets,
+        batch=options.batch,
+        seed=options.seed,
+        prompts=tuple(options.prompts),
+        num_images=options.num_images,
+        options=sampling,
+    )
+    return [Every(options.every, lambda state, step: measure(published(state), step))]
 
 
 if __name__ == "__main__":

@@ -47,7 +47,7 @@ def init_state(aggregators: Aggregators, optimizer: optax.GradientTransformation
 
 def published(state: State) -> dict[str, Array]:
     """The parameters to sample with: the average if the run keeps one."""
-    return state.get("average", state["params"])
+    return state["average"] if "average" in state else state["params"]
 
 
 def make_train_step(

@@ -37,12 +37,8 @@ class _ResumeStep(argparse.Action):
         namespace.resume, namespace.resume_step = True, values
 
 
-def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
-    """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
-
-    Raises:
-        InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume.
-    """
+def check_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Raise what open_workdir would raise, without touching anything."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other")
     if workdir.exists() and not workdir.is_dir():
@@ -55,6 +51,16 @@ def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
             raise InputError(f"{workdir} is not empty: continue it with --resume, or replace it with --overwrite")
         if not (workdir / "config.json").is_file():
             raise InputError(f"--overwrite: {workdir} does not look like a run (no config.json); remove it yourself")
+
+
+def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
+    """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
+
+    Raises:
+        InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume.
+    """
+    check_workdir(workdir, resume=resume, overwrite=overwrite)
+    if overwrite and workdir.is_dir():
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
 

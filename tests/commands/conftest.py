@@ -22,7 +22,12 @@ def get_config(arg=""):
         data=dict(kind="emoji", seed=0, length=64),
         train=dict(
             seed=0, steps=4, batch=2, caption_dropout=0.5, min_snr_gamma=0.0, log_every=1, save_every=2,
+            keep=2, writers=(), accumulate=1, remat="none", ema=0.0,
             optimizer=dict(lr=1e-2, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),
+        ),
+        cache=dict(path="", crops=2, shard=32, batch=8),
+        validation=dict(
+            every=0, pairs=3, buckets=2, batch=2, seed=0, data=None, prompts=("octopus, noto style",), num_images=1
         ),
         sample=dict(size=(32, 64), steps=3, guidance=2.0, batch=4),
     ))

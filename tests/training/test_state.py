@@ -1,40 +1,128 @@
-"""AFA's training step: what it may change, and what it must not."""
+"""AFA's training step: what it may change, what it must not, and what must not change it."""
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pytest
 
+from afa_jax.data.pictures import to_images
 from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.errors import InputError
+from afa_jax.experts import encode_prompts
 from afa_jax.parallel import stack
-from afa_jax.training.state import init_state, make_train_step
-from afa_jax.weights.keys import flatten
+from afa_jax.training.optimizer import update_average
+from afa_jax.training.state import init_state, make_train_step, published, routing_of
+from afa_jax.weights.keys import flatten, shapes_of
 from tests import tiny
 
+ROWS = 4
+NO_CAPTION = np.zeros(16, np.int32)
 
-def test_a_step_changes_every_site_and_nothing_frozen():
-    frozen = dict(
+
+@pytest.fixture(scope="module")
+def frozen():
+    return dict(
         unet=stack([tiny.unet(seed) for seed in range(2)]),
         text_encoder=stack([tiny.text_encoder(seed) for seed in range(2)]),
         vae=tiny.vae(0),
     )
+
+
+@pytest.fixture(scope="module")
+def batch():
+    rng = np.random.default_rng(0)
+    return dict(
+        image=rng.integers(0, 256, (ROWS, 32, 32, 3), np.uint8),
+        ids=rng.integers(1, 99, (ROWS, 16)).astype(np.int32),
+        position=np.arange(ROWS),
+    )
+
+
+@pytest.fixture(scope="module")
+def aggregators():
+    """As after some training: conv_out is not zero, so that every weight gets a gradient."""
+    return tiny.randomised(tiny.aggregators(2), 7)
+
+
+def step_of(aggregators, frozen, no_caption=NO_CAPTION, **options):
+    """SGD with a rate of one: what the parameters lose is the gradient."""
+    optimizer = optax.sgd(1.0)
+    step = make_train_step(
+        aggregators, frozen, optimizer, NoiseSchedule(), caption_dropout=0.5, no_caption=no_caption, **options
+    )
+    state = init_state(aggregators, optimizer, average=bool(options.get("ema")))
+    return lambda batch: step(state, batch, flatten(frozen), jax.random.key(3))
+
+
+@pytest.fixture(scope="module")
+def plain(aggregators, frozen, batch):
+    """State and metrics after a step without any option."""
+    return step_of(aggregators, frozen)(batch)
+
+
+def assert_same(one, other):
+    for name, array in one[0]["params"].items():
+        np.testing.assert_allclose(array, other[0]["params"][name], atol=2e-5, rtol=1e-4, err_msg=name)
+    for name, value in one[1].items():
+        np.testing.assert_allclose(value, other[1][name], rtol=1e-4, err_msg=name)
+
+
+def test_a_step_changes_every_site_and_nothing_frozen(frozen, batch):
     aggregators, optimizer = tiny.aggregators(2), optax.adamw(1e-2, weight_decay=0.0)
     before = {name: np.array(array) for name, array in flatten(frozen).items()}
     arrays, state = flatten(frozen), init_state(aggregators, optimizer)
     assert state["params"].keys() == flatten(aggregators).keys()
     step = make_train_step(
-        aggregators, frozen, optimizer, NoiseSchedule(), caption_dropout=0.1, no_caption=jnp.zeros(16, jnp.int32)
-    )
-    rng = np.random.default_rng(0)
-    batch = dict(
-        image=jnp.asarray(rng.integers(0, 256, (2, 32, 32, 3), np.uint8)),
-        ids=jnp.asarray(rng.integers(0, 99, (2, 16)), jnp.int32),
-        position=jnp.arange(2),
+        aggregators, frozen, optimizer, NoiseSchedule(), caption_dropout=0.1, no_caption=jnp.asarray(NO_CAPTION)
     )
     new, metrics = step(state, batch, arrays, jax.random.key(0))
     assert float(metrics["loss"]) > 0 and new["step"] == 1
+    # Untrained maps are even.
+    np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"], metrics["entropy"]], [0.5, 0.5, 1], rtol=1e-6)
     changed = {name for name, array in new["params"].items() if (array != state["params"][name]).any()}
     # conv_out starts at zero, so the first gradient reaches nothing before it.
     assert changed == {name for name in state["params"] if "conv_out" in name}
     for name, array in arrays.items():
         np.testing.assert_array_equal(array, before[name], err_msg=name)
+
+
+@pytest.mark.parametrize("remat", ["stage", "fused"])
+def test_rematerialisation_changes_nothing(remat, aggregators, frozen, batch, plain):
+    assert_same(plain, step_of(aggregators, frozen, remat=remat)(batch))
+
+
+def test_accumulation_changes_nothing(aggregators, frozen, batch, plain):
+    assert_same(plain, step_of(aggregators, frozen, accumulate=2)(batch))
+    with pytest.raises(InputError, match="accumulate=3 does not divide the batch of 4"):
+        step_of(aggregators, frozen, accumulate=3)(batch)
+
+
+def test_the_order_within_a_batch_changes_nothing(aggregators, frozen, batch, plain):
+    order = [2, 0, 3, 1]
+    assert_same(plain, step_of(aggregators, frozen)({name: rows[order] for name, rows in batch.items()}))
+
+
+def test_a_cached_batch_makes_the_same_step(aggregators, frozen, batch, plain):
+    mean, std = frozen["vae"].posterior(to_images(batch["image"]))
+    states = encode_prompts(frozen["text_encoder"], jnp.asarray(np.vstack([batch["ids"], NO_CAPTION])))
+    cached = dict(mean=mean, std=std, states=jnp.moveaxis(states[:, :-1], 1, 0), position=batch["position"])
+    step = step_of(aggregators, dict(unet=frozen["unet"]), no_caption=states[:, -1], vae=shapes_of(frozen["vae"]))
+    assert_same(plain, step(cached))
+
+
+def test_an_average_follows_and_is_published(aggregators, frozen, batch, plain):
+    state, _ = step_of(aggregators, frozen, ema=0.9)(batch)
+    assert published(plain[0]) is plain[0]["params"] and published(state) is state["average"]
+    expected = update_average(flatten(aggregators), plain[0]["params"], jnp.int32(0), 0.9)
+    for name, array in state["average"].items():
+        np.testing.assert_allclose(array, expected[name], atol=2e-5, rtol=1e-4, err_msg=name)
+
+
+def test_routing_tells_even_maps_from_hard_ones():
+    even, hard = np.full((2, 3, 4, 4), 0.5, np.float32), np.zeros((2, 3, 2, 2), np.float32)
+    hard[0, :2], hard[1, 2] = 1, 1
+    routing = routing_of((jnp.asarray(even), jnp.asarray(hard)))
+    np.testing.assert_allclose(routing["entropy"], [[1, 0]] * 3, atol=1e-6)
+    np.testing.assert_allclose(routing["weights"][:, 0], [[0.5, 0.5]] * 3)
+    np.testing.assert_allclose(routing["weights"][:, 1], [[1, 0], [1, 0], [0, 1]])

@@ -1,0 +1,131 @@
+"""What a run trains on: a source, less the pairs held out for validation, read directly or from the cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from afa_jax.data.bad_examples import BadExamples
+from afa_jax.data.cache import ReadCache, build_cache
+from afa_jax.data.loader import Batch, Loader, loading, make_loader
+from afa_jax.data.sources import BadExample, PictureSource, make_source
+from afa_jax.data.split import hold_out
+from afa_jax.data.transform import Crop
+from afa_jax.errors import InputError
+from afa_jax.experts import Experts, frozen
+from afa_jax.training.validation import Pairs
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TrainingData:
+    """Batches, and the frozen parts that a step on them needs.
+
+    Attributes:
+        source: what ``index`` in a batch counts.
+        held_out: what validation sees; None without validation.
+        crop: from any picture to the size of training.
+        skip: whether bad examples are left out.
+        bad: (name, reason) of examples that the cache left out.
+        frozen: ``unet``, and unless batches are cached ``text_encoder`` and ``vae``.
+        no_caption: the empty caption in the batch's form.
+    """
+
+    source: PictureSource
+    held_out: PictureSource | None
+    crop: Crop
+    skip: bool
+    loader: Loader
+    bad: list[tuple[str, str]]
+    frozen: dict[str, Any]
+    no_caption: jax.Array
+
+    def batches(self, first: int, bad: BadExamples) -> Iterator[Batch]:
+        """From a step on; examples that were left out are counted, and summed up after the first epoch."""
+        bad.add(self.bad)
+        for step, batch in enumerate(self.loader.iterate(first), first):
+            if summary := bad.take(step, batch):
+                print(summary)
+            yield batch
+
+    def names(self, batch: Batch) -> list[str]:
+        """What the source calls a batch's examples."""
+        return [self.source.name(int(index)) for index in batch["index"]]
+
+    def validation_pairs(self, experts: Experts, count: int, batch: int) -> Pairs:
+        """The first ``count`` good held-out examples, each cut at random but always alike."""
+        assert self.held_out is not None, "a run without validation"
+        images, captions = [], []
+        for index in range(len(self.held_out)):
+            try:
+                example = self.held_out[index]
+            except BadExample:
+                if not self.skip:
+                    raise
+                continue
+            images.append(self.crop(example["image"], np.random.default_rng((0, index))))
+            captions.append(example["caption"])
+            if len(images) == count:
+                break
+        return Pairs.encode(experts, np.stack(images), captions, batch)
+
+
+def make_training_data(config: ConfigDict, experts: Experts) -> TrainingData:
+    """Read, split and if asked for cache what ``config.data``, ``validation`` and ``cache`` name.
+
+    Validation takes its pairs from ``validation.data`` if that is a source, else from the training source, which then
+    goes without them.
+
+    Raises:
+        InputError: as make_source, build_cache and Loader; too few pairs; a size the networks cannot take.
+    """
+    train, validation, cache = config.train, config.validation, config.cache
+    source, held_out = make_source(config.data), None
+    if validation.every and validation.data:
+        held_out = make_source(validation.data)
+        if len(held_out) < validation.pairs:
+            raise InputError(f"validation.pairs={validation.pairs}, but validation.data has {len(held_out)} examples")
+    elif validation.every:
+        source, held_out = hold_out(source, validation.pairs, validation.seed)
+    options = loading(config.data)
+    crop = options["crop"] or Crop(source[0]["image"].shape[:2])
+    experts.check_size(crop.size)
+    parts, shared = frozen(experts), dict(batch=train.batch, seed=train.seed)
+    if not cache.path:
+        return TrainingData(
+            source=source,
+            held_out=held_out,
+            crop=crop,
+            skip=options["bad"] == "skip",
+            loader=make_loader(source, experts.tokenizer, **shared, **options),
+            bad=[],
+            frozen=parts,
+            no_caption=jnp.asarray(experts.tokenizer([""])[0]),
+        )
+    made = build_cache(
+        experts,
+        source,
+        crop,
+        path=Path(cache.path),
+        crops=cache.crops,
+        shard=cache.shard,
+        batch=cache.batch,
+        seed=train.seed,
+        bad=options["bad"],
+    )
+    return TrainingData(
+        source=source,
+        held_out=held_out,
+        crop=crop,
+        skip=options["bad"] == "skip",
+        loader=Loader(ReadCache(made, train.seed), len(made.indices), workers=options["workers"], **shared),
+        bad=list(made.bad.values()),
+        frozen=dict(unet=parts["unet"]),
+        no_caption=jnp.asarray(made.no_caption),
+    )

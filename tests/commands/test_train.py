@@ -1,0 +1,94 @@
+"""The trainer as a user runs it: with cache and validation, resumed, its files."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from afa_jax.training.workdir import read_metrics
+from afa_jax.weights.tensors import read_tensors
+from tests.commands.test_commands import train
+
+TIMINGS = {"images_per_second", "seconds_per_step", "data_wait"}
+VALIDATION = ("--config.validation.every=2", "--config.train.steps=4", "--config.train.log_every=1")
+
+
+def lines_of(workdir):
+    return [{k: v for k, v in line.items() if k not in TIMINGS} for line in read_metrics(workdir)]
+
+
+@pytest.fixture(scope="module")
+def cached(root, tmp_path_factory):
+    """A run of four steps from the cache, with validation, an average and accumulation."""
+    folder = tmp_path_factory.mktemp("cached")
+    options = (*VALIDATION, f"--config.cache.path={folder / 'cache'}", "--config.train.ema=0.9")
+    options = (*options, "--config.train.accumulate=2", '--config.train.writers=("tensorboard",)')
+    assert train(root, folder / "run", *options) == 0
+    return folder, options
+
+
+def test_a_run_writes_what_it_says(cached):
+    folder, _ = cached
+    run = folder / "run"
+    names = {path.name for path in run.iterdir()}
+    assert {
+        "aggregators.safetensors", "ensemble.json", "config.json", "metrics.jsonl", "validation.jsonl", "samples",
+        "checkpoints", "tensorboard",
+    } <= names  # fmt: skip
+    lines = lines_of(run)
+    assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
+    assert [line["step"] for line in lines if "val_loss" in line] == [2, 4]
+    assert {"entropy", "gradient_norm", "parameter_norm", "update_norm", "weight_2"} <= lines[0].keys()
+    assert TIMINGS <= read_metrics(run)[0].keys()
+    assert [Image.open(path).size for path in sorted((run / "samples").iterdir())] == [(64, 32)] * 2
+    # The two steps' checkpoints; the best may be one of them.
+    assert {"2", "4"} <= {path.name for path in (run / "checkpoints").iterdir()}
+
+
+def test_a_resumed_run_is_the_same_run(cached, root):
+    folder, options = cached
+    run = folder / "parts"
+    assert train(root, run, *options, "--config.train.steps=3") == 0
+    assert train(root, run, *options, "--resume") == 0
+    one, other = read_tensors(folder / "run" / "aggregators.safetensors"), read_tensors(run / "aggregators.safetensors")
+    for name, array in one.items():
+        np.testing.assert_array_equal(array, other[name], err_msg=name)
+    assert lines_of(run) == lines_of(folder / "run")
+    assert (run / "validation.jsonl").read_text() == (folder / "run" / "validation.jsonl").read_text()
+
+
+def test_the_cache_is_made_once(cached, root, capsys):
+    folder, options = cached
+    before = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")}
+    assert len(before) == 3  # 64 scenes less 3 for validation in shards of 32, and the empty caption
+    assert train(root, folder / "again", *options) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--config.train.accumulate=3", "train.accumulate=3 does not divide train.batch=2"),
+        ("--config.train.remat=all", "train.remat='all'; choose none, stage, fused"),
+        ("--config.train.ema=1.0", "train.ema=1.0; choose 0 (none) or a decay below 1"),
+        ('--config.train.writers=("excel",)', "excel"),
+        ("--config.validation.pairs=64", "validation.pairs=64, but there are 64 examples in all"),
+        ('--config.validation.prompts=("octopus riding a unicorn",)', "unicorn"),
+    ],
+)
+def test_wrong_options_stop_before_anything_is_written(option, message, root, tmp_path, capsys):
+    assert train(root, tmp_path / "run", "--config.validation.every=2", option) == 2
+    assert message in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_validation_data_may_be_another_source(root, tmp_path):
+    config = (root / "config.py").read_text().replace("data=None", 'data=dict(kind="emoji", seed=9, length=8)')
+    (root / "other.py").write_text(config)
+    from afa_jax import train as command
+    from afa_jax.commands import run
+
+    arguments = ["--config", str(root / "other.py"), "--workdir", str(tmp_path / "run"), "--quiet"]
+    assert run(command.main, [*arguments, *VALIDATION, "--config.train.steps=2"]) == 0
+    assert json.loads((tmp_path / "run" / "validation.jsonl").read_text())["step"] == 2
