@@ -156,6 +156,7 @@ def validation(
         experts,
         aggregators,
         data.validation_pairs(experts, options.pairs, options.batch),
+        every=options.every,
         buckets=options.buckets,
         batch=options.batch,
         seed=options.seed,

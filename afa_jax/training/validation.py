@@ -65,6 +65,7 @@ class Validation:
 
     Args:
         like: the aggregators, or their shapes.
+        every: steps between validations; a last one in between is forgotten by a run that goes on.
         buckets: equal parts of the schedule.
         prompts: a row of pictures each.
         options: how to sample them.
@@ -77,6 +78,7 @@ class Validation:
         like: Aggregators,
         pairs: Pairs,
         *,
+        every: int = 1,
         buckets: int = 4,
         batch: int = 8,
         seed: int = 0,
@@ -85,7 +87,7 @@ class Validation:
         options: SampleOptions | None = None,
     ):
         self.workdir, self.experts, self.pairs = workdir, experts, pairs
-        self.buckets, self.batch, self.seed = buckets, batch, seed
+        self.every, self.buckets, self.batch, self.seed = every, buckets, batch, seed
         self.prompts, self.num_images, self.options = prompts, num_images, options
         self._like = shapes_of(like)
         self._sites = [experts.unet.stages[index].name for index in like.at]
@@ -142,7 +144,7 @@ class Validation:
             entropy={site: entropy[i].round(4).tolist() for i, site in enumerate(self._sites)},
         )
         # A run that goes on from an earlier step measures again what came after it.
-        lines = [old for old in read_validation(self.workdir) if old["step"] < step]
+        lines = [old for old in read_validation(self.workdir) if old["step"] < step and old["step"] % self.every == 0]
         replace_text(self.workdir / FILE, "".join(json.dumps(line) + "\n" for line in [*lines, line]))
         mean = float(np.mean(list(loss.values())))
         return (

@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afa_jax import train as command
+from afa_jax.commands import run
 from afa_jax.training.workdir import read_metrics
 from afa_jax.weights.tensors import read_tensors
-from tests.commands.test_commands import train
 
 TIMINGS = {"images_per_second", "seconds_per_step", "data_wait"}
 VALIDATION = ("--config.validation.every=2", "--config.train.steps=4", "--config.train.log_every=1")
+
+
+def train(root, workdir, *options, config="config.py"):
+    return run(command.main, ["--config", str(root / config), "--workdir", str(workdir), "--quiet", *options])
 
 
 def lines_of(workdir):
@@ -30,32 +35,35 @@ def cached(root, tmp_path_factory):
 
 def test_a_run_writes_what_it_says(cached):
     folder, _ = cached
-    run = folder / "run"
-    names = {path.name for path in run.iterdir()}
+    workdir = folder / "run"
+    names = {path.name for path in workdir.iterdir()}
     assert {
         "aggregators.safetensors", "ensemble.json", "config.json", "metrics.jsonl", "validation.jsonl", "samples",
         "checkpoints", "tensorboard",
     } <= names  # fmt: skip
-    lines = lines_of(run)
+    lines = lines_of(workdir)
     assert [line["step"] for line in lines if "loss" in line] == [1, 2, 3, 4]
     assert [line["step"] for line in lines if "val_loss" in line] == [2, 4]
     assert {"entropy", "gradient_norm", "parameter_norm", "update_norm", "weight_2"} <= lines[0].keys()
-    assert TIMINGS <= read_metrics(run)[0].keys()
-    assert [Image.open(path).size for path in sorted((run / "samples").iterdir())] == [(64, 32)] * 2
+    assert read_metrics(workdir)[0].keys() >= TIMINGS
+    assert [Image.open(path).size for path in sorted((workdir / "samples").iterdir())] == [(64, 32)] * 2
     # The two steps' checkpoints; the best may be one of them.
-    assert {"2", "4"} <= {path.name for path in (run / "checkpoints").iterdir()}
+    assert {"2", "4"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
 
 
 def test_a_resumed_run_is_the_same_run(cached, root):
     folder, options = cached
-    run = folder / "parts"
-    assert train(root, run, *options, "--config.train.steps=3") == 0
-    assert train(root, run, *options, "--resume") == 0
-    one, other = read_tensors(folder / "run" / "aggregators.safetensors"), read_tensors(run / "aggregators.safetensors")
+    workdir = folder / "parts"
+    assert train(root, workdir, *options, "--config.train.steps=3") == 0
+    assert train(root, workdir, *options, "--resume") == 0
+    one, other = (
+        read_tensors(folder / "run" / "aggregators.safetensors"),
+        read_tensors(workdir / "aggregators.safetensors"),
+    )
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name], err_msg=name)
-    assert lines_of(run) == lines_of(folder / "run")
-    assert (run / "validation.jsonl").read_text() == (folder / "run" / "validation.jsonl").read_text()
+    assert lines_of(workdir) == lines_of(folder / "run")
+    assert (workdir / "validation.jsonl").read_text() == (folder / "run" / "validation.jsonl").read_text()
 
 
 def test_the_cache_is_made_once(cached, root, capsys):
@@ -86,9 +94,5 @@ def test_wrong_options_stop_before_anything_is_written(option, message, root, tm
 def test_validation_data_may_be_another_source(root, tmp_path):
     config = (root / "config.py").read_text().replace("data=None", 'data=dict(kind="emoji", seed=9, length=8)')
     (root / "other.py").write_text(config)
-    from afa_jax import train as command
-    from afa_jax.commands import run
-
-    arguments = ["--config", str(root / "other.py"), "--workdir", str(tmp_path / "run"), "--quiet"]
-    assert run(command.main, [*arguments, *VALIDATION, "--config.train.steps=2"]) == 0
+    assert train(root, tmp_path / "run", *VALIDATION, "--config.train.steps=2", config="other.py") == 0
     assert json.loads((tmp_path / "run" / "validation.jsonl").read_text())["step"] == 2
