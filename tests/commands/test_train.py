@@ -56,10 +56,7 @@ def test_a_resumed_run_is_the_same_run(cached, root):
     workdir = folder / "parts"
     assert train(root, workdir, *options, "--config.train.steps=3") == 0
     assert train(root, workdir, *options, "--resume") == 0
-    one, other = (
-        read_tensors(folder / "run" / "aggregators.safetensors"),
-        read_tensors(workdir / "aggregators.safetensors"),
-    )
+    one, other = (read_tensors(path / "aggregators.safetensors") for path in (folder / "run", workdir))
     for name, array in one.items():
         np.testing.assert_array_equal(array, other[name], err_msg=name)
     assert lines_of(workdir) == lines_of(folder / "run")

@@ -1,0 +1,92 @@
+"""The training step of a config on this machine: time and memory by rematerialisation policy, with and without the cache.
+
+    python benchmarks/step.py --config configs/emoji.py
+
+Compiles each step, prints the memory it will need beside its arguments, and runs it a few times. The policies are
+compared without the cache; the cache with the config's policy. On a CPU the memory is that of XLA's usual order of
+operations: its concurrency-optimised scheduler starts recomputation early, which undoes what a policy saves.
+"""
+
+import os
+
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_enable_concurrency_optimized_scheduler=false"
+
+import argparse
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from afa_jax.commands import load_config
+from afa_jax.data.loader import loading, make_loader
+from afa_jax.data.pictures import to_images
+from afa_jax.data.sources import make_source
+from afa_jax.experts import encode_prompts, frozen, load_experts
+from afa_jax.fusion.ensemble import REMATS
+from afa_jax.fusion.sabw import SABWConfig
+from afa_jax.training.optimizer import make_optimizer
+from afa_jax.training.state import init_aggregators, init_state, make_train_step
+from afa_jax.weights.keys import flatten, shapes_of
+
+
+def main() -> None:
+    """Print a line a step."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", default="configs/emoji.py")
+    parser.add_argument("--runs", type=int, default=5)
+    parser.add_argument("--remat", nargs="*", choices=REMATS, default=REMATS)
+    options = parser.parse_args()
+    config = load_config(options.config)
+    train = config.train
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    loader = make_loader(
+        make_source(config.data), experts.tokenizer, batch=train.batch, seed=train.seed, **loading(config.data)
+    )
+    batch = loader.at(0)
+    optimizer = make_optimizer(train.optimizer, train.steps)
+    aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
+    parts, no_caption = frozen(experts), jnp.asarray(experts.tokenizer([""])[0])
+
+    def measure(name: str, parts: dict[str, Any], batch: Any, no_caption: Any, remat: Any) -> None:
+        step = make_train_step(
+            aggregators,
+            parts,
+            optimizer,
+            experts.schedule,
+            caption_dropout=train.caption_dropout,
+            no_caption=no_caption,
+            accumulate=train.accumulate,
+            remat=remat,
+            vae=shapes_of(experts.vae),
+        )
+        arguments = (init_state(aggregators, optimizer), batch, flatten(parts), jax.random.key(0))
+        started = time.process_time()
+        program = step.lower(*arguments).compile()  # type: ignore[attr-defined]
+        compiling = time.process_time() - started
+        memory = program.memory_analysis()
+        wall, cpu = [], []
+        for _ in range(options.runs):
+            started, began = time.perf_counter(), time.process_time()
+            jax.block_until_ready(program(*arguments))
+            wall.append(time.perf_counter() - started)
+            cpu.append(time.process_time() - began)
+        print(
+            f"{name:16} compiled in {compiling:4.0f} s CPU, temporary {memory.temp_size_in_bytes / 2**20:7.0f} MiB, "
+            f"arguments {memory.argument_size_in_bytes / 2**20:5.0f} MiB, "
+            f"a step {min(wall):.2f} s wall, {min(cpu):.2f} s CPU (best of {options.runs})",
+            flush=True,
+        )
+
+    for remat in options.remat:
+        measure(f"remat {remat}", parts, batch, no_caption, remat)
+    mean, std = jax.jit(lambda vae, x: vae.posterior(to_images(x)))(experts.vae, batch["image"])
+    ids = np.vstack([batch["ids"], np.asarray(no_caption)])
+    states = jnp.moveaxis(jax.jit(encode_prompts)(experts.text_encoder, ids), 1, 0)
+    rest = dict(mean=mean, std=std, states=states[:-1], position=batch["position"], index=batch["index"])
+    measure("from the cache", dict(unet=parts["unet"]), rest, states[-1], train.remat)
+
+
+if __name__ == "__main__":
+    main()
