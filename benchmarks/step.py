@@ -1,4 +1,4 @@
-"""The training step of a config on this machine: time and memory by rematerialisation policy, with and without the cache.
+"""The training step on this machine: time and memory by rematerialisation policy, with and without the cache.
 
     python benchmarks/step.py --config configs/emoji.py
 
