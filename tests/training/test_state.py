@@ -45,7 +45,7 @@ def aggregators():
     return tiny.randomised(tiny.aggregators(2), 7)
 
 
-def step_of(aggregators, frozen, no_caption=NO_CAPTION, **options):
+def step_of(aggregators, frozen, no_caption=jnp.asarray(NO_CAPTION), **options):
     """SGD with a rate of one: what the parameters lose is the gradient."""
     optimizer = optax.sgd(1.0)
     step = make_train_step(
