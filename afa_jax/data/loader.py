@@ -7,7 +7,7 @@ another in each epoch. All that is random about an example follows from (seed, p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
@@ -44,6 +44,8 @@ def loading(config: ConfigDict) -> dict[str, Any]:
     size = config.get("size")
     if size is None and config.kind != "emoji":
         raise InputError(f"data.size=(rows, columns) is missing; kind={config.kind} has pictures of any size")
+    if size is not None and len(size) != 2:
+        raise InputError(f"data.size={size}: choose (rows, columns)")
     return dict(
         crop=None if size is None else Crop(tuple(size), bool(config.get("flip", False))),
         bad=config.get("bad", "error"),
@@ -187,7 +189,7 @@ class Loader:
         """The batch of a step, read now."""
         return self._batches[step]
 
-    def iterate(self, first_step: int = 0) -> Iterator[Batch]:
+    def iterate(self, first_step: int = 0) -> Generator[Batch, None, None]:
         """The batches from a step on, read ahead. Closing the generator ends the threads or processes."""
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
         ahead = self._batches[first_step:].to_iter_dataset(options)
