@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from typing import Any, TypeVar
 
@@ -41,6 +42,10 @@ SMALL_UNET = UNetConfig(
     attention_head_dim=2,
     cross_attention_dim=8,
     norm_num_groups=4,
+)
+# One level: 5 stages, for what needs many compilations.
+MICRO_UNET = dataclasses.replace(
+    SMALL_UNET, block_out_channels=(8,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",)
 )
 SABW = SABWConfig(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4)
 TEXT = TextConfig(

@@ -17,13 +17,13 @@ from afa_jax.weights.keys import flatten, shapes_of
 from tests import tiny
 
 ROWS = 4
-NO_CAPTION = np.zeros(16, np.int32)
+NO_CAPTION = jnp.zeros(16, jnp.int32)
 
 
 @pytest.fixture(scope="module")
 def frozen():
     return dict(
-        unet=stack([tiny.unet(seed) for seed in range(2)]),
+        unet=stack([tiny.unet(seed, tiny.MICRO_UNET) for seed in range(2)]),
         text_encoder=stack([tiny.text_encoder(seed) for seed in range(2)]),
         vae=tiny.vae(0),
     )
@@ -42,10 +42,10 @@ def batch():
 @pytest.fixture(scope="module")
 def aggregators():
     """As after some training: conv_out is not zero, so that every weight gets a gradient."""
-    return tiny.randomised(tiny.aggregators(2), 7)
+    return tiny.randomised(tiny.aggregators(2, tiny.MICRO_UNET), 7)
 
 
-def step_of(aggregators, frozen, no_caption=jnp.asarray(NO_CAPTION), **options):
+def step_of(aggregators, frozen, no_caption=NO_CAPTION, **options):
     """SGD with a rate of one: what the parameters lose is the gradient."""
     optimizer = optax.sgd(1.0)
     step = make_train_step(
@@ -69,13 +69,11 @@ def assert_same(one, other):
 
 
 def test_a_step_changes_every_site_and_nothing_frozen(frozen, batch):
-    aggregators, optimizer = tiny.aggregators(2), optax.adamw(1e-2, weight_decay=0.0)
+    aggregators, optimizer = tiny.aggregators(2, tiny.MICRO_UNET), optax.adamw(1e-2, weight_decay=0.0)
     before = {name: np.array(array) for name, array in flatten(frozen).items()}
     arrays, state = flatten(frozen), init_state(aggregators, optimizer)
     assert state["params"].keys() == flatten(aggregators).keys()
-    step = make_train_step(
-        aggregators, frozen, optimizer, NoiseSchedule(), caption_dropout=0.1, no_caption=jnp.asarray(NO_CAPTION)
-    )
+    step = make_train_step(aggregators, frozen, optimizer, NoiseSchedule(), caption_dropout=0.1, no_caption=NO_CAPTION)
     new, metrics = step(state, batch, arrays, jax.random.key(0))
     assert float(metrics["loss"]) > 0 and new["step"] == 1
     # Untrained maps are even.
@@ -87,32 +85,28 @@ def test_a_step_changes_every_site_and_nothing_frozen(frozen, batch):
         np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
-@pytest.mark.parametrize("remat", ["stage", "fused"])
-def test_rematerialisation_changes_nothing(remat, aggregators, frozen, batch, plain):
-    assert_same(plain, step_of(aggregators, frozen, remat=remat)(batch))
+@pytest.mark.parametrize(
+    ("options", "order"), [(dict(remat="stage", accumulate=2), [0, 1, 2, 3]), (dict(remat="fused"), [2, 0, 3, 1])]
+)
+def test_memory_and_order_change_nothing(options, order, aggregators, frozen, batch, plain):
+    """Neither what is computed again, nor in how many parts, nor who sits beside whom."""
+    assert_same(plain, step_of(aggregators, frozen, **options)({name: rows[order] for name, rows in batch.items()}))
 
 
-def test_accumulation_changes_nothing(aggregators, frozen, batch, plain):
-    assert_same(plain, step_of(aggregators, frozen, accumulate=2)(batch))
+def test_parts_must_divide_the_batch(aggregators, frozen, batch):
     with pytest.raises(InputError, match="accumulate=3 does not divide the batch of 4"):
         step_of(aggregators, frozen, accumulate=3)(batch)
 
 
-def test_the_order_within_a_batch_changes_nothing(aggregators, frozen, batch, plain):
-    order = [2, 0, 3, 1]
-    assert_same(plain, step_of(aggregators, frozen)({name: rows[order] for name, rows in batch.items()}))
-
-
-def test_a_cached_batch_makes_the_same_step(aggregators, frozen, batch, plain):
-    mean, std = frozen["vae"].posterior(to_images(batch["image"]))
+def test_a_cached_batch_makes_the_same_step_and_an_average_follows(aggregators, frozen, batch, plain):
+    mean, std = frozen["vae"].posterior(to_images(jnp.asarray(batch["image"])))
     states = encode_prompts(frozen["text_encoder"], jnp.asarray(np.vstack([batch["ids"], NO_CAPTION])))
     cached = dict(mean=mean, std=std, states=jnp.moveaxis(states[:, :-1], 1, 0), position=batch["position"])
-    step = step_of(aggregators, dict(unet=frozen["unet"]), no_caption=states[:, -1], vae=shapes_of(frozen["vae"]))
-    assert_same(plain, step(cached))
-
-
-def test_an_average_follows_and_is_published(aggregators, frozen, batch, plain):
-    state, _ = step_of(aggregators, frozen, ema=0.9)(batch)
+    step = step_of(
+        aggregators, dict(unet=frozen["unet"]), no_caption=states[:, -1], vae=shapes_of(frozen["vae"]), ema=0.9
+    )
+    state, metrics = step(cached)
+    assert_same(plain, (state, metrics))
     assert published(plain[0]) is plain[0]["params"] and published(state) is state["average"]
     expected = update_average(flatten(aggregators), plain[0]["params"], jnp.int32(0), 0.9)
     for name, array in state["average"].items():
