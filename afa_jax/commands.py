@@ -17,12 +17,16 @@ from ml_collections import ConfigDict
 from afa_jax.errors import InputError
 
 
-def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Run a command as ``python -m`` does; the exit status: 0, or 2 after one line on stderr for an InputError."""
+def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+    """Run a command as ``python -m`` does.
+
+    Returns:
+        The exit status: what the command returns, 0 for None; 2 after one line on stderr for an InputError.
+    """
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     try:
-        command(sys.argv[1:] if arguments is None else arguments)
+        return command(sys.argv[1:] if arguments is None else arguments) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -31,7 +35,6 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
         return 130
     finally:
         warnings.showwarning = show
-    return 0
 
 
 def _one_line_warning(
