@@ -119,6 +119,17 @@ def test_the_buckets_weighted_by_their_errors_are_the_total():
     assert gain.routed.mean() == pytest.approx((1 - gain.total.gain) * gain.single[gain.best].mean())
 
 
+def test_a_factor_of_the_timestep_changes_no_route_and_no_bucket():
+    """Errors of v or of the clean latents are those of the noise times such a factor."""
+    errors = squares(halves(1, 2))
+    factors = np.random.default_rng(1).uniform(0.1, 10, SHAPE[:2])[:, :, None, None]
+    one, other = route(errors), route(errors * factors)
+    np.testing.assert_array_equal(one.share, other.share)
+    np.testing.assert_allclose(one.routed / one.single, other.routed / other.single)
+    by_bucket = factors[:1]  # one timestep for all pictures of a bucket
+    np.testing.assert_allclose(gain_of(errors * by_bucket).buckets, gain_of(errors).buckets)
+
+
 @given(st.integers(0, 10**6), st.integers(2, 4), st.integers(2, 4))
 def test_it_never_beats_the_best_choice_at_every_draw(seed, experts, draws):
     rng = np.random.default_rng(seed)
@@ -212,16 +223,3 @@ def test_copies_of_one_expert_have_no_gain_and_different_ones_have_their_own_err
         [errors] = expert_errors(make_experts(*seeds), PIXELS, CAPTIONS, buckets=2, draws=2, batch=5)
         assert np.array_equal(errors[0], errors[1]) is same
         assert (gain_of(errors).total == Estimate(0, 0, 0)) is same
-
-
-def test_within_a_timestep_the_prediction_type_changes_nothing():
-    """A network's v-prediction error is its noise error times a factor of the timestep: the same routes, the same gain."""
-    experts = make_experts(1, 2, prediction_type="v_prediction")
-    options = dict(buckets=3, draws=3, batch=5)
-    [errors] = expert_errors(experts, PIXELS, CAPTIONS, **options)
-    signal = experts.schedule.alphas_cumprod[bucket_timesteps(5, 3, 1000, 0)]  # squared, [pictures, buckets]
-    in_v = errors / signal[None, :, :, None, None, None, None]
-    one, other = route(errors), route(in_v)
-    np.testing.assert_allclose(1 - one.routed / one.single, 1 - other.routed / other.single, rtol=1e-4)
-    np.testing.assert_array_equal(one.share, other.share)
-    assert not np.allclose(one.single, other.single)
