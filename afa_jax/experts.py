@@ -34,6 +34,7 @@ from afa_jax.weights.folders import (
     weights_file,
 )
 
+EXPERT = ("unet", "text_encoder")  # the components that are an expert's own
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -100,7 +101,7 @@ def load_experts(
         encoder.config = encoders[0].config  # they differ in nothing that matters, which stacking does not know
     return Experts(
         names=tuple(folders),
-        hashes=tuple(expert_hash(folder) for folder in folders.values()),
+        hashes=tuple(hash_weights(folder, *EXPERT) for folder in folders.values()),
         unet=unet,
         text_encoder=stack(encoders),
         vae=load_vae(base, **kwargs),
@@ -121,8 +122,7 @@ def find_folders(config: ConfigDict) -> tuple[Path, dict[str, Path]]:
     if len(set(names)) < len(names):
         raise InputError(f"experts have the same name: {', '.join(names)}")
     base = resolve(config.base, ("vae", "tokenizer", "scheduler"))
-    parts = ("unet", "text_encoder", "scheduler")
-    return base, {expert["name"]: resolve(expert["path"], parts) for expert in config.experts}
+    return base, {expert["name"]: resolve(expert["path"], (*EXPERT, "scheduler")) for expert in config.experts}
 
 
 class Mismatch(NamedTuple):
@@ -223,14 +223,14 @@ def _different_fields(one: TextConfig, other: TextConfig) -> list[str]:
     return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
-def expert_hash(folder: Path) -> str:
-    """sha256 of an expert's U-Net and text encoder files.
+def hash_weights(folder: Path, *components: str) -> str:
+    """sha256 of the weights files of a folder's components.
 
     Raises:
         InputError: one is missing.
     """
     digest = hashlib.sha256()
-    for component in ("unet", "text_encoder"):
+    for component in components:
         path = weights_file(folder, component)
         if not path.is_file():
             raise InputError(f"{path}: no such file")

@@ -30,7 +30,7 @@ from afa_jax.data.loader import make_source
 from afa_jax.errors import InputError
 from afa_jax.evaluation.noise import expert_errors
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
-from afa_jax.experts import Mismatch, expert_hash, find_folders, load_experts, mismatches
+from afa_jax.experts import EXPERT, Mismatch, find_folders, hash_weights, load_experts, mismatches
 from afa_jax.report.screen import print_gain, print_mismatches, print_weights, record
 from afa_jax.training.workdir import replace_text
 from afa_jax.weights.compare import Difference, compare_experts
@@ -58,7 +58,7 @@ def main(arguments: Sequence[str]) -> int:
 
     misfits = list(mismatches(base, folders))
     comparable = not any(misfit.what in ("architecture", "text encoder") for misfit in misfits)
-    hashes = {name: expert_hash(folder) for name, folder in folders.items()}
+    hashes = {name: hash_weights(folder, *EXPERT) for name, folder in folders.items()}
     pairs = dict(compare_experts(folders)) if comparable else {}
     print_mismatches(list(folders), misfits)
     if pairs:
