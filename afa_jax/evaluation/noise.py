@@ -92,7 +92,8 @@ def bucket_timesteps(pictures: int, buckets: int, total: int, seed: int) -> np.n
     The pictures' timesteps are the middles of equal parts of the bucket, in another order for each.
     """
     parts = np.random.default_rng(seed).permuted(np.tile(np.arange(pictures), (buckets, 1)), axis=1).T
-    return ((np.arange(buckets) + (parts + 0.5) / pictures) * total / buckets).astype(np.int32)
+    halves = 2 * (np.arange(buckets) * pictures + parts) + 1  # integers: a middle on a whole timestep stays there
+    return (halves * total // (2 * buckets * pictures)).astype(np.int32)
 
 
 @functools.partial(jax.jit, static_argnames=("draws", "schedule"))
