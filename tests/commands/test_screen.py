@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +24,7 @@ SMALL = ["--pairs=8", "--draws=2"]
 def experts(root, tmp_path):
     """Folders of two experts that a test may change, and the option that names them."""
 
-    def choose(**folders):
+    def choose(**folders: Path) -> list[str]:
         chosen = [dict(name=name, path=str(folder)) for name, folder in folders.items()]
         return ["--config", f"{root}/config.py", *SMALL, f"--config.experts={chosen}"]
 
