@@ -15,7 +15,10 @@ for each picture. What follows from the definition (each is a test):
   Choosing by the draw itself would show a large gain there.
 * It is at most what the best choice at each draw would give; choices from few draws are uncertain, so the gain grows
   with D. Compare gains of equal D.
-* It is no bound for a trained router, which sees a neighbourhood and may mix experts, but not which picture this is.
+* The errors that choose know the picture, and a router does not: it sees the noised latents, the timestep and the
+  prompt. Experts that err differently from picture to picture for no visible reason, such as two trainings of one model
+  from two seeds, gain here too. So a small gain says that there is nothing to learn, a large one that there may be.
+* It is not a bound either: a router may mix experts, and averaging alone lowers errors that are independent.
 
 The errors are in the noise's units whatever the prediction type. Within one timestep that changes errors by a factor
 and leaves the gain alone; it sets how much each bucket counts.

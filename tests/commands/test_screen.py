@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -21,7 +22,7 @@ SMALL = ["--pairs=8", "--draws=2"]
 
 
 @pytest.fixture
-def experts(root, tmp_path):
+def experts(root: Path) -> Callable[..., list[str]]:
     """Folders of two experts that a test may change, and the option that names them."""
 
     def choose(**folders: Path) -> list[str]:
@@ -31,7 +32,7 @@ def experts(root, tmp_path):
     return choose
 
 
-def last_line(capsys) -> str:
+def last_line(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out.rstrip("\n").splitlines()[-1]
 
 

@@ -86,6 +86,17 @@ def test_chance_is_no_gain():
     assert np.mean(gains) < 0  # the best single expert is chosen with hindsight, the routes are not
 
 
+def test_a_large_gain_does_not_promise_that_a_router_can_learn_it():
+    """Experts alike but for errors that stay the same for a picture: only those errors tell who is right."""
+    errors = squares(np.ones((2, 1, 1, 1, 1)), shape=(64, 3, 1, 64)).repeat(4, axis=3)
+    gain = gain_of(errors)
+    assert gain.total.low > 0.3
+    # The choices are the pictures' own: with those of other pictures the same experts have none.
+    others = np.roll(errors, 1, axis=1)
+    routed = np.take_along_axis(errors, others.argmin(0)[None], 0).mean()
+    assert 1 - routed / errors.mean((1, 2, 3, 4)).min() < 0.02
+
+
 def test_an_expert_that_is_better_everywhere_leaves_nothing_to_gain():
     errors = squares(np.ones((1, 1, 1, 1, 1)))
     gain = gain_of(np.concatenate([errors + 0.5, errors, errors * 2 + 1]))
