@@ -17,16 +17,18 @@ from ml_collections import ConfigDict
 from afa_jax.errors import InputError, Stopped
 
 
-def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | None = None) -> int:
-    """Run a command as ``python -m`` does; the exit status.
+def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
+    """Run a command as ``python -m`` does.
 
-    0 after success and for a run that saved and stopped at SIGTERM, 2 after one line on stderr for an InputError
-    (something to mend: an argument, a file, a full disk, a loss that is not finite), 130 for SIGINT.
+    Returns:
+        The exit status: what the command returns, 0 for None; 0 too for a run that saved and stopped at SIGTERM; 2
+        after one line on stderr for an InputError (something to mend: an argument, a file, a full disk, a loss that is
+        not finite); 130 for SIGINT.
     """
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     try:
-        command(sys.argv[1:] if arguments is None else arguments)
+        return command(sys.argv[1:] if arguments is None else arguments) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -38,7 +40,6 @@ def run(command: Callable[[Sequence[str]], None], arguments: Sequence[str] | Non
         return 130
     finally:
         warnings.showwarning = show
-    return 0
 
 
 def _one_line_warning(

@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 from afa_jax.commands import Parser, parse, run
-from afa_jax.data.emoji.scenes import SceneSource, evaluation_prompts
+from afa_jax.data.emoji.scenes import UNSEEN, SceneSource, evaluation_prompts
 from afa_jax.data.emoji.vocabulary import read_vocabulary
 from afa_jax.data.pictures import to_images, to_pixels
 from afa_jax.errors import InputError
@@ -36,7 +36,6 @@ GROUPS: dict[str, dict[str, Any]] = {
     "held-out pairs": dict(kind="mixed", split="held_out", held_out="pairs"),
     "held-out combinations": dict(kind="mixed", split="held_out", held_out="combinations"),
 }
-UNSEEN = 10_000_019  # a seed of scenes that no config trains on
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -5,25 +5,36 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
 from afa_jax.data.text import Tokenizer
-from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.diffusion.schedule import NoiseSchedule, ScheduleError
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import stack_experts
+from afa_jax.fusion.ensemble import different_architectures, stack_experts
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.configs import TextConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode, map_experts, stack
 from afa_jax.types import ExpertTextStates, TokenIds
-from afa_jax.weights.folders import load_scheduler_config, load_text_encoder, load_unet, load_vae, weights_file
+from afa_jax.weights.folders import (
+    load_scheduler_config,
+    load_text_config,
+    load_text_encoder,
+    load_unet,
+    load_unet_config,
+    load_vae,
+    load_vae_config,
+    weights_file,
+)
 
+EXPERT = ("unet", "text_encoder")  # the components that are an expert's own
 _HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
@@ -82,44 +93,88 @@ def load_experts(
         InputError: a missing or damaged file; two experts with one name or of different architectures, text encoders
             or prediction types.
     """
+    base, folders = find_folders(config)
+    for mismatch in mismatches(base, folders):
+        raise InputError(mismatch.message)
+    kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
+    unet = stack_experts([load_unet(folder, **kwargs) for folder in folders.values()], list(folders))
+    encoders = [load_text_encoder(folder, **kwargs) for folder in folders.values()]
+    for encoder in encoders:
+        encoder.config = encoders[0].config  # they differ in nothing that matters, which stacking does not know
+    return Experts(
+        names=tuple(folders),
+        hashes=tuple(hash_weights(folder, *EXPERT) for folder in folders.values()),
+        vae_hash=hash_weights(base, "vae"),
+        unet=unet,
+        text_encoder=stack(encoders),
+        vae=load_vae(base, **kwargs),
+        tokenizer=Tokenizer(base),
+        schedule=NoiseSchedule.from_json(load_scheduler_config(base)),
+    )
+
+
+def find_folders(config: ConfigDict) -> tuple[Path, dict[str, Path]]:
+    """The folder of ``base``, and those of ``experts`` by name, in order; what is on the hub is downloaded.
+
+    Raises:
+        InputError: no experts, two with one name, or a folder that is not there.
+    """
     if not config.experts:
         raise InputError("experts is empty; name at least one")
-    names = tuple(expert["name"] for expert in config.experts)
+    names = [expert["name"] for expert in config.experts]
     if len(set(names)) < len(names):
         raise InputError(f"experts have the same name: {', '.join(names)}")
     base = resolve(config.base, ("vae", "tokenizer", "scheduler"))
+    return base, {expert["name"]: resolve(expert["path"], (*EXPERT, "scheduler")) for expert in config.experts}
+
+
+class Mismatch(NamedTuple):
+    """One reason why an expert cannot be fused with the others: what differs, and a whole sentence about it."""
+
+    expert: str
+    what: str
+    message: str
+
+
+def mismatches(base: Path, folders: Mapping[str, Path]) -> Iterator[Mismatch]:
+    """All reasons why these experts cannot be fused, from their config files alone.
+
+    The noise schedule and prediction type must be the base model's (an expert without a scheduler is taken to have
+    them), U-Net and text encoder of the first expert's architecture, and the latents those of the base's VAE.
+
+    Raises:
+        InputError: a config is missing, or of another family of models.
+    """
     schedule = NoiseSchedule.from_json(load_scheduler_config(base))
-    folders = [resolve(expert["path"], ("unet", "text_encoder", "scheduler")) for expert in config.experts]
-    for name, folder in zip(names, folders, strict=True):
+    for name, folder in folders.items():
         if (folder / "scheduler" / "scheduler_config.json").is_file():
-            own = NoiseSchedule.from_json(load_scheduler_config(folder))
+            try:
+                own = NoiseSchedule.from_json(load_scheduler_config(folder))
+            except ScheduleError as error:
+                yield Mismatch(name, "scheduler", f"expert {name!r}: {error}")
+                continue
             for field in ("prediction_type", "num_train_timesteps", "beta_schedule", "beta_start", "beta_end"):
                 if getattr(own, field) != getattr(schedule, field):
-                    raise InputError(
+                    yield Mismatch(
+                        name,
+                        field,
                         f"expert {name!r} was trained with {field} {getattr(own, field)!r}, "
-                        f"the base model with {getattr(schedule, field)!r}; they cannot be fused"
+                        f"the base model with {getattr(schedule, field)!r}; they cannot be fused",
                     )
-    kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
-    unet = stack_experts([load_unet(folder, **kwargs) for folder in folders], names)
-    encoders = [load_text_encoder(folder, **kwargs) for folder in folders]
+    names, unets = list(folders), [load_unet_config(folder) for folder in folders.values()]
+    for name, message in different_architectures(unets, names):
+        yield Mismatch(name, "architecture", message)
+    encoders = [load_text_config(folder) for folder in folders.values()]
     for name, encoder in zip(names, encoders, strict=True):
-        _same_text_encoder(names[0], encoders[0], name, encoder)
-    vae = load_vae(base, **kwargs)
-    if vae.config.latent_channels != unet.config.in_channels:
-        raise InputError(
-            f"the base model's VAE has {vae.config.latent_channels} latent channels, "
-            f"expert {names[0]!r}'s U-Net takes {unet.config.in_channels}"
-        )
-    return Experts(
-        names=names,
-        hashes=tuple(_hash(folder, "unet", "text_encoder") for folder in folders),
-        vae_hash=_hash(base, "vae"),
-        unet=unet,
-        text_encoder=stack(encoders),
-        vae=vae,
-        tokenizer=Tokenizer(base),
-        schedule=schedule,
-    )
+        for field in _different_fields(encoders[0], encoder):
+            a, b = getattr(encoders[0], field), getattr(encoder, field)
+            message = f"experts {names[0]!r} and {name!r} have different text encoders: {field} is {a!r} and {b!r}"
+            yield Mismatch(name, "text encoder", message)
+    channels = load_vae_config(base).latent_channels
+    for name, unet in zip(names, unets, strict=True):
+        if unet.in_channels != channels:
+            taken = f"expert {name!r}'s U-Net takes {unet.in_channels}"
+            yield Mismatch(name, "latents", f"the base model's VAE has {channels} latent channels, {taken}")
 
 
 def resolve(path: str, components: Sequence[str]) -> Path:
@@ -166,20 +221,23 @@ def check_record(record: Mapping[str, Any], experts: Experts, what: str) -> None
             raise InputError(f"{what} was trained with another expert {entry['name']!r}: its weights differ (sha256)")
 
 
-def _same_text_encoder(first_name: str, first: TextEncoder, name: str, other: TextEncoder) -> None:
-    for field in dataclasses.fields(first.config):
-        a, b = getattr(first.config, field.name), getattr(other.config, field.name)
-        if a != b and field.name != "eos_token_id":
-            raise InputError(
-                f"experts {first_name!r} and {name!r} have different text encoders: {field.name} is {a!r} and {b!r}"
-            )
-    other.config = first.config
+def _different_fields(one: TextConfig, other: TextConfig) -> list[str]:
+    names = [field.name for field in dataclasses.fields(one) if field.name != "eos_token_id"]
+    return [name for name in names if getattr(one, name) != getattr(other, name)]
 
 
-def _hash(folder: Path, *components: str) -> str:
+def hash_weights(folder: Path, *components: str) -> str:
+    """sha256 of the weights files of a folder's components.
+
+    Raises:
+        InputError: one is missing.
+    """
     digest = hashlib.sha256()
     for component in components:
-        with open(weights_file(folder, component), "rb") as file:
+        path = weights_file(folder, component)
+        if not path.is_file():
+            raise InputError(f"{path}: no such file")
+        with open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 

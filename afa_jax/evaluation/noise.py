@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +16,7 @@ from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts import Experts, encode_prompts
 from afa_jax.models.vae import VAE
+from afa_jax.parallel import map_experts
 
 
 def noise_errors(
@@ -49,6 +50,77 @@ def noise_errors(
             inputs = (pixels[rows], ids[rows], timesteps[rows, draw], rows, draw)
             result[rows, draw] = _errors(denoiser, experts.vae, experts.text_encoder, inputs, schedule=experts.schedule)
     return result
+
+
+def expert_errors(
+    experts: Experts,
+    pixels: np.ndarray,
+    captions: Sequence[str],
+    *,
+    buckets: int,
+    draws: int,
+    seed: int = 0,
+    batch: int = 8,
+) -> Iterator[np.ndarray]:
+    """Squared errors of the noise by element for each expert alone, a few pictures at a time.
+
+    The schedule is cut into ``buckets`` equal ranges of timesteps. In each, every picture gets one timestep
+    (``bucket_timesteps``) and ``draws`` noises at it, from ``key(seed)`` folded with picture, bucket and draw: the same
+    for every expert, and whatever the batch.
+
+    Args:
+        pixels: uint8 ``[pictures, rows, columns, 3]``.
+        batch: pictures at once; the last time it is filled up.
+
+    Yields:
+        ``[n, b, buckets, draws, h, w, c]``, float32, for the next ``b <= batch`` pictures; in the noise's units
+        whatever the prediction type.
+    """
+    count, ids = len(pixels), experts.tokenizer(captions)
+    timesteps = bucket_timesteps(count, buckets, experts.schedule.num_train_timesteps, seed)
+    frozen = (experts.unet, experts.text_encoder, experts.vae)
+    for first in range(0, count, batch):
+        rows = np.minimum(np.arange(first, first + batch), count - 1)
+        inputs = (pixels[rows], ids[rows], timesteps[rows], rows, jax.random.key(seed))
+        errors = _expert_errors(frozen, inputs, draws=draws, schedule=experts.schedule)
+        yield np.asarray(errors[:, : count - first])
+
+
+def bucket_timesteps(pictures: int, buckets: int, total: int, seed: int) -> np.ndarray:
+    """A timestep below ``total`` for each picture and bucket, int32 ``[pictures, buckets]``.
+
+    The pictures' timesteps are the middles of equal parts of the bucket, in another order for each.
+    """
+    parts = np.random.default_rng(seed).permuted(np.tile(np.arange(pictures), (buckets, 1)), axis=1).T
+    halves = 2 * (np.arange(buckets) * pictures + parts) + 1  # integers: a middle on a whole timestep stays there
+    return (halves * total // (2 * buckets * pictures)).astype(np.int32)
+
+
+@functools.partial(jax.jit, static_argnames=("draws", "schedule"))
+def _expert_errors(frozen: Any, inputs: tuple[Any, ...], *, draws: int, schedule: NoiseSchedule) -> Array:
+    (unets, text_encoder, vae), (pixels, ids, timesteps, index, key) = frozen, inputs
+    latents, states = vae.encode(to_images(pixels)), encode_prompts(text_encoder, ids)
+    buckets = timesteps.shape[1]
+
+    def noise_of(picture: Array, bucket: Array, draw: Array) -> Array:
+        own = functools.reduce(jax.random.fold_in, (picture, bucket, draw), key)
+        return jax.random.normal(own, latents.shape[1:])
+
+    def errors(number: Array) -> Array:
+        """``[n, b, h, w, c]`` for one bucket and draw."""
+        bucket, draw = number // draws, number % draws
+        t = timesteps[:, bucket]
+        noise = jax.vmap(noise_of, (0, None, None))(index, bucket, draw)
+        xt = schedule.add_noise(latents, noise, t)
+
+        def one(unet: Any, states: Array, xt: Array, t: Array) -> Array:
+            return schedule.noise(xt, unet(xt, t, states), t)
+
+        return jnp.square(map_experts(one, (unets, states), (xt, t)) - noise)
+
+    # One after the other: the program and its memory are those of a single forward.
+    result = jnp.moveaxis(jax.lax.map(errors, jnp.arange(buckets * draws)), 0, 2)
+    return result.reshape(*result.shape[:2], buckets, draws, *latents.shape[1:])
 
 
 @functools.partial(jax.jit, static_argnames="schedule")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,7 @@ from jax import Array
 
 from afa_jax.errors import InputError
 from afa_jax.fusion.sabw import fuse
+from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet, check_size
 from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
 from afa_jax.types import ExpertTextStates, Latents, Maps, SiteMaps, Timesteps
@@ -36,18 +37,28 @@ def stack_experts(unets: Sequence[UNet], names: Sequence[str]) -> UNet:
     Raises:
         InputError: two differ in architecture; names both and the first field that differs.
     """
-    for name, unet in zip(names[1:], unets[1:], strict=True):
-        for field in dataclasses.fields(unet.config):
-            meaning = _MEANING.get(field.name, field.name)
-            same = getattr(unets[0].config, meaning) == getattr(unet.config, meaning)
-            if not same and field.name not in _WITHOUT_EFFECT:
-                first, other = (getattr(u.config, field.name) for u in (unets[0], unet))
-                raise InputError(
-                    f"experts {names[0]!r} and {name!r} have different architectures: "
-                    f"{field.name} is {first!r} and {other!r}"
-                )
+    for _, message in different_architectures([unet.config for unet in unets], names):
+        raise InputError(message)
+    for unet in unets:
         unet.config = unets[0].config
     return stack(unets)
+
+
+def different_architectures(configs: Sequence[UNetConfig], names: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """The name of each expert that is not built as the first one, with a line that says in which field, for each."""
+    first = configs[0]
+    for name, config in zip(names[1:], configs[1:], strict=True):
+        for field in dataclasses.fields(config):
+            meaning = _MEANING.get(field.name, field.name)
+            same = getattr(first, meaning) == getattr(config, meaning)
+            if not same and field.name not in _WITHOUT_EFFECT:
+                yield (
+                    name,
+                    (
+                        f"experts {names[0]!r} and {name!r} have different architectures: "
+                        f"{field.name} is {getattr(first, field.name)!r} and {getattr(config, field.name)!r}"
+                    ),
+                )
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

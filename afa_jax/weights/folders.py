@@ -63,7 +63,7 @@ def load_unet(folder: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype
         WeightsError: a file is missing, truncated, or has missing, surplus or misshapen keys.
         ConfigError: an architecture that is not of the Stable Diffusion 1.x/2.x families.
     """
-    config = UNetConfig.from_json(*_config(folder, "unet"))
+    config = load_unet_config(folder)
     tensors, what = _tensors(folder, "unet")
     return load_state_dict(
         lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype),
@@ -76,7 +76,7 @@ def load_unet(folder: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype
 
 def load_vae(folder: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> VAE:
     """The autoencoder of a diffusers folder; arguments and errors as load_unet's."""
-    config = VAEConfig.from_json(*_config(folder, "vae"))
+    config = load_vae_config(folder)
     tensors, what = _tensors(folder, "vae")
     return load_state_dict(
         lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype),
@@ -91,7 +91,7 @@ def load_text_encoder(
     folder: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> TextEncoder:
     """The text encoder of a diffusers folder; arguments and errors as load_unet's."""
-    config = TextConfig.from_json(*_config(folder, "text_encoder"))
+    config = load_text_config(folder)
     tensors, what = _tensors(folder, "text_encoder")
     # transformers 5 writes the keys without the prefix that every folder before it has.
     prefixed = {name if name.startswith("text_model.") else f"text_model.{name}": x for name, x in tensors.items()}
@@ -103,6 +103,21 @@ def load_text_encoder(
         param_dtype=param_dtype,
         ignore=lambda name: name.endswith("position_ids"),
     )
+
+
+def load_unet_config(folder: Path | str) -> UNetConfig:
+    """The architecture of a folder's U-Net, without its weights; raises as load_unet."""
+    return UNetConfig.from_json(*_config(folder, "unet"))
+
+
+def load_vae_config(folder: Path | str) -> VAEConfig:
+    """The architecture of a folder's autoencoder, without its weights; raises as load_vae."""
+    return VAEConfig.from_json(*_config(folder, "vae"))
+
+
+def load_text_config(folder: Path | str) -> TextConfig:
+    """The architecture of a folder's text encoder, without its weights; raises as load_text_encoder."""
+    return TextConfig.from_json(*_config(folder, "text_encoder"))
 
 
 def load_scheduler_config(folder: Path | str) -> dict[str, Any]:

@@ -27,6 +27,7 @@ PLACE = 32  # pixels; a canvas is PLACE high and 2 * PLACE wide
 SIZES = range(26, PLACE + 1)  # of a subject within its place
 HELD_OUT_COMBINATION = ("animals", "things")
 HELD_OUT_SHARE = 0.05
+UNSEEN = 10_000_019  # a seed of scenes that no config trains on
 
 Split = Literal["train", "held_out"]
 HeldOut = Literal["pairs", "combinations"]
