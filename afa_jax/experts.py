@@ -34,6 +34,7 @@ class Experts:
     Attributes:
         names: unique.
         hashes: sha256 of each expert's U-Net and text encoder files.
+        vae_hash: sha256 of the VAE's file.
         unet: a stack of N U-Nets.
         text_encoder: a stack of N text encoders.
         vae, tokenizer, schedule: of the base model, shared.
@@ -41,6 +42,7 @@ class Experts:
 
     names: tuple[str, ...]
     hashes: tuple[str, ...]
+    vae_hash: str
     unet: UNet
     text_encoder: TextEncoder
     vae: VAE
@@ -110,7 +112,8 @@ def load_experts(
         )
     return Experts(
         names=names,
-        hashes=tuple(_hash(folder) for folder in folders),
+        hashes=tuple(_hash(folder, "unet", "text_encoder") for folder in folders),
+        vae_hash=_hash(base, "vae"),
         unet=unet,
         text_encoder=stack(encoders),
         vae=vae,
@@ -173,9 +176,9 @@ def _same_text_encoder(first_name: str, first: TextEncoder, name: str, other: Te
     other.config = first.config
 
 
-def _hash(folder: Path) -> str:
+def _hash(folder: Path, *components: str) -> str:
     digest = hashlib.sha256()
-    for component in ("unet", "text_encoder"):
+    for component in components:
         with open(weights_file(folder, component), "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import difflib
+import functools
+import hashlib
 import os
 import warnings
 from collections.abc import Sequence
@@ -36,6 +38,15 @@ class Tokenizer:
         # Our own field of tokenizer_config.json, for a closed vocabulary of words: pieces of others mean nothing.
         self._whole_words = bool(self._tokenizer.init_kwargs.get("whole_words", False))
         self.length: int = self._tokenizer.model_max_length
+        self._files = sorted(file for file in path.iterdir() if file.suffix in (".json", ".txt"))
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """Of the tokenizer's files, with their names."""
+        digest = hashlib.sha256()
+        for file in self._files:
+            digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
+        return digest.hexdigest()
 
     def __call__(self, prompts: Sequence[str]) -> np.ndarray:
         """Token ids ``[b, length]``, int32. Prompts that are too long are cut, with a warning that names what is lost.

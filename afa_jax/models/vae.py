@@ -176,12 +176,33 @@ class VAE(nnx.Module):
         mean, logvar = jnp.split(x.astype(jnp.float32), 2, axis=-1)
         return mean, jnp.clip(logvar, -30, 20)
 
-    def encode(self, images: Images, key: Array | None = None) -> Latents:
-        """Scaled latents of pictures: a sample with ``key``, the mean without."""
+    def posterior(self, images: Images) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
+        """Mean and standard deviation of the unscaled latents: float32 values of the compute dtype's precision.
+
+        Rounded on purpose, and by an operation that XLA must keep: they can be stored in the compute dtype without
+        loss, so that a sample is the same whether or not they were.
+        """
         mean, logvar = self.moments(images)
-        if key is not None:
-            mean = mean + jnp.exp(0.5 * logvar) * jax.random.normal(key, mean.shape, mean.dtype)
-        return mean * self.config.scaling_factor
+        precision = jnp.finfo(self.dtype)
+        mean, std = (jax.lax.reduce_precision(x, precision.nexp, precision.nmant) for x in (mean, jnp.exp(logvar / 2)))
+        return mean, std
+
+    def sample(self, mean: Float[Array, "b h w c"], std: Float[Array, "b h w c"], key: Array) -> Latents:
+        """Scaled latents drawn from a posterior, float32.
+
+        Args:
+            key: one for all, or ``[b]``, one for each picture: its sample then does not depend on its batch.
+        """
+        if key.ndim:
+            noise = jax.vmap(lambda one: jax.random.normal(one, mean.shape[1:], jnp.float32))(key)
+        else:
+            noise = jax.random.normal(key, mean.shape, jnp.float32)
+        return (mean.astype(jnp.float32) + std.astype(jnp.float32) * noise) * self.config.scaling_factor
+
+    def encode(self, images: Images, key: Array | None = None) -> Latents:
+        """Scaled latents of pictures: a sample with ``key`` (one, or one for each picture), the mean without."""
+        mean, std = self.posterior(images)
+        return mean * self.config.scaling_factor if key is None else self.sample(mean, std, key)
 
     def decode(self, latents: Latents) -> Images:
         """Scaled latents -> pictures, about [-1, 1] (not clipped), float32."""

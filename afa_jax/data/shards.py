@@ -1,0 +1,169 @@
+"""The files of a cache: safetensors shards that are complete or absent, each written by one process only.
+
+A shard holds a fixed number of examples: ``mean`` and ``std`` ``[m, crops, h, w, c]``, ``states`` ``[m, n, s, d]``,
+``bad`` ``[m]`` (examples that could not be read; their values are zero) and ``crc32`` ``[m, crops + 1]`` (of mean and
+std of each crop, then of the states). Its header holds the cache's key, its first example and the bad ones' reasons.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import fcntl
+import functools
+import json
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from afa_jax.errors import InputError
+from afa_jax.weights.tensors import write_tensors
+
+Arrays = dict[str, np.ndarray]
+Bad = dict[int, tuple[str, str]]
+"""The index of an example that could not be read -> (its name, the reason)."""
+VALUES = ("mean", "std", "states")
+OPEN_FILES = 64
+
+
+@dataclasses.dataclass(frozen=True)
+class Shards:
+    """Examples 0 to ``length`` in shards of ``size``; picklable, files are opened where they are read.
+
+    Attributes:
+        key: of the cache; a file with another key is as good as none.
+    """
+
+    folder: Path
+    key: str
+    length: int
+    size: int
+
+    @property
+    def count(self) -> int:
+        return -(-self.length // self.size)
+
+    def path(self, number: int) -> Path:
+        """The file of a shard."""
+        return self.folder / f"shard-{number:05d}-of-{self.count:05d}.safetensors"
+
+    def examples(self, number: int) -> range:
+        """The indices of a shard's examples."""
+        return range(number * self.size, min((number + 1) * self.size, self.length))
+
+    def bad(self, number: int) -> Bad | None:
+        """The bad examples of a shard; None unless the file is there, whole and of this cache."""
+        examples, names = self.examples(number), (*VALUES, "bad", "crc32")
+        try:
+            # The library refuses a header that does not account for every byte of the file.
+            with safe_open(self.path(number), "np") as file:
+                header = file.metadata() or {}
+                if (header.get("key"), header.get("first")) != (self.key, str(examples.start)):
+                    return None
+                rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 - not a dict
+                bad = {int(index): (name, reason) for index, (name, reason) in json.loads(header["bad"]).items()}
+                named = [index in bad for index in examples]
+                whole = rows == dict.fromkeys(names, len(examples)) and named == file.get_tensor("bad").tolist()
+                return bad if whole else None
+        except (SafetensorError, OSError, ValueError, KeyError):
+            return None
+
+    def missing(self) -> list[int]:
+        """The shards that have to be made."""
+        return [number for number in range(self.count) if self.bad(number) is None]
+
+    def fill(
+        self,
+        make: Callable[[range], tuple[Arrays, Bad]],
+        *,
+        process_index: int = 0,
+        process_count: int = 1,
+        others: Callable[[int], Any] = lambda number: None,
+    ) -> None:
+        """Make what is missing. Afterwards every shard is there, whichever process made it.
+
+        A process begins with its share; then it helps with what no other one is writing; then it waits for the rest,
+        and makes what a process that died has left. Locks are flock's, which the kernel releases when a process ends:
+        processes on several machines need a file system that shares them.
+
+        Args:
+            make: values (VALUES) and bad ones of these examples.
+            others: called with the number of each shard that another process made meanwhile.
+        """
+        missing = self.missing()
+        finished: set[int] = set()
+        for numbers, wait in ((missing[process_index::process_count], False), (missing, False), (missing, True)):
+            for number in numbers:
+                if number in finished:
+                    continue
+                with self._locked(number, wait=wait) as held:
+                    if held:
+                        if self.bad(number) is None:
+                            self._write(number, *make(self.examples(number)))
+                        else:
+                            others(number)
+                        finished.add(number)
+
+    def read(self, index: int, crop: int) -> Arrays:
+        """``mean``, ``std`` ``[h, w, c]`` and ``states`` ``[n, s, d]`` of an example's crop; reads these bytes only.
+
+        Raises:
+            InputError: a file is gone, or does not hold what was written to it.
+        """
+        number, row = divmod(index, self.size)
+        path = self.path(number)
+        try:
+            file = _open(path)
+            mean, std = (file.get_slice(name)[row, crop] for name in ("mean", "std"))
+            states, crc = (file.get_slice(name)[row] for name in ("states", "crc32"))
+        except (SafetensorError, OSError) as error:
+            raise InputError(f"{path}: not readable ({error}); delete it, the next start makes it again") from error
+        if (crc[crop], crc[-1]) != (_crc(mean, std), _crc(states)):
+            raise InputError(
+                f"{path}: example {index} differs from what was written (crc32); delete this file, the next start "
+                "makes it again"
+            )
+        return dict(mean=mean, std=std, states=states)
+
+    def _write(self, number: int, values: Arrays, bad: Bad) -> None:
+        path, examples = self.path(number), self.examples(number)
+        for left in self.folder.glob(f".{path.name}.*.partial"):
+            left.unlink()  # of a process that died: this one holds the lock
+        mean, std, states = (values[name] for name in VALUES)
+        crc = [
+            [_crc(m, s) for m, s in zip(means, stds, strict=True)] + [_crc(state)]
+            for means, stds, state in zip(mean, std, states, strict=True)
+        ]
+        tensors = values | dict(
+            bad=np.array([index in bad for index in examples], np.bool_), crc32=np.array(crc, np.uint32)
+        )
+        header = dict(key=self.key, first=str(examples.start), bad=json.dumps(bad))
+        write_tensors(path, tensors, header)
+        _open.cache_clear()  # what may have been there before
+
+    @contextlib.contextmanager
+    def _locked(self, number: int, *, wait: bool) -> Iterator[bool]:
+        """Hold a shard's lock; False where another process has it and ``wait`` is false."""
+        path = Path(f"{self.path(number)}.lock")
+        with open(path, "a") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+            except BlockingIOError:
+                yield False
+                return
+            yield True
+            # The shard is complete: whoever waits for this lock, or takes a new one, finds it so.
+            path.unlink(missing_ok=True)
+
+
+@functools.lru_cache(maxsize=OPEN_FILES)
+def _open(path: Path) -> Any:
+    return safe_open(path, "np")
+
+
+def _crc(*arrays: np.ndarray) -> int:
+    return functools.reduce(lambda crc, array: zlib.crc32(array.tobytes(), crc), arrays, 0)

@@ -1,0 +1,55 @@
+"""The front end of the training step: what the diffusion loss gets, from pictures and captions or from the cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from afa_jax.data.pictures import to_images
+from afa_jax.experts import encode_prompts
+from afa_jax.parallel import Mode
+from afa_jax.types import ExpertTextStates, Latents
+
+
+def row_keys(seed: int, position: Any) -> Array:
+    """A key for each row ``[b]``, a function of the seed and the row's position in the run alone."""
+    key = jax.random.key(seed)
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(position))
+
+
+def latents_and_states(
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    keys: Array,
+    caption_dropout: float,
+    no_caption: Any,
+    mode: Mode | None = None,
+) -> tuple[Latents, ExpertTextStates]:
+    """Sampled, scaled latents and the experts' text states, some captions dropped; pure, to be traced within a step.
+
+    A row key gives the same sample and the same fate of the caption with the cache as without it. It is used up to the
+    first two of ``jax.random.split(key, 3)``; the third is for what comes after, such as the loss.
+
+    Args:
+        frozen: ``vae`` and ``text_encoder`` (a stack). A cached batch reads none of their arrays: ``vae`` may hold
+            shapes only, for its scaling factor, and ``text_encoder`` may be missing.
+        batch: ``image`` uint8 ``[b, rows, columns, 3]`` and ``ids`` ``[b, s]``; or, cached, ``mean``, ``std``
+            ``[b, h, w, c]`` and ``states`` ``[n, b, s, d]``.
+        keys: ``[b]``, as row_keys makes them.
+        caption_dropout: probability that a row gets the empty caption.
+        no_caption: the empty caption in the batch's form: ids ``[s]``, or the cache's states ``[n, s, d]``.
+        mode: of map_experts.
+    """
+    latent_keys, drop_keys, _ = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, caption_dropout))(drop_keys)
+    if "mean" in batch:
+        latents = frozen["vae"].sample(batch["mean"], batch["std"], latent_keys)
+        states = jnp.asarray(batch["states"])
+        return latents, jnp.where(dropped[:, None, None], jnp.asarray(no_caption)[:, None], states)
+    latents = frozen["vae"].encode(to_images(batch["image"]), latent_keys)
+    ids = jnp.where(dropped[:, None], jnp.asarray(no_caption), batch["ids"])
+    return latents, encode_prompts(frozen["text_encoder"], ids, mode)
