@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.emoji.scenes import SceneSource
-from afa_jax.data.loader import make_source
 from afa_jax.data.pictures import to_images
+from afa_jax.data.sources import make_source
 from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError

@@ -14,7 +14,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from afa_jax.commands import Parser, parse, run
-from afa_jax.data.loader import make_batches, make_source
+from afa_jax.data.bad_examples import BadExamples
+from afa_jax.data.loader import Batch, loading, make_loader
+from afa_jax.data.sources import make_source
 from afa_jax.experts import check_record, frozen, load_experts
 from afa_jax.fusion.sabw import SABWConfig, parameter_count
 from afa_jax.training.loop import run_loop
@@ -38,13 +40,23 @@ def main(arguments: Sequence[str]) -> None:
     check_positive(config.train, "steps", "batch", "log_every", "save_every")
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     source = make_source(config.data)
-    batch_at = make_batches(source, experts.tokenizer, batch=config.train.batch, seed=config.train.seed)
-    experts.check_size(batch_at(0)["image"].shape[1:3])
+    loader = make_loader(
+        source, experts.tokenizer, batch=config.train.batch, seed=config.train.seed, **loading(config.data)
+    )
+    experts.check_size(loader.at(0)["image"].shape[1:3])
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), config.train.seed)
     open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
     if not options.resume:
         write_config(options.workdir, config)
+
+    bad = BadExamples(options.workdir / "bad_examples.jsonl", len(source), config.train.batch)
+
+    def batch_at(step: int) -> Batch:
+        batch = loader.at(step)
+        if summary := bad.take(step, batch):
+            print(summary)
+        return batch
 
     parts = frozen(experts)
     train_step = make_train_step(

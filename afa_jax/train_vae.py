@@ -19,8 +19,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from afa_jax.commands import Parser, parse, run
-from afa_jax.data.loader import make_source
 from afa_jax.data.pictures import to_images
+from afa_jax.data.sources import make_source
 from afa_jax.errors import InputError
 from afa_jax.models.configs import VAEConfig
 from afa_jax.models.layers import Conv

@@ -48,7 +48,17 @@ def get_config(arg: str = "") -> ConfigDict:
                 per_pixel=True,
                 sites="all",
             ),
-            data=dict(kind="folder", path="data/journeydb", size=(size, size), seed=0, skip_unreadable=False),
+            data=dict(
+                kind="folder",
+                path="data/journeydb",
+                captions="",
+                verify=True,
+                skip_unreadable=False,
+                size=(size, size),
+                flip=False,
+                bad="error",
+                workers=4,
+            ),
             train=dict(
                 seed=0,
                 steps=12_500,

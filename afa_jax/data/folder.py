@@ -1,82 +1,173 @@
-"""A folder of pictures with captions, as a random-access source."""
+"""A folder of pictures with captions, on disk or in a bucket."""
 
 from __future__ import annotations
 
+import csv
+import functools
+import io
 import json
+import posixpath
 import warnings
-from pathlib import Path
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-from PIL import Image, UnidentifiedImageError
-
+from afa_jax.data.files import digest, filesystem, join
+from afa_jax.data.sources import PICTURES, BadExample, check_caption, decode, example, read_file
 from afa_jax.errors import InputError
+
+Items = list[tuple[str, str | None]]
+"""(file name below the folder, caption); None is a caption in the .txt beside the picture, read when asked for."""
 
 
 class CaptionedFolder:
-    """Pictures named by ``captions.jsonl``, one ``{"file_name": ..., "text": ...}`` a line.
+    """Pictures with captions. The captions are one of three things, and which is found out.
 
-    Every picture is opened and decoded once at the start, so that a damaged one shows before the run and not hours
-    into it. A picture is resized by its short side and cropped at random, a pure function of (seed, index).
+    * ``captions.jsonl``: ``{"file_name": ..., "text": ...}`` a line;
+    * ``captions.csv``: columns ``file_name`` and ``text``;
+    * a ``.txt`` beside each picture, also in folders below.
 
     Args:
-        size: (rows, columns) of the crop.
-        skip_unreadable: leave damaged pictures out, with a warning that names them, instead of stopping.
+        path: a folder, or an fsspec URL of one such as ``gs://bucket/folder``.
+        captions: "jsonl", "csv" or "txt", where a folder has several; "" finds out.
+        verify: open every picture and caption at the start, so that a bad one shows before the run and not hours
+            into it. Takes minutes for ten thousand pictures: set it to False for large folders and buckets.
+        skip_unreadable: where ``verify`` finds bad ones, leave them out, with a warning that names them, instead of
+            stopping.
 
     Raises:
-        InputError: the folder or its captions are missing or malformed, or a picture cannot be read.
+        InputError: no such folder, captions that are missing, malformed or ambiguous, or what ``verify`` finds.
     """
 
-    def __init__(self, path: str, *, size: tuple[int, int], seed: int = 0, skip_unreadable: bool = False):
-        self.folder, self.size, self.seed = Path(path), tuple(size), seed
-        captions = self.folder / "captions.jsonl"
-        if not captions.is_file():
-            raise InputError(f"{captions}: no such file; it names each picture: {{'file_name': ..., 'text': ...}}")
-        self.items: list[tuple[Path, str]] = []
-        damaged: list[str] = []
-        for number, line in enumerate(captions.read_text().splitlines(), 1):
-            try:
-                entry = json.loads(line)
-                picture, text = self.folder / entry["file_name"], str(entry["text"])
-            except (ValueError, KeyError, TypeError) as error:
-                raise InputError(f"{captions}, line {number}: expected file_name and text ({error!r})") from error
-            try:
-                with Image.open(picture) as image:
-                    image.draft("RGB", (64, 64))  # JPEG decodes faster when it may be small
-                    image.load()
-            except (OSError, UnidentifiedImageError, SyntaxError, ValueError) as error:
-                if not skip_unreadable:
-                    raise InputError(
-                        f"{picture}: not a readable picture ({error}); mend it or set data.skip_unreadable"
-                    ) from error
-                damaged.append(picture.name)
-                continue
-            self.items.append((picture, text))
-        if damaged:
-            warnings.warn(
-                f"{self.folder}: left out {len(damaged)} unreadable pictures: {', '.join(damaged)}", stacklevel=2
-            )
+    def __init__(self, path: str, *, captions: str = "", verify: bool = True, skip_unreadable: bool = False):
+        self.fs, self.root = filesystem(str(path))
+        if not self.fs.isdir(self.root):
+            raise InputError(f"{path}: no such folder")
+        readers: dict[str, Callable[[], Items]] = dict(jsonl=self._jsonl, csv=self._csv, txt=self._beside)
+        if captions and captions not in readers:
+            raise InputError(f"data.captions={captions!r}: choose {', '.join(readers)}, or '' to find out")
+        self.items: Items = readers[captions or self._find_out()]()
+        if verify:
+            self._verify(skip_unreadable)
         if not self.items:
-            raise InputError(f"{captions} names no readable picture")
+            raise InputError(f"{path}: no readable picture with a caption")
 
     def __len__(self) -> int:
         return len(self.items)
 
     def __repr__(self) -> str:
-        return f"CaptionedFolder({str(self.folder)!r}, size={self.size}, seed={self.seed}, {len(self)} pictures)"
+        return f"CaptionedFolder({self.root!r}, {len(self)} pictures)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image`` uint8 ``[rows, columns, 3]`` and ``caption``."""
-        path, caption = self.items[index]
-        with Image.open(path) as image:
-            picture = image.convert("RGB")
-        rows, columns = self.size
-        scale = max(rows / picture.height, columns / picture.width)
-        picture = picture.resize(
-            (max(columns, round(picture.width * scale)), max(rows, round(picture.height * scale))),
-            Image.Resampling.LANCZOS,
+        """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
+        return example(self.name(index), *self.read(index))
+
+    def name(self, index: int) -> str:
+        """The file's name below the folder."""
+        return self.items[index][0]
+
+    def read(self, index: int) -> tuple[bytes, str]:
+        """The picture's bytes, not decoded, and its caption.
+
+        Raises:
+            BadExample: the picture's file or the caption is missing.
+        """
+        name = self.name(index)
+        caption = check_caption(name, self._caption(index))
+        return read_file(self.fs, join(self.root, name), name), caption
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of all names, sizes and captions."""
+        sizes = {path: info["size"] for path, info in self.fs.find(self.root, detail=True).items()}
+        with ThreadPoolExecutor(16) as pool:
+            captions = pool.map(self._caption, range(len(self)))
+        return digest(
+            (name, sizes.get(join(self.root, name)), caption)
+            for (name, _), caption in zip(self.items, captions, strict=True)
         )
-        random = np.random.default_rng((self.seed, index))
-        top = int(random.integers(picture.height - rows + 1))
-        left = int(random.integers(picture.width - columns + 1))
-        return dict(image=np.asarray(picture)[top : top + rows, left : left + columns], caption=caption)
+
+    def _caption(self, index: int) -> str | None:
+        name, caption = self.items[index]
+        if caption is not None:
+            return caption
+        try:
+            return self.fs.cat_file(join(self.root, _text_beside(name))).decode("utf-8-sig")
+        except FileNotFoundError:
+            return None
+        except UnicodeDecodeError as error:
+            raise BadExample(name, f"{_text_beside(name)} is not UTF-8") from error
+
+    def _find_out(self) -> str:
+        found = [kind for kind in ("jsonl", "csv") if self.fs.isfile(f"{self.root}/captions.{kind}")]
+        if found:
+            items = self._jsonl() if found == ["jsonl"] else self._csv() if found == ["csv"] else []
+            if items and self.fs.isfile(join(self.root, _text_beside(items[0][0]))):
+                found.append("txt")
+        if len(found) > 1:
+            raise InputError(
+                f"{self.root}: captions twice, in captions.{found[0]} and in "
+                f"{'captions.csv' if found[1] == 'csv' else '.txt files'}; remove one, or choose with data.captions"
+            )
+        return found[0] if found else "txt"
+
+    def _text(self, name: str) -> str:
+        try:
+            return self.fs.cat_file(f"{self.root}/{name}").decode("utf-8-sig")
+        except FileNotFoundError as error:
+            raise InputError(f"{self.root}/{name}: no such file") from error
+        except UnicodeDecodeError as error:
+            raise InputError(f"{self.root}/{name}: not UTF-8 ({error})") from error
+
+    def _jsonl(self) -> Items:
+        items: Items = []
+        for number, line in enumerate(self._text("captions.jsonl").split("\n"), 1):
+            if line.strip():
+                try:
+                    entry = json.loads(line)
+                    items.append((str(entry["file_name"]), str(entry["text"] or "")))
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(
+                        f"{self.root}/captions.jsonl, line {number}: expected file_name and text ({error!r})"
+                    ) from error
+        return items
+
+    def _csv(self) -> Items:
+        rows = csv.DictReader(io.StringIO(self._text("captions.csv"), newline=""))
+        if not {"file_name", "text"} <= set(rows.fieldnames or ()):
+            columns = ", ".join(rows.fieldnames or ()) or "none"
+            raise InputError(f"{self.root}/captions.csv: expected columns file_name and text, there are: {columns}")
+        items: Items = []
+        for row in rows:
+            if not row["file_name"]:
+                raise InputError(f"{self.root}/captions.csv, line {rows.line_num}: no file_name")
+            items.append((row["file_name"], row["text"] or ""))
+        return items
+
+    def _beside(self) -> Items:
+        names = [posixpath.relpath(path, self.root) for path in sorted(self.fs.find(self.root))]
+        names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
+        pictures = [name for name in names if posixpath.splitext(name)[1].lower() in PICTURES]
+        if not set(names).intersection(_text_beside(name) for name in pictures):
+            raise InputError(f"{self.root}: no captions.jsonl, no captions.csv and no .txt beside a picture")
+        return [(name, None) for name in pictures]
+
+    def _verify(self, skip: bool) -> None:
+        kept, bad = [], []
+        for index, item in enumerate(self.items):
+            try:
+                decode(self.read(index)[0], self.name(index), small=True)
+                kept.append(item)
+            except BadExample as error:
+                if not skip:
+                    raise InputError(
+                        f"{join(self.root, error.name)}: {error.reason}; mend it or set data.skip_unreadable"
+                    ) from error
+                bad.append(error.name)
+        self.items = kept
+        if bad:
+            warnings.warn(f"{self.root}: left out {len(bad)} unreadable pictures: {', '.join(bad)}", stacklevel=3)
+
+
+def _text_beside(name: str) -> str:
+    return posixpath.splitext(name)[0] + ".txt"

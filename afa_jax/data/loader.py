@@ -1,54 +1,202 @@
-"""Batches by step through grain: a pure function of (config, step), so that a resumed run reads on where it was."""
+"""Batches by step through grain: a pure function of (source, seed, step), so that a resumed run reads on where it was.
+
+Example number ``position = step * batch + row`` of the run is example ``index`` of the source, by a shuffle that is
+another in each epoch. All that is random about an example follows from (seed, position): there is no state to save.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 from ml_collections import ConfigDict
 
-from afa_jax.data.emoji.scenes import SceneSource
-from afa_jax.data.folder import CaptionedFolder
+from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.text import Tokenizer
+from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 
-Batch = dict[str, np.ndarray]
-"""``image`` uint8 ``[b, rows, columns, 3]`` and ``ids`` int32 ``[b, tokens]``."""
+Row = dict[str, Any]
+"""One example: as Batch, without the axis b; ``bad`` has those that this one stands for."""
+
+Batch = dict[str, Any]
+"""``b`` examples of this process:
+
+* ``image`` uint8 ``[b, rows, columns, 3]`` and ``ids`` int32 ``[b, tokens]``; or, from a cache, ``mean`` and ``std``
+  float32 ``[b, h, w, c]`` (the VAE's moments, unscaled) and ``states`` ``[n, b, tokens, d]`` (of N text encoders);
+* ``index`` int64 ``[b]``, into the source, and ``position`` int64 ``[b]``, the number of the example in the run;
+* with bad="skip" also ``bad``, a list of (name, reason) of examples that were replaced: BadExamples takes it out.
+"""
 
 
-def make_source(config: ConfigDict) -> Any:
-    """The random-access source that ``config.kind`` names: "emoji" scenes or a "folder" of captioned pictures.
+def loading(config: ConfigDict) -> dict[str, Any]:
+    """The arguments of make_loader that are in ``config.data``: ``size``, ``flip``, ``bad`` and ``workers``.
 
-    The other fields are the source's arguments.
-
-    Raises:
-        InputError: an unknown kind, or an argument the source refuses.
-    """
-    arguments = {name: value for name, value in config.items() if name != "kind"}
-    try:
-        if config.kind == "emoji":
-            return SceneSource(**arguments)
-        if config.kind == "folder":
-            return CaptionedFolder(**arguments)
-    except (TypeError, ValueError) as error:
-        raise error if isinstance(error, InputError) else InputError(f"data: {error}") from error
-    raise InputError(f"data.kind={config.kind!r}: choose emoji or folder")
-
-
-def make_batches(source: Any, tokenizer: Tokenizer, *, batch: int, seed: int) -> Callable[[int], Batch]:
-    """``step -> batch``: shuffled anew in each epoch from the seed, endless.
+    Only emoji scenes, which are all of one size, may go without ``size``.
 
     Raises:
-        InputError: fewer examples than a batch holds.
+        InputError: no size, or one that is none.
     """
-    if len(source) < batch:
-        raise InputError(f"{len(source)} pictures are fewer than a batch of {batch}")
-    examples = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None)
-    dataset = examples.batch(batch, batch_fn=lambda rows: _collate(rows, tokenizer))
-    return lambda step: dataset[step]
+    size = config.get("size")
+    if size is None and config.kind != "emoji":
+        raise InputError(f"data.size=(rows, columns) is missing; kind={config.kind} has pictures of any size")
+    return dict(
+        crop=None if size is None else Crop(tuple(size), bool(config.get("flip", False))),
+        bad=config.get("bad", "error"),
+        workers=config.get("workers", 0),
+    )
 
 
-def _collate(rows: list[dict[str, Any]], tokenizer: Tokenizer) -> Batch:
-    return dict(image=np.stack([row["image"] for row in rows]), ids=tokenizer([row["caption"] for row in rows]))
+def make_loader(
+    source: PictureSource,
+    tokenizer: Tokenizer,
+    *,
+    batch: int,
+    seed: int,
+    crop: Crop | None = None,
+    bad: str = "error",
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Loader:
+    """A loader of pictures and token ids; ``crop`` None takes the pictures as they are, which are then of one size.
+
+    Args:
+        source: what to read.
+        tokenizer: of the captions.
+        batch: examples of a step, of all processes together.
+        seed: of the order and the crops.
+        crop: how pictures get one size.
+        bad: "error" stops at an example without a readable picture or a caption; "skip" takes the next good one of the
+            source in its place and says so in the batch.
+        workers: processes that read ahead; 0 reads ahead with threads of this one.
+        process_index: this process among those that train together.
+        process_count: how many they are.
+
+    Raises:
+        InputError: as Loader, or another word for ``bad``.
+    """
+    if bad not in ("error", "skip"):
+        raise InputError(f"data.bad={bad!r}: choose error or skip")
+    read = ReadPicture(source, tokenizer, crop, seed, bad == "skip")
+    return Loader(
+        read, len(source), batch=batch, seed=seed, workers=workers,
+        process_index=process_index, process_count=process_count,
+    )  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ReadPicture:
+    """``(position, index) -> row`` with ``image`` and ``ids``; picklable, as worker processes need it."""
+
+    source: Any
+    tokenizer: Tokenizer
+    crop: Crop | None
+    seed: int
+    skip: bool
+
+    def __call__(self, position: int, index: int) -> Row:
+        bad: list[tuple[str, str]] = []
+        for offset in range(len(self.source)):
+            number = (index + offset) % len(self.source)
+            try:
+                row = self._read(position, number)
+            except BadExample as error:
+                if not self.skip:
+                    raise
+                bad.append((error.name, error.reason))
+                continue
+            return row | (dict(bad=bad) if self.skip else {})
+        raise InputError(f"none of the {len(self.source)} examples is good; the first: {bad[0][0]}: {bad[0][1]}")
+
+    def _read(self, position: int, index: int) -> Row:
+        example = self.source[index]
+        image = example["image"]
+        if self.crop is not None:
+            image = self.crop(image, np.random.default_rng((self.seed, position)))
+        try:
+            (ids,) = self.tokenizer([example["caption"]], quiet=True)
+        except InputError as error:  # a word or character that the vocabulary does not have
+            raise BadExample(self.source.name(index), str(error)) from error
+        return dict(image=image, ids=ids, index=np.int64(index), position=np.int64(position))
+
+
+def collate(rows: Sequence[Row]) -> Batch:
+    """Rows as a batch: ``bad`` joined, everything else stacked.
+
+    Raises:
+        InputError: pictures of different sizes.
+    """
+    if len(shapes := {row["image"].shape for row in rows if "image" in row}) > 1:
+        raise InputError(f"pictures of different sizes, {sorted(shapes)[0]} and {sorted(shapes)[1]}: set data.size")
+    batch: Batch = {key: np.stack([row[key] for row in rows]) for key in rows[0] if key != "bad"}
+    if "bad" in rows[0]:
+        batch["bad"] = [named for row in rows for named in row["bad"]]
+    return batch
+
+
+class Loader:
+    """Batches of a data set, shuffled anew in each epoch, endless.
+
+    Of process i of p each batch has the rows ``i::p`` of the global one: together the processes read what one would.
+
+    Args:
+        read: ``(position, index) -> row``; for workers it must pickle.
+        length: examples of the data set.
+        batch: examples of a step, of all processes together.
+        seed: of the order.
+        collate: rows -> batch.
+        workers: processes that read ahead; with 0, ``threads`` of this process do.
+        threads: batches that are read at the same time, by each worker if there are any.
+        process_index: this process among those that train together.
+        process_count: how many they are.
+
+    Raises:
+        InputError: a data set smaller than a batch, or a batch that does not divide among the processes.
+    """
+
+    def __init__(
+        self,
+        read: Callable[[int, int], Row],
+        length: int,
+        *,
+        batch: int,
+        seed: int,
+        collate: Callable[[Sequence[Row]], Batch] = collate,
+        workers: int = 0,
+        threads: int = 4,
+        process_index: int = 0,
+        process_count: int = 1,
+    ):
+        if length < batch:
+            raise InputError(f"{length} pictures are fewer than a batch of {batch}")
+        if batch % process_count:
+            raise InputError(f"batch={batch} does not divide among {process_count} processes")
+        if workers < 0:
+            raise InputError(f"data.workers={workers}; choose 0 or more")
+        self.length, self.batch, self.workers, self.threads = length, batch, workers, threads
+        order = grain.MapDataset.range(length).seed(seed).shuffle().repeat(None)
+        rows = order.map_with_index(read)[process_index::process_count]
+        self._batches = rows.batch(batch // process_count, batch_fn=collate)
+
+    def at(self, step: int) -> Batch:
+        """The batch of a step, read now."""
+        return self._batches[step]
+
+    def iterate(self, first_step: int = 0) -> Iterator[Batch]:
+        """The batches from a step on, read ahead. Closing the generator ends the threads or processes."""
+        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
+        ahead = self._batches[first_step:].to_iter_dataset(options)
+        if self.workers:
+            if not flags.FLAGS.is_parsed():
+                flags.FLAGS.mark_as_parsed()  # grain asks absl for its own flags, and our commands do not use absl
+            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=2))
+        batches = iter(ahead)
+        try:
+            yield from batches
+        finally:
+            batches.close()

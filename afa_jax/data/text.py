@@ -31,6 +31,7 @@ class Tokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # it misses PyTorch, which we do not use
         from transformers import CLIPTokenizer  # takes a second, and most of the package does without it
 
+        self._folder = folder
         path = Path(folder) / "tokenizer"
         if not (path / "vocab.json").is_file():
             raise InputError(f"{path}: no tokenizer there (vocab.json and merges.txt)")
@@ -48,10 +49,17 @@ class Tokenizer:
             digest.update(file.name.encode() + hashlib.sha256(file.read_bytes()).digest())
         return digest.hexdigest()
 
-    def __call__(self, prompts: Sequence[str]) -> np.ndarray:
+    def __reduce__(self) -> tuple[type[Tokenizer], tuple[Path | str]]:
+        return Tokenizer, (self._folder,)  # a loader's worker process reads it anew
+
+    def __call__(self, prompts: Sequence[str], *, quiet: bool = False) -> np.ndarray:
         """Token ids ``[b, length]``, int32. Prompts that are too long are cut, with a warning that names what is lost.
 
         An empty prompt is the unconditional one and stands for itself.
+
+        Args:
+            prompts: texts.
+            quiet: no warning: the captions of a data set are of any length, and are trained on as far as they fit.
 
         Raises:
             InputError: a prompt has characters that the vocabulary does not know, or, where it is closed, words.
@@ -68,7 +76,7 @@ class Tokenizer:
                 hint = f"did you mean {close[0]}?" if close else "its words are in tokenizer/vocab.json"
                 raise InputError(f"prompt {prompt!r}: these models never learnt the word {word!r}; {hint}")
             room = self.length - 2
-            if len(ids) > room:
+            if len(ids) > room and not quiet:
                 lost = self._tokenizer.decode(ids[room:]).strip()
                 warnings.warn(
                     f"prompt {prompt!r} has {len(ids)} tokens, {room} fit; lost: {lost!r}", UserWarning, stacklevel=2

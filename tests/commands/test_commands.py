@@ -242,7 +242,7 @@ def test_an_unreadable_picture_is_named_and_skipped_only_if_asked(root, tmp_path
         "--quiet",
         "--config.train.steps=1",
     ]
-    source = dict(kind="folder", path=str(pictures), size=(32, 64), seed=0)
+    source = dict(kind="folder", path=str(pictures), size=(32, 64))
     (tmp_path / "config.py").write_text(
         (root / "config.py")
         .read_text()

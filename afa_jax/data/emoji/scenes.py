@@ -78,6 +78,12 @@ def load_pictures() -> Pictures:
 
 
 @functools.cache
+def _pictures_hash() -> str:
+    files = [*sorted((HERE / "emoji_pictures" / "1.0.0").glob("*.array_record*")), HERE / "vocabulary.json"]
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
+
+
+@functools.cache
 def held_out_pairs() -> frozenset[tuple[str, str]]:
     """The (subject, style) pairs kept out of training.
 
@@ -201,6 +207,15 @@ class SceneSource:
             "style": scene.style,
             "topics": scene.topics,
         }
+
+    def name(self, index: int) -> str:
+        """What messages call a scene: its number and its caption."""
+        return f"scene {index} ({self.scene(index).caption})"
+
+    @property
+    def fingerprint(self) -> str:
+        """A sha256 of the options and of the pictures that scenes are drawn with."""
+        return hashlib.sha256(f"{self!r} {_pictures_hash()}".encode()).hexdigest()
 
     def scene(self, index: int) -> Scene:
         """Returns what is to be seen at `index`, without drawing it.

@@ -1,0 +1,57 @@
+"""The examples that a run leaves out: each counted once, kept with the run."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from afa_jax.data.loader import Batch
+
+NAMED = 20  # in the summary; the file names all
+
+
+class BadExamples:
+    """``bad_examples.jsonl``: a ``{"name", "reason"}`` a line, no name twice, also over resumed runs.
+
+    The file is there as soon as there is one. Of processes that train together, each needs a path of its own.
+
+    Args:
+        path: such as workdir/bad_examples.jsonl; what it holds is read.
+        length: examples of the data set.
+        batch: examples of a step, of all processes together.
+    """
+
+    def __init__(self, path: Path, length: int, batch: int):
+        self.path, self.length = path, length
+        self.last_step = -(-length // batch) - 1  # of the first epoch
+        lines = path.read_text().splitlines() if path.exists() else []
+        entries = [json.loads(line) for line in lines]
+        self.reasons: dict[str, str] = {entry["name"]: entry["reason"] for entry in entries}
+
+    def take(self, step: int, batch: Batch) -> str | None:
+        """Take ``bad`` out of a step's batch; with the last step of the first epoch, a summary comes back."""
+        self.add(batch.pop("bad", ()))
+        return self.summary() if step == self.last_step and self.reasons else None
+
+    def add(self, bad: Iterable[tuple[str, str]]) -> None:
+        """Count what was not counted yet."""
+        new = {name: reason for name, reason in bad if name not in self.reasons}
+        if not new:
+            return
+        self.reasons |= new
+        # All of it, at once: they are few, and a run that is killed leaves no half of a line.
+        partial = self.path.with_name(f".{self.path.name}.partial")
+        with open(partial, "w") as file:
+            for name, reason in self.reasons.items():
+                file.write(json.dumps(dict(name=name, reason=reason)) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self.path)
+
+    def summary(self) -> str:
+        """One line: how many of how many, and their names."""
+        names = list(self.reasons)
+        more = f" and {len(names) - NAMED} more, see {self.path}" if len(names) > NAMED else ""
+        return f"{len(names)} of {self.length} examples left out: {', '.join(names[:NAMED])}{more}"

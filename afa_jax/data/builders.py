@@ -1,0 +1,181 @@
+"""TFDS builders of captioned pictures: JourneyDB, COCO captions, any captioned folder. None needs tensorflow.
+
+``python -m afa_jax.data.prepare`` runs them. The pictures' files are stored as they are, not decoded again; what is
+unreadable or has no caption is left out, and ``left_out`` of the builder names it.
+"""
+
+from __future__ import annotations
+
+import json
+import posixpath
+from collections.abc import Iterable, Iterator
+from typing import Any, ClassVar
+
+import tensorflow_datasets as tfds
+
+from afa_jax.data.files import FileSystem, filesystem, join
+from afa_jax.data.folder import CaptionedFolder
+from afa_jax.data.sources import BadExample, check_caption, decode, read_file
+from afa_jax.errors import InputError
+
+
+class CaptionedPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """What the builders share: features ``image``, ``caption`` and ``file_name``, and leaving out what is bad.
+
+    Args:
+        source: the folder, or fsspec URL, of what was downloaded.
+        text: which text becomes the caption, where there are several: one of the class's ``TEXTS``.
+        **kwargs: those of tfds.core.GeneratorBasedBuilder, such as data_dir.
+
+    Raises:
+        InputError: the source is not laid out as expected.
+    """
+
+    VERSION = tfds.core.Version("1.0.0")
+    RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "image, caption, file_name"}
+    TEXTS: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, *, source: str, text: str = "", **kwargs: Any):
+        if text and text not in self.TEXTS:
+            raise InputError(
+                f"--text {text}: {self.name} knows {', '.join(self.TEXTS) or 'one text only; leave it out'}"
+            )
+        self.source, self.text = source, text or next(iter(self.TEXTS), "")
+        self.left_out: list[BadExample] = []
+        self.taken = 0
+        self.found = self.splits()
+        super().__init__(file_format="array_record", **kwargs)
+
+    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+        """For each split (file name, caption or what ``read`` makes one of)."""
+        raise NotImplementedError
+
+    def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
+        """A picture's bytes and its caption, or a BadExample."""
+        raise NotImplementedError
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        return self.dataset_info_from_configs(
+            description=f"{self.__doc__} Caption: {self.text or 'the only one'}.",
+            features=tfds.features.FeaturesDict(
+                {
+                    "image": tfds.features.Image(shape=(None, None, 3), doc="the file as it was"),
+                    "caption": tfds.features.Text(),
+                    "file_name": tfds.features.Text(),
+                }
+            ),
+        )
+
+    def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator[Any]]:
+        return {split: self._generate_examples(split) for split in self.found}
+
+    def _generate_examples(self, split: str) -> Iterator[tuple[int, dict[str, Any]]]:
+        # The key is a number, not a name: captions may name one picture twice. TFDS orders by a hash of it, in bounded
+        # memory; kept in order, everything would have to fit.
+        for key, (name, caption) in enumerate(self.found[split]):
+            try:
+                data, text = self.read(split, name, caption)
+                decode(data, name, small=True)
+            except BadExample as error:
+                self.left_out.append(error)
+                continue
+            self.taken += 1
+            yield key, dict(image=data, caption=text, file_name=name)
+
+
+class JourneyDB(CaptionedPictures, skip_registration=True):
+    """JourneyDB (Sun et al. 2023, arXiv 2307.00716), of which as many pictures are taken as were unpacked.
+
+    Expected: ``data/train/*anno*.jsonl``, of which the one with "repath" in its name knows the published folders, and
+    ``data/train/imgs/000/*.jpg`` ...; the same for ``valid``. A line has ``img_path``, ``prompt`` (what Midjourney was
+    asked for) and, mostly, ``Task2.Caption`` (GPT-3.5's sentence about it). Pictures of archives that were not unpacked
+    are passed over, not counted as left out.
+    """
+
+    name = "journeydb"
+    TEXTS = ("prompt", "caption")
+
+    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+        self.fs, root = filesystem(self.source)
+        self.folders, found = {}, {}
+        for split in ("train", "valid"):
+            for folder in (f"{root}/data/{split}", f"{root}/{split}"):
+                annotations = sorted(self.fs.glob(f"{folder}/*anno*.jsonl"), key=lambda path: "repath" not in path)
+                if annotations and self.fs.isdir(f"{folder}/imgs"):
+                    self.folders[split] = f"{folder}/imgs"
+                    found[split] = self._annotations(annotations[0], f"{folder}/imgs")
+                    break
+        if not found:
+            raise InputError(
+                f"{self.source}: no data/train with *anno*.jsonl and imgs/ in it; unpack the .tgz files there"
+            )
+        return found
+
+    def _annotations(self, path: str, folder: str) -> Iterator[tuple[str, Any]]:
+        there = {posixpath.relpath(file, folder) for file in self.fs.find(folder)}
+        with self.fs.open(path, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    entry = json.loads(line)
+                    name = posixpath.normpath(entry["img_path"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise InputError(f"{path}, line {number}: expected img_path ({error!r})") from error
+                if name in there:
+                    text = entry.get("prompt") if self.text == "prompt" else (entry.get("Task2") or {}).get("Caption")
+                    yield name, text
+
+    def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
+        caption = check_caption(name, caption)
+        return read_file(self.fs, join(self.folders[split], name), name), caption
+
+
+class CocoCaptions(CaptionedPictures, skip_registration=True):
+    """COCO captions (Chen et al. 2015, arXiv 1504.00325): a picture once, with the caption of the lowest id.
+
+    Expected: ``annotations/captions_<split>.json`` and the pictures in ``<split>/`` or ``images/<split>/``, with splits
+    such as train2017 and val2017; one whose pictures are not there is passed over.
+    """
+
+    name = "coco"
+
+    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+        self.fs, root = filesystem(self.source)
+        self.folders, found = {}, {}
+        for path in sorted(self.fs.glob(f"{root}/annotations/captions_*.json")):
+            split = posixpath.basename(path).removeprefix("captions_").removesuffix(".json")
+            for folder in (f"{root}/{split}", f"{root}/images/{split}"):
+                if self.fs.isdir(folder):
+                    self.folders[split], found[split] = folder, list(_coco_captions(self.fs, path))
+                    break
+        if not found:
+            raise InputError(f"{self.source}: no annotations/captions_<split>.json with a folder <split> of pictures")
+        return found
+
+    def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
+        caption = check_caption(name, caption)
+        return read_file(self.fs, join(self.folders[split], name), name), caption
+
+
+class CaptionedFolderPictures(CaptionedPictures, skip_registration=True):
+    """A folder of pictures with captions.jsonl, captions.csv or a .txt beside each: all of it is the split train."""
+
+    name = "captioned_folder"
+
+    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+        self.folder = CaptionedFolder(self.source, verify=False)
+        return {"train": ((self.folder.name(index), index) for index in range(len(self.folder)))}
+
+    def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
+        return self.folder.read(caption)
+
+
+def _coco_captions(fs: FileSystem, path: str) -> Iterator[tuple[str, str | None]]:
+    try:
+        whole = json.loads(fs.cat_file(path))
+        names = {picture["id"]: picture["file_name"] for picture in whole["images"]}
+        first: dict[Any, str] = {}
+        for annotation in sorted(whole["annotations"], key=lambda annotation: annotation["id"]):
+            first.setdefault(annotation["image_id"], annotation["caption"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path}: not COCO's captions ({error!r})") from error
+    return ((names[picture], first.get(picture)) for picture in sorted(names))

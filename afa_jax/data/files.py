@@ -1,0 +1,98 @@
+"""Files on disk or in a bucket: paths, fsspec URLs (``gs://bucket/folder``), globs and brace lists."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import posixpath
+import re
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import fsspec
+from fsspec.implementations.local import LocalFileSystem
+from fsspec.registry import known_implementations
+
+from afa_jax.errors import InputError
+
+FileSystem = Any
+"""An fsspec.AbstractFileSystem; it pickles, so that sources which hold one do too."""
+
+
+def filesystem(path: str) -> tuple[FileSystem, str]:
+    """The file system of a path or URL, and the path within it.
+
+    Raises:
+        InputError: no such protocol, or its driver is not installed: it names the package.
+    """
+    try:
+        fs, inner = fsspec.core.url_to_fs(path)
+    except ImportError as error:
+        module = known_implementations[path.partition("://")[0]]["class"].partition(".")[0]
+        missing = error.__cause__.name if module == "fsspec" and isinstance(error.__cause__, ImportError) else module
+        raise InputError(f"{path}: {error}; pip install {missing}") from error
+    except ValueError as error:
+        raise InputError(f"{path}: {error}; choose a folder or an fsspec URL such as gs://bucket/folder") from error
+    return fs, inner
+
+
+def expand(paths: str | Sequence[str]) -> tuple[FileSystem, list[str]]:
+    """The files named by paths, globs (``part-*.tar``) and brace lists (``part-{000..019}.tar``), in their order.
+
+    Raises:
+        InputError: a name without a file, a glob that matches none, or paths on several file systems.
+    """
+    patterns = [paths] if isinstance(paths, str) else list(paths)
+    if not patterns:
+        raise InputError("data.paths is empty; name files, a glob or a brace list")
+    fs, files = None, []
+    for pattern in [name for each in patterns for name in braces(each)]:
+        this, inner = filesystem(pattern)
+        if fs is not None and this != fs:
+            raise InputError(f"{pattern}: on another file system than {patterns[0]}")
+        fs = this
+        found = [inner] if fs.isfile(inner) else sorted(fs.glob(inner)) if re.search(r"[*?\[]", inner) else []
+        if not found:
+            raise InputError(f"{pattern}: no such file")
+        files += found
+    return fs, files
+
+
+def braces(pattern: str) -> list[str]:
+    """``x{00..11}`` and ``x{a,b}`` as the names they stand for; several pairs of braces are combined."""
+    found = re.search(r"\{([^{}]*)\}", pattern)
+    if not found:
+        return [pattern]
+    choices = found[1].split(",")
+    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
+        first, last = numbers.groups()
+        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
+    return [name for choice in choices for name in braces(pattern[: found.start()] + choice + pattern[found.end() :])]
+
+
+def join(folder: str, name: str) -> str:
+    """A file below a folder; an absolute name stands for itself."""
+    return posixpath.join(folder, name)
+
+
+def digest(rows: Iterable[Any]) -> str:
+    """The sha256 of JSON values, in hexadecimal."""
+    hashed = hashlib.sha256()
+    for row in rows:
+        hashed.update(json.dumps(row).encode() + b"\n")
+    return hashed.hexdigest()
+
+
+def write_at_once(fs: FileSystem, path: str, data: bytes) -> None:
+    """Write a file as a whole or not at all, also where other processes write the same."""
+    if not isinstance(fs, LocalFileSystem):
+        fs.pipe_file(path, data)  # what buckets do anyway
+        return
+    partial = f"{path}.{os.getpid()}.partial"
+    with open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)

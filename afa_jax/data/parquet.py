@@ -1,0 +1,142 @@
+"""Parquet files with a column of pictures and one of captions, read at random."""
+
+from __future__ import annotations
+
+import posixpath
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from afa_jax.data.files import digest, expand
+from afa_jax.data.sources import BadExample, example
+from afa_jax.errors import InputError
+
+
+class ParquetSource:
+    """Captioned pictures in parquet files, also as the Hugging Face hub stores them.
+
+    Parquet is read by row groups: each process keeps the last few. Where they are large, one picture costs the reading
+    of a hundred; make such a data set into another kind, or write it anew with row groups of about ten.
+
+    Args:
+        paths: files, globs (``data/train-*.parquet``) or brace lists; one or several.
+        image: column of picture files: bytes, or a struct with a field ``bytes``.
+        text: column of captions.
+        row_groups: how many are kept in memory.
+
+    Raises:
+        InputError: no such file, one that is truncated or not parquet, or a column that is missing or of another type.
+    """
+
+    def __init__(self, paths: str | Sequence[str], *, image: str = "image", text: str = "text", row_groups: int = 16):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if row_groups < 1:
+            raise InputError(f"data.row_groups={row_groups}; choose 1 or more")
+        self.fs, self.files = expand(paths)
+        self.image, self.text, self.row_groups = image, text, row_groups
+        self._groups: list[tuple[int, int, int]] = []  # file, row group, rows of the file before it
+        counts: list[int] = []
+        stamps: list[Any] = [[image, text]]
+        for number, path in enumerate(self.files):
+            try:
+                with self.fs.open(path, "rb") as file:
+                    parquet = pq.ParquetFile(file)
+                    metadata, schema = parquet.metadata, parquet.schema_arrow
+            except pa.ArrowInvalid as error:
+                raise InputError(f"{path}: truncated or not parquet ({error}); fetch it again") from error
+            _check_columns(path, schema, image, text)
+            before = 0
+            for group in range(metadata.num_row_groups):
+                self._groups.append((number, group, before))
+                counts.append(metadata.row_group(group).num_rows)
+                before += counts[-1]
+            size = self.fs.size(path)
+            # The footer has each column's place and size in each row group, and mostly its least and greatest text.
+            footer = self.fs.cat_file(path, start=size - 8 - metadata.serialized_size, end=size)
+            stamps.append([posixpath.basename(path), size, footer.hex()])
+        self._ends = np.cumsum(counts, dtype=np.int64)
+        self._fingerprint = digest(stamps)
+        if not len(self):
+            raise InputError(f"{self.files[0]}: no row")
+        self._open()
+
+    def _open(self) -> None:
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[int, Any] = OrderedDict()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name not in ("_lock", "_kept")}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._open()
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    def __repr__(self) -> str:
+        return f"ParquetSource({self.files[0]!r}, {len(self.files)} files, {len(self)} pictures)"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
+        number, row = self._find(index)
+        table = self._read(number)
+        data = table.column(self.image)[row].as_py()
+        if isinstance(data, dict):
+            data = data["bytes"]
+        if not data:
+            raise BadExample(self.name(index), "no picture in its row")
+        return example(self.name(index), data, table.column(self.text)[row].as_py())
+
+    def name(self, index: int) -> str:
+        """The file's name and the row, counted from 0 within the file."""
+        number, row = self._find(index)
+        file, _, before = self._groups[number]
+        return f"{posixpath.basename(self.files[file])}, row {before + row}"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the files' names, sizes and footers."""
+        return self._fingerprint
+
+    def _find(self, index: int) -> tuple[int, int]:
+        """The number of the row group, and the row in it."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        number = int(np.searchsorted(self._ends, index, side="right"))
+        return number, index - (int(self._ends[number - 1]) if number else 0)
+
+    def _read(self, number: int) -> Any:
+        import pyarrow.parquet as pq
+
+        # One at a time: threads that want the same row group, which is likely, would read it twice.
+        with self._lock:
+            if number not in self._kept:
+                file, group, _ = self._groups[number]
+                with self.fs.open(self.files[file], "rb") as opened:
+                    self._kept[number] = pq.ParquetFile(opened).read_row_group(group, columns=[self.image, self.text])
+                if len(self._kept) > self.row_groups:
+                    self._kept.popitem(last=False)
+            self._kept.move_to_end(number)
+            return self._kept[number]
+
+
+def _check_columns(path: str, schema: Any, image: str, text: str) -> None:
+    import pyarrow as pa
+
+    for column in (image, text):
+        if column not in schema.names:
+            raise InputError(f"{path}: no column {column!r}; there are: {', '.join(schema.names)}")
+    kind = schema.field(image).type
+    if pa.types.is_struct(kind) and "bytes" in (field.name for field in kind):
+        kind = kind.field("bytes").type
+    if not (pa.types.is_binary(kind) or pa.types.is_large_binary(kind)):
+        raise InputError(f"{path}: column {image!r} is {kind}, not bytes; there are: {', '.join(schema.names)}")
+    kind = schema.field(text).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        raise InputError(f"{path}: column {text!r} is {kind}, not text; there are: {', '.join(schema.names)}")

@@ -1,0 +1,100 @@
+"""A prepared TFDS data set in array_record, read at random and without tensorflow."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import numpy as np
+
+from afa_jax.data.files import digest
+from afa_jax.data.sources import example
+from afa_jax.errors import InputError
+
+
+class TFDSSource:
+    """Captioned pictures of a data set that TFDS has prepared, such as ``afa_jax.data.prepare`` makes.
+
+    Args:
+        name: of the data set, "coco_captions/2017" or "journeydb:1.0.0"; "" if ``data_dir`` is its folder itself, the
+            one with dataset_info.json.
+        data_dir: the folder, or gs:// URL, that holds data sets; "" is TFDS's own (TFDS_DATA_DIR).
+        split: as TFDS writes them: "train", "train[:10000]".
+        image: feature that holds the picture.
+        caption: feature that holds the caption, "captions/text" for one within another; of several captions the first.
+
+    Raises:
+        InputError: no such data set, split or feature, or one that was not prepared as array_record.
+    """
+
+    def __init__(
+        self, name: str = "", data_dir: str = "", split: str = "train", image: str = "image", caption: str = "caption"
+    ):
+        import tensorflow_datasets as tfds  # takes a second
+
+        if not (name or data_dir):
+            raise InputError("data: give the data set's name, its data_dir, or both")
+        self.split, self.image, self.caption = split, image, caption
+        place = "/".join(filter(None, (data_dir, name)))
+        try:
+            # Both read what is on disk: the code that once made the data set, which may want tensorflow, stays away.
+            if name:
+                self._builder = tfds.core.builder_from_files(name, data_dir=data_dir or None)
+            else:
+                self._builder = tfds.builder_from_directory(data_dir)
+        except (tfds.core.DatasetNotFoundError, FileNotFoundError) as error:
+            raise InputError(
+                f"{place}: no prepared data set; make it with python -m afa_jax.data.prepare, or with TFDS"
+            ) from error
+        features = self._builder.info.features
+        for feature in (image, caption.split("/")[0] if caption not in features else caption):
+            if feature not in features:
+                raise InputError(f"{place}: no feature {feature!r}, there are: {', '.join(features)}")
+        try:
+            # TFDS decodes by OpenCV where that is installed; Pillow is always here.
+            self._records = self._builder.as_data_source(split, decoders={image: tfds.decode.SkipDecoding()})
+            self._length = len(self._records)
+        except NotImplementedError as error:
+            raise InputError(f"{place}: prepared as {self._builder.info.file_format}, not array_record") from error
+        except (ValueError, KeyError) as error:
+            splits = ", ".join(self._builder.info.splits)
+            raise InputError(f"{place}: no split {split!r}; there are: {splits}") from error
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __repr__(self) -> str:
+        return f"TFDSSource({str(self._builder.data_dir)!r}, {self.split!r}, {len(self)} pictures)"
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
+        record = self._records[index]
+        caption = record
+        for key in [self.caption] if self.caption in record else self.caption.split("/"):
+            caption = caption[key]
+        several = np.ravel(np.asarray(caption, object))
+        first = several[0] if several.size else b""
+        text = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)
+        return example(self._name(index, record), record[self.image], text)
+
+    def name(self, index: int) -> str:
+        """The record, with its file's name where the data set has a feature ``file_name``."""
+        return self._name(index, self._records[index])
+
+    def _name(self, index: int, record: dict[str, Any]) -> str:
+        file = record.get("file_name", b"")
+        return f"{self._builder.name}/{self.split}[{index}]" + (f" ({file.decode()})" if file else "")
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """Of what TFDS noted about the data set, the sizes of its files, the split and the features."""
+        from etils import epath
+
+        files = sorted(epath.Path(self._builder.data_dir).iterdir(), key=lambda file: file.name)
+        return digest(
+            [
+                [self.split, self.image, self.caption],
+                *([file.name, file.stat().length] for file in files),
+                *(file.read_text() for file in files if file.suffix == ".json"),
+            ]
+        )

@@ -1,0 +1,340 @@
+"""Every source gives the same examples from the same pictures, names what is wrong, and pickles."""
+
+import gzip
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import fsspec
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+from PIL import Image
+
+from afa_jax.commands import run
+from afa_jax.data import prepare
+from afa_jax.data.files import braces, filesystem
+from afa_jax.data.sources import BadExample, PictureSource, decode, make_source
+from afa_jax.data.tar import TarSource
+from afa_jax.errors import InputError
+from tests.data import formats
+
+FORMATS = (
+    "jsonl",
+    "csv",
+    "txt",
+    "tar",
+    "json_tar",
+    "parquet",
+    "bytes_parquet",
+    "journeydb",
+    "coco",
+    "captioned_folder",
+)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The pictures in all formats, each in a folder of its name; prepared data sets in ``prepared``."""
+    root = tmp_path_factory.mktemp("formats")
+    formats.write_jsonl(root / "jsonl")
+    formats.write_csv(root / "csv")
+    formats.write_txt(root / "txt")
+    for number, part in enumerate((range(4), range(4, formats.COUNT))):
+        formats.write_tar(root / "tar" / f"{number:03d}.tar", part)
+        formats.write_tar(root / "json_tar" / f"{number:03d}.tar", part, caption="json")
+        formats.write_parquet(root / "parquet" / f"train-{number}.parquet", part)
+        formats.write_parquet(root / "bytes_parquet" / f"train-{number}.parquet", part, struct=False)
+    formats.write_journeydb(root / "journeydb")
+    formats.write_coco(root / "coco")
+    for builder, folder in (("journeydb", "journeydb"), ("coco", "coco"), ("folder", "csv")):
+        arguments = ["--builder", builder, "--from", str(root / folder), "--out", str(root / "prepared")]
+        assert run(prepare.main, arguments) == 0
+    return root
+
+
+def source_of(root: Path, name: str) -> PictureSource:
+    fields = {
+        "tar": dict(kind="tar", paths=f"{root}/tar/{{000..001}}.tar"),
+        "json_tar": dict(kind="tar", paths=f"{root}/json_tar/*.tar"),
+        "parquet": dict(kind="parquet", paths=f"{root}/parquet/*.parquet"),
+        "bytes_parquet": dict(
+            kind="parquet", paths=[f"{root}/bytes_parquet/train-{n}.parquet" for n in (0, 1)], row_groups=1
+        ),
+        "journeydb": dict(kind="tfds", name="journeydb", data_dir=f"{root}/prepared"),
+        "coco": dict(kind="tfds", name="coco:1.0.0", data_dir=f"{root}/prepared", split="val2017"),
+        "captioned_folder": dict(kind="tfds", data_dir=f"{root}/prepared/captioned_folder/1.0.0"),
+    }.get(name, dict(kind="folder", path=f"{root}/{name}"))
+    # Fields that are the loader's are none of the source's business.
+    return make_source(ConfigDict(dict(size=(8, 8), bad="skip", **fields)))
+
+
+def content(source: PictureSource) -> dict[str, bytes]:
+    """Pictures by caption."""
+    examples = [source[index] for index in range(len(source))]
+    return {
+        example["caption"]: example["image"].tobytes() + str(example["image"].shape).encode() for example in examples
+    }
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_the_same_pictures_in_every_format(root, name):
+    source = source_of(root, name)
+    assert isinstance(source, PictureSource)
+    assert len(source) == formats.COUNT
+    expected = {
+        caption: formats.picture(index).tobytes() + str(formats.picture(index).shape).encode()
+        for index, caption in enumerate(formats.CAPTIONS)
+    }
+    assert content(source) == expected
+    copy = pickle.loads(pickle.dumps(source))
+    assert content(copy) == expected
+    assert len({source.name(index) for index in range(len(source))}) == formats.COUNT
+    assert copy.fingerprint == source.fingerprint == source_of(root, name).fingerprint
+    assert len(source.fingerprint) == 64
+
+
+def test_fingerprints_tell_changes_of_captions_and_pictures(tmp_path):
+    formats.write_txt(tmp_path / "txt")
+    formats.write_jsonl(tmp_path / "jsonl")
+    formats.write_tar(tmp_path / "tar" / "a.tar")
+    formats.write_parquet(tmp_path / "parquet" / "a.parquet")
+
+    def prints() -> list[str]:
+        folders = [dict(kind="folder", path=f"{tmp_path}/{name}") for name in ("txt", "jsonl")]
+        files = [dict(kind=kind, paths=f"{tmp_path}/{kind}/*") for kind in ("tar", "parquet")]
+        return [make_source(ConfigDict(fields)).fingerprint for fields in (*folders, *files)]
+
+    before = prints()
+    assert len(set(before)) == 4
+    caption = tmp_path / "txt" / "0" / "0000.txt"
+    caption.write_text(caption.read_text().replace("fox", "fax"))  # no longer than before
+    (tmp_path / "jsonl" / formats.name(3)).write_bytes(formats.encoded(4))
+    formats.write_tar(tmp_path / "tar" / "a.tar", range(formats.COUNT - 1))
+    formats.write_parquet(tmp_path / "parquet" / "a.parquet", range(formats.COUNT - 1))
+    assert not set(before) & set(prints())
+
+
+@pytest.mark.parametrize("name", ["jsonl", "txt", "tar", "parquet"])
+def test_a_bucket_is_read_as_a_folder_is(root, name):
+    memory = fsspec.filesystem("memory")
+    memory.put(str(root / name), f"/bucket/{name}", recursive=True)
+    url = f"memory://bucket/{name}"
+    kind = name if name in ("tar", "parquet") else "folder"
+    source = make_source(
+        ConfigDict(dict(kind=kind, path=url) if kind == "folder" else dict(kind=kind, paths=f"{url}/*"))
+    )
+    local = source_of(root, name)
+    assert content(source) == content(local)
+    assert source.fingerprint == local.fingerprint
+
+
+def test_a_missing_driver_is_named():
+    assert "gcsfs" not in sys.modules
+    with pytest.raises(InputError, match=r"gs://bucket/x: .*pip install gcsfs") as error:
+        filesystem("gs://bucket/x")
+    assert "\n" not in str(error.value)
+    with pytest.raises(InputError, match=r"abc://x: Protocol not known"):
+        filesystem("abc://x")
+
+
+def test_braces():
+    assert braces("a{08..11}b") == ["a08b", "a09b", "a10b", "a11b"]
+    assert braces("{0..1}/{x,y}") == ["0/x", "0/y", "1/x", "1/y"]
+    assert braces("plain") == ["plain"]
+
+
+def test_captions_that_are_ambiguous_or_malformed(tmp_path):
+    def refuse(message: str, **fields: object) -> None:
+        with pytest.raises(InputError, match=message):
+            make_source(ConfigDict(dict(kind="folder", path=str(tmp_path), **fields)))
+
+    with pytest.raises(InputError, match=r"nowhere: no such folder"):
+        make_source(ConfigDict(dict(kind="folder", path=str(tmp_path / "nowhere"))))
+    refuse("no captions.jsonl, no captions.csv and no .txt")
+    formats.write_txt(tmp_path)
+    formats.write_jsonl(tmp_path)
+    refuse("captions twice, in captions.jsonl and in .txt files; .*data.captions")
+    assert len(make_source(ConfigDict(dict(kind="folder", path=str(tmp_path), captions="txt")))) == formats.COUNT
+    formats.write_csv(tmp_path)
+    refuse("captions twice, in captions.jsonl and in captions.csv")
+    refuse("choose jsonl, csv, txt", captions="yaml")
+    (tmp_path / "captions.csv").write_text("picture,text\n1.png,fox\n")
+    refuse("captions.csv: expected columns file_name and text, there are: picture, text", captions="csv")
+    (tmp_path / "captions.jsonl").write_text('{"file_name": "0/0000.png", "text": "fox"}\n\n{"file_name": "x.png"}\n')
+    refuse("captions.jsonl, line 3: expected file_name and text", captions="jsonl")
+
+
+def test_the_check_at_the_start_may_be_left_out(tmp_path):
+    formats.write_txt(tmp_path)
+    bad = tmp_path / formats.name(2)
+    bad.write_bytes(formats.encoded(2)[:60])
+    (tmp_path / formats.name(4)).with_suffix(".txt").write_text(" \n")
+    (tmp_path / formats.name(6)).with_suffix(".txt").unlink()
+    config = ConfigDict(dict(kind="folder", path=str(tmp_path), verify=True, skip_unreadable=False))
+    with pytest.raises(InputError, match=r"0002.png: not a readable picture.*data.skip_unreadable"):
+        make_source(config)
+    config.skip_unreadable = True
+    with pytest.warns(UserWarning, match=r"left out 3 unreadable pictures: 0/0002.png, 0/0004.png, 0/0006.png"):
+        assert len(make_source(config)) == formats.COUNT - 3
+    config.verify = False
+    source = make_source(config)
+    assert len(source) == formats.COUNT
+    found = {}
+    for index in range(len(source)):
+        try:
+            source[index]
+        except BadExample as error:
+            copy = pickle.loads(pickle.dumps(error))  # as it comes out of a worker process
+            found[copy.name] = copy.reason
+    assert set(found) == {formats.name(2), formats.name(4), formats.name(6)}
+    assert "not a readable picture" in found[formats.name(2)] and found[formats.name(6)] == "no caption"
+
+
+def test_tars_that_are_no_good(tmp_path):
+    path = tmp_path / "a.tar"
+    formats.write_tar(path)
+    whole = path.read_bytes()
+    end = whole.rindex(b"ustar")  # within the last member's header
+    for length in (100, 700, len(whole) // 2, end - 257, end + 20):  # also right between two members
+        path.write_bytes(whole[:length])
+        with pytest.raises(InputError, match=r"a.tar: truncated"):
+            TarSource(str(path))
+    damaged = bytearray(whole)
+    damaged[end - 257 : end + 200] = b"x" * 457
+    path.write_bytes(bytes(damaged))
+    with pytest.raises(InputError, match=r"a.tar: truncated"):
+        TarSource(str(path))
+    (tmp_path / "b.tar.gz").write_bytes(gzip.compress(whole))
+    with pytest.raises(InputError, match=r"b.tar.gz: .*unpack .tar.gz"):
+        TarSource(str(tmp_path / "b.tar.gz"))
+    with pytest.raises(InputError, match=r"nowhere/\*.tar: no such file"):
+        TarSource(f"{tmp_path}/nowhere/*.tar")
+
+
+def test_a_tar_index_is_made_when_asked_for_and_used_while_it_fits(tmp_path):
+    path = tmp_path / "a.tar"
+    formats.write_tar(path)
+    plain = TarSource(str(path))
+    assert not list(tmp_path.glob("*.json*"))
+    first = TarSource(str(path), index=True)
+    index = tmp_path / "a.tar.index.json"
+    assert [file.name for file in sorted(tmp_path.iterdir())] == ["a.tar", index.name]
+    assert first.fingerprint == plain.fingerprint == TarSource(str(path), index=True).fingerprint
+    entry = json.loads(index.read_text())
+    index.write_text(json.dumps(entry | dict(members=entry["members"][:3])))
+    assert len(TarSource(str(path), index=True)) == 1  # it was read
+    index.write_text(index.read_text()[:30])
+    assert len(TarSource(str(path), index=True)) == formats.COUNT  # half of one was made anew
+    formats.write_tar(path, range(3))
+    assert len(TarSource(str(path), index=True)) == 3
+
+
+def test_parquet_that_is_no_good(tmp_path):
+    path = tmp_path / "a.parquet"
+    formats.write_parquet(path)
+
+    def refuse(message: str, **fields: object) -> None:
+        with pytest.raises(InputError, match=message):
+            make_source(ConfigDict(dict(kind="parquet", paths=str(path), **fields)))
+
+    refuse("a.parquet: no column 'caption'; there are: id, image, text", text="caption")
+    refuse("no column 'jpg'; there are: id, image, text", image="jpg")
+    refuse("column 'id' is int64, not bytes; there are", image="id")
+    refuse("column 'image' is struct.*, not text", text="image")
+    path.write_bytes(path.read_bytes()[:-30])
+    refuse("a.parquet: truncated or not parquet")
+
+
+def test_unknown_kinds_and_fields_are_refused():
+    with pytest.raises(InputError, match=r"data.kind='zip': choose emoji, folder, tfds, tar, parquet"):
+        make_source(ConfigDict(dict(kind="zip")))
+    with pytest.raises(InputError, match=r"data \(kind folder\): .*'seed'"):
+        make_source(ConfigDict(dict(kind="folder", path="x", seed=0)))
+    with pytest.raises(InputError, match=r"data \(kind tar\): .*'paths'"):
+        make_source(ConfigDict(dict(kind="tar")))
+
+
+def test_prepared_data_sets_that_are_not_there(root):
+    def refuse(message: str, **fields: object) -> None:
+        with pytest.raises(InputError, match=message):
+            make_source(ConfigDict(dict(kind="tfds", **fields)))
+
+    place = f"{root}/prepared"
+    refuse("prepared/nothing: no prepared data set", name="nothing", data_dir=place)
+    refuse("no prepared data set", data_dir=place)
+    refuse("no feature 'text', there are: .*caption", name="journeydb", data_dir=place, caption="text")
+    refuse("no split 'test'; there are: train", name="journeydb", data_dir=place, split="test")
+    half = make_source(ConfigDict(dict(kind="tfds", name="journeydb", data_dir=place, split="train[:4]")))
+    assert len(half) == 4
+    assert half.fingerprint != source_of(root, "journeydb").fingerprint
+
+
+def test_preparing_leaves_out_what_is_bad_and_says_so(root, tmp_path, capsys):
+    shutil.copytree(root / "journeydb", tmp_path / "from")
+    (tmp_path / "from/data/train/imgs/001/3.png").write_bytes(b"no picture")
+    arguments = ["--builder", "journeydb", "--from", str(tmp_path / "from"), "--out", str(tmp_path / "out")]
+    assert run(prepare.main, [*arguments, "--text", "caption"]) == 0
+    said = capsys.readouterr().out
+    assert f"{tmp_path}/out/journeydb/1.0.0: 7 train" in said
+    assert "left out 2 of 9" in said and "000/0.png (no caption)" in said
+    assert "001/3.png (not a readable picture" in said
+    source = make_source(ConfigDict(dict(kind="tfds", name="journeydb", data_dir=str(tmp_path / "out"))))
+    assert sorted(content(source)) == sorted(
+        f"A sentence about {formats.WORDS[i]}." for i in range(9) if i not in (0, 3)
+    )
+    assert "001/1.png" in {source.name(i).partition("(")[2].rstrip(")") for i in range(len(source))}
+    assert run(prepare.main, arguments) == 2
+    assert "1.0.0 exists; remove it" in capsys.readouterr().err
+
+
+def test_preparing_names_what_it_does_not_find(tmp_path, capsys):
+    for builder, message in (
+        ("journeydb", "no data/train with *anno*.jsonl and imgs/"),
+        ("coco", "no annotations/captions_<split>.json"),
+        ("folder", "no captions.jsonl, no captions.csv and no .txt"),
+    ):
+        arguments = ["--builder", builder, "--from", str(tmp_path), "--out", str(tmp_path / "out")]
+        assert run(prepare.main, arguments) == 2
+        assert message in capsys.readouterr().err
+    assert run(prepare.main, [*arguments, "--text", "caption"]) == 2
+    assert "--text caption: captioned_folder knows one text only" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    formats.write_txt(tmp_path / "bad")
+    for picture in (tmp_path / "bad").rglob("*.png"):
+        picture.write_bytes(b"no picture")
+    arguments = ["--builder", "folder", "--from", str(tmp_path / "bad"), "--out", str(tmp_path / "out")]
+    assert run(prepare.main, arguments) == 2
+    assert "a split has no readable picture with a caption" in capsys.readouterr().err
+
+
+def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path):
+    clear = np.zeros((4, 6, 4), np.uint8)
+    clear[:, 3:] = (200, 0, 0, 255)
+    Image.fromarray(clear).save(tmp_path / "clear.png")
+    image = decode((tmp_path / "clear.png").read_bytes(), "clear")
+    assert (image[:, :3] == 255).all() and (image[:, 3:] == (200, 0, 0)).all()
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    Image.fromarray(clear[..., :3]).save(tmp_path / "turned.jpg", exif=turned)
+    assert decode((tmp_path / "turned.jpg").read_bytes(), "turned").shape == (6, 4, 3)
+    Image.fromarray(clear[..., 0]).save(tmp_path / "gray.png")
+    assert decode((tmp_path / "gray.png").read_bytes(), "gray").shape == (4, 6, 3)
+
+
+def test_no_source_needs_tensorflow(root):
+    code = f"""
+import sys
+from ml_collections import ConfigDict
+from afa_jax.data import builders, loader, prepare
+from afa_jax.data.sources import make_source
+make_source(ConfigDict(dict(kind="tfds", name="journeydb", data_dir="{root}/prepared")))[0]
+make_source(ConfigDict(dict(kind="tar", paths="{root}/tar/*.tar")))[0]
+make_source(ConfigDict(dict(kind="parquet", paths="{root}/parquet/*.parquet")))[0]
+make_source(ConfigDict(dict(kind="folder", path="{root}/csv")))[0]
+assert not {{"tensorflow", "torch"}} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
