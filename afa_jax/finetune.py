@@ -22,9 +22,8 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from afa_jax.commands import Parser, parse, run
-from afa_jax.data.emoji.scenes import SceneSource
 from afa_jax.data.pictures import to_images
-from afa_jax.data.sources import make_source
+from afa_jax.data.sources import PictureSource, make_source
 from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
@@ -150,7 +149,9 @@ def make_text_audible(unet: UNet, text_encoder: TextEncoder) -> None:
                 linear.kernel[...] *= math.sqrt(3)
 
 
-def encode_scenes(source: SceneSource, count: int, vae: VAE, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, np.ndarray]:
+def encode_scenes(
+    source: PictureSource, count: int, vae: VAE, tokenizer: Tokenizer, mesh: Mesh
+) -> dict[str, np.ndarray]:
     """The latents and token ids of the first ``count`` scenes, ``[count, ...]``: training then spares the VAE.
 
     Args:

@@ -4,7 +4,8 @@
     python -m afa_jax.sample --config configs/sd15.py --workdir runs/sd15 --prompt "a lighthouse at dawn" --out pictures
 
 Experts are diffusers folders or ids on the Hugging Face hub; edit EXPERTS, or set them with --config.experts. The paper
-used 10,000 JourneyDB pairs for 10 epochs with a batch of 8 (12,500 steps); PICTURES is a folder with captions.jsonl.
+used 10,000 JourneyDB pairs for 10 epochs with a batch of 8 (12,500 steps); PICTURES is a folder with captions. For
+JourneyDB itself see afa_jax/data/prepare.py: its kind "tfds" has other fields, so copy this file and edit data.
 Not run by us: no pretrained Stable Diffusion weights can be had where this project is built. The training
 step is traced at full size in the tests, without weights; it was never executed.
 

@@ -6,9 +6,10 @@ unreadable or has no caption is left out, and ``left_out`` of the builder names 
 
 from __future__ import annotations
 
+import abc
 import json
 import posixpath
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
@@ -18,8 +19,10 @@ from afa_jax.data.folder import CaptionedFolder
 from afa_jax.data.sources import BadExample, check_caption, decode, read_file
 from afa_jax.errors import InputError
 
+Splits = Mapping[str, Iterable[tuple[str, Any]]]
 
-class CaptionedPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+
+class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
     """What the builders share: features ``image``, ``caption`` and ``file_name``, and leaving out what is bad.
 
     Args:
@@ -46,13 +49,13 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True)
         self.found = self.splits()
         super().__init__(file_format="array_record", **kwargs)
 
-    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+    @abc.abstractmethod
+    def splits(self) -> Splits:
         """For each split (file name, caption or what ``read`` makes one of)."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
         """A picture's bytes and its caption, or a BadExample."""
-        raise NotImplementedError
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -83,7 +86,7 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder, skip_registration=True)
             yield key, dict(image=data, caption=text, file_name=name)
 
 
-class JourneyDB(CaptionedPictures, skip_registration=True):
+class JourneyDB(CaptionedPictures):
     """JourneyDB (Sun et al. 2023, arXiv 2307.00716), of which as many pictures are taken as were unpacked.
 
     Expected: ``data/train/*anno*.jsonl``, of which the one with "repath" in its name knows the published folders, and
@@ -95,7 +98,7 @@ class JourneyDB(CaptionedPictures, skip_registration=True):
     name = "journeydb"
     TEXTS = ("prompt", "caption")
 
-    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+    def splits(self) -> Splits:
         self.fs, root = filesystem(self.source)
         self.folders, found = {}, {}
         for split in ("train", "valid"):
@@ -129,16 +132,16 @@ class JourneyDB(CaptionedPictures, skip_registration=True):
         return read_file(self.fs, join(self.folders[split], name), name), caption
 
 
-class CocoCaptions(CaptionedPictures, skip_registration=True):
+class CocoCaptions(CaptionedPictures):
     """COCO captions (Chen et al. 2015, arXiv 1504.00325): a picture once, with the caption of the lowest id.
 
     Expected: ``annotations/captions_<split>.json`` and the pictures in ``<split>/`` or ``images/<split>/``, with splits
     such as train2017 and val2017; one whose pictures are not there is passed over.
     """
 
-    name = "coco"
+    name = "coco_pairs"  # TFDS itself has coco and coco_captions
 
-    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+    def splits(self) -> Splits:
         self.fs, root = filesystem(self.source)
         self.folders, found = {}, {}
         for path in sorted(self.fs.glob(f"{root}/annotations/captions_*.json")):
@@ -156,12 +159,12 @@ class CocoCaptions(CaptionedPictures, skip_registration=True):
         return read_file(self.fs, join(self.folders[split], name), name), caption
 
 
-class CaptionedFolderPictures(CaptionedPictures, skip_registration=True):
+class CaptionedFolderPictures(CaptionedPictures):
     """A folder of pictures with captions.jsonl, captions.csv or a .txt beside each: all of it is the split train."""
 
     name = "captioned_folder"
 
-    def splits(self) -> dict[str, Iterable[tuple[str, Any]]]:
+    def splits(self) -> Splits:
         self.folder = CaptionedFolder(self.source, verify=False)
         return {"train": ((self.folder.name(index), index) for index in range(len(self.folder)))}
 

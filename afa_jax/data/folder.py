@@ -161,7 +161,8 @@ class CaptionedFolder:
             except BadExample as error:
                 if not skip:
                     raise InputError(
-                        f"{join(self.root, error.name)}: {error.reason}; mend it or set data.skip_unreadable"
+                        f"{join(self.root, error.name)}: {error.reason}; mend it or set data.skip_unreadable, "
+                        "or data.verify=False with data.bad=skip"
                     ) from error
                 bad.append(error.name)
         self.items = kept

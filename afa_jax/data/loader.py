@@ -6,8 +6,12 @@ another in each epoch. All that is random about an example follows from (seed, p
 
 from __future__ import annotations
 
+import atexit
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+import multiprocessing
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
@@ -44,6 +48,8 @@ def loading(config: ConfigDict) -> dict[str, Any]:
     size = config.get("size")
     if size is None and config.kind != "emoji":
         raise InputError(f"data.size=(rows, columns) is missing; kind={config.kind} has pictures of any size")
+    if size is not None and len(size) != 2:
+        raise InputError(f"data.size={size}: choose (rows, columns)")
     return dict(
         crop=None if size is None else Crop(tuple(size), bool(config.get("flip", False))),
         bad=config.get("bad", "error"),
@@ -187,16 +193,32 @@ class Loader:
         """The batch of a step, read now."""
         return self._batches[step]
 
-    def iterate(self, first_step: int = 0) -> Iterator[Batch]:
-        """The batches from a step on, read ahead. Closing the generator ends the threads or processes."""
+    def iterate(self, first_step: int = 0) -> Generator[Batch, None, None]:
+        """The batches from a step on, read ahead. Close the generator: that ends the threads or processes."""
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
         ahead = self._batches[first_step:].to_iter_dataset(options)
         if self.workers:
             if not flags.FLAGS.is_parsed():
                 flags.FLAGS.mark_as_parsed()  # grain asks absl for its own flags, and our commands do not use absl
-            ahead = ahead.mp_prefetch(grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=2))
+            ahead = ahead.mp_prefetch(
+                grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=2), _end_with_parent
+            )
         batches = iter(ahead)
+        atexit.register(batches.close)  # a generator left open is closed too late at exit: shared memory would leak
         try:
             yield from batches
         finally:
+            atexit.unregister(batches.close)
             batches.close()
+
+
+def _end_with_parent(worker: int, workers: int) -> None:
+    """In a worker process: go when the parent was killed, for whom grain would wait for good."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()

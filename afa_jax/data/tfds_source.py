@@ -31,18 +31,21 @@ class TFDSSource:
         self, name: str = "", data_dir: str = "", split: str = "train", image: str = "image", caption: str = "caption"
     ):
         import tensorflow_datasets as tfds  # takes a second
+        from tensorflow_datasets.core import read_only_builder
+        from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
 
         if not (name or data_dir):
             raise InputError("data: give the data set's name, its data_dir, or both")
         self.split, self.image, self.caption = split, image, caption
         place = "/".join(filter(None, (data_dir, name)))
         try:
-            # Both read what is on disk: the code that once made the data set, which may want tensorflow, stays away.
+            # Both read what is on disk; tfds.builder would first look for the code that once made the data set, which
+            # may want tensorflow.
             if name:
-                self._builder = tfds.core.builder_from_files(name, data_dir=data_dir or None)
+                self._builder = read_only_builder.builder_from_files(name, data_dir=data_dir or None)
             else:
-                self._builder = tfds.builder_from_directory(data_dir)
-        except (tfds.core.DatasetNotFoundError, FileNotFoundError) as error:
+                self._builder = read_only_builder.builder_from_directory(data_dir)
+        except (tfds.core.DatasetNotFoundError, DatasetInfoFileError) as error:
             raise InputError(
                 f"{place}: no prepared data set; make it with python -m afa_jax.data.prepare, or with TFDS"
             ) from error

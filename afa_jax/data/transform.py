@@ -26,7 +26,7 @@ class Crop:
     flip: bool = False
 
     def __post_init__(self) -> None:
-        if len(self.size) != 2 or min(self.size) < 1:
+        if min(self.size) < 1:
             raise InputError(f"data.size={self.size}: choose (rows, columns)")
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import fsspec
 import numpy as np
@@ -57,7 +58,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def source_of(root: Path, name: str) -> PictureSource:
-    fields = {
+    kinds: dict[str, dict[str, Any]] = {
         "tar": dict(kind="tar", paths=f"{root}/tar/{{000..001}}.tar"),
         "json_tar": dict(kind="tar", paths=f"{root}/json_tar/*.tar"),
         "parquet": dict(kind="parquet", paths=f"{root}/parquet/*.parquet"),
@@ -65,9 +66,10 @@ def source_of(root: Path, name: str) -> PictureSource:
             kind="parquet", paths=[f"{root}/bytes_parquet/train-{n}.parquet" for n in (0, 1)], row_groups=1
         ),
         "journeydb": dict(kind="tfds", name="journeydb", data_dir=f"{root}/prepared"),
-        "coco": dict(kind="tfds", name="coco:1.0.0", data_dir=f"{root}/prepared", split="val2017"),
+        "coco": dict(kind="tfds", name="coco_pairs:1.0.0", data_dir=f"{root}/prepared", split="val2017"),
         "captioned_folder": dict(kind="tfds", data_dir=f"{root}/prepared/captioned_folder/1.0.0"),
-    }.get(name, dict(kind="folder", path=f"{root}/{name}"))
+    }
+    fields = kinds.get(name, dict(kind="folder", path=f"{root}/{name}"))
     # Fields that are the loader's are none of the source's business.
     return make_source(ConfigDict(dict(size=(8, 8), bad="skip", **fields)))
 
@@ -300,7 +302,8 @@ def test_preparing_names_what_it_does_not_find(tmp_path, capsys):
         arguments = ["--builder", builder, "--from", str(tmp_path), "--out", str(tmp_path / "out")]
         assert run(prepare.main, arguments) == 2
         assert message in capsys.readouterr().err
-    assert run(prepare.main, [*arguments, "--text", "caption"]) == 2
+    arguments = ["--builder", "folder", "--from", str(tmp_path), "--out", str(tmp_path / "out"), "--text", "caption"]
+    assert run(prepare.main, arguments) == 2
     assert "--text caption: captioned_folder knows one text only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     formats.write_txt(tmp_path / "bad")
