@@ -24,6 +24,7 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from afa_jax.data.encode import Encoder, ahead_of, read_row
+from afa_jax.data.loader import Loader, Row
 from afa_jax.data.shards import Arrays, Bad, Shards
 from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.transform import Crop
@@ -42,7 +43,7 @@ def crop_of(seed: int, position: int, crops: int) -> int:
 
 
 def describe(
-    experts: Experts, source: PictureSource, crop: Crop, crops: int, dtype: DTypeLike, seed: int
+    experts: Experts, source: PictureSource, crop: Crop | None, crops: int, dtype: DTypeLike, seed: int
 ) -> dict[str, Any]:
     """All that the cached values depend on, as JSON."""
     return dict(
@@ -52,14 +53,16 @@ def describe(
         vae=dict(sha256=experts.vae_hash, config=dataclasses.asdict(experts.vae.config)),
         tokenizer=experts.tokenizer.sha256,
         source=source.fingerprint,
-        crop=dataclasses.asdict(crop),
+        crop=crop and dataclasses.asdict(crop),
         crops=crops,
         dtype=jnp.dtype(dtype).name,
         seed=seed,
     )
 
 
-def cache_key(experts: Experts, source: PictureSource, crop: Crop, crops: int, dtype: DTypeLike, seed: int) -> str:
+def cache_key(
+    experts: Experts, source: PictureSource, crop: Crop | None, crops: int, dtype: DTypeLike, seed: int
+) -> str:
     """The sha256 of ``describe``; the cache's folder has its first 16 digits."""
     facts = describe(experts, source, crop, crops, dtype, seed)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -101,7 +104,6 @@ class Cache:
             BadExample: the source could not give it.
             InputError: a shard was damaged after it was written; names it.
         """
-        index, crop = int(index), int(crop)
         if not 0 <= index < len(self) or not 0 <= crop < self.crops:
             raise IndexError(f"crop {crop} of example {index}: there are {self.crops} of {len(self)}")
         if index in self.bad:
@@ -109,23 +111,10 @@ class Cache:
         return self.shards.read(index, crop) | dict(index=index)
 
 
-@dataclasses.dataclass(frozen=True)
-class ReadCache:
-    """``(position, number) -> row`` for a Loader over the good examples of a cache, without what could not be read."""
-
-    cache: Cache
-    seed: int
-
-    def __call__(self, position: int, number: int) -> dict[str, Any]:
-        index = int(self.cache.indices[number])
-        row = self.cache.example(index, crop_of(self.seed, position, self.cache.crops))
-        return row | dict(index=np.int64(index), position=np.int64(position))
-
-
 def build_cache(
     experts: Experts,
     source: PictureSource,
-    crop: Crop,
+    crop: Crop | None,
     *,
     path: Path | str,
     crops: int = 1,
@@ -143,15 +132,17 @@ def build_cache(
     Killed at any moment, it goes on with the missing shards. Any number of processes may do this at once.
 
     Args:
+        crop: how pictures get one size; None takes them as they are, which are then of one size.
         crops: of each picture; crop j of example i is ``crop(image, crop_random(seed, i, j))``.
         shard: examples a file; a cache that is there keeps its own.
         batch: pictures encoded at once; best a divisor of ``shard``.
-        bad: what an example that cannot be read does: "error" stops, "skip" leaves it out of ``Cache.indices``.
+        bad: what an example without a readable picture or caption does: "error" stops, "skip" leaves it out of
+            ``Cache.indices``.
         workers: threads that read and crop pictures meanwhile.
         process_index: the share of the shards this process begins with, of ``process_count``.
 
     Raises:
-        InputError: a number below one; a size the networks cannot take; a caption the tokenizer refuses.
+        InputError: a number below one; a size the networks cannot take.
         BadExample: with ``bad`` "error"; finished shards stay.
     """
     for name, number in dict(crops=crops, shard=shard, batch=batch, workers=workers).items():
@@ -159,7 +150,8 @@ def build_cache(
             raise InputError(f"cache.{name}={number}; choose 1 or more")
     if bad not in ("error", "skip"):
         raise InputError(f"data.bad={bad!r}: choose error or skip")
-    experts.check_size(crop.size)
+    size = crop.size if crop else source[0]["image"].shape[:2]
+    experts.check_size(size)
     dependencies = (experts, source, crop, crops, experts.vae.dtype, seed)
     key = cache_key(*dependencies)
     folder = Path(path) / key[:16]
@@ -171,8 +163,8 @@ def build_cache(
     readable = dict(key=key, examples=len(source), shard=shards.size, names=experts.names)
     _replace_json(folder / "cache.json", readable | describe(*dependencies))
 
-    encoder = Encoder(experts, crop.size, crops, batch)
-    read = functools.partial(read_row, source, crop, crops, seed)
+    encoder = Encoder(experts, size, crops, batch)
+    read = functools.partial(read_row, source, experts.tokenizer, crop, crops, seed)
     _check_bad(shards, bad)
     done = len(source) - sum(len(shards.examples(number)) for number in shards.missing())
     bar = tqdm(total=len(source), initial=done, desc="cache", unit="ex", disable=not progress, dynamic_ncols=True)
@@ -200,6 +192,33 @@ def build_cache(
     return Cache(shards, crops, _check_bad(shards, bad), _no_caption(folder / "no_caption.safetensors", key, encoder))
 
 
+@dataclasses.dataclass(frozen=True)
+class ReadCache:
+    """``(position, number of a good example) -> row``, as the loader's ReadPicture."""
+
+    cache: Cache
+    seed: int
+
+    def __call__(self, position: int, number: int) -> Row:
+        index = int(self.cache.indices[number])
+        example = self.cache.example(index, crop_of(self.seed, position, self.cache.crops))
+        return example | dict(index=np.int64(index), position=np.int64(position))
+
+
+def make_cached_loader(
+    cache: Cache, *, batch: int, seed: int, workers: int = 0, process_index: int = 0, process_count: int = 1
+) -> Loader:
+    """A loader of the good examples of a cache; arguments as make_loader's.
+
+    Raises:
+        InputError: as Loader.
+    """
+    return Loader(
+        ReadCache(cache, seed), len(cache.indices), batch=batch, seed=seed, workers=workers,
+        process_index=process_index, process_count=process_count,
+    )  # fmt: skip
+
+
 def _no_caption(path: Path, key: str, encoder: Encoder) -> np.ndarray:
     """The empty caption's states: from their file, or computed and kept there."""
     try:
@@ -208,7 +227,7 @@ def _no_caption(path: Path, key: str, encoder: Encoder) -> np.ndarray:
             return states
     except (WeightsError, KeyError):
         pass
-    states = encoder.states([""])[0]
+    states = encoder.no_caption()
     write_tensors(path, dict(states=states), dict(key=key, crc32=str(zlib.crc32(states.tobytes()))))
     return states
 

@@ -13,15 +13,17 @@ import numpy as np
 from afa_jax.data.pictures import to_images
 from afa_jax.data.shards import Arrays
 from afa_jax.data.sources import BadExample, PictureSource
+from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
+from afa_jax.errors import InputError
 from afa_jax.experts import Experts, encode_prompts
 from afa_jax.models.vae import VAE
 from afa_jax.types import Pixels
 
 T = TypeVar("T")
 R = TypeVar("R")
-Row = tuple[np.ndarray, str] | BadExample
-"""The crops uint8 ``[crops, rows, columns, 3]`` and the caption of an example."""
+Row = tuple[np.ndarray, np.ndarray] | BadExample
+"""The crops uint8 ``[crops, rows, columns, 3]`` and the token ids ``[s]`` of an example."""
 
 
 def crop_random(seed: int, index: int, crop: int) -> np.random.Generator:
@@ -29,13 +31,17 @@ def crop_random(seed: int, index: int, crop: int) -> np.random.Generator:
     return np.random.default_rng((seed, index, crop))
 
 
-def read_row(source: PictureSource, crop: Crop, crops: int, seed: int, index: int) -> Row:
-    """Read an example and cut its crops; the error instead, where it is a bad one."""
+def read_row(source: PictureSource, tokenizer: Tokenizer, crop: Crop | None, crops: int, seed: int, index: int) -> Row:
+    """Read an example, cut its crops and tokenize its caption; the error instead, where it is a bad one."""
     try:
         example = source[index]
+        (ids,) = tokenizer([example["caption"]], quiet=True)
     except BadExample as error:
         return error
-    return np.stack([crop(example["image"], crop_random(seed, index, j)) for j in range(crops)]), example["caption"]
+    except InputError as error:  # a word or character that the vocabulary does not have
+        return BadExample(source.name(index), str(error))
+    image = example["image"]
+    return np.stack([crop(image, crop_random(seed, index, j)) if crop else image for j in range(crops)]), ids
 
 
 def ahead_of(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
@@ -54,25 +60,25 @@ class Encoder:
 
     def __init__(self, experts: Experts, size: Sequence[int], crops: int, batch: int):
         self.experts, self.batch = experts, batch
-        self._blank = np.zeros((crops, *size, 3), np.uint8)
+        self._blank = np.zeros((crops, *size, 3), np.uint8), experts.tokenizer([""])[0]
 
     def __call__(self, rows: Sequence[Row]) -> Arrays:
         """The values of at most ``batch`` examples, zero for bad ones."""
         bad = np.array([isinstance(row, BadExample) for row in rows])
-        images = [self._blank if isinstance(row, BadExample) else row[0] for row in rows]
-        images += [self._blank] * (self.batch - len(rows))
+        good = [self._blank if isinstance(row, BadExample) else row for row in rows]
+        good += [self._blank] * (self.batch - len(rows))
+        images, ids = zip(*good, strict=True)
         moments = [_moments(self.experts.vae, np.stack(crop)) for crop in zip(*images, strict=True)]
-        mean, std = (np.stack(crops, 1)[: len(rows)] for crops in zip(*moments, strict=True))
-        states = self.states(["" if isinstance(row, BadExample) else row[1] for row in rows])
-        values = dict(mean=mean, std=std, states=states)
+        mean, std = (np.stack(crops, 1) for crops in zip(*moments, strict=True))
+        states = np.stack(_states(self.experts.text_encoder, np.stack(ids)), 1)
+        values = {name: x[: len(rows)] for name, x in dict(mean=mean, std=std, states=states).items()}
         for array in values.values():
             array[bad] = 0
         return values
 
-    def states(self, captions: Sequence[str]) -> np.ndarray:
-        """The text states ``[b, n, s, d]`` of at most ``batch`` captions."""
-        ids = self.experts.tokenizer([*captions, *[""] * (self.batch - len(captions))])
-        return np.stack(np.asarray(_states(self.experts.text_encoder, ids)), 1)[: len(captions)]
+    def no_caption(self) -> np.ndarray:
+        """The text states ``[n, s, d]`` of the empty caption."""
+        return np.asarray(_states(self.experts.text_encoder, self._blank[1][None]))[:, 0]
 
 
 @jax.jit

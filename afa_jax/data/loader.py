@@ -31,7 +31,7 @@ Batch = dict[str, Any]
 """``b`` examples of this process:
 
 * ``image`` uint8 ``[b, rows, columns, 3]`` and ``ids`` int32 ``[b, tokens]``; or, from a cache, ``mean`` and ``std``
-  float32 ``[b, h, w, c]`` (the VAE's moments, unscaled) and ``states`` ``[n, b, tokens, d]`` (of N text encoders);
+  float32 ``[b, h, w, c]`` (the VAE's moments, unscaled) and ``states`` ``[b, n, tokens, d]`` (of N text encoders);
 * ``index`` int64 ``[b]``, into the source, and ``position`` int64 ``[b]``, the number of the example in the run;
 * with bad="skip" also ``bad``, a list of (name, reason) of examples that were replaced: BadExamples takes it out.
 """

@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax.data.bad_examples import BadExamples
-from afa_jax.data.cache import ReadCache, build_cache
+from afa_jax.data.cache import build_cache, make_cached_loader
 from afa_jax.data.loader import Batch, Loader, loading, make_loader
 from afa_jax.data.sources import BadExample, PictureSource, make_source
 from afa_jax.data.split import hold_out
@@ -124,7 +124,7 @@ def make_training_data(config: ConfigDict, experts: Experts) -> TrainingData:
         held_out=held_out,
         crop=crop,
         skip=options["bad"] == "skip",
-        loader=Loader(ReadCache(made, train.seed), len(made.indices), workers=options["workers"], **shared),
+        loader=make_cached_loader(made, workers=options["workers"], **shared),
         bad=list(made.bad.values()),
         frozen=dict(unet=parts["unet"]),
         no_caption=jnp.asarray(made.no_caption),

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
-import multiprocessing
 import os
 import pickle
 import shutil
 import struct
-import time
 from pathlib import Path
 from typing import Any
 
@@ -19,20 +18,21 @@ import ml_dtypes
 import numpy as np
 import pytest
 from flax import nnx
+from ml_collections import ConfigDict
 
-from afa_jax.data.cache import Cache, build_cache, cache_key, crop_of
+from afa_jax.data.cache import Cache, build_cache, cache_key, crop_of, make_cached_loader
 from afa_jax.data.emoji.vocabulary import HERE
 from afa_jax.data.encode import crop_random
 from afa_jax.data.pictures import to_images
-from afa_jax.data.shards import Arrays, Bad, Shards
 from afa_jax.data.sources import BadExample
 from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, encode_prompts
+from afa_jax.experts import Experts, encode_prompts, load_experts
 from afa_jax.models.unet import UNet
 from afa_jax.parallel import stack
+from afa_jax.weights.folders import save_folder
 from tests import tiny
 
 CAPTIONS = ("octopus and pizza, noto style", "pizza, blob style", "octopus, fluent style")
@@ -45,6 +45,7 @@ class Drawings:
 
     length: int = 10
     bad: tuple[int, ...] = ()
+    foreign: tuple[int, ...] = ()
     dies_at: int = -1
     fingerprint: str = "drawings"
     asked: list[int] = dataclasses.field(default_factory=list)
@@ -61,6 +62,8 @@ class Drawings:
             raise KeyboardInterrupt
         if index in self.bad:
             raise BadExample(self.name(index), "torn")
+        if index in self.foreign:
+            return dict(image=np.zeros((9, 9, 3), np.uint8), caption="tyrannosaurus")
         image = np.random.default_rng(index).integers(0, 256, (20 + index, 30, 3), np.uint8)
         return dict(image=image, caption=CAPTIONS[index % 3])
 
@@ -100,6 +103,11 @@ def copy(built: Path, tmp_path: Path) -> Path:
 
 def shard(path: Path, number: int) -> Path:
     return next(path.glob(f"*/shard-{number:05d}-of-*.safetensors"))
+
+
+def written(path: Path, number: int) -> tuple[int, int]:
+    file = shard(path, number).stat()
+    return file.st_ino, file.st_mtime_ns
 
 
 def everything(cache: Cache) -> list[dict[str, Any]]:
@@ -166,6 +174,22 @@ def test_all_that_the_values_depend_on_is_in_the_key(experts):
     assert cache_key(**usual | dict(source=Drawings())) == keys[0]
 
 
+def test_files_that_change_change_the_key(tmp_path):
+    shared: dict[str, Any] = dict(tokenizer=HERE / "tokenizer", scheduler=NoiseSchedule().to_json())
+    save_folder(tmp_path / "a", unet=tiny.unet(0), text_encoder=tiny.text_encoder(0))
+    keys = []
+    for seed in range(2):
+        save_folder(tmp_path / f"base{seed}", vae=tiny.vae(seed), **shared)
+        config = ConfigDict(dict(base=f"{tmp_path}/base{seed}", experts=[dict(name="a", path=f"{tmp_path}/a")]))
+        keys.append(cache_key(load_experts(config), Drawings(), CROP, 1, jnp.float32, 0))
+    assert keys[0] != keys[1]
+    hashes = [Tokenizer(HERE).sha256, Tokenizer(tmp_path / "base0").sha256]
+    merges = tmp_path / "base0" / "tokenizer" / "merges.txt"
+    merges.write_text("\n".join(merges.read_text().splitlines()[:-1]))
+    hashes.append(Tokenizer(tmp_path / "base0").sha256)
+    assert hashes[0] == hashes[1] != hashes[2]
+
+
 def test_another_key_is_another_folder_and_the_old_one_stays(experts, copy, capsys):
     old = shard(copy, 0).parent
     new = build(experts, copy, Drawings(length=2, fingerprint="others"), crops=2).shards.folder
@@ -220,27 +244,28 @@ def test_a_damaged_empty_caption_is_computed_again(experts, copy):
 def test_a_killed_build_goes_on_with_the_missing_shards(experts, tmp_path, built):
     with pytest.raises(KeyboardInterrupt):
         build(experts, tmp_path, Drawings(dies_at=6), crops=2)
-    finished = [shard(tmp_path, number).stat() for number in range(3)]
+    finished = [written(tmp_path, number) for number in range(3)]
     folder = shard(tmp_path, 0).parent
     (folder / ".shard-00003-of-00005.safetensors.123.partial").write_bytes(b"half of it")
     (folder / "cache.json").write_text("{half")
     source = Drawings()
     cache = build(experts, tmp_path, source, crops=2)
     assert sorted(source.asked) == [6, 7, 8, 9]
-    assert [shard(tmp_path, number).stat() for number in range(3)] == finished
+    assert [written(tmp_path, number) for number in range(3)] == finished
     assert_same(everything(cache), everything(build(experts, built, crops=2)))
     shards = {f"shard-{number:05d}-of-00005.safetensors" for number in range(5)}
     assert {path.name for path in folder.iterdir()} == shards | {"cache.json", "no_caption.safetensors"}
 
 
 def test_bad_examples_stop_the_build_or_are_left_out(experts, tmp_path):
-    torn = Drawings(bad=(4, 7))
+    torn = Drawings(bad=(4,), foreign=(7,))
     with pytest.raises(BadExample, match=r"drawing 4.*torn.*data\.bad=skip"):
         build(experts, tmp_path, torn)
     torn.asked.clear()
     cache = build(experts, tmp_path, torn, bad="skip")
     assert min(torn.asked) == 4  # the shards before the bad one stayed
-    assert cache.bad == {4: ("drawing 4", "torn"), 7: ("drawing 7", "torn")}
+    assert list(cache.bad) == [4, 7] and cache.bad[4] == ("drawing 4", "torn")
+    assert cache.bad[7][0] == "drawing 7" and "tyrannosaurus" in cache.bad[7][1]
     assert list(cache.indices) == [0, 1, 2, 3, 5, 6, 8, 9]
     with pytest.raises(BadExample, match="drawing 7"):
         cache[7]
@@ -279,66 +304,18 @@ def test_the_crop_of_a_position_is_pure_and_every_crop_is_as_likely():
     assert np.abs(np.bincount(drawn) - 1000).max() < 110  # four standard deviations
 
 
-# Several processes, without networks: what is made is numpy's.
-
-
-def make(examples: range) -> tuple[Arrays, Bad]:
-    mean = np.broadcast_to(np.array(examples, np.float32)[:, None, None, None, None], (len(examples), 1, 2, 2, 1))
-    return dict(mean=mean, std=mean, states=mean[:, 0]), {}
-
-
-def fill(shards: Shards, log: Path, process_index: int, ready: Any) -> None:
-    def logged(examples: range) -> tuple[Arrays, Bad]:
-        with open(log, "a") as file:
-            file.write(f"{process_index} {examples.start // shards.size}\n")
-        time.sleep(0.02)
-        return make(examples)
-
-    ready.wait()
-    shards.fill(logged, process_index=process_index % 2, process_count=2)
-    assert shards.missing() == []
-
-
-def hang(shards: Shards, entered: Any) -> None:
-    def make(examples: range) -> tuple[Arrays, Bad]:
-        entered.set()
-        time.sleep(60)
-        raise AssertionError("should have been killed")
-
-    shards.fill(make)
-
-
-def test_processes_write_each_shard_once(tmp_path):
-    spawn, shards, log = multiprocessing.get_context("spawn"), Shards(tmp_path, "key", 39, 2), tmp_path / "log"
-    ready = spawn.Barrier(3)
-    # Two that share the work, and a third that has the share of the second.
-    processes = [spawn.Process(target=fill, args=(shards, log, index, ready), daemon=True) for index in range(3)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-        assert process.exitcode == 0
-    made = [line.split() for line in log.read_text().splitlines()]
-    assert sorted(int(number) for _, number in made) == list(range(20))
-    assert {process for process, _ in made} == {"0", "1", "2"}
-    assert [shards.read(index, 0)["mean"].max() for index in range(39)] == list(range(39))
-    assert {path.suffix for path in tmp_path.iterdir()} == {".safetensors", ""}
-
-
-def test_a_killed_process_leaves_its_shard_to_others(tmp_path):
-    spawn, shards = multiprocessing.get_context("spawn"), Shards(tmp_path, "key", 6, 2)
-    entered = spawn.Event()
-    process = spawn.Process(target=hang, args=(shards, entered), daemon=True)
-    process.start()
-    assert entered.wait(60)
-    made: list[int] = []
-
-    def kill_then_make(examples: range) -> tuple[Arrays, Bad]:
-        made.append(examples.start)
-        if len(made) == 2:  # the first shard is held: the others came before it
-            process.kill()
-        return make(examples)
-
-    shards.fill(kill_then_make)
-    process.join(60)
-    assert made == [2, 4, 0] and shards.missing() == []
+def test_a_loader_draws_the_good_examples_with_the_crops_of_their_positions(experts, tmp_path):
+    cache = build(experts, tmp_path, Drawings(bad=(4,)), crops=3, bad="skip")
+    loader = make_cached_loader(cache, batch=3, seed=5)
+    batches = [loader.at(step) for step in range(3)]
+    assert sorted(np.concatenate([batch["index"] for batch in batches])) == list(cache.indices)
+    for step, batch in enumerate(batches):
+        assert batch["states"].shape[:2] == (3, 2) and batch["index"].dtype == batch["position"].dtype == np.int64
+        for row, (index, position) in enumerate(zip(batch["index"], batch["position"], strict=True)):
+            assert position == 3 * step + row
+            want = cache.example(int(index), crop_of(5, int(position), 3))
+            np.testing.assert_array_equal(batch["mean"][row], want["mean"])
+            np.testing.assert_array_equal(batch["std"][row], want["std"])
+            np.testing.assert_array_equal(batch["states"][row], want["states"])
+    for batch, ahead in zip(batches[1:], itertools.islice(loader.iterate(1), 2), strict=True):
+        np.testing.assert_array_equal(ahead["mean"], batch["mean"])
