@@ -2,9 +2,9 @@
 
 ``workdir/checkpoints`` holds a folder for each kept step and ``scores.json``. Orbax writes a checkpoint under a
 temporary name and renames it when it is complete, so a process that is killed while saving leaves rubbish, which the
-next run removes, and no half checkpoint. Orbax does not notice bytes that changed, so restoring checks two sums (crc32):
-that of every file, in ``sums.json``, which tells damage on the disk before orbax meets it, and that of every array,
-which tells damage on the way there and back.
+next run removes, and no half checkpoint. Orbax does not notice bytes that changed, so restoring checks two sums
+(crc32): that of every file, in ``sums.json``, which tells damage on the disk before orbax meets it, and that of every
+array, which tells damage on the way there and back.
 """
 
 from __future__ import annotations
