@@ -2,8 +2,9 @@
 
 ``workdir/checkpoints`` holds a folder for each kept step and ``scores.json``. Orbax writes a checkpoint under a
 temporary name and renames it when it is complete, so a process that is killed while saving leaves rubbish, which the
-next run removes, and no half checkpoint. Orbax does not notice bytes that changed on the disk; so the facts beside the
-arrays hold a crc32 of each array, and restoring checks it.
+next run removes, and no half checkpoint. Orbax does not notice bytes that changed, so restoring checks two sums
+(crc32): that of every file, in ``sums.json``, which tells damage on the disk before orbax meets it, and that of every
+array, which tells damage on the way there and back.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ class Checkpoints:
         self._remove(f"*{_UNFINISHED}*")
         self._scores = _read_scores(self.folder / "scores.json")
         self._saving: int | None = None
-        self._checkpointer = ocp.AsyncCheckpointer(ocp.CompositeCheckpointHandler())
+        self._checkpointer = ocp.AsyncCheckpointer(
+            ocp.CompositeCheckpointHandler(),
+            async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+        )
 
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending."""
@@ -111,7 +115,7 @@ class Checkpoints:
                 self.folder.absolute() / str(step),
                 args=ocp.args.Composite(
                     arrays=ocp.args.StandardSave(flat),
-                    facts=ocp.args.JsonSave(dict(record=record, crc32=_sum_of_json(record))),
+                    facts=ocp.args.JsonSave(record),
                 ),
             )
 
@@ -162,10 +166,10 @@ class Checkpoints:
         path = self.folder.absolute() / str(step)
         wanted = {name: flatten(tree) for name, tree in trees.items()}
         with self._damage_named(step):
-            stored = self._checkpointer.restore(path, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
-            if _sum_of_json(stored["record"]) != stored["crc32"]:
-                raise ValueError("its facts have changed")
-            record = stored["record"]
+            for name, crc in json.loads((path / "sums.json").read_text()).items():
+                if _sum_of_file(path / name) != crc:
+                    raise ValueError(f"{name} has changed")
+            record = self._checkpointer.restore(path, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
         if difference := _difference(record["arrays"], _describe(wanted)):
             raise InputError(f"{self.folder / str(step)} cannot be restored into this config: {difference}")
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
@@ -206,6 +210,14 @@ class Checkpoints:
         with contextlib.nullcontext() if kind is None else contextlib.suppress(SaveError):
             self.close()
 
+    def _seal(self) -> None:
+        """Orbax calls it when all files are written, before it gives the checkpoint its name."""
+        (folder,) = self.folder.glob(f"{self._saving}{_UNFINISHED}*")
+        # Of the arrays and the facts; orbax goes on with its notes about them, beside their folders.
+        files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
+        sums = {str(path.relative_to(folder)): _sum_of_file(path) for path in files}
+        replace_text(folder / "sums.json", json.dumps(sums, indent=2) + "\n")
+
     def _rank(self, step: int) -> tuple[float, int]:
         return self._scores[step], step
 
@@ -226,9 +238,7 @@ class Checkpoints:
         except Exception as error:
             step, self._saving = self._saving, None
             self._remove(f"{step}{_UNFINISHED}*")
-            intact = (
-                f"the checkpoint of step {self.steps()[-1]} is intact" if self.steps() else "there is none before it"
-            )
+            intact = f"the one of step {self.steps()[-1]} is intact" if self.steps() else "there is none before it"
             reason = "no space left on the disk; make room" if _disk_full(error) else f"{_first_line(error)}; mend that"
             raise SaveError(
                 f"{self.folder}: step {step} was not saved, {intact} ({reason}, then continue with --resume)"
@@ -240,10 +250,8 @@ class Checkpoints:
             yield
         except Exception as error:
             others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, abs(s - step)))
-            offer = (
-                f"continue from another with --resume_step {others[0]}" if others else "start again with --overwrite"
-            )
-            raise InputError(f"{self.folder / str(step)} is damaged ({_first_line(error)}): {offer}") from error
+            offer = f"--resume_step {others[0]} continues from another" if others else "--overwrite starts again"
+            raise InputError(f"{self.folder / str(step)} is damaged ({_first_line(error)}); {offer}") from error
 
 
 def _describe(
@@ -278,9 +286,12 @@ def _difference(stored: Mapping[str, list[Any]], other: Mapping[str, list[Any]])
     return ""
 
 
-def _sum_of_json(record: Mapping[str, Any]) -> int:
-    as_read = json.loads(json.dumps(record))  # JSON turns tuples into lists and numbers that are keys into strings
-    return zlib.crc32(json.dumps(as_read, sort_keys=True).encode())
+def _sum_of_file(path: Path) -> int:
+    crc = 0
+    with open(path, "rb") as file:
+        while chunk := file.read(2**24):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _read_scores(path: Path) -> dict[int, float]:

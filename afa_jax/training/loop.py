@@ -177,9 +177,9 @@ class _Run:
         while len(self.running) > behind:
             step, self.batch, waited, values = self.running.popleft()
             numbers = {name: float(value) for name, value in jax.device_get(values).items() if np.ndim(value) == 0}
-            for name, number in numbers.items():
-                if (name == "loss" or name.endswith("_norm")) and not math.isfinite(number):
-                    raise self.not_finite(f"{name} is {number}", step)
+            for name in ("loss", *(name for name in numbers if name.endswith("_norm"))):
+                if not math.isfinite(numbers[name]):
+                    raise self.not_finite(f"{name} is {numbers[name]}", step)
             self.log.add(numbers, images=len(jax.tree.leaves(self.batch)[0]), waited=waited)
             if step % self.log_every == 0:
                 self.log.flush(step)

@@ -12,7 +12,7 @@ import uuid
 from collections.abc import Callable, Mapping, Sequence
 from io import FileIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from PIL import Image
@@ -23,6 +23,7 @@ from afa_jax.training.workdir import append, replace_text
 NAMES = ("tensorboard", "wandb")
 
 
+@runtime_checkable
 class Writer(Protocol):
     """Takes the numbers and the pictures (uint8 ``[h, w, 3]``) of a step."""
 

@@ -116,24 +116,20 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, h
 def test_no_flipped_bit_is_restored_unnoticed(tmp_path):
     save(tmp_path, 1)
     files = [path for path in (tmp_path / "checkpoints" / "1").rglob("*") if path.is_file()]
-    random, noticed = np.random.default_rng(0), 0
+    random = np.random.default_rng(0)
     with Checkpoints(tmp_path) as checkpoints:
-        _, before, facts = checkpoints.restore(TREES)
-        for path in random.choice(files, 40):  # type: ignore[arg-type]
+        _, _, facts = checkpoints.restore(TREES)
+        for path in files * 3:
             content = path.read_bytes()
             flipped = bytearray(content)
             flipped[random.integers(len(content))] ^= 1 << random.integers(8)
             path.write_bytes(flipped)
-            try:
-                _, after, facts_after = checkpoints.restore(TREES)
-            except InputError:
-                noticed += 1
+            if path.parent.name == "1" and path.name != "sums.json":  # orbax's notes: when it was saved and the like
+                assert checkpoints.restore(TREES)[2] == facts
             else:
-                assert facts_after == facts
-                for a, b in zip(jax.tree.leaves(before), jax.tree.leaves(after), strict=True):
-                    np.testing.assert_array_equal(a, b, err_msg=str(path))
+                with pytest.raises(InputError, match="checkpoints/1 is damaged"):
+                    checkpoints.restore(TREES)
             path.write_bytes(content)
-    assert noticed > 5
 
 
 def test_what_a_killed_process_left_is_removed(tmp_path):

@@ -21,7 +21,7 @@ STEPS = 30
 
 
 def start(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A training process; returns when it is about to train."""
+    """A training process; returns when it trains."""
     command = [sys.executable, str(ROOT / "tests" / "training" / "tiny_run.py"), "--workdir", str(workdir)]
     environment = os.environ | dict(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", XLA_FLAGS="", PYTHONWARNINGS="error")
     process = subprocess.Popen(
@@ -74,30 +74,38 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
 
 
 def test_killed_at_twenty_random_moments(tmp_path, undisturbed):
-    workdir, random, kills = tmp_path / "run", np.random.default_rng(0), 0
-    reached = set()
-    while kills < 20:
-        again = ["--resume"] if saved(workdir) else ["--overwrite"] if workdir.exists() else []
-        process = start(workdir, "--megabytes=8", "--pause=0.02", *again)
-        time.sleep(random.uniform(0, 1.2))
-        kills += kill(process)
-        reached.add(max(saved(workdir), default=0))
-    assert len(reached) > 3, "the kills are to come all along the run"
-    finish(start(workdir, "--megabytes=8", "--resume"))
-    assert result(workdir) == undisturbed[8]
+    """Runs that are killed until they have reached their end, one after another until there were twenty kills."""
+    random, kills, runs = np.random.default_rng(0), 0, 0
+    while kills < 20 or runs == 0:
+        workdir = tmp_path / str(runs)
+        process = start(workdir, "--megabytes=8", *how_to_go_on(workdir))
+        time.sleep(random.uniform(0, 1))
+        if kills < 20 and kill(process):
+            kills += 1
+        else:
+            finish(process)
+            assert result(workdir) == undisturbed[8]
+            runs += 1
+
+
+def how_to_go_on(workdir: Path) -> list[str]:
+    return ["--resume"] if saved(workdir) else ["--overwrite"] if workdir.exists() else []
 
 
 def test_killed_while_saving(tmp_path, undisturbed):
-    workdir = tmp_path / "run"
-    resume: list[str] = []
+    def saving() -> bool:
+        return any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*"))
+
+    workdir, hits = tmp_path / "run", 0
     for _ in range(4):
-        process = start(workdir, "--megabytes=8", *resume)
+        process = start(workdir, "--megabytes=8", *how_to_go_on(workdir))
         before = saved(workdir)
-        while not any(workdir.glob("checkpoints/*.orbax-checkpoint-tmp*")) or len(saved(workdir)) < 1:
+        while not saving() or not saved(workdir):
             assert process.poll() is None
         assert kill(process)
-        assert saved(workdir)[: len(before)] >= before[-2:]
-        resume = ["--resume"]
+        hits += saving()
+        assert max(saved(workdir)) >= max(before, default=0)
+    assert hits
     finish(start(workdir, "--megabytes=8", "--resume"))
     assert result(workdir) == undisturbed[8]
     assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"28", "30", "scores.json"}
@@ -116,7 +124,8 @@ def test_sigterm_saves_and_exits_with_success(tmp_path, undisturbed):
     step = max(saved(workdir))
     assert 5 <= step < STEPS and errors == f"stopped by SIGTERM at step {step}; continue with --resume\n"
     process = start(workdir, "--resume", "--pause=0.1")
-    time.sleep(0.5)
+    while read_metrics(workdir)[-1]["step"] <= step:
+        time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     assert "stopped by SIGINT at step" in finish(process, 130)
     finish(start(workdir, "--resume"))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing import event_accumulator
 
 from afa_jax.errors import InputError
 from afa_jax.training.log import Log
@@ -93,13 +94,12 @@ def test_event_files_hold_numbers_and_pictures_and_a_resumed_run_drops_later_ste
 
 
 def test_tensorboard_reads_it(tmp_path):
-    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     for first, steps in ((0, (1, 2, 3)), (2, (3, 4))):
         (writer,) = make_writers(["tensorboard"], tmp_path, first)
         for step in steps:
             writer.write(step, dict(loss=step + 10.0 * first), dict(grid=PICTURE))
         writer.close()
-    read = accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
+    read = event_accumulator.EventAccumulator(str(tmp_path / "tensorboard"))
     read.Reload()
     assert [(e.step, e.value) for e in read.Scalars("loss")] == [(1, 1.0), (2, 2.0), (3, 23.0), (4, 24.0)]
     assert [(e.step, e.width, e.height) for e in read.Images("grid")] == [(k, 7, 5) for k in (1, 2, 3, 4)]

@@ -24,6 +24,7 @@ Batch = dict[str, np.ndarray]
 
 
 def batches(first: int, nan_at: int | None = None, pause: float = 0) -> Iterator[Batch]:
+    print("training", flush=True)
     for step in itertools.count(first):
         x = np.random.default_rng(step).normal(size=(4, 8)).astype(np.float32)
         position = np.arange(4 * step, 4 * step + 4)
@@ -68,7 +69,6 @@ def main(arguments: Sequence[str]) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, options.largest_file))
     open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
     replace_text(options.workdir / "config.json", "{}\n")
-    print("running", flush=True)
     state = run_loop(
         train_step,
         start(options.megabytes),
