@@ -27,8 +27,8 @@ def lines_of(workdir):
 def cached(root, tmp_path_factory):
     """A run of four steps from the cache, with validation, an average and accumulation."""
     folder = tmp_path_factory.mktemp("cached")
-    options = (*VALIDATION, f"--config.cache.path={folder / 'cache'}", "--config.train.ema=0.9")
-    options = (*options, "--config.train.accumulate=2", '--config.train.writers=("tensorboard",)')
+    options = [*VALIDATION, f"--config.cache.path={folder / 'cache'}", "--config.train.ema=0.9"]
+    options += ["--config.train.accumulate=2", '--config.train.writers=("tensorboard",)']
     assert train(root, folder / "run", *options) == 0
     return folder, options
 

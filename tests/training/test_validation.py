@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts import Experts
 from afa_jax.fusion.ensemble import Ensemble
@@ -15,13 +16,14 @@ from afa_jax.weights.keys import flatten
 from tests import tiny
 
 
-class Words:
+class Words(Tokenizer):
     """Token ids from the number of letters."""
 
-    length = 16
+    def __init__(self):
+        self.length = 16
 
-    def __call__(self, captions):
-        return np.asarray([[len(caption)] * self.length for caption in captions], np.int32)
+    def __call__(self, prompts, quiet=False):
+        return np.asarray([[len(caption)] * self.length for caption in prompts], np.int32)
 
 
 @pytest.fixture(scope="module")
