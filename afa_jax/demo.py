@@ -1,7 +1,8 @@
 """The whole method on the embedded default: ``python -m afa_jax.demo --out runs/emoji`` (``make demo``).
 
 Trains the aggregators on the shipped experts, samples the same prompts and seeds from every expert, from the uniform
-average and from AFA, and writes a self-contained page with the pictures, the loss and the maps.
+average and from AFA, and writes a self-contained page with the pictures, the loss and the maps, and the pictures as one
+(comparison.png).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from afa_jax.experts import Experts, load_experts
 from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
 from afa_jax.report.maps import COLOURS, contact_sheet, legend, paint
 from afa_jax.report.page import image, line_chart, page, table
+from afa_jax.report.sheet import labelled_grid
 from afa_jax.sample import recipe_of, save_png, slug
 from afa_jax.training.workdir import read_metrics, replace_text
 
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
         print(f"sampling {len(PROMPTS)} pictures: {method}")
         pictures[method] = _sample(method, experts, config, options.out, options.seed)
     sampled = time.perf_counter()
+    write_comparison(options.out, pictures)
     write_page(options.out, pictures, experts, config, seconds=(trained - started, sampled - trained))
     print(f"open {options.out / 'index.html'}")
 
@@ -81,6 +84,18 @@ def _sample(method: str, experts: Experts, config: ConfigDict, out: Path, seed: 
             folder / name, picture.pixels, recipe_of(picture.request, method, seed, sampling, experts, config, out)
         )
     return made
+
+
+def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
+    """Write ``out/comparison.png``: a prompt a row, a method a column, and whom AFA trusted where."""
+    rows = [
+        [*(made[i].pixels for made in pictures.values()), paint(_overall(pictures["afa"][i].maps))]
+        for i in range(len(PROMPTS))
+    ]
+    sheet = labelled_grid(rows, PROMPTS, [*pictures, "whom AFA trusted"])
+    partial = out / ".comparison.png.partial"
+    sheet.save(partial, format="PNG", optimize=True)
+    partial.replace(out / "comparison.png")
 
 
 def write_page(
@@ -111,6 +126,7 @@ def write_page(
         (name, "rgb({:.0f},{:.0f},{:.0f})".format(*COLOURS[k]), curve(f"weight_{k}"))
         for k, name in enumerate(experts.names)
     ]
+    entropy = [("entropy over log N", "#0072b2", curve("entropy"))]
     sheets = "".join(
         f"<h3>{html.escape(p.request.prompt)}</h3>" + image(contact_sheet(p.maps, sites, timesteps), p.request.prompt)
         for p in afa[:3]
@@ -134,6 +150,10 @@ def write_page(
             (
                 "Mean weight of each expert in training",
                 line_chart(weights, x_label="step", y_label="weight"),
+            ),
+            (
+                "How even the maps are: 1 trusts all experts alike, 0 one alone at each pixel",
+                line_chart(entropy, x_label="step", y_label="entropy"),
             ),
             ("Maps over timesteps (columns) and sites (rows)", f"<p>{colours}</p>{sheets}"),
         ],

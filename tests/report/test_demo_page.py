@@ -4,9 +4,10 @@ import json
 import re
 
 import numpy as np
+from PIL import Image
 
 from afa_jax.commands import load_config
-from afa_jax.demo import PROMPTS, ROOT, write_page
+from afa_jax.demo import PROMPTS, ROOT, write_comparison, write_page
 from afa_jax.experts import load_experts
 from afa_jax.generate import Picture, Request
 
@@ -25,7 +26,7 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     methods = [*(f"expert:{name}" for name in experts.names), "uniform"]
     pictures = {method: [picture(prompt) for prompt in PROMPTS] for method in methods}
     pictures["afa"] = [picture(prompt, *maps) for prompt in PROMPTS]
-    lines = [dict(step=i, loss=1 / i, weight_0=0.5, weight_1=0.3, weight_2=0.2) for i in range(1, 31)]
+    lines = [dict(step=i, loss=1 / i, entropy=0.9, weight_0=0.5, weight_1=0.3, weight_2=0.2) for i in range(1, 31)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     write_page(tmp_path, pictures, experts, config, seconds=(1.0, 2.0))
     page = (tmp_path / "index.html").read_text()
@@ -34,4 +35,10 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     assert not re.search(r"(src|href)=\"(?!data:)", page)
     for text in (*PROMPTS, *methods, "afa", *experts.names):
         assert text in page
-    assert page.count("<svg") == 2
+    assert page.count("<svg") == 3
+    write_comparison(tmp_path, pictures)
+    with Image.open(tmp_path / "comparison.png") as sheet:
+        # Columns: every method, and the maps; the first picture is there, twice as large.
+        left = sheet.width - 6 * (128 + 6)
+        corner = np.asarray(sheet.convert("RGB"))[18 : 18 + 64 : 2, left : left + 128 : 2]
+    np.testing.assert_array_equal(corner, pictures["expert:animals"][0].pixels)
