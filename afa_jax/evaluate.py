@@ -25,7 +25,7 @@ from afa_jax.evaluation.distances import kernel_distance
 from afa_jax.evaluation.features import HEAD
 from afa_jax.evaluation.judge import accuracy, ceiling, floor, load_judge, real_scenes
 from afa_jax.evaluation.noise import noise_errors
-from afa_jax.experts import load_experts
+from afa_jax.experts import load_experts, resolve_run
 from afa_jax.generate import Request, SampleOptions, generate, make_denoiser
 from afa_jax.training.workdir import replace_text
 
@@ -41,7 +41,7 @@ GROUPS: dict[str, dict[str, Any]] = {
 def main(arguments: Sequence[str]) -> None:
     """Evaluate every method and print a table."""
     parser = Parser(prog="python -m afa_jax.evaluate", description=__doc__)
-    parser.add_argument("--workdir", type=Path, help="a trained run (for the method afa)")
+    parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for the method afa)")
     parser.add_argument(
         "--method", action="append", help="default: every expert, uniform, and afa if there is a workdir"
     )
@@ -64,7 +64,8 @@ def main(arguments: Sequence[str]) -> None:
     sampling = SampleOptions(
         size=tuple(config.sample.size), steps=config.sample.steps, guidance=config.sample.guidance, batch=8
     )
-    denoisers = {method: make_denoiser(method, experts, options.workdir) for method in methods}
+    workdir = resolve_run(options.workdir) if options.workdir and "afa" in methods else None
+    denoisers = {method: make_denoiser(method, experts, workdir) for method in methods}
     roundtrip = jax.jit(lambda x: to_pixels(experts.vae.decode(experts.vae.encode(to_images(x)))))
 
     def reconstruct(pictures: np.ndarray) -> np.ndarray:

@@ -23,6 +23,7 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode, map_experts, stack
 from afa_jax.types import ExpertTextStates, TokenIds
+from afa_jax.weights.aggregators import RECORD, WEIGHTS
 from afa_jax.weights.folders import (
     load_scheduler_config,
     load_text_config,
@@ -183,6 +184,21 @@ def resolve(path: str, components: Sequence[str]) -> Path:
     Raises:
         InputError: neither.
     """
+    # Only what is read. Pickles are not fetched: a repository that has nothing else lacks a safetensors file, by name.
+    files = [f"{component}/*.{suffix}" for component in components for suffix in ("json", "txt", "safetensors")]
+    return _local(path, ["model_index.json", *files])
+
+
+def resolve_run(path: Path) -> Path:
+    """The folder of trained aggregators: a local one, or the snapshot of the repository on the hub with this id.
+
+    Raises:
+        InputError: neither.
+    """
+    return _local(str(path), [WEIGHTS, RECORD])
+
+
+def _local(path: str, files: Sequence[str]) -> Path:
     if Path(path).is_dir():
         return Path(path)
     if not _HUB_ID.fullmatch(path):
@@ -190,10 +206,8 @@ def resolve(path: str, components: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
-    # Only what is read. Pickles are not fetched: a repository that has nothing else lacks a safetensors file, by name.
-    files = [f"{component}/*.{suffix}" for component in components for suffix in ("json", "txt", "safetensors")]
     try:
-        return Path(snapshot_download(path, allow_patterns=["model_index.json", *files], ignore_patterns="*non_ema*"))
+        return Path(snapshot_download(path, allow_patterns=list(files), ignore_patterns="*non_ema*"))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"{path}: no such folder, and not to be had from the hub ({reason})") from error

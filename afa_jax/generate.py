@@ -86,8 +86,8 @@ def make_denoiser(method: str, experts: Experts, workdir: Path | None = None) ->
     count = len(experts.names)
     kind, _, name = method.partition(":")
     if method == "afa":
-        if workdir is None or not workdir.is_dir():
-            raise InputError(f"--workdir {workdir}: no such folder; --method afa needs the workdir of a trained run")
+        if workdir is None:
+            raise InputError("--workdir is missing; --method afa needs the workdir of a trained run, or its hub id")
         check_record(read_record(workdir), experts, str(workdir))
         return Ensemble(experts=experts.unet, aggregators=load_aggregators(workdir, experts.unet, count))
     if method == "uniform":

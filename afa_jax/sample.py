@@ -21,7 +21,7 @@ import afa_jax
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.pictures import grid
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, load_experts
+from afa_jax.experts import Experts, load_experts, resolve_run
 from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
 from afa_jax.report.maps import contact_sheet
 from afa_jax.weights.aggregators import aggregators_hash
@@ -30,7 +30,7 @@ from afa_jax.weights.aggregators import aggregators_hash
 def main(arguments: Sequence[str]) -> None:
     """Sample every prompt ``--num_images`` times into ``--out``."""
     parser = Parser(prog="python -m afa_jax.sample", description=__doc__)
-    parser.add_argument("--workdir", type=Path, help="a trained run (for --method afa)")
+    parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for --method afa)")
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
     parser.add_argument("--negative_prompt", default="", metavar="TEXT")
     parser.add_argument("--num_images", type=int, default=1, metavar="K", help="pictures of each prompt")
@@ -62,9 +62,10 @@ def main(arguments: Sequence[str]) -> None:
         batch=min(defaults.batch, len(options.prompt) * options.num_images),
         maps=options.maps,
     )
+    workdir = resolve_run(options.workdir) if options.workdir and options.method == "afa" else None
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     sampling.check(experts)
-    denoiser = make_denoiser(options.method, experts, options.workdir)
+    denoiser = make_denoiser(options.method, experts, workdir)
     requests = [
         Request(prompt=prompt, number=number, negative_prompt=options.negative_prompt)
         for prompt in options.prompt
@@ -84,7 +85,7 @@ def main(arguments: Sequence[str]) -> None:
     made = generate(requests, denoiser, experts, seed=options.seed, options=sampling)
     for picture, name in zip(tqdm(made, total=len(requests), unit="image"), names, strict=True):
         options.out.mkdir(parents=True, exist_ok=True)
-        recipe = recipe_of(picture.request, options.method, options.seed, sampling, experts, config, options.workdir)
+        recipe = recipe_of(picture.request, options.method, options.seed, sampling, experts, config, workdir)
         save_png(options.out / f"{name}.png", picture.pixels, recipe)
         if options.maps:
             timesteps = [int(t) for t in experts.schedule.timesteps(sampling.steps)]

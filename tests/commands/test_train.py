@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from afa_jax import sample
 from afa_jax import train as command
 from afa_jax.commands import run
 from afa_jax.training.workdir import read_metrics
+from afa_jax.weights.aggregators import aggregators_hash
 from afa_jax.weights.tensors import read_tensors
 
 TIMINGS = {"images_per_second", "seconds_per_step", "data_wait"}
@@ -93,3 +95,20 @@ def test_validation_data_may_be_another_source(root, tmp_path):
     (root / "other.py").write_text(config)
     assert train(root, tmp_path / "run", *VALIDATION, "--config.train.steps=2", config="other.py") == 0
     assert json.loads((tmp_path / "run" / "validation.jsonl").read_text())["step"] == 2
+
+
+def test_a_published_run_is_read_by_its_hub_id(cached, root, tmp_path, monkeypatch):
+    folder, _ = cached
+    asked = []
+
+    def download(name, allow_patterns, ignore_patterns):
+        asked.append((name, allow_patterns))
+        return str(folder / "run")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    arguments = ["--config", str(root / "config.py"), "--prompt", "octopus, noto style", "--out", str(tmp_path)]
+    assert run(sample.main, [*arguments, "--workdir", "owner/afa-emoji"]) == 0
+    assert asked == [("owner/afa-emoji", ["aggregators.safetensors", "ensemble.json"])]
+    with Image.open(tmp_path / "afa_000_000_octopus-noto-style.png") as picture:
+        recipe = json.loads(picture.info["afa_jax"])
+    assert recipe["aggregators_sha256"] == aggregators_hash(folder / "run")
