@@ -46,7 +46,7 @@ def main(arguments: Sequence[str]) -> None:
     check_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     sampling = validation_sampling(config, experts)
-    data = make_training_data(config, experts)
+    data = make_training_data(config, experts, progress=not options.quiet)
     optimizer = make_optimizer(train.optimizer, train.steps)
     aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)

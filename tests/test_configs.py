@@ -69,6 +69,7 @@ def test_the_run_of_record_has_a_training_step():
     inputs = dict(
         image=jax.ShapeDtypeStruct((batch, *config.data.size, 3), jnp.uint8),
         ids=jax.ShapeDtypeStruct((batch, 77), jnp.int32),
+        position=jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
     new, metrics = jax.eval_shape(step, state, inputs, flatten(frozen), jax.random.key(0))
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32

@@ -76,7 +76,7 @@ class TrainingData:
         return Pairs.encode(experts, np.stack(images), captions, batch)
 
 
-def make_training_data(config: ConfigDict, experts: Experts) -> TrainingData:
+def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool = True) -> TrainingData:
     """Read, split and if asked for cache what ``config.data``, ``validation`` and ``cache`` name.
 
     Validation takes its pairs from ``validation.data`` if that is a source, else from the training source, which then
@@ -118,6 +118,7 @@ def make_training_data(config: ConfigDict, experts: Experts) -> TrainingData:
         batch=cache.batch,
         seed=train.seed,
         bad=options["bad"],
+        progress=progress,
     )
     return TrainingData(
         source=source,

@@ -44,7 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for seed, name in enumerate(("base", "a", "b", "c")):
         save_folder(
             root / name,
-            unet=tiny.unet(seed),
+            unet=tiny.unet(seed, tiny.MICRO_UNET),
             vae=tiny.vae(seed),
             text_encoder=tiny.text_encoder(seed),
             tokenizer=TOKENIZER,

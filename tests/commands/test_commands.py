@@ -133,7 +133,7 @@ def test_maps_grid_and_methods(root, trained, tmp_path):
         ([], "required: --prompt"),
         (["--prompt", "fox", "--seed", "5000000000"], "--seed 5000000000"),
         (["--prompt", "fox", "--steps", "0"], "0 sampling steps"),
-        (["--prompt", "fox", "--size", "30x64"], "multiples of 8"),
+        (["--prompt", "fox", "--size", "30x64"], "multiples of 4"),
         (["--prompt", "fox", "--size", "big"], "--size 'big'"),
         (["--prompt", "fox", "--workdir", "nowhere"], "nowhere: no such folder"),
         (["--prompt", "fox", "--method", "expert:z"], "no expert 'z'; there are a, b, c"),
@@ -214,7 +214,7 @@ def test_a_finished_run_cannot_be_resumed_to_fewer_steps_and_keeps_its_config(ro
 
 
 def test_experts_that_differ_are_named_with_the_first_field(root, tmp_path, capsys):
-    wide = UNetConfig(**{**vars(tiny.SMALL_UNET), "layers_per_block": 2})
+    wide = UNetConfig(**{**vars(tiny.MICRO_UNET), "layers_per_block": 2})
     save_folder(tmp_path / "odd", unet=tiny.unet(9, wide), text_encoder=tiny.text_encoder(9))
     experts = [dict(name="a", path=str(root / "a")), dict(name="odd", path=str(tmp_path / "odd"))]
     arguments = ["--config", f"{root}/config.py", "--workdir", str(tmp_path / "run"), f"--config.experts={experts}"]
@@ -280,5 +280,7 @@ def test_pickled_truncated_and_half_precision_weights(root, tmp_path, capsys):
     assert run(sample.main, arguments) == 2
     assert "pickled weights are refused" in capsys.readouterr().err
     shutil.rmtree(tmp_path / "b")
-    save_folder(tmp_path / "b", unet=tiny.unet(2), text_encoder=tiny.text_encoder(2), dtype=jnp.float16)
+    save_folder(
+        tmp_path / "b", unet=tiny.unet(2, tiny.MICRO_UNET), text_encoder=tiny.text_encoder(2), dtype=jnp.float16
+    )
     assert run(sample.main, arguments) == 0

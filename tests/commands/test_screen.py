@@ -12,6 +12,7 @@ import pytest
 from afa_jax import screen, train
 from afa_jax.commands import load_config, run
 from afa_jax.data.emoji.scenes import UNSEEN, SceneSource
+from afa_jax.data.sources import BadExample
 from afa_jax.errors import InputError
 from afa_jax.evaluation.screen import Estimate, RoutingGain
 from afa_jax.models.configs import UNetConfig
@@ -78,7 +79,11 @@ def test_one_file_under_two_names_is_found(root, tmp_path, experts, capsys):
 @pytest.mark.parametrize(("dtype", "kind"), [(jnp.float32, "identical"), (jnp.float16, "near-identical")])
 def test_one_model_in_two_files_is_found(root, tmp_path, experts, capsys, dtype, kind):
     save_folder(
-        tmp_path / "copy", unet=tiny.unet(1), text_encoder=tiny.text_encoder(1), dtype=dtype, metadata=dict(by="me")
+        tmp_path / "copy",
+        unet=tiny.unet(1, tiny.MICRO_UNET),
+        text_encoder=tiny.text_encoder(1),
+        dtype=dtype,
+        metadata=dict(by="me"),
     )
     assert run(screen.main, experts(a=root / "a", copy=tmp_path / "copy")) == 3
     assert f"experts 'a' and 'copy' are {kind} (weights differ by" in last_line(capsys)
@@ -111,7 +116,7 @@ def test_another_noise_schedule_is_a_row_for_the_screen_and_an_error_for_trainin
 
 
 def test_every_mismatch_is_listed(root, tmp_path, experts, capsys):
-    wide = UNetConfig(**{**vars(tiny.SMALL_UNET), "layers_per_block": 2})
+    wide = UNetConfig(**{**vars(tiny.MICRO_UNET), "layers_per_block": 2})
     save_folder(
         tmp_path / "odd",
         unet=tiny.unet(9, wide),
@@ -177,7 +182,7 @@ def test_an_example_that_cannot_be_read_is_named_and_replaced(root, monkeypatch)
     class Damaged(list):
         def __getitem__(self, index):
             if index % 2:
-                raise InputError(f"{index}.png: not a readable picture")
+                raise BadExample(f"{index}.png", "not a readable picture")
             return dict(image=np.full((8, 8, 3), index, np.uint8), caption=str(index))
 
     monkeypatch.setattr(screen, "make_source", lambda config: Damaged(range(20)))

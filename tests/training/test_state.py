@@ -77,7 +77,7 @@ def test_a_step_changes_every_site_and_nothing_frozen(frozen, batch):
     new, metrics = step(state, batch, arrays, jax.random.key(0))
     assert float(metrics["loss"]) > 0 and new["step"] == 1
     # Untrained maps are even.
-    np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"], metrics["entropy"]], [0.5, 0.5, 1], rtol=1e-6)
+    np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"], metrics["entropy"]], [0.5, 0.5, 1], rtol=1e-5)
     changed = {name for name, array in new["params"].items() if (array != state["params"][name]).any()}
     # conv_out starts at zero, so the first gradient reaches nothing before it.
     assert changed == {name for name in state["params"] if "conv_out" in name}
