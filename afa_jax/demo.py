@@ -87,12 +87,12 @@ def _sample(method: str, experts: Experts, config: ConfigDict, out: Path, seed: 
 
 
 def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
-    """Write ``out/comparison.png``: a prompt a row, a method a column, and whom AFA trusted where."""
+    """Write ``out/comparison.png``: a prompt a row, a method a column, and whom AFA's last site trusted where."""
     rows = [
-        [*(made[i].pixels for made in pictures.values()), paint(_overall(pictures["afa"][i].maps))]
+        [*(made[i].pixels for made in pictures.values()), paint(_overall(pictures["afa"][i].maps[-1:]))]
         for i in range(len(PROMPTS))
     ]
-    sheet = labelled_grid(rows, PROMPTS, [*pictures, "whom AFA trusted"])
+    sheet = labelled_grid(rows, PROMPTS, [*pictures, "AFA's last maps"])
     partial = out / ".comparison.png.partial"
     sheet.save(partial, format="PNG", optimize=True)
     partial.replace(out / "comparison.png")

@@ -36,7 +36,7 @@ def get_config(arg: str = "") -> ConfigDict:
             data=dict(kind="emoji", seed=5, topics=None, mixed=True, single=0.1),
             train=dict(
                 seed=0,
-                steps=120,
+                steps=200,
                 batch=16,
                 accumulate=1,
                 remat="none",
@@ -44,7 +44,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 caption_dropout=0.1,
                 min_snr_gamma=0.0,
                 log_every=1,
-                save_every=60,
+                save_every=100,
                 keep=2,
                 writers=(),
                 optimizer=dict(lr=1e-3, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),

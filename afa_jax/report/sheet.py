@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image, ImageDraw, ImageFont
 
 
 def labelled_grid(
@@ -23,16 +23,17 @@ def labelled_grid(
         column_labels: above the columns.
     """
     height, width = (side * scale for side in rows[0][0].shape[:2])
-    left, head = 6 + 7 * max(len(part) for label in row_labels for part in label.split(",")), 18
+    left, head = 6 + 7 * max(len(part.strip()) for label in row_labels for part in label.split(",")), 20
+    font = ImageFont.load_default(13)
     size = (left + len(column_labels) * (width + gap), head + len(rows) * (height + gap))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
     for column, label in enumerate(column_labels):
-        draw.text((left + column * (width + gap) + 2, 3), label, fill="black")
+        draw.text((left + column * (width + gap) + 2, 3), label, fill="black", font=font)
     for row, (pictures, label) in enumerate(zip(rows, row_labels, strict=True)):
         top = head + row * (height + gap)
         lines = [part.strip() for part in label.split(",")]
-        draw.multiline_text((3, top + height // 2 - 7 * len(lines)), "\n".join(lines), fill="black")
+        draw.multiline_text((3, top + height // 2 - 8 * len(lines)), "\n".join(lines), fill="black", font=font)
         for column, pixels in enumerate(pictures):
             tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
             sheet.paste(tile, (left + column * (width + gap), top))

@@ -40,5 +40,5 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     with Image.open(tmp_path / "comparison.png") as sheet:
         # Columns: every method, and the maps; the first picture is there, twice as large.
         left = sheet.width - 6 * (128 + 6)
-        corner = np.asarray(sheet.convert("RGB"))[18 : 18 + 64 : 2, left : left + 128 : 2]
+        corner = np.asarray(sheet.convert("RGB"))[20 : 20 + 64 : 2, left : left + 128 : 2]
     np.testing.assert_array_equal(corner, pictures["expert:animals"][0].pixels)
