@@ -66,10 +66,11 @@ def main(arguments: Sequence[str]) -> None:
         remat=train.remat,
         vae=shapes_of(experts.vae),
     )
-    record: dict[str, Any] = dict(experts=experts.record)
+    record: dict[str, Any] = dict(experts=experts.record, data=data.identity)
 
     def on_resume(facts: Mapping[str, Any]) -> None:
         check_record(facts, experts, f"the checkpoint in {workdir}")
+        data.check_identity(facts, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 
     print(
@@ -78,7 +79,7 @@ def main(arguments: Sequence[str]) -> None:
         f"{data.loader.length:,} pictures"
     )
     arrays, like, key = flatten(data.frozen), shapes_of(aggregators), jax.random.key(train.seed)
-    bad = BadExamples(workdir / "bad_examples.jsonl", data.loader.length, train.batch)
+    bad = BadExamples(workdir / "bad_examples.jsonl", data.length, train.batch, epoch=data.loader.length)
     state = run_loop(
         lambda state, batch, _: train_step(state, batch, arrays, key),  # a step's keys come from its positions
         init_state(aggregators, optimizer, average=bool(train.ema)),

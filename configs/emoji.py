@@ -49,7 +49,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 writers=(),
                 optimizer=dict(lr=1e-3, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),
             ),
-            cache=dict(path="", crops=1, shard=512, batch=16),
+            cache=dict(path="", seed=0, crops=1, shard=512, batch=16),
             validation=dict(
                 every=0,
                 pairs=64,

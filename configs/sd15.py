@@ -75,7 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 writers=("tensorboard",),
                 optimizer=dict(lr=1e-4, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),
             ),
-            cache=dict(path="cache", crops=1, shard=256, batch=8),
+            cache=dict(path="cache", seed=0, crops=1, shard=256, batch=8),
             validation=dict(
                 every=500,
                 pairs=64,

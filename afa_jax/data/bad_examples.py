@@ -19,13 +19,14 @@ class BadExamples:
 
     Args:
         path: such as workdir/bad_examples.jsonl; what it holds is read.
-        length: examples of the data set.
+        length: examples of the data set, the bad ones among them.
+        epoch: examples of an epoch, if they are fewer: the cache leaves the bad ones out.
         batch: examples of a step, of all processes together.
     """
 
-    def __init__(self, path: Path, length: int, batch: int):
+    def __init__(self, path: Path, length: int, batch: int, epoch: int | None = None):
         self.path, self.length = path, length
-        self.last_step = -(-length // batch) - 1  # of the first epoch
+        self.last_step = -(-(epoch or length) // batch) - 1  # of the first epoch
         lines = path.read_text().splitlines() if path.exists() else []
         entries = [json.loads(line) for line in lines]
         self.reasons: dict[str, str] = {entry["name"]: entry["reason"] for entry in entries}

@@ -192,29 +192,42 @@ def build_cache(
     return Cache(shards, crops, _check_bad(shards, bad), _no_caption(folder / "no_caption.safetensors", key, encoder))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class ReadCache:
-    """``(position, number of a good example) -> row``, as the loader's ReadPicture."""
+    """``(position, place in indices) -> row``, as the loader's ReadPicture."""
 
     cache: Cache
+    indices: np.ndarray
     seed: int
 
-    def __call__(self, position: int, number: int) -> Row:
-        index = int(self.cache.indices[number])
+    def __call__(self, position: int, place: int) -> Row:
+        index = int(self.indices[place])
         example = self.cache.example(index, crop_of(self.seed, position, self.cache.crops))
         return example | dict(index=np.int64(index), position=np.int64(position))
 
 
 def make_cached_loader(
-    cache: Cache, *, batch: int, seed: int, workers: int = 0, process_index: int = 0, process_count: int = 1
+    cache: Cache,
+    *,
+    batch: int,
+    seed: int,
+    among: np.ndarray | None = None,
+    workers: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
 ) -> Loader:
     """A loader of the good examples of a cache; arguments as make_loader's.
+
+    Args:
+        cache: of the whole source.
+        among: indices to choose from; all of them by default.
 
     Raises:
         InputError: as Loader.
     """
+    indices = cache.indices if among is None else np.intersect1d(among, cache.indices)
     return Loader(
-        ReadCache(cache, seed), len(cache.indices), batch=batch, seed=seed, workers=workers,
+        ReadCache(cache, indices, seed), len(indices), batch=batch, seed=seed, workers=workers,
         process_index=process_index, process_count=process_count,
     )  # fmt: skip
 

@@ -40,10 +40,17 @@ class Subset:
 def hold_out(source: PictureSource, count: int, seed: int) -> tuple[Subset, Subset]:
     """(what stays, ``count`` examples drawn from the seed), each in the source's order.
 
+    Where a source has a picture several times, under one name with several captions, no caption of a picture that is
+    held out stays.
+
     Raises:
-        InputError: the source has not more than that.
+        InputError: nothing would stay.
     """
-    if count >= len(source):
-        raise InputError(f"validation.pairs={count}, but there are {len(source)} examples in all")
     order = np.random.default_rng((seed, len(source))).permutation(len(source))
-    return Subset(source, np.sort(order[count:])), Subset(source, np.sort(order[:count]))
+    held_out = np.sort(order[:count])
+    names = {source.name(int(index)) for index in held_out}
+    rest = np.sort(order[count:])
+    rest = rest[[source.name(int(index)) not in names for index in rest]] if len(rest) else rest
+    if not len(rest):
+        raise InputError(f"validation.pairs={count}, but there are {len(source)} examples in all")
+    return Subset(source, rest), Subset(source, held_out)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from afa_jax.data.bad_examples import BadExamples
 from afa_jax.data.cache import build_cache, make_cached_loader
 from afa_jax.data.loader import Batch, Loader, loading, make_loader
 from afa_jax.data.sources import BadExample, PictureSource, make_source
-from afa_jax.data.split import hold_out
+from afa_jax.data.split import Subset, hold_out
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts, frozen
@@ -32,7 +32,10 @@ class TrainingData:
         held_out: what validation sees; None without validation.
         crop: from any picture to the size of training.
         skip: whether bad examples are left out.
-        bad: (name, reason) of examples that the cache left out.
+        loader: of the batches.
+        length: examples that training could draw, the bad ones among them.
+        seed: of the order, and of all that is random about an example.
+        bad: (name, reason) of examples that the cache or validation left out.
         frozen: ``unet``, and unless batches are cached ``text_encoder`` and ``vae``.
         no_caption: the empty caption in the batch's form.
     """
@@ -42,9 +45,32 @@ class TrainingData:
     crop: Crop
     skip: bool
     loader: Loader
+    length: int
+    seed: int
     bad: list[tuple[str, str]]
     frozen: dict[str, Any]
     no_caption: jax.Array
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What makes a position in the run the same example again; kept in checkpoints."""
+        return dict(
+            source=self.source.fingerprint,
+            held_out=None if self.held_out is None else self.held_out.fingerprint,
+            examples=self.loader.length,
+            batch=self.loader.batch,
+            seed=self.seed,
+        )
+
+    def check_identity(self, facts: Mapping[str, Any], what: str) -> None:
+        """Raise InputError if ``what``, which holds these facts, was trained on other data or in other batches."""
+        stored = facts.get("data", {})
+        changed = [name for name, value in self.identity.items() if stored.get(name) != value]
+        if changed:
+            raise InputError(
+                f"{what} was trained on other data ({', '.join(changed)} changed), so a resumed run would not be the "
+                "same; restore data and validation as they were, or start again with --overwrite"
+            )
 
     def batches(self, first: int, bad: BadExamples) -> Iterator[Batch]:
         """From a step on; examples that were left out are counted, and summed up after the first epoch."""
@@ -59,20 +85,31 @@ class TrainingData:
         return [self.source.name(int(index)) for index in batch["index"]]
 
     def validation_pairs(self, experts: Experts, count: int, batch: int) -> Pairs:
-        """The first ``count`` good held-out examples, each cut at random but always alike."""
+        """The first ``count`` good held-out examples, each cut at random but always alike.
+
+        Raises:
+            InputError: there is not one.
+            BadExample: unless bad ones are skipped.
+        """
         assert self.held_out is not None, "a run without validation"
         images, captions = [], []
         for index in range(len(self.held_out)):
+            name = self.held_out.name(index)
             try:
                 example = self.held_out[index]
-            except BadExample:
+                experts.tokenizer([example["caption"]], quiet=True)
+            except InputError as error:
+                reason = error.reason if isinstance(error, BadExample) else str(error)
                 if not self.skip:
-                    raise
+                    raise BadExample(name, reason) from error
+                self.bad.append((name, reason))
                 continue
             images.append(self.crop(example["image"], np.random.default_rng((0, index))))
             captions.append(example["caption"])
             if len(images) == count:
                 break
+        if not images:
+            raise InputError(f"validation: none of the {len(self.held_out)} held-out examples can be read")
         return Pairs.encode(experts, np.stack(images), captions, batch)
 
 
@@ -80,33 +117,37 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
     """Read, split and if asked for cache what ``config.data``, ``validation`` and ``cache`` name.
 
     Validation takes its pairs from ``validation.data`` if that is a source, else from the training source, which then
-    goes without them.
+    goes without them. The cache is of the whole source: it serves every seed and every choice of validation pairs.
 
     Raises:
         InputError: as make_source, build_cache and Loader; too few pairs; a size the networks cannot take.
     """
     train, validation, cache = config.train, config.validation, config.cache
+    options = loading(config.data)
     source, held_out = make_source(config.data), None
+    chosen: PictureSource = source
     if validation.every and validation.data:
         held_out = make_source(validation.data)
         if len(held_out) < validation.pairs:
             raise InputError(f"validation.pairs={validation.pairs}, but validation.data has {len(held_out)} examples")
     elif validation.every:
-        source, held_out = hold_out(source, validation.pairs, validation.seed)
-    options = loading(config.data)
+        chosen, held_out = hold_out(source, validation.pairs, validation.seed)
+    if len(chosen) < train.batch:
+        raise InputError(f"{len(chosen)} pictures are fewer than a batch of {train.batch}")
     crop = options["crop"] or Crop(source[0]["image"].shape[:2])
     experts.check_size(crop.size)
     parts, shared = frozen(experts), dict(batch=train.batch, seed=train.seed)
+    common: dict[str, Any] = dict(
+        held_out=held_out, crop=crop, skip=options["bad"] == "skip", length=len(chosen), seed=train.seed
+    )
     if not cache.path:
         return TrainingData(
-            source=source,
-            held_out=held_out,
-            crop=crop,
-            skip=options["bad"] == "skip",
-            loader=make_loader(source, experts.tokenizer, **shared, **options),
+            source=chosen,
+            loader=make_loader(chosen, experts.tokenizer, **shared, **options),
             bad=[],
             frozen=parts,
             no_caption=jnp.asarray(experts.tokenizer([""])[0]),
+            **common,
         )
     made = build_cache(
         experts,
@@ -116,17 +157,16 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
         crops=cache.crops,
         shard=cache.shard,
         batch=cache.batch,
-        seed=train.seed,
+        seed=cache.seed,
         bad=options["bad"],
         progress=progress,
     )
+    among = chosen.indices if isinstance(chosen, Subset) else None
     return TrainingData(
         source=source,
-        held_out=held_out,
-        crop=crop,
-        skip=options["bad"] == "skip",
-        loader=make_cached_loader(made, workers=options["workers"], **shared),
+        loader=make_cached_loader(made, among=among, workers=options["workers"], **shared),
         bad=list(made.bad.values()),
         frozen=dict(unet=parts["unet"]),
         no_caption=jnp.asarray(made.no_caption),
+        **common,
     )

@@ -43,7 +43,7 @@ class Pairs:
     @staticmethod
     def encode(experts: Experts, images: np.ndarray, captions: Sequence[str], batch: int) -> Pairs:
         """From uint8 pictures ``[pairs, rows, columns, 3]``, ``batch`` at a time."""
-        ids = experts.tokenizer(captions)
+        ids = experts.tokenizer(captions, quiet=True)
 
         @jax.jit
         def encode(vae: Any, text_encoder: Any, pixels: Array, ids: Array) -> tuple[Array, Array]:

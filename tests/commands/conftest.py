@@ -25,7 +25,7 @@ def get_config(arg=""):
             keep=2, writers=(), accumulate=1, remat="none", ema=0.0,
             optimizer=dict(lr=1e-2, schedule="constant", warmup=0, weight_decay=0.01, clip=0.0, b2=0.999),
         ),
-        cache=dict(path="", crops=2, shard=32, batch=8),
+        cache=dict(path="", seed=0, crops=2, shard=32, batch=8),
         validation=dict(
             every=0, pairs=3, buckets=2, batch=2, seed=0, data=None, prompts=("octopus, noto style",), num_images=1
         ),

@@ -1,6 +1,7 @@
 """The trainer as a user runs it: with cache and validation, resumed, its files."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -67,10 +68,28 @@ def test_a_resumed_run_is_the_same_run(cached, root):
     assert (workdir / "validation.jsonl").read_text() == (folder / "run" / "validation.jsonl").read_text()
 
 
+@pytest.mark.parametrize(
+    ("option", "changed"),
+    [
+        ("--config.data.seed=1", "source, held_out"),
+        ("--config.train.batch=4", "batch"),
+        ("--config.train.seed=1", "seed"),
+        ("--config.validation.pairs=4", "held_out, examples"),
+    ],
+)
+def test_a_run_is_not_resumed_on_other_data(option, changed, cached, root, tmp_path, capsys):
+    folder, options = cached
+    shutil.copytree(folder / "run", tmp_path / "run")
+    before = (tmp_path / "run" / "config.json").read_text()
+    assert train(root, tmp_path / "run", *options, "--config.train.steps=6", "--resume", option) == 2
+    assert f"was trained on other data ({changed} changed)" in capsys.readouterr().err
+    assert (tmp_path / "run" / "config.json").read_text() == before
+
+
 def test_the_cache_is_made_once(cached, root, capsys):
     folder, options = cached
     before = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")}
-    assert len(before) == 3  # 64 scenes less 3 for validation in shards of 32, and the empty caption
+    assert len(before) == 3  # 64 scenes in shards of 32, and the empty caption
     assert train(root, folder / "again", *options) == 0
     assert {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")} == before
 
