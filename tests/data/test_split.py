@@ -30,7 +30,8 @@ class Captions:
 def test_no_picture_is_on_both_sides(captions):
     source = Captions(20, captions)
     train, held_out = hold_out(source, 6, seed=3)
-    assert isinstance(train, PictureSource) and len(held_out) == 6
+    sides: tuple[object, object] = (train, held_out)
+    assert all(isinstance(side, PictureSource) for side in sides) and len(held_out) == 6
     seen = {train.name(i) for i in range(len(train))}
     unseen = {held_out.name(i) for i in range(6)}
     assert seen and not seen & unseen and seen | unseen == {source.name(i) for i in range(len(source))}
@@ -44,5 +45,5 @@ def test_no_picture_is_on_both_sides(captions):
 
 
 def test_something_must_stay():
-    with pytest.raises(InputError, match="validation.pairs=4, but there are 5 examples"):
+    with pytest.raises(InputError, match=r"validation\.pairs=4, but there are 5 examples"):
         hold_out(Captions(1, 5), 4, seed=0)
