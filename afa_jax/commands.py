@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import ast
 import difflib
+import errno
 import importlib.util
 import sys
 import warnings
@@ -31,6 +32,11 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         return command(sys.argv[1:] if arguments is None else arguments) or 0
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(f"error: {error.filename or 'a file'}: no space left on the disk; make room there", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)

@@ -2,7 +2,7 @@
 
 Only the aggregators train; experts, text encoders and VAE stay as they are. The workdir gets metrics.jsonl,
 validation.jsonl and samples/, checkpoints to resume from, and at the end aggregators.safetensors and ensemble.json,
-which ``afa_jax.sample`` reads.
+which ``afa_jax.sample`` reads; with validation, the pair of the step with the lowest loss is in best/.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from afa_jax.experts import Experts, check_record, load_experts
 from afa_jax.fusion.ensemble import REMATS
 from afa_jax.fusion.sabw import Aggregators, SABWConfig, parameter_count
 from afa_jax.generate import SampleOptions
-from afa_jax.training.data import TrainingData, make_training_data
+from afa_jax.training.checkpoints import Checkpoints
+from afa_jax.training.data import check_identity, make_training_data
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.state import init_aggregators, init_state, make_train_step, published
-from afa_jax.training.validation import Validation
+from afa_jax.training.validation import Pairs, Validation
 from afa_jax.training.workdir import add_workdir_arguments, check_positive, check_workdir, open_workdir, write_config
 from afa_jax.training.writers import check_writers
 from afa_jax.weights.aggregators import save_aggregators
@@ -47,6 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     sampling = validation_sampling(config, experts)
     data = make_training_data(config, experts, progress=not options.quiet)
+    pairs = data.validation_pairs(experts, config.validation) if config.validation.every else None
     optimizer = make_optimizer(train.optimizer, train.steps)
     aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
@@ -66,11 +68,12 @@ def main(arguments: Sequence[str]) -> None:
         remat=train.remat,
         vae=shapes_of(experts.vae),
     )
-    record: dict[str, Any] = dict(experts=experts.record, data=data.identity)
+    record: dict[str, Any] = dict(experts=experts.record)
+    identity = data.identity | dict(vae=experts.vae_hash, schedule=dataclasses.asdict(experts.schedule))
 
     def on_resume(facts: Mapping[str, Any]) -> None:
         check_record(facts, experts, f"the checkpoint in {workdir}")
-        data.check_identity(facts, f"the checkpoint in {workdir}")
+        check_identity(facts.get("data", {}), identity, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 
     print(
@@ -89,10 +92,10 @@ def main(arguments: Sequence[str]) -> None:
         workdir=workdir,
         resume=options.resume,
         resume_step=options.resume_step,
-        facts=record,
+        facts=record | dict(data=identity),
         on_resume=on_resume,
         describe=data.names,
-        every=validation(config, experts, aggregators, data, sampling, workdir),
+        every=validation(config, experts, aggregators, pairs, sampling, workdir),
         writers=train.writers,
         log_every=train.log_every,
         save_every=train.save_every,
@@ -105,6 +108,12 @@ def main(arguments: Sequence[str]) -> None:
         training=dict(steps=train.steps, batch=train.batch, config=config.to_dict()),
     )
     save_aggregators(workdir, unflatten(like, published(state)), record)
+    with Checkpoints(workdir, train.keep) as checkpoints:
+        best = checkpoints.best()
+        if best is not None:
+            state = checkpoints.restore(state, best)[1]
+            record["training"]["steps"] = best
+            save_aggregators(workdir / "best", unflatten(like, published(state)), record)
     print(workdir)
 
 
@@ -118,9 +127,16 @@ def check_options(config: ConfigDict) -> None:
         raise InputError(f"train.remat={train.remat!r}; choose {', '.join(REMATS)}")
     if not 0 <= train.ema < 1:
         raise InputError(f"train.ema={train.ema}; choose 0 (none) or a decay below 1")
+    if not 0 <= train.caption_dropout <= 1:
+        raise InputError(f"train.caption_dropout={train.caption_dropout}; choose a probability")
+    for name, value in dict(min_snr_gamma=train.min_snr_gamma, clip=train.optimizer.clip).items():
+        if value < 0:
+            raise InputError(f"train.{name}={value}; choose 0 (none) or more")
+    if train.seed < 0:
+        raise InputError(f"train.seed={train.seed}; choose 0 or more")
     check_writers(train.writers)
     if config.validation.every:
-        check_positive(config.validation, "every", "pairs", "buckets", "batch")
+        check_positive(config.validation, "every", "pairs", "buckets", "batch", "num_images")
 
 
 def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions | None:
@@ -144,19 +160,19 @@ def validation(
     config: ConfigDict,
     experts: Experts,
     aggregators: Aggregators,
-    data: TrainingData,
+    pairs: Pairs | None,
     sampling: SampleOptions | None,
     workdir: Path,
 ) -> list[Every]:
     """Validation as the loop's callback; none if the config asks for none."""
     options = config.validation
-    if not options.every:
+    if pairs is None:
         return []
     measure = Validation(
         workdir,
         experts,
         aggregators,
-        data.validation_pairs(experts, options.pairs, options.batch),
+        pairs,
         every=options.every,
         buckets=options.buckets,
         batch=options.batch,

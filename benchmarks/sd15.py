@@ -73,7 +73,8 @@ def compiled(lowered: Any) -> Any:
     memory = program.memory_analysis()
     print(
         f"compiled in {time.perf_counter() - started:.0f} s ({time.process_time() - cpu:.0f} s CPU); arguments "
-        f"{memory.argument_size_in_bytes / 2**30:.2f} GiB, temporary {memory.temp_size_in_bytes / 2**30:.2f} GiB",
+        f"{memory.argument_size_in_bytes / 2**30:.2f} GiB, temporary {memory.temp_size_in_bytes / 2**30:.2f} GiB, "
+        f"outputs {memory.output_size_in_bytes / 2**30:.2f} GiB",
         flush=True,
     )
     return program

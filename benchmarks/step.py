@@ -45,6 +45,7 @@ def main() -> None:
         make_source(config.data), experts.tokenizer, batch=train.batch, seed=train.seed, **loading(config.data)
     )
     batch = loader.at(0)
+    batch.pop("bad", None)
     optimizer = make_optimizer(train.optimizer, train.steps)
     aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
     parts, no_caption = frozen(experts), jnp.asarray(experts.tokenizer([""])[0])
@@ -75,6 +76,7 @@ def main() -> None:
         print(
             f"{name:16} compiled in {compiling:4.0f} s CPU, temporary {memory.temp_size_in_bytes / 2**20:7.0f} MiB, "
             f"arguments {memory.argument_size_in_bytes / 2**20:5.0f} MiB, "
+            f"outputs {memory.output_size_in_bytes / 2**20:4.0f} MiB, "
             f"a step {min(wall):.2f} s wall, {min(cpu):.2f} s CPU (best of {options.runs})",
             flush=True,
         )

@@ -69,7 +69,7 @@ def get_config(arg: str = "") -> ConfigDict:
                 ema=0.0,
                 caption_dropout=0.1,
                 min_snr_gamma=0.0,
-                log_every=10,
+                log_every=1,
                 save_every=500,
                 keep=3,
                 writers=("tensorboard",),
@@ -77,7 +77,7 @@ def get_config(arg: str = "") -> ConfigDict:
             ),
             cache=dict(path="cache", seed=0, crops=1, shard=256, batch=8),
             validation=dict(
-                every=500,
+                every=250,
                 pairs=64,
                 buckets=4,
                 batch=8,

@@ -60,18 +60,24 @@ def test_the_run_of_record_has_a_training_step():
     assert parameter_count(state["params"]) == 45_132_416
     step = make_train_step(
         aggregators,
-        frozen,
+        dict(unet=frozen["unet"]),
         optimizer,
         NoiseSchedule(),
         caption_dropout=config.train.caption_dropout,
-        no_caption=jnp.zeros(77, jnp.int32),
+        no_caption=jnp.zeros((count, 77, 768), dtype),
+        accumulate=config.train.accumulate,
+        remat=config.train.remat,
+        vae=frozen["vae"],
     )
+    assert config.cache.path
+    latents = jax.ShapeDtypeStruct((batch, *(side // 8 for side in config.data.size), 4), dtype)
     inputs = dict(
-        image=jax.ShapeDtypeStruct((batch, *config.data.size, 3), jnp.uint8),
-        ids=jax.ShapeDtypeStruct((batch, 77), jnp.int32),
+        mean=latents,
+        std=latents,
+        states=jax.ShapeDtypeStruct((batch, count, 77, 768), dtype),
         position=jax.ShapeDtypeStruct((batch,), jnp.int32),
     )
-    new, metrics = jax.eval_shape(step, state, inputs, flatten(frozen), jax.random.key(0))
+    new, metrics = jax.eval_shape(step, state, inputs, flatten(dict(unet=frozen["unet"])), jax.random.key(0))
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new["params"]))
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)

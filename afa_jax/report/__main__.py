@@ -44,8 +44,10 @@ def main(arguments: Sequence[str]) -> None:
 
 def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     """The page of a workdir with these lines of metrics."""
-    config = json.loads((workdir / "config.json").read_text())
-    names = [expert["name"] for expert in config.get("experts", [])]
+    config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
+    if "train" not in config or "experts" not in config:
+        raise InputError(f"{workdir}: not a run of afa_jax.train")
+    names = [expert["name"] for expert in config["experts"]]
     validation = read_validation(workdir)
 
     def curve(key: str) -> list[tuple[float, float]]:

@@ -62,16 +62,6 @@ class TrainingData:
             seed=self.seed,
         )
 
-    def check_identity(self, facts: Mapping[str, Any], what: str) -> None:
-        """Raise InputError if ``what``, which holds these facts, was trained on other data or in other batches."""
-        stored = facts.get("data", {})
-        changed = [name for name, value in self.identity.items() if stored.get(name) != value]
-        if changed:
-            raise InputError(
-                f"{what} was trained on other data ({', '.join(changed)} changed), so a resumed run would not be the "
-                "same; restore data and validation as they were, or start again with --overwrite"
-            )
-
     def batches(self, first: int, bad: BadExamples) -> Iterator[Batch]:
         """From a step on; examples that were left out are counted, and summed up after the first epoch."""
         bad.add(self.bad)
@@ -84,8 +74,8 @@ class TrainingData:
         """What the source calls a batch's examples."""
         return [self.source.name(int(index)) for index in batch["index"]]
 
-    def validation_pairs(self, experts: Experts, count: int, batch: int) -> Pairs:
-        """The first ``count`` good held-out examples, each cut at random but always alike.
+    def validation_pairs(self, experts: Experts, config: ConfigDict) -> Pairs:
+        """The first ``config.pairs`` good held-out examples, each cut at random but always alike.
 
         Raises:
             InputError: there is not one.
@@ -106,11 +96,21 @@ class TrainingData:
                 continue
             images.append(self.crop(example["image"], np.random.default_rng((0, index))))
             captions.append(example["caption"])
-            if len(images) == count:
+            if len(images) == config.pairs:
                 break
         if not images:
             raise InputError(f"validation: none of the {len(self.held_out)} held-out examples can be read")
-        return Pairs.encode(experts, np.stack(images), captions, batch)
+        return Pairs.encode(experts, np.stack(images), captions, config.batch)
+
+
+def check_identity(stored: Mapping[str, Any], identity: Mapping[str, Any], what: str) -> None:
+    """Raise InputError if ``what`` was trained on other data, or in another order, than this run would go on with."""
+    changed = [name for name, value in identity.items() if stored.get(name) != value]
+    if changed:
+        raise InputError(
+            f"{what} was trained on other data ({', '.join(changed)} changed), so a resumed run would not be the same; "
+            "restore data, seed, batch and validation as they were, or start again with --overwrite"
+        )
 
 
 def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool = True) -> TrainingData:

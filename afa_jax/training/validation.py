@@ -65,7 +65,7 @@ class Validation:
 
     Args:
         like: the aggregators, or their shapes.
-        every: steps between validations; a last one in between is forgotten by a run that goes on.
+        every: steps between validations; one in between, where a run ended, is forgotten by a run that goes on.
         buckets: equal parts of the schedule.
         prompts: a row of pictures each.
         options: how to sample them.
@@ -138,13 +138,14 @@ class Validation:
         entropy = np.stack([figures["entropy"] for figures in measured], 1)  # [sites, buckets]
         line = dict(
             step=step,
+            extra=step % self.every != 0,
             loss=loss,
             experts=list(self.experts.names),
             weights={site: weights[i].round(4).tolist() for i, site in enumerate(self._sites)},
             entropy={site: entropy[i].round(4).tolist() for i, site in enumerate(self._sites)},
         )
-        # A run that goes on from an earlier step measures again what came after it.
-        lines = [old for old in read_validation(self.workdir) if old["step"] < step and old["step"] % self.every == 0]
+        # A run that goes on from an earlier step measures again what came after it, and not where a shorter one ended.
+        lines = [old for old in read_validation(self.workdir) if old["step"] < step and not old["extra"]]
         replace_text(self.workdir / FILE, "".join(json.dumps(line) + "\n" for line in [*lines, line]))
         mean = float(np.mean(list(loss.values())))
         return (

@@ -29,9 +29,9 @@ def aggregator_key(path: str) -> str:
 def save_aggregators(folder: Path, aggregators: Aggregators, record: Mapping[str, Any]) -> None:
     """Write both files into a folder; ``record`` (experts with hashes, schedule, training) goes into ensemble.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    sabw = dataclasses.asdict(aggregators.config)
-    text = json.dumps(dict(format=1, sabw=sabw) | dict(record), indent=2) + "\n"
     write_tensors(folder / WEIGHTS, state_dict(aggregators, aggregator_key), {"format": "pt"})
+    own = dict(format=1, sabw=dataclasses.asdict(aggregators.config), aggregators_sha256=aggregators_hash(folder))
+    text = json.dumps(own | dict(record), indent=2) + "\n"
     partial = folder / f".{RECORD}.partial"
     partial.write_text(text)
     partial.replace(folder / RECORD)
@@ -63,6 +63,8 @@ def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
     record = read_record(folder)
     config = SABWConfig(**record["sabw"])
     path = folder / WEIGHTS
+    if path.is_file() and record.get("aggregators_sha256", aggregators_hash(folder)) != aggregators_hash(folder):
+        raise WeightsError(f"{path} is not the file that {RECORD} beside it describes; resume the run to write both")
     return load_state_dict(
         lambda: Aggregators(config, experts, list(unet.stages), unet.config, rngs=nnx.Rngs(0)),
         read_tensors(path),

@@ -12,7 +12,7 @@ from afa_jax import train as command
 from afa_jax.commands import run
 from afa_jax.training.workdir import read_metrics
 from afa_jax.weights.aggregators import aggregators_hash
-from afa_jax.weights.tensors import read_tensors
+from afa_jax.weights.tensors import read_tensors, write_tensors
 
 TIMINGS = {"images_per_second", "seconds_per_step", "data_wait"}
 VALIDATION = ("--config.validation.every=2", "--config.train.steps=4", "--config.train.log_every=1")
@@ -52,8 +52,12 @@ def test_a_run_writes_what_it_says(cached):
     assert [path.name for path in sorted((workdir / "samples").iterdir())] == ["step_00000002.png", "step_00000004.png"]
     with Image.open(workdir / "samples" / "step_00000004.png") as picture:
         assert picture.size == (64, 32)
-    # The two steps' checkpoints; the best may be one of them.
+    # The two steps' checkpoints; the best is one of them, and published too.
     assert {"2", "4"} <= {path.name for path in (workdir / "checkpoints").iterdir()}
+    best = min((line for line in lines if "val_loss" in line), key=lambda line: line["val_loss"])["step"]
+    assert json.loads((workdir / "best" / "ensemble.json").read_text())["training"]["steps"] == best
+    same = aggregators_hash(workdir / "best") == aggregators_hash(workdir)
+    assert same == (best == 4)
 
 
 def test_a_resumed_run_is_the_same_run(cached, root):
@@ -116,6 +120,16 @@ def test_validation_data_may_be_another_source(root, tmp_path):
     (root / "other.py").write_text(config)
     assert train(root, tmp_path / "run", *VALIDATION, "--config.train.steps=2", config="other.py") == 0
     assert json.loads((tmp_path / "run" / "validation.jsonl").read_text())["step"] == 2
+
+
+def test_weights_of_another_run_are_noticed(cached, root, tmp_path, capsys):
+    folder, _ = cached
+    tensors = read_tensors(folder / "run" / "aggregators.safetensors")
+    write_tensors(tmp_path / "aggregators.safetensors", {name: array + 1 for name, array in tensors.items()})
+    shutil.copy(folder / "run" / "ensemble.json", tmp_path)
+    arguments = ["--config", str(root / "config.py"), "--prompt", "octopus, noto style", "--out", str(tmp_path / "out")]
+    assert run(sample.main, [*arguments, "--workdir", str(tmp_path)]) == 2
+    assert "is not the file that ensemble.json beside it describes" in capsys.readouterr().err
 
 
 def test_a_published_run_is_read_by_its_hub_id(cached, root, tmp_path, monkeypatch):
