@@ -72,6 +72,14 @@ def test_a_resumed_run_is_the_same_run(cached, root):
     assert (workdir / "validation.jsonl").read_text() == (folder / "run" / "validation.jsonl").read_text()
 
 
+def test_the_cache_is_made_once(cached, root, capsys):
+    folder, options = cached
+    before = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")}
+    assert len(before) == 3  # 64 scenes in shards of 32, and the empty caption
+    assert train(root, folder / "again", *options) == 0
+    assert {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")} == before
+
+
 @pytest.mark.parametrize(
     ("option", "changed"),
     [
@@ -88,14 +96,6 @@ def test_a_run_is_not_resumed_on_other_data(option, changed, cached, root, tmp_p
     assert train(root, tmp_path / "run", *options, "--config.train.steps=6", "--resume", option) == 2
     assert f"was trained on other data ({changed} changed)" in capsys.readouterr().err
     assert (tmp_path / "run" / "config.json").read_text() == before
-
-
-def test_the_cache_is_made_once(cached, root, capsys):
-    folder, options = cached
-    before = {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")}
-    assert len(before) == 3  # 64 scenes in shards of 32, and the empty caption
-    assert train(root, folder / "again", *options) == 0
-    assert {path: path.stat().st_mtime_ns for path in (folder / "cache").rglob("*.safetensors")} == before
 
 
 @pytest.mark.parametrize(
