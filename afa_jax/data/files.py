@@ -94,7 +94,7 @@ def find(fs: FileSystem, folder: str) -> dict[str, int]:
 
 def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
     real = os.path.realpath(folder)
-    if real in above:  # a link to a folder that it is in
+    if real in above or not os.access(folder, os.R_OK | os.X_OK):  # a link to a folder that it is in; lost+found
         return
     with os.scandir(folder) as entries:
         for entry in entries:

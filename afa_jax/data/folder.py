@@ -31,7 +31,8 @@ class CaptionedFolder:
         path: a folder, or an fsspec URL of one such as ``gs://bucket/folder``.
         captions: "jsonl", "csv" or "txt", where a folder has several; "" finds out.
         verify: open every picture and caption at the start, so that a bad one shows before the run and not hours
-            into it. make_source sets it to False with data.bad=skip. Takes minutes for ten thousand pictures: set it to False for large folders and buckets.
+            into it. Takes minutes for ten thousand pictures: set it to False for large folders and buckets. With
+            data.bad=skip make_source does.
         skip_unreadable: where ``verify`` finds bad ones, leave them out, with a warning that names them, instead of
             stopping.
 
@@ -181,8 +182,8 @@ class CaptionedFolder:
             except BadExample as error:
                 if not skip:
                     raise InputError(
-                        f"{join(self.root, error.name)}: {error.reason}; mend it or set data.skip_unreadable, "
-                        "or data.verify=False with data.bad=skip"
+                        f"{join(self.root, error.name)}: {error.reason}; mend it, or leave such examples "
+                        "out with data.bad=skip or data.skip_unreadable"
                     ) from error
                 bad.append(error.name)
         self.items = kept

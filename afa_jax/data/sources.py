@@ -22,8 +22,8 @@ KINDS = {
     "tar": ("afa_jax.data.tar", "TarSource"),
     "parquet": ("afa_jax.data.parquet", "ParquetSource"),
 }
-NARROW = 20
 LOADING = ("size", "flip", "bad", "workers")  # fields of config.data that are the loader's, see loader.loading
+NARROW = 20  # long side / short side of a picture, at most
 
 
 @runtime_checkable
@@ -109,7 +109,8 @@ def read_file(fs: FileSystem, path: str, name: str) -> bytes:
     """A file's bytes.
 
     Raises:
-        BadExample: there is none, or it may not be read. A disk or a network that fails is no fault of the example's: that is an OSError.
+        BadExample: there is none, or it may not be read. A disk or a network that fails is no fault of the example's:
+            that is an OSError.
     """
     try:
         return fs.cat_file(path)

@@ -31,7 +31,8 @@ class TarSource:
         paths: files, globs (``shards/*.tar``) or brace lists (``gs://bucket/{000..099}.tar``); one or several.
         caption: field of the .json files.
         index: keep what the headers said in ``<file>.index.json`` beside each tar, and read that from then on, as long
-            as the tar's size and time of change (or tag) are the same. For buckets, where reading the headers takes long.
+            as the tar's size and time of change (in a bucket its tag or checksum) stay. For buckets, where reading the
+            headers takes long.
 
     Raises:
         InputError: no such file; a tar that is truncated, compressed or none; no example in any of them.
