@@ -167,9 +167,9 @@ def build_cache(
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     shards = Shards(folder, key, len(source), _shard_size(folder / "cache.json", key) or shard)
-    readable = dict(key=key, examples=len(source), shard=shards.size, names=experts.names)
+    readable = dict(key=key, examples=len(source), shard=shards.size, names=experts.names) | describe(*dependencies)
     with writing(folder):
-        _replace_json(folder / "cache.json", readable | describe(*dependencies))
+        _replace_json(folder / "cache.json", readable)
 
     encoder = Encoder(experts, size, crops, batch)
     read = functools.partial(read_row, source, experts.tokenizer, crop, crops, seed)

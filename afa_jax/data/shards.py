@@ -161,7 +161,8 @@ class Shards:
             yield held
             if held:
                 # The shard is complete: whoever waits for this lock, or takes a new one, finds it so.
-                path.unlink(missing_ok=True)
+                with writing(self.folder):
+                    path.unlink(missing_ok=True)
 
 
 @contextlib.contextmanager
