@@ -152,7 +152,7 @@ class CaptionedFolder:
         try:
             return self._rows(rows)
         except csv.Error as error:
-            raise InputError(f"{self.root}/captions.csv, line {rows.line_num}: {error}") from error
+            raise InputError(f"{self.root}/captions.csv, line {rows.reader.line_num}: {error}") from error
 
     def _rows(self, rows: csv.DictReader[str]) -> Items:
         if not {"file_name", "text"} <= set(rows.fieldnames or ()):

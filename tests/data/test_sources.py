@@ -351,7 +351,7 @@ def test_parquet_with_damaged_pages_or_text(tmp_path):
     pq.write_table(pa.table(dict(image=[formats.encoded(0)] * 2, text=text)), path)
     source = make_source(ConfigDict(dict(kind="parquet", paths=str(path))))
     assert source[0]["caption"] == "fox"
-    with pytest.raises(BadExample, match="a.parquet, row 1: the caption is not UTF-8"):
+    with pytest.raises(BadExample, match=r"a.parquet, row 1: the caption is not UTF-8"):
         source[1]
     formats.write_parquet(path)
     source = make_source(ConfigDict(dict(kind="parquet", paths=str(path))))
@@ -470,7 +470,7 @@ def test_narrow_pictures_are_bad_examples():
 
     assert decode(encode(2, 40), "wide").shape == (2, 40, 3)
     for size in ((2, 41), (41, 2)):
-        with pytest.raises(BadExample, match="narrow: .* pixels, narrower than 20:1"):
+        with pytest.raises(BadExample, match=r"narrow: .* pixels, narrower than 20:1"):
             decode(encode(*size), "narrow")
 
 
