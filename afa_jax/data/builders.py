@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from afa_jax.data.files import FileSystem, filesystem, join
+from afa_jax.data.files import FileSystem, filesystem, find, join
 from afa_jax.data.folder import CaptionedFolder
 from afa_jax.data.sources import BadExample, check_caption, decode, read_file
 from afa_jax.errors import InputError
@@ -115,16 +115,16 @@ class JourneyDB(CaptionedPictures):
         return found
 
     def _annotations(self, path: str, folder: str) -> Iterator[tuple[str, Any]]:
-        there = {posixpath.relpath(file, folder) for file in self.fs.find(folder)}
+        there = {posixpath.relpath(file, folder) for file in find(self.fs, folder)}
         with self.fs.open(path, "rb") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     entry = json.loads(line)
                     name = posixpath.normpath(entry["img_path"])
-                except (ValueError, KeyError, TypeError) as error:
-                    raise InputError(f"{path}, line {number}: expected img_path ({error!r})") from error
-                if name in there:
                     text = entry.get("prompt") if self.text == "prompt" else (entry.get("Task2") or {}).get("Caption")
+                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                    raise InputError(f"{path}, line {number}: expected img_path and texts ({error!r})") from error
+                if name in there:
                     yield name, text
 
     def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:

@@ -12,6 +12,7 @@ import hashlib
 import itertools
 import json
 import os
+import re
 import zlib
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,9 +24,9 @@ import numpy as np
 from jax.typing import DTypeLike
 from tqdm import tqdm
 
-from afa_jax.data.encode import Encoder, ahead_of, read_row
+from afa_jax.data.encode import Encoder, ahead_of, check_finite, read_row
 from afa_jax.data.loader import Loader, Row
-from afa_jax.data.shards import Arrays, Bad, Shards
+from afa_jax.data.shards import Arrays, Bad, Shards, writing
 from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
@@ -34,6 +35,8 @@ from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, w
 
 FORMAT = 1
 """Of the shards, and of the way crops are drawn; part of the key."""
+ALL_BAD = 8
+"""A shard of more examples than these, none of which is good, is not written."""
 
 
 def crop_of(seed: int, position: int, crops: int) -> int:
@@ -142,7 +145,8 @@ def build_cache(
         process_index: the share of the shards this process begins with, of ``process_count``.
 
     Raises:
-        InputError: a number below one; a size the networks cannot take.
+        InputError: a number below one; a size the networks cannot take; a URL as ``path``, or a folder that cannot be
+            written; values that are not finite; a shard of more than ALL_BAD examples without a good one.
         BadExample: with ``bad`` "error"; finished shards stay.
     """
     for name, number in dict(crops=crops, shard=shard, batch=batch, workers=workers).items():
@@ -150,6 +154,8 @@ def build_cache(
             raise InputError(f"cache.{name}={number}; choose 1 or more")
     if bad not in ("error", "skip"):
         raise InputError(f"data.bad={bad!r}: choose error or skip")
+    if re.match(r"[\w+]+:/", str(path)):  # of its two slashes a Path keeps one
+        raise InputError(f"cache.path={path}: cache.path must be a local or mounted folder")
     size = crop.size if crop else source[0]["image"].shape[:2]
     experts.check_size(size)
     dependencies = (experts, source, crop, crops, experts.vae.dtype, seed)
@@ -158,10 +164,12 @@ def build_cache(
     older = sorted(str(record.parent) for record in Path(path).glob("*/cache.json"))
     if older and not folder.is_dir():
         print(f"{folder} is a new cache, of other weights, data or crops than {', '.join(older)}, which stay")
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     shards = Shards(folder, key, len(source), _shard_size(folder / "cache.json", key) or shard)
-    readable = dict(key=key, examples=len(source), shard=shards.size, names=experts.names)
-    _replace_json(folder / "cache.json", readable | describe(*dependencies))
+    readable = dict(key=key, examples=len(source), shard=shards.size, names=experts.names) | describe(*dependencies)
+    with writing(folder):
+        _replace_json(folder / "cache.json", readable)
 
     encoder = Encoder(experts, size, crops, batch)
     read = functools.partial(read_row, source, experts.tokenizer, crop, crops, seed)
@@ -180,7 +188,14 @@ def build_cache(
                             raise row
                         failed[index] = (row.name, row.reason)
                 parts.append(encoder(rows))
+                check_finite(parts[-1], source.name, examples[first:])
                 bar.update(len(rows))
+            if len(failed) == len(examples) > ALL_BAD:  # rather a mount that is gone, which must not count for good
+                name, reason = failed[examples.start]
+                raise InputError(
+                    f"{name} and the {len(examples) - 1} examples after it are all bad ({reason}): see whether the "
+                    "data is still there, or remove them from the data set"
+                )
             return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}, failed
 
         shards.fill(
@@ -241,7 +256,8 @@ def _no_caption(path: Path, key: str, encoder: Encoder) -> np.ndarray:
     except (WeightsError, KeyError):
         pass
     states = encoder.no_caption()
-    write_tensors(path, dict(states=states), dict(key=key, crc32=str(zlib.crc32(states.tobytes()))))
+    with writing(path.parent):
+        write_tensors(path, dict(states=states), dict(key=key, crc32=str(zlib.crc32(states.tobytes()))))
     return states
 
 

@@ -78,7 +78,26 @@ class Encoder:
 
     def no_caption(self) -> np.ndarray:
         """The text states ``[n, s, d]`` of the empty caption."""
-        return np.asarray(_states(self.experts.text_encoder, self._blank[1][None]))[:, 0]
+        states = np.asarray(_states(self.experts.text_encoder, self._blank[1][None]))[:, 0]
+        check_finite(dict(states=states[None]), lambda _: "the empty caption", [0])
+        return states
+
+
+def check_finite(values: Arrays, name: Callable[[int], str], examples: Sequence[int]) -> None:
+    """Refuse values that a cache must not keep.
+
+    Args:
+        values: arrays ``[m, ...]``.
+        name: of an example.
+        examples: whose values these are; some more do no harm.
+
+    Raises:
+        InputError: NaN or infinity; names the examples.
+    """
+    finite = np.all([np.isfinite(array.reshape(len(array), -1)).all(1) for array in values.values()], axis=0)
+    if not finite.all():
+        wrong = ", ".join(name(examples[row]) for row in np.flatnonzero(~finite))
+        raise InputError(f"{wrong}: the VAE or an expert's text encoder gives NaN or infinity; try dtype=float32")
 
 
 @jax.jit

@@ -7,7 +7,7 @@ import json
 import os
 import posixpath
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import fsspec
@@ -18,6 +18,8 @@ from afa_jax.errors import InputError
 
 FileSystem = Any
 """An fsspec.AbstractFileSystem; it pickles, so that sources which hold one do too."""
+STAMPS = ("mtime", "etag", "ETag", "md5Hash", "content_md5", "checksum", "sha")
+"""What fsspec's file systems call a file's time of change, or what stands for its content."""
 
 
 def filesystem(path: str) -> tuple[FileSystem, str]:
@@ -75,6 +77,37 @@ def braces(pattern: str) -> list[str]:
 def join(folder: str, name: str) -> str:
     """A file below a folder; an absolute name stands for itself."""
     return posixpath.join(folder, name)
+
+
+def below_common(paths: Sequence[str]) -> list[str]:
+    """The paths below the folder that all of them are in: short names, and no two alike."""
+    common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
+    return [posixpath.relpath(path, common) for path in paths]
+
+
+def find(fs: FileSystem, folder: str) -> dict[str, int]:
+    """All files below a folder, with their sizes; on disk also below symbolic links, which fsspec passes over."""
+    if isinstance(fs, LocalFileSystem):
+        return dict(_walk(folder, frozenset()))
+    return {path: info["size"] for path, info in fs.find(folder, detail=True).items()}
+
+
+def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
+    real = os.path.realpath(folder)
+    if real in above or not os.access(folder, os.R_OK | os.X_OK):  # a link to a folder that it is in; lost+found
+        return
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.is_dir():
+                yield from _walk(entry.path, above | {real})
+            elif entry.is_file():
+                yield entry.path, entry.stat().st_size
+
+
+def stamp(fs: FileSystem, path: str) -> str:
+    """What differs once a file was written anew: its time of change on disk, in a bucket its tag or checksum."""
+    info = fs.info(path)
+    return next((str(info[name]) for name in STAMPS if info.get(name)), "") or str(fs.ukey(path))
 
 
 def digest(rows: Iterable[Any]) -> str:

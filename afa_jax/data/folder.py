@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-from afa_jax.data.files import digest, filesystem, join
+from afa_jax.data.files import digest, filesystem, find, join
 from afa_jax.data.sources import PICTURES, BadExample, check_caption, decode, example, read_file
 from afa_jax.errors import InputError
 
@@ -31,7 +31,8 @@ class CaptionedFolder:
         path: a folder, or an fsspec URL of one such as ``gs://bucket/folder``.
         captions: "jsonl", "csv" or "txt", where a folder has several; "" finds out.
         verify: open every picture and caption at the start, so that a bad one shows before the run and not hours
-            into it. Takes minutes for ten thousand pictures: set it to False for large folders and buckets.
+            into it. Takes minutes for ten thousand pictures: set it to False for large folders and buckets. With
+            data.bad=skip make_source does.
         skip_unreadable: where ``verify`` finds bad ones, leave them out, with a warning that names them, instead of
             stopping.
 
@@ -79,13 +80,22 @@ class CaptionedFolder:
     @functools.cached_property
     def fingerprint(self) -> str:
         """Of all names, sizes and captions."""
-        sizes = {path: info["size"] for path, info in self.fs.find(self.root, detail=True).items()}
+        listed = find(self.fs, self.root)
+
+        def facts(index: int) -> tuple[str, int | None, str | None]:
+            name = self.name(index)
+            path = join(self.root, posixpath.normpath(name))
+            try:
+                caption = self._caption(index)
+            except BadExample as error:
+                caption = error.reason
+            try:
+                return name, listed[path] if path in listed else self.fs.size(path), caption
+            except (FileNotFoundError, NotADirectoryError, PermissionError):
+                return name, None, caption
+
         with ThreadPoolExecutor(16) as pool:
-            captions = pool.map(self._caption, range(len(self)))
-        return digest(
-            (name, sizes.get(join(self.root, name)), caption)
-            for (name, _), caption in zip(self.items, captions, strict=True)
-        )
+            return digest(pool.map(facts, range(len(self))))
 
     def _caption(self, index: int) -> str | None:
         name, caption = self.items[index]
@@ -97,6 +107,8 @@ class CaptionedFolder:
             return None
         except UnicodeDecodeError as error:
             raise BadExample(name, f"{_text_beside(name)} is not UTF-8") from error
+        except (PermissionError, IsADirectoryError) as error:
+            raise BadExample(name, f"{_text_beside(name)} is not readable ({type(error).__name__})") from error
 
     def _find_out(self) -> str:
         found = [kind for kind in ("jsonl", "csv") if self.fs.isfile(f"{self.root}/captions.{kind}")]
@@ -125,7 +137,10 @@ class CaptionedFolder:
             if line.strip():
                 try:
                     entry = json.loads(line)
-                    items.append((str(entry["file_name"]), str(entry["text"] or "")))
+                    name, text = entry["file_name"], entry["text"] or ""
+                    if not (isinstance(name, str) and isinstance(text, str)):
+                        raise TypeError(f"not text: {name!r}, {text!r:.40}")
+                    items.append((name, text))
                 except (ValueError, KeyError, TypeError) as error:
                     raise InputError(
                         f"{self.root}/captions.jsonl, line {number}: expected file_name and text ({error!r})"
@@ -134,6 +149,12 @@ class CaptionedFolder:
 
     def _csv(self) -> Items:
         rows = csv.DictReader(io.StringIO(self._text("captions.csv"), newline=""))
+        try:
+            return self._rows(rows)
+        except csv.Error as error:
+            raise InputError(f"{self.root}/captions.csv, line {rows.reader.line_num}: {error}") from error
+
+    def _rows(self, rows: csv.DictReader[str]) -> Items:
         if not {"file_name", "text"} <= set(rows.fieldnames or ()):
             columns = ", ".join(rows.fieldnames or ()) or "none"
             raise InputError(f"{self.root}/captions.csv: expected columns file_name and text, there are: {columns}")
@@ -145,7 +166,7 @@ class CaptionedFolder:
         return items
 
     def _beside(self) -> Items:
-        names = [posixpath.relpath(path, self.root) for path in sorted(self.fs.find(self.root))]
+        names = [posixpath.relpath(path, self.root) for path in sorted(find(self.fs, self.root))]
         names = [name for name in names if not any(part.startswith(".") for part in name.split("/"))]
         pictures = [name for name in names if posixpath.splitext(name)[1].lower() in PICTURES]
         if not set(names).intersection(_text_beside(name) for name in pictures):
@@ -161,8 +182,8 @@ class CaptionedFolder:
             except BadExample as error:
                 if not skip:
                     raise InputError(
-                        f"{join(self.root, error.name)}: {error.reason}; mend it or set data.skip_unreadable, "
-                        "or data.verify=False with data.bad=skip"
+                        f"{join(self.root, error.name)}: {error.reason}; mend it, or leave such examples "
+                        "out with data.bad=skip or data.skip_unreadable"
                     ) from error
                 bad.append(error.name)
         self.items = kept

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import posixpath
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from afa_jax.data.files import digest, expand
+from afa_jax.data.files import below_common, digest, expand
 from afa_jax.data.sources import BadExample, example
 from afa_jax.errors import InputError
 
@@ -38,6 +37,7 @@ class ParquetSource:
         if row_groups < 1:
             raise InputError(f"data.row_groups={row_groups}; choose 1 or more")
         self.fs, self.files = expand(paths)
+        self._short = below_common(self.files)
         self.image, self.text, self.row_groups = image, text, row_groups
         self._groups: list[tuple[int, int, int]] = []  # file, row group, rows of the file before it
         counts: list[int] = []
@@ -47,8 +47,8 @@ class ParquetSource:
                 with self.fs.open(path, "rb") as file:
                     parquet = pq.ParquetFile(file)
                     metadata, schema = parquet.metadata, parquet.schema_arrow
-            except pa.ArrowInvalid as error:
-                raise InputError(f"{path}: truncated or not parquet ({error}); fetch it again") from error
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{path}: truncated or not parquet ({_line(error)}); fetch it again") from error
             _check_columns(path, schema, image, text)
             before = 0
             for group in range(metadata.num_row_groups):
@@ -58,7 +58,7 @@ class ParquetSource:
             size = self.fs.size(path)
             # The footer has each column's place and size in each row group, and mostly its least and greatest text.
             footer = self.fs.cat_file(path, start=size - 8 - metadata.serialized_size, end=size)
-            stamps.append([posixpath.basename(path), size, footer.hex()])
+            stamps.append([self._short[number], size, footer.hex()])
         self._ends = np.cumsum(counts, dtype=np.int64)
         self._fingerprint = digest(stamps)
         if not len(self):
@@ -91,13 +91,17 @@ class ParquetSource:
             data = data["bytes"]
         if not data:
             raise BadExample(self.name(index), "no picture in its row")
-        return example(self.name(index), data, table.column(self.text)[row].as_py())
+        try:
+            caption = table.column(self.text)[row].as_py()
+        except UnicodeDecodeError as error:
+            raise BadExample(self.name(index), "the caption is not UTF-8") from error
+        return example(self.name(index), data, caption)
 
     def name(self, index: int) -> str:
-        """The file's name and the row, counted from 0 within the file."""
+        """The file's name (below the folder that all are in) and the row, counted from 0 within the file."""
         number, row = self._find(index)
         file, _, before = self._groups[number]
-        return f"{posixpath.basename(self.files[file])}, row {before + row}"
+        return f"{self._short[file]}, row {before + row}"
 
     @property
     def fingerprint(self) -> str:
@@ -112,18 +116,29 @@ class ParquetSource:
         return number, index - (int(self._ends[number - 1]) if number else 0)
 
     def _read(self, number: int) -> Any:
+        import pyarrow as pa
         import pyarrow.parquet as pq
 
         # One at a time: threads that want the same row group, which is likely, would read it twice.
         with self._lock:
             if number not in self._kept:
                 file, group, _ = self._groups[number]
-                with self.fs.open(self.files[file], "rb") as opened:
-                    self._kept[number] = pq.ParquetFile(opened).read_row_group(group, columns=[self.image, self.text])
+                try:
+                    with self.fs.open(self.files[file], "rb") as opened:
+                        table = pq.ParquetFile(opened).read_row_group(group, columns=[self.image, self.text])
+                except (pa.ArrowException, OSError) as error:
+                    raise InputError(
+                        f"{self.files[file]}: row group {group} is not readable ({_line(error)}); fetch the file again"
+                    ) from error
+                self._kept[number] = table
                 if len(self._kept) > self.row_groups:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(number)
             return self._kept[number]
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def _check_columns(path: str, schema: Any, image: str, text: str) -> None:

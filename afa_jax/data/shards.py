@@ -93,6 +93,9 @@ class Shards:
         Args:
             make: values (VALUES) and bad ones of these examples.
             others: called with the number of each shard that another process made meanwhile.
+
+        Raises:
+            InputError: the folder cannot be written, or has no locks.
         """
         missing = self.missing()
         finished: set[int] = set()
@@ -131,8 +134,6 @@ class Shards:
 
     def _write(self, number: int, values: Arrays, bad: Bad) -> None:
         path, examples = self.path(number), self.examples(number)
-        for left in self.folder.glob(f".{path.name}.*.partial"):
-            left.unlink()  # of a process that died: this one holds the lock
         mean, std, states = (values[name] for name in VALUES)
         crc = [
             [_crc(m, s) for m, s in zip(means, stds, strict=True)] + [_crc(state)]
@@ -142,22 +143,45 @@ class Shards:
             bad=np.array([index in bad for index in examples], np.bool_), crc32=np.array(crc, np.uint32)
         )
         header = dict(key=self.key, first=str(examples.start), bad=json.dumps(bad))
-        write_tensors(path, tensors, header)
+        with writing(self.folder):
+            for left in self.folder.glob(f".{path.name}.*.partial"):
+                left.unlink()  # of a process that died: this one holds the lock
+            write_tensors(path, tensors, header)
         _open.cache_clear()  # what may have been there before
 
     @contextlib.contextmanager
     def _locked(self, number: int, *, wait: bool) -> Iterator[bool]:
         """Hold a shard's lock; False where another process has it and ``wait`` is false."""
         path = Path(f"{self.path(number)}.lock")
-        with open(path, "a") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                yield False
-                return
-            yield True
-            # The shard is complete: whoever waits for this lock, or takes a new one, finds it so.
-            path.unlink(missing_ok=True)
+        with writing(self.folder):
+            file = open(path, "a")  # noqa: SIM115 - closed below; what the caller does is not this disk's fault
+        with file:
+            with writing(self.folder):  # some network file systems have no locks
+                held = _lock(file, wait)
+            yield held
+            if held:
+                # The shard is complete: whoever waits for this lock, or takes a new one, finds it so.
+                with writing(self.folder):
+                    path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """What fails within is the disk, or the right to write there: an InputError that names the cache's folder."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"{folder}: the cache cannot be written ({error}): make room there or set cache.path; finished shards stay"
+        ) from error
+
+
+def _lock(file: Any, wait: bool) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    return True
 
 
 @functools.lru_cache(maxsize=OPEN_FILES)

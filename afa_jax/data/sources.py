@@ -23,6 +23,7 @@ KINDS = {
     "parquet": ("afa_jax.data.parquet", "ParquetSource"),
 }
 LOADING = ("size", "flip", "bad", "workers")  # fields of config.data that are the loader's, see loader.loading
+NARROW = 20  # long side / short side of a picture, at most
 
 
 @runtime_checkable
@@ -63,7 +64,8 @@ class BadExample(InputError):
 def make_source(config: ConfigDict) -> PictureSource:
     """The source that ``config.kind`` names: emoji, folder, tfds, tar or parquet.
 
-    The other fields are the source's arguments, except for those in LOADING.
+    The other fields are the source's arguments, except for those in LOADING. With ``bad`` "skip" a folder leaves bad
+    examples to the loader: it is not verified, unless ``skip_unreadable`` asks for that.
 
     Raises:
         InputError: an unknown kind, or an argument the source refuses.
@@ -73,6 +75,8 @@ def make_source(config: ConfigDict) -> PictureSource:
     module, name = KINDS[config.kind]
     source = getattr(importlib.import_module(module), name)  # imported when asked for: some take a second
     arguments = {field: value for field, value in config.items() if field not in ("kind", *LOADING)}
+    if config.kind == "folder" and config.get("bad") == "skip" and not config.get("skip_unreadable"):
+        arguments["verify"] = False
     try:
         inspect.signature(source).bind(**arguments)
     except TypeError as error:
@@ -83,7 +87,7 @@ def make_source(config: ConfigDict) -> PictureSource:
         raise error if isinstance(error, InputError) else InputError(f"data: {error}") from error
 
 
-def example(name: str, data: bytes, caption: str | None) -> dict[str, Any]:
+def example(name: str, data: bytes, caption: Any) -> dict[str, Any]:
     """What a source gives for a picture file's bytes and a caption.
 
     Raises:
@@ -92,8 +96,10 @@ def example(name: str, data: bytes, caption: str | None) -> dict[str, Any]:
     return dict(image=decode(data, name), caption=check_caption(name, caption))
 
 
-def check_caption(name: str, caption: str | None) -> str:
-    """The caption without white space around it; nothing left of it is a BadExample."""
+def check_caption(name: str, caption: Any) -> str:
+    """The caption without white space around it; one that is no text, or nothing left of it, is a BadExample."""
+    if caption is not None and not isinstance(caption, str):
+        raise BadExample(name, f"the caption is no text ({caption!r:.40})")
     if caption is None or not caption.strip():
         raise BadExample(name, "no caption")
     return caption.strip()
@@ -103,11 +109,14 @@ def read_file(fs: FileSystem, path: str, name: str) -> bytes:
     """A file's bytes.
 
     Raises:
-        BadExample: there is none. A disk or a network that fails is no fault of the example's: that is an OSError.
+        BadExample: there is none, or it may not be read. A disk or a network that fails is no fault of the example's:
+            that is an OSError.
     """
     try:
         return fs.cat_file(path)
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
+    except PermissionError as error:
+        raise BadExample(name, "not readable (PermissionError)") from error
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadExample(name, f"no such file ({type(error).__name__})") from error
 
 
@@ -118,19 +127,26 @@ def decode(data: bytes, name: str, *, small: bool = False) -> np.ndarray:
         small: only to see whether it can be read: a JPEG is decoded at a fraction of its size, which is faster.
 
     Raises:
-        BadExample: not a whole picture of a format that Pillow knows.
+        BadExample: not a whole picture of a format that Pillow knows; one of integers or floats of 32 bits, which have
+            no white; one so narrow (above 20:1) that covering a crop would take gigabytes.
     """
     try:
         with Image.open(io.BytesIO(data)) as file:
+            if max(file.size) > NARROW * min(file.size):
+                raise BadExample(name, f"{file.width} x {file.height} pixels, narrower than {NARROW}:1")
+            if file.mode in ("I", "F"):
+                raise BadExample(name, f"pixels of 32 bits (Pillow's mode {file.mode}); save it as 8 bits a channel")
             if small:
                 file.draft("RGB", (64, 64))
             picture = ImageOps.exif_transpose(file)
+            if picture.mode.startswith("I;16"):  # Pillow would not scale but clip
+                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
             if picture.has_transparency_data:
                 canvas = Image.new("RGBA", picture.size, "white")
                 canvas.alpha_composite(picture.convert("RGBA"))
                 picture = canvas
             return np.asarray(picture.convert("RGB"))
-    except MemoryError:
+    except (MemoryError, BadExample):
         raise
     except UnidentifiedImageError as error:
         raise BadExample(name, "not a readable picture (no format that Pillow knows)") from error

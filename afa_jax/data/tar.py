@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from afa_jax.data.files import FileSystem, digest, expand, write_at_once
+from afa_jax.data.files import FileSystem, below_common, digest, expand, stamp, write_at_once
 from afa_jax.data.sources import PICTURES, BadExample, example
 from afa_jax.errors import InputError
 
@@ -31,7 +31,8 @@ class TarSource:
         paths: files, globs (``shards/*.tar``) or brace lists (``gs://bucket/{000..099}.tar``); one or several.
         caption: field of the .json files.
         index: keep what the headers said in ``<file>.index.json`` beside each tar, and read that from then on, as long
-            as the tar's size is the same. For buckets, where reading the headers takes long.
+            as the tar's size and time of change (in a bucket its tag or checksum) stay. For buckets, where reading the
+            headers takes long.
 
     Raises:
         InputError: no such file; a tar that is truncated, compressed or none; no example in any of them.
@@ -43,13 +44,13 @@ class TarSource:
         self._names: list[str] = []
         rows: list[tuple[int, ...]] = []
         stamps: list[Any] = []
-        for number, path in enumerate(self.shards):
+        for number, (path, tar) in enumerate(zip(self.shards, below_common(self.shards), strict=True)):
             members = _indexed(self.fs, path) if index else _members(self.fs, path)
-            stamps.append([posixpath.basename(path), members])
+            stamps.append([tar, members])
             for key, parts in _examples(path, members).items():
                 text = "txt" if "txt" in parts else "json"
                 rows.append((number, *parts.get("picture", NONE), *parts.get(text, NONE), int(text == "json")))
-                self._names.append(f"{posixpath.basename(path)}/{key}")
+                self._names.append(f"{tar}/{key}")
         if not rows:
             raise InputError(f"{self.shards[0]}: no .jpg, .png ... with a .txt or .json of the same name in it")
         # Tuples of integers would take hundreds of bytes an example.
@@ -74,7 +75,7 @@ class TarSource:
         try:
             caption = read(start=text_at, end=text_at + text_size).decode("utf-8-sig")
             if is_json:
-                caption = str(json.loads(caption).get(self.field) or "")
+                caption = json.loads(caption).get(self.field)
         except (ValueError, AttributeError) as error:
             raise BadExample(name, f"no readable caption ({error})") from error
         return example(name, read(start=at, end=at + size), caption)
@@ -121,13 +122,13 @@ def _members(fs: FileSystem, path: str) -> list[Member]:
 
 def _indexed(fs: FileSystem, path: str) -> list[Member]:
     """The members as ``<path>.index.json`` has them; it is written where it is missing or of another tar."""
-    index, size = f"{path}.index.json", fs.size(path)
+    index, state = f"{path}.index.json", dict(size=fs.size(path), stamp=stamp(fs, path))
     try:
         stored = json.loads(fs.cat_file(index))
-        if stored["size"] == size:
+        if {name: stored[name] for name in state} == state:
             return [(name, at, length, time) for name, at, length, time in stored["members"]]
     except (FileNotFoundError, ValueError, KeyError, TypeError):
         pass
     members = _members(fs, path)
-    write_at_once(fs, index, json.dumps(dict(size=size, members=members)).encode())
+    write_at_once(fs, index, json.dumps(state | dict(members=members)).encode())
     return members

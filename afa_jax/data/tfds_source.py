@@ -24,7 +24,8 @@ class TFDSSource:
         caption: feature that holds the caption, "captions/text" for one within another; of several captions the first.
 
     Raises:
-        InputError: no such data set, split or feature, or one that was not prepared as array_record.
+        InputError: no such data set, split or feature, or one that was not prepared as array_record;
+            files that are missing or truncated.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class TFDSSource:
         except (ValueError, KeyError) as error:
             splits = ", ".join(self._builder.info.splits)
             raise InputError(f"{place}: no split {split!r}; there are: {splits}") from error
+        for index in {0, self._length - 1} if self._length else ():  # of the first file and of the last
+            self._read(index)
 
     def __len__(self) -> int:
         return self._length
@@ -71,7 +74,7 @@ class TFDSSource:
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
-        record = self._records[index]
+        record = self._read(index)
         caption = record
         for key in [self.caption] if self.caption in record else self.caption.split("/"):
             caption = caption[key]
@@ -82,7 +85,16 @@ class TFDSSource:
 
     def name(self, index: int) -> str:
         """The record, with its file's name where the data set has a feature ``file_name``."""
-        return self._name(index, self._records[index])
+        return self._name(index, self._read(index))
+
+    def _read(self, index: int) -> dict[str, Any]:
+        try:
+            return self._records[index]
+        except (RuntimeError, OSError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(
+                f"{self._builder.data_dir}: record {index} of {self.split} is not readable ({reason}); prepare it again"
+            ) from error
 
     def _name(self, index: int, record: dict[str, Any]) -> str:
         file = record.get("file_name", b"")

@@ -69,6 +69,11 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)  # for the new name to outlive a power cut, too
+    finally:
+        os.close(folder)
 
 
 def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[str, np.ndarray]:

@@ -274,6 +274,29 @@ def test_bad_examples_stop_the_build_or_are_left_out(experts, tmp_path):
         build(experts, tmp_path)
 
 
+def test_a_source_that_is_gone_is_not_kept_as_bad(experts, tmp_path):
+    gone = Drawings(length=20, bad=tuple(range(9, 20)))
+    with pytest.raises(InputError, match=r"drawing 9 and the 8 examples after it are all bad \(torn\)"):
+        build(experts, tmp_path, gone, shard=9, bad="skip")
+    assert [path.name[:11] for path in tmp_path.glob("*/*.safetensors")] == ["shard-00000"]
+
+
+def test_values_that_are_not_finite_are_refused_by_name(experts, tmp_path):
+    vae = tiny.vae(0)
+    vae.encoder.conv_in.bias[...] = jnp.nan
+    with pytest.raises(InputError, match=r"^drawing 0, drawing 1: the VAE or .* NaN or infinity; try dtype=float32"):
+        build(dataclasses.replace(experts, vae=vae), tmp_path)
+    assert not list(tmp_path.glob("*/*.safetensors"))
+
+
+def test_a_folder_that_cannot_be_is_refused(experts, tmp_path):
+    with pytest.raises(InputError, match=r"cache.path must be a local or mounted folder"):
+        build(experts, Path("gs://bucket/cache"))
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match=r"the cache cannot be written .*set cache.path"):
+        build(experts, tmp_path / "file")
+
+
 def test_bfloat16_is_stored_as_it_was_computed(experts, tmp_path):
     vae, text_encoder = tiny.vae(0), stack([tiny.text_encoder(seed) for seed in range(2)])
     vae.dtype = text_encoder.dtype = jnp.bfloat16

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -255,8 +256,9 @@ def test_what_cannot_be_loaded_is_refused(root, tokenizer):
     refuse("pictures of different sizes, .*: set data.size", crop=None)
     with pytest.raises(InputError, match=r"data.size=.* is missing; kind=tar"):
         loading(ConfigDict(dict(kind="tar")))
-    with pytest.raises(InputError, match=r"choose .rows, columns."):
-        loading(ConfigDict(dict(kind="tar", size=(8, 0))))
+    for size in ((8, 0), 512, (8.5, 8), (8, 8, 3)):
+        with pytest.raises(InputError, match=rf"data.size={re.escape(str(size))}: choose .rows, columns."):
+            loading(ConfigDict(dict(kind="tar", size=size)))
     assert loading(ConfigDict(dict(kind="tar", size=(8, 9), flip=True, bad="skip", workers=2))) == dict(
         crop=Crop((8, 9), flip=True), bad="skip", workers=2
     )

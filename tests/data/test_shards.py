@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import multiprocessing
+import os
+import resource
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from afa_jax.data.shards import Arrays, Bad, Shards
+from afa_jax.errors import InputError
 
 
 def make(examples: range) -> tuple[Arrays, Bad]:
@@ -75,3 +81,34 @@ def test_a_killed_process_leaves_its_shard_to_others(tmp_path):
     shards.fill(kill_then_make)
     process.join(60)
     assert made == [2, 4, 0] and shards.missing() == []
+
+
+def test_a_disk_that_is_full_is_named(tmp_path, monkeypatch):
+    shards = Shards(tmp_path, "key", 4, 2)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100, hard))
+    try:
+        with pytest.raises(
+            InputError, match=r"the cache cannot be written \(.*make room there or set cache.path"
+        ) as error:
+            shards.fill(make)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert str(error.value).startswith(f"{tmp_path}: ") and "\n" not in str(error.value)
+    assert shards.missing() == [0, 1] and not list(tmp_path.glob("*.partial"))
+
+    def no_locks(file: Any, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", no_locks)
+        with pytest.raises(InputError, match=r"cannot be written \(.*No locks available.*set cache.path"):
+            shards.fill(make)
+    with pytest.raises(OSError, match="a picture's disk"):  # is another's fault
+        shards.fill(unreadable)
+    shards.fill(make)
+    assert shards.missing() == []
+
+
+def unreadable(examples: range) -> tuple[Arrays, Bad]:
+    raise OSError("a picture's disk")

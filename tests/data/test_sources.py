@@ -1,7 +1,9 @@
 """Every source gives the same examples from the same pictures, names what is wrong, and pickles."""
 
 import gzip
+import io
 import json
+import os
 import pickle
 import shutil
 import subprocess
@@ -11,13 +13,15 @@ from typing import Any
 
 import fsspec
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
 from afa_jax.commands import run
 from afa_jax.data import prepare
-from afa_jax.data.files import braces, filesystem
+from afa_jax.data.files import below_common, braces, filesystem
 from afa_jax.data.sources import BadExample, PictureSource, decode, make_source
 from afa_jax.data.tar import TarSource
 from afa_jax.errors import InputError
@@ -149,6 +153,79 @@ def test_braces():
     assert braces("plain") == ["plain"]
 
 
+def test_files_in_several_folders_have_several_names(tmp_path):
+    assert below_common(["/x/a/1.tar", "/x/b/1.tar"]) == ["a/1.tar", "b/1.tar"]
+    assert below_common(["bucket/x/1.tar"]) == ["1.tar"]
+    assert below_common(["https://host/a/1.tar", "https://host/b/c/1.tar"]) == ["a/1.tar", "b/c/1.tar"]
+    for part in ("a", "b"):
+        formats.write_tar(tmp_path / part / "0.tar", range(2))
+        formats.write_parquet(tmp_path / part / "0.parquet", range(2))
+    for kind in ("tar", "parquet"):
+        source = make_source(ConfigDict(dict(kind=kind, paths=f"{tmp_path}/*/*.{kind}")))
+        assert len({source.name(index) for index in range(4)}) == 4
+        assert source.name(0).startswith(f"a/0.{kind}") and source.name(3).startswith(f"b/0.{kind}")
+
+
+def test_folders_behind_links_count(tmp_path):
+    formats.write_txt(tmp_path / "elsewhere")
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere/0/back").symlink_to(tmp_path / "data")  # and round
+    source = make_source(ConfigDict(dict(kind="folder", path=f"{tmp_path}/data")))
+    assert [source.name(i) for i in range(len(source))] == sorted(f"link/{formats.name(i)}" for i in range(9))
+
+
+def test_a_fingerprint_knows_pictures_by_any_name(tmp_path):
+    formats.write_pictures(tmp_path / "data")
+    formats.write_pictures(tmp_path / "other")
+    (tmp_path / "data/link").symlink_to(tmp_path / "other")
+    names = [
+        "./0/0000.png",
+        "x/../1/0001.png",
+        f"{tmp_path}/other/0/0002.png",
+        "../other/1/0003.png",
+        "link/0/0004.png",
+    ]
+    lines = [json.dumps(dict(file_name=name, text="fox")) + "\n" for name in names]
+    (tmp_path / "data/captions.jsonl").write_text("".join(lines))
+
+    def fingerprint() -> str:
+        return make_source(ConfigDict(dict(kind="folder", path=f"{tmp_path}/data", verify=False))).fingerprint
+
+    prints = [fingerprint()]
+    for path in ("data/0/0000.png", "data/1/0001.png", "other/0/0002.png", "other/1/0003.png", "other/0/0004.png"):
+        (tmp_path / path).write_bytes(b"now of another size")
+        prints.append(fingerprint())
+    (tmp_path / "other/0/0002.png").unlink()
+    assert len({*prints, fingerprint()}) == 7
+
+
+def test_bad_captions_are_left_to_the_loader(tmp_path, monkeypatch):
+    formats.write_txt(tmp_path)
+    (tmp_path / "0/0002.txt").write_bytes(b"f\xfcchse")
+    (tmp_path / "0/0004.txt").unlink()
+    config = ConfigDict(dict(kind="folder", path=str(tmp_path)))
+    with pytest.raises(InputError, match=r"0002.png: 0/0002.txt is not UTF-8; .*data.bad=skip"):
+        make_source(config)
+    config.update(bad="skip", verify=True)
+    source = make_source(config)
+    before = source.fingerprint
+    with pytest.raises(BadExample, match="not UTF-8"):
+        source[1]
+    (tmp_path / "0/0002.txt").write_text("fox")
+    assert make_source(config).fingerprint != before
+
+    def deny(path: str, **options: object) -> bytes:
+        raise PermissionError(path)
+
+    monkeypatch.setattr(source.fs, "cat_file", deny)
+    with pytest.raises(BadExample, match=r"0000.txt is not readable \(PermissionError\)"):
+        source[0]
+    source.items[0] = ("0/0000.png", "fox")
+    with pytest.raises(BadExample, match=r"0000.png: not readable \(PermissionError\)"):
+        source[0]
+
+
 def test_captions_that_are_ambiguous_or_malformed(tmp_path):
     def refuse(message: str, **fields: object) -> None:
         with pytest.raises(InputError, match=message):
@@ -168,6 +245,10 @@ def test_captions_that_are_ambiguous_or_malformed(tmp_path):
     refuse("captions.csv: expected columns file_name and text, there are: picture, text", captions="csv")
     (tmp_path / "captions.jsonl").write_text('{"file_name": "0/0000.png", "text": "fox"}\n\n{"file_name": "x.png"}\n')
     refuse("captions.jsonl, line 3: expected file_name and text", captions="jsonl")
+    (tmp_path / "captions.jsonl").write_text('{"file_name": "0/0000.png", "text": ["fox"]}\n')
+    refuse(r"captions.jsonl, line 1: expected file_name and text .*\['fox'\]", captions="jsonl")
+    (tmp_path / "captions.csv").write_text(f"file_name,text\n1.png,fox\n2.png,{'x' * 200_000}\n")
+    refuse("captions.csv, line 3: field larger", captions="csv")
 
 
 def test_the_check_at_the_start_may_be_left_out(tmp_path):
@@ -233,6 +314,18 @@ def test_a_tar_index_is_made_when_asked_for_and_used_while_it_fits(tmp_path):
     assert len(TarSource(str(path), index=True)) == formats.COUNT  # half of one was made anew
     formats.write_tar(path, range(3))
     assert len(TarSource(str(path), index=True)) == 3
+    size, before = path.stat().st_size, TarSource(str(path), index=True).fingerprint
+    formats.write_tar(path, range(3, 6))
+    os.truncate(path, size)  # tars end in zeros; a tar of the same size
+    os.utime(path, ns=(0, 1))
+    assert TarSource(str(path), index=True)[0]["caption"] == formats.CAPTIONS[3]
+    assert TarSource(str(path), index=True).fingerprint != before
+
+
+def test_captions_in_a_tar_that_are_no_text(tmp_path):
+    formats.write_tar(tmp_path / "a.tar", range(1), caption="json")
+    with pytest.raises(BadExample, match=r"a.tar/0000: the caption is no text \(3\)"):
+        TarSource(str(tmp_path / "a.tar"), caption="width")[0]
 
 
 def test_parquet_that_is_no_good(tmp_path):
@@ -249,6 +342,26 @@ def test_parquet_that_is_no_good(tmp_path):
     refuse("column 'image' is struct.*, not text", text="image")
     path.write_bytes(path.read_bytes()[:-30])
     refuse("a.parquet: truncated or not parquet")
+
+
+def test_parquet_with_damaged_pages_or_text(tmp_path):
+    path = tmp_path / "a.parquet"
+    offsets = np.array([0, 3, 9], np.int32)
+    text = pa.StringArray.from_buffers(2, pa.py_buffer(offsets), pa.py_buffer(b"foxf\xfcchse"))
+    pq.write_table(pa.table(dict(image=[formats.encoded(0)] * 2, text=text)), path)
+    source = make_source(ConfigDict(dict(kind="parquet", paths=str(path))))
+    assert source[0]["caption"] == "fox"
+    with pytest.raises(BadExample, match=r"a.parquet, row 1: the caption is not UTF-8"):
+        source[1]
+    formats.write_parquet(path)
+    source = make_source(ConfigDict(dict(kind="parquet", paths=str(path))))
+    damaged = bytearray(path.read_bytes())
+    damaged[4:200] = b"\xff" * 196
+    path.write_bytes(damaged)
+    with pytest.raises(InputError, match=r"a.parquet: row group 0 is not readable .*fetch the file again") as error:
+        source[1]
+    assert "\n" not in str(error.value)
+    assert source[2]["caption"] == formats.CAPTIONS[2]
 
 
 def test_unknown_kinds_and_fields_are_refused():
@@ -278,15 +391,21 @@ def test_prepared_data_sets_that_are_not_there(root):
 def test_preparing_leaves_out_what_is_bad_and_says_so(root, tmp_path, capsys):
     shutil.copytree(root / "journeydb", tmp_path / "from")
     (tmp_path / "from/data/train/imgs/001/3.png").write_bytes(b"no picture")
+    annotations = tmp_path / "from/data/train/train_anno_realease_repath.jsonl"
+    annotations.write_text(annotations.read_text().replace('"A sentence about bread."', "7"))
     arguments = ["--builder", "journeydb", "--from", str(tmp_path / "from"), "--out", str(tmp_path / "out")]
     assert run(prepare.main, [*arguments, "--text", "caption"]) == 0
     said = capsys.readouterr().out
-    assert f"{tmp_path}/out/journeydb/1.0.0: 7 train" in said
-    assert "left out 2 of 9" in said and "000/0.png (no caption)" in said
+    assert f"{tmp_path}/out/journeydb/1.0.0: 6 train" in said
+    assert (
+        "left out 3 of 9" in said
+        and "001/5.png (the caption is no text (7))" in said
+        and "000/0.png (no caption)" in said
+    )
     assert "001/3.png (not a readable picture" in said
     source = make_source(ConfigDict(dict(kind="tfds", name="journeydb", data_dir=str(tmp_path / "out"))))
     assert sorted(content(source)) == sorted(
-        f"A sentence about {formats.WORDS[i]}." for i in range(9) if i not in (0, 3)
+        f"A sentence about {formats.WORDS[i]}." for i in range(9) if i not in (0, 3, 5)
     )
     assert "001/1.png" in {source.name(i).partition("(")[2].rstrip(")") for i in range(len(source))}
     assert run(prepare.main, arguments) == 2
@@ -326,6 +445,33 @@ def test_pictures_are_seen_as_a_viewer_shows_them(tmp_path):
     assert decode((tmp_path / "turned.jpg").read_bytes(), "turned").shape == (6, 4, 3)
     Image.fromarray(clear[..., 0]).save(tmp_path / "gray.png")
     assert decode((tmp_path / "gray.png").read_bytes(), "gray").shape == (4, 6, 3)
+
+
+@pytest.mark.parametrize("ending", ["png", "tiff"])
+def test_sixteen_bits_are_scaled_and_more_are_refused(ending):
+    def encode(pixels: np.ndarray) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, ending)
+        return buffer.getvalue()
+
+    gray = np.arange(0, 65536, 1024, dtype=np.uint16).reshape(8, 8)
+    np.testing.assert_array_equal(decode(encode(gray), "gray")[..., 1], gray >> 8)
+    if ending == "tiff":
+        for dtype in (np.float32, np.int32):
+            with pytest.raises(BadExample, match="save it as 8 bits a channel"):
+                decode(encode(gray.astype(dtype)), "gray")
+
+
+def test_narrow_pictures_are_bad_examples():
+    def encode(height: int, width: int) -> bytes:
+        buffer = io.BytesIO()
+        Image.new("RGB", (width, height)).save(buffer, "png")
+        return buffer.getvalue()
+
+    assert decode(encode(2, 40), "wide").shape == (2, 40, 3)
+    for size in ((2, 41), (41, 2)):
+        with pytest.raises(BadExample, match=r"narrow: .* pixels, narrower than 20:1"):
+            decode(encode(*size), "narrow")
 
 
 def test_no_source_needs_tensorflow(root):
