@@ -96,7 +96,7 @@ def check_finite(values: Arrays, name: Callable[[int], str], examples: Sequence[
     """
     finite = np.all([np.isfinite(array.reshape(len(array), -1)).all(1) for array in values.values()], axis=0)
     if not finite.all():
-        wrong = ", ".join(name(examples[row]) for row in np.flatnonzero(~finite))
+        wrong = ", ".join(name(examples[int(row)]) for row in np.flatnonzero(~finite))
         raise InputError(f"{wrong}: the VAE or an expert's text encoder gives NaN or infinity; try dtype=float32")
 
 

@@ -22,6 +22,7 @@ from PIL import Image
 from afa_jax.commands import run
 from afa_jax.data import prepare
 from afa_jax.data.files import below_common, braces, filesystem
+from afa_jax.data.folder import CaptionedFolder
 from afa_jax.data.sources import BadExample, PictureSource, decode, make_source
 from afa_jax.data.tar import TarSource
 from afa_jax.errors import InputError
@@ -214,6 +215,8 @@ def test_bad_captions_are_left_to_the_loader(tmp_path, monkeypatch):
         source[1]
     (tmp_path / "0/0002.txt").write_text("fox")
     assert make_source(config).fingerprint != before
+
+    assert isinstance(source, CaptionedFolder)
 
     def deny(path: str, **options: object) -> bytes:
         raise PermissionError(path)
