@@ -7,11 +7,13 @@ another in each epoch. All that is random about an example follows from (seed, p
 from __future__ import annotations
 
 import atexit
+import contextlib
 import dataclasses
 import multiprocessing
 import os
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from typing import Any
 
 import grain
@@ -23,6 +25,9 @@ from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
+
+PATIENCE = 2.0
+"""Seconds for worker processes to end by themselves; grain gives 25 to one after another, while a SIGTERM waits."""
 
 Row = dict[str, Any]
 """One example: as Batch, without the axis b; ``bad`` has those that this one stands for."""
@@ -205,13 +210,28 @@ class Loader:
             ahead = ahead.mp_prefetch(
                 grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=2), _end_with_parent
             )
+        others = multiprocessing.active_children() if self.workers else []
         batches = iter(ahead)
         atexit.register(batches.close)  # a generator left open is closed too late at exit: shared memory would leak
         try:
             yield from batches
         finally:
             atexit.unregister(batches.close)
-            batches.close()
+            workers = [child for child in multiprocessing.active_children() if child not in others]
+            with _killed_after(PATIENCE, workers if self.workers else []):
+                batches.close()
+
+
+@contextlib.contextmanager
+def _killed_after(seconds: float, processes: Sequence[BaseProcess]) -> Iterator[None]:
+    """Kill what is still there of these processes when this has taken so long."""
+    kill = threading.Timer(seconds, lambda: [process.kill() for process in processes])
+    if processes:
+        kill.start()
+    try:
+        yield
+    finally:
+        kill.cancel()
 
 
 def _end_with_parent(worker: int, workers: int) -> None:

@@ -14,6 +14,7 @@ import errno
 import json
 import logging
 import math
+import os
 import shutil
 import zlib
 from collections.abc import Iterator, Mapping
@@ -130,6 +131,8 @@ class Checkpoints:
         with self._explained():
             self._checkpointer.check_for_errors()
         if (self.folder / str(self._saving)).is_dir():
+            with self._explained():
+                _sync(self.folder)  # the new name is on the disk before old ones go
             self._saving = None
             kept = {*self.steps()[-self.keep :], self.best()}
             self._delete([step for step in self.steps() if step not in kept])
@@ -217,13 +220,17 @@ class Checkpoints:
         files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
         sums = {str(path.relative_to(folder)): _sum_of_file(path) for path in files}
         replace_text(folder / "sums.json", json.dumps(sums, indent=2) + "\n")
+        # Orbax leaves them to the system, which may write the new name first: a power cut must not lose both.
+        for path in (*folder.rglob("*"), folder):
+            _sync(path)
 
     def _rank(self, step: int) -> tuple[float, int]:
         return self._scores[step], step
 
     def _delete(self, steps: list[int]) -> None:
-        # Renamed first: what is killed here must not leave a folder that looks like a checkpoint.
-        for step in steps:
+        # Renamed first: what is killed here must not leave a folder that looks like a checkpoint. From the last one on:
+        # nor may it leave the newest of a run that goes on from an earlier step, which would be resumed from it.
+        for step in sorted(steps, reverse=True):
             (self.folder / str(step)).rename(self.folder / f"{step}{_DELETED}")
         self._remove(f"*{_DELETED}")
 
@@ -249,6 +256,8 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
+            if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in str(error):
+                raise  # the checkpoint may be good
             others = sorted((s for s in self.steps() if s != step), key=lambda s: (s > step, abs(s - step)))
             offer = f"--resume_step {others[0]} continues from another" if others else "--overwrite starts again"
             raise InputError(f"{self.folder / str(step)} is damaged ({_first_line(error)}); {offer}") from error
@@ -284,6 +293,15 @@ def _difference(stored: Mapping[str, list[Any]], other: Mapping[str, list[Any]])
         if crc and other_crc and crc != other_crc:
             return f"the bytes of {name} have changed"
     return ""
+
+
+def _sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _sum_of_file(path: Path) -> int:

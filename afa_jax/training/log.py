@@ -21,9 +21,9 @@ TIMINGS = ("images_per_second", "seconds_per_step", "data_wait")
 class Log:
     """The numbers of a run that begins, or continues, after step ``first``.
 
-    A line of a training interval has the mean of its losses, the other numbers of its last step, ``images_per_second``
-    and ``seconds_per_step`` (callbacks and their saving left out), and ``data_wait``, the share of the time that was
-    spent waiting for batches.
+    A line of a training interval has the mean of its losses, the other numbers of its last step, the largest
+    ``gradient_norm`` as ``gradient_norm_max``, ``images_per_second`` and ``seconds_per_step`` (callbacks and their
+    saving left out), and ``data_wait``, the share of the time that was spent waiting for batches.
 
     Args:
         past: what ``past()`` of the log was when the state was saved that the run continues from.
@@ -55,7 +55,10 @@ class Log:
     def add(self, numbers: Mapping[str, float], images: int, waited: float) -> None:
         """A step of the interval: its numbers, the size of its batch and the seconds it waited for that."""
         self.losses.append(numbers["loss"])
+        largest = self._last.get("gradient_norm_max", 0.0)
         self._last = dict(numbers)
+        if "gradient_norm" in numbers:
+            self._last["gradient_norm_max"] = max(largest, numbers["gradient_norm"])
         self._steps, self._images, self._waited = self._steps + 1, self._images + images, self._waited + waited
         self._progress.update()
 

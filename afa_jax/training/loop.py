@@ -18,6 +18,7 @@ from afa_jax.errors import InputError, Stopped
 from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
 from afa_jax.training.log import Log
 from afa_jax.training.stopping import Interrupted, StopSignals
+from afa_jax.training.workdir import locked
 
 State = dict[str, Any]
 """Named pytrees of arrays."""
@@ -73,13 +74,16 @@ def run_loop(
 
     SIGTERM and SIGINT end the step (or leave a wait for data, or a callback), save and raise Stopped.
 
+    A run that was killed before its first checkpoint is resumed from the state given, at step 0.
+
     Args:
         state: named pytrees, all of them saved.
         batches: from the first step on; its iterator may be closed early. An array, or a pytree of arrays, whose first
             axis is the batch's.
         resume_step: the checkpoint to go on from instead of the last one; those after it are removed.
         facts: JSON values stored in each checkpoint, such as the hashes of frozen weights.
-        on_resume: called with the checkpoint's facts; raises InputError if they do not fit this run.
+        on_resume: called with the facts of the checkpoint, if there is one; raises InputError if they do not fit this
+            run.
         describe: the names of a batch's examples, for the message of a loss that is not finite.
         every: callbacks. A checkpoint is saved after one whose score is the best so far, too.
         writers: see afa_jax.training.writers.
@@ -89,14 +93,18 @@ def run_loop(
     Raises:
         NonFiniteError: with the step, its examples and the last good checkpoint. Nothing after it was saved.
         SaveError: a checkpoint could not be written.
-        InputError: nothing to resume from, or a checkpoint that is damaged or of another run.
+        InputError: no checkpoint ``resume_step``, or one that is damaged or of another run; or another process trains
+            in the workdir.
         Stopped: by a signal, after saving.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
+        stack.enter_context(locked(workdir))
         checkpoints = stack.enter_context(Checkpoints(workdir, keep))
-        first, past = 0, dict[str, Any]()
-        if resume or resume_step is not None:
+        first, past = 0, dict[str, Any](log=None, called=True)
+        if resume and resume_step is None and not checkpoints.steps():
+            print(f"{workdir} has no checkpoint yet; starting at step 0")
+        elif resume or resume_step is not None:
             first, state, stored = checkpoints.restore(state, resume_step)
             past = stored.pop("loop")
             if first > steps:
@@ -104,11 +112,13 @@ def run_loop(
             on_resume(stored)
             if removed := checkpoints.delete_after(first):
                 print(f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}")
-            if first == steps and past["called"]:
-                return state
-        log = stack.enter_context(Log(workdir, first, steps, past.get("log"), writers, quiet))
+        done = first == steps and past["called"]
+        # The past leaves out the last lines of a run to this step, which stay if there is nothing left to do.
+        log = stack.enter_context(Log(workdir, first, steps, None if done else past["log"], writers, quiet))
+        if done:
+            return state
         run = _Run(checkpoints, log, stop, steps, log_every, save_every, every, dict(facts or {}), describe)
-        return run.train(step_function, state, batches, jax.random.key(seed), first, called=past.get("called", True))
+        return run.train(step_function, state, batches, jax.random.key(seed), first, called=past["called"])
 
 
 @dataclass
@@ -153,16 +163,16 @@ class _Run:
                 if step == self.steps or any(step % n == 0 for n in (self.save_every, *(e.steps for e in self.every))):
                     self.settle(0)
                     called = self.milestone(state, step)
-        finally:
+            if step < self.steps or not called:
+                assert self.stop.asked
+                self.settle(0)
+                if not self.checkpoints.has(step):
+                    self.save(state, step, dict(log=self.log.past(), called=called))
+                self.checkpoints.wait()
+                raise Stopped(self.stop.asked, step)
+        finally:  # after saving: who sent the signal may not wait until the source is closed
             if hasattr(source, "close"):
                 source.close()
-        if step < self.steps or not called:
-            assert self.stop.asked
-            self.settle(0)
-            if not self.checkpoints.has(step):
-                self.save(state, step, dict(log=self.log.past(), called=called))
-            self.checkpoints.wait()
-            raise Stopped(self.stop.asked, step)
         return state
 
     def next_of(self, source: Iterator[Any]) -> tuple[Any, float]:
@@ -231,4 +241,7 @@ class _Run:
         steps, examples = self.checkpoints.steps(), [] if self.batch is None else self.describe(self.batch)
         of = f" ({', '.join(examples)})" if examples else ""
         last = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"
-        return NonFiniteError(f"{what} at step {step}{of}; {last}, and nothing was saved since")
+        return NonFiniteError(
+            f"{what} at step {step}{of}; {last}, and nothing was saved since; resuming repeats it: "
+            "mend or leave out these examples, lower the learning rate, or set train.optimizer.clip"
+        )

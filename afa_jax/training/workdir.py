@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import fcntl
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
+
+_LOCK = ".lock"
 
 
 def add_workdir_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,7 +47,7 @@ def check_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
         raise InputError("--resume and --overwrite exclude each other")
     if workdir.exists() and not workdir.is_dir():
         raise InputError(f"{workdir} is a file, not a folder")
-    filled = workdir.is_dir() and any(workdir.iterdir())
+    filled = workdir.is_dir() and any(path.name != _LOCK for path in workdir.iterdir())
     if resume and not (workdir / "config.json").is_file():
         raise InputError(f"--resume: {workdir} holds no run")
     if filled and not resume:
@@ -57,12 +61,32 @@ def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
     """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
 
     Raises:
-        InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume.
+        InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume;
+            or another process trains in the folder that is to be replaced.
     """
     check_workdir(workdir, resume=resume, overwrite=overwrite)
     if overwrite and workdir.is_dir():
+        with locked(workdir):
+            pass
         shutil.rmtree(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
+
+
+@contextlib.contextmanager
+def locked(workdir: Path) -> Iterator[None]:
+    """Hold a run's folder against other processes. The system lets go of it when this one ends, however it ends.
+
+    Raises:
+        InputError: another process holds it.
+    """
+    with open(workdir / _LOCK, "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(f"another process trains in {workdir}; wait for its end, or choose another") from None
+        except OSError:
+            pass  # some network file systems have no locks
+        yield
 
 
 def check_positive(config: ConfigDict, *fields: str) -> None:

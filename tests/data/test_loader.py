@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import multiprocessing
 import os
 import re
 import signal
@@ -105,6 +106,18 @@ def test_worker_processes_give_the_same_batches(root, tokenizer):
     for step, batch in seen:
         equal(batch, here.at(step))
     assert any(batch["bad"] for _, batch in seen)
+
+
+def test_workers_that_read_for_long_are_not_waited_for():
+    def read(position: int, index: int) -> dict[str, Any]:
+        time.sleep(60 if position >= 8 else 0)
+        return dict(index=np.int64(index))
+
+    batches = Loader(read, 4, batch=2, seed=0, workers=2).iterate()
+    next(batches), next(batches)  # one of each worker
+    started = time.monotonic()
+    batches.close()
+    assert time.monotonic() - started < 10 and not multiprocessing.active_children()
 
 
 def test_workers_end_with_a_process_that_is_killed(root, tmp_path):

@@ -113,6 +113,18 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, h
             checkpoints.restore(TREES)
 
 
+@pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
+def test_a_checkpoint_that_memory_is_too_small_for_is_not_called_damaged(tmp_path, monkeypatch, error):
+    def restore(*_: Any, **__: Any) -> None:
+        raise error
+
+    save(tmp_path, 1)
+    with Checkpoints(tmp_path) as checkpoints:
+        monkeypatch.setattr(checkpoints._checkpointer, "restore", restore)
+        with pytest.raises(type(error)):
+            checkpoints.restore(TREES)
+
+
 def test_no_flipped_bit_is_restored_unnoticed(tmp_path):
     save(tmp_path, 1)
     files = [path for path in (tmp_path / "checkpoints" / "1").rglob("*") if path.is_file()]

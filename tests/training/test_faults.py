@@ -89,7 +89,7 @@ def test_killed_at_twenty_random_moments(tmp_path, undisturbed):
 
 
 def how_to_go_on(workdir: Path) -> list[str]:
-    return ["--resume"] if saved(workdir) else ["--overwrite"] if workdir.exists() else []
+    return ["--resume"] if workdir.exists() else []
 
 
 def test_killed_while_saving(tmp_path, undisturbed):
@@ -136,7 +136,8 @@ def test_nan_in_a_batch(tmp_path):
     errors = finish(start(tmp_path / "run", "--nan_at=10"), 2)
     assert errors == (
         "error: loss is nan at step 11 (example 6, example 11, example 16, example 21); "
-        "the last good checkpoint is of step 10, and nothing was saved since\n"
+        "the last good checkpoint is of step 10, and nothing was saved since; resuming repeats it: "
+        "mend or leave out these examples, lower the learning rate, or set train.optimizer.clip\n"
     )
     assert max(saved(tmp_path / "run")) == 10
 

@@ -17,7 +17,7 @@ from afa_jax.errors import InputError, Stopped
 from afa_jax.training.checkpoints import NonFiniteError
 from afa_jax.training.log import TIMINGS
 from afa_jax.training.loop import Every, run_loop
-from afa_jax.training.workdir import read_metrics
+from afa_jax.training.workdir import locked, open_workdir, read_metrics
 from afa_jax.weights.keys import flatten
 from tests.training.tiny_run import batches, start, train_step, validate
 
@@ -51,17 +51,19 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
 
 
 def test_a_line_has_the_mean_loss_and_the_timings(tmp_path):
-    losses = []
+    losses, norms = [], list[float]()
 
     def step(state: Any, batch: Any, key: jax.Array) -> Any:
         state, metrics = train_step(state, batch, key)
         losses.append(metrics["loss"])
+        norms.append(float(metrics["gradient_norm"]))
         return state, metrics
 
     train(tmp_path, 10, step_function=step)
     training = [line for line in read_metrics(tmp_path) if "loss" in line]
     assert [line["step"] for line in training] == [4, 8, 10]
     assert training[1]["loss"] == pytest.approx(np.mean([float(loss) for loss in losses[4:8]]), rel=1e-6)
+    assert training[1]["gradient_norm"] == norms[7] < training[1]["gradient_norm_max"] == max(norms[4:8])
     for line in training:
         assert line["gradient_norm"] > 0 and line["seconds_per_step"] > 0 and 0 <= line["data_wait"] <= 1
         assert line["images_per_second"] == pytest.approx(4 / line["seconds_per_step"])
@@ -108,6 +110,25 @@ def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path,
         assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
         assert_same(train(workdir, 10, resume=True), whole[0])
         assert lines(workdir) == whole[1]
+
+
+def test_a_signal_saves_before_the_source_is_closed(tmp_path):
+    saved = []
+
+    def closing(first: int) -> Iterator[Any]:
+        try:
+            yield from batches(first)
+        finally:
+            saved.append(kept(tmp_path))
+
+    def stepping(state: Any, batch: Any, key: jax.Array) -> Any:
+        if state["step"] == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return train_step(state, batch, key)
+
+    with pytest.raises(Stopped, match="at step 2;"):
+        train(tmp_path, 10, step_function=stepping, batches=closing, every=[])
+    assert saved == [[2]]
 
 
 @pytest.mark.parametrize("at", [3, 10])
@@ -157,7 +178,8 @@ def test_a_loss_that_is_not_finite_names_its_step_its_examples_and_the_last_chec
         train(tmp_path, 10, batches=lambda first: batches(first, nan_at=6))
     assert str(error.value) == (
         "loss is nan at step 7 (example 23, example 28, example 33, example 38); "
-        "the last good checkpoint is of step 6, and nothing was saved since"
+        "the last good checkpoint is of step 6, and nothing was saved since; resuming repeats it: "
+        "mend or leave out these examples, lower the learning rate, or set train.optimizer.clip"
     )
     assert kept(tmp_path) == [5, 6]  # the latter the best so far
     named = tmp_path / "named"
@@ -165,6 +187,36 @@ def test_a_loss_that_is_not_finite_names_its_step_its_examples_and_the_last_chec
         train(named, 3, batches=lambda f: batches(f, nan_at=0), describe=lambda batch: ["a.png", "b.png"])
     assert kept(named) == []
     assert_same(train(tmp_path, 10, resume=True), whole[0])
+
+
+def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path, whole, capsys):
+    def broken(first: int) -> Iterator[Any]:
+        yield from itertools.islice(batches(first), 3)
+        raise RuntimeError("gone")
+
+    with pytest.raises(RuntimeError, match="gone"):
+        train(tmp_path, 10, batches=broken, every=[], log_every=1)
+    assert kept(tmp_path) == [] and [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    with pytest.raises(InputError, match="holds no checkpoint to resume from"):
+        train(tmp_path, 10, resume=True, resume_step=3)
+    assert_same(train(tmp_path, 10, resume=True, on_resume=lambda facts: pytest.fail("nothing is resumed")), whole[0])
+    assert f"{tmp_path} has no checkpoint yet; starting at step 0" in capsys.readouterr().out
+    assert lines(tmp_path) == whole[1]
+
+
+def test_only_one_process_trains_in_a_workdir(tmp_path):
+    with locked(tmp_path):
+        open_workdir(tmp_path, resume=False, overwrite=False)  # the lock alone is no run
+        with pytest.raises(InputError, match=f"another process trains in {tmp_path}"):
+            train(tmp_path, 2)
+        (tmp_path / "config.json").touch()
+        with pytest.raises(InputError, match=f"another process trains in {tmp_path}"):
+            open_workdir(tmp_path, resume=False, overwrite=True)
+    train(tmp_path, 2)
+    with pytest.raises(InputError, match="is not empty"):
+        open_workdir(tmp_path, resume=False, overwrite=False)
+    open_workdir(tmp_path, resume=False, overwrite=True)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
@@ -201,3 +253,9 @@ def test_going_on_from_an_earlier_step_removes_the_later_checkpoints_and_saves_a
     with pytest.raises(InputError, match="another run's"):
         train(tmp_path, 8, resume_step=4, on_resume=refuse)
     assert kept(tmp_path) == [2, 4, 6, 8] and lines(tmp_path) == before
+
+
+def test_going_back_to_the_last_step_of_a_shorter_run_removes_the_later_lines(tmp_path):
+    train(tmp_path, 8, keep=4, save_every=2, every=[], log_every=2)
+    train(tmp_path, 4, keep=4, save_every=2, every=[], log_every=2, resume_step=4)
+    assert kept(tmp_path) == [2, 4] and [line["step"] for line in lines(tmp_path)] == [2, 4]
