@@ -283,7 +283,8 @@ def test_a_source_that_is_gone_is_not_kept_as_bad(experts, tmp_path):
 
 def test_values_that_are_not_finite_are_refused_by_name(experts, tmp_path):
     vae = tiny.vae(0)
-    assert (bias := vae.encoder.conv_in.bias) is not None
+    bias = vae.encoder.conv_in.bias
+    assert bias is not None
     bias[...] = jnp.nan
     with pytest.raises(InputError, match=r"^drawing 0, drawing 1: the VAE or .* NaN or infinity; try dtype=float32"):
         build(dataclasses.replace(experts, vae=vae), tmp_path)
