@@ -212,7 +212,8 @@ class Loader:
         batches = iter(ahead)
         atexit.register(batches.close)  # a generator left open is closed too late at exit: shared memory would leak
         try:
-            yield from batches
+            for batch in batches:  # yield from would close the iterator, and wait, before what follows
+                yield batch
         finally:
             atexit.unregister(batches.close)
             workers = [child for child in multiprocessing.active_children() if child not in others]
