@@ -26,7 +26,7 @@ from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 
-PATIENCE = 2.0
+PATIENCE = 5.0
 """Seconds for worker processes to end by themselves; grain gives 25 to one after another, while a SIGTERM waits."""
 
 Row = dict[str, Any]
@@ -201,7 +201,10 @@ class Loader:
         return self._batches[step]
 
     def iterate(self, first_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches from a step on, read ahead. Close the generator: that ends the threads or processes."""
+        """The batches from a step on, read ahead. Close the generator: that ends the threads or processes.
+
+        Of several with worker processes close the one that was opened last first: it takes all since then for its own.
+        """
         options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
         ahead = self._batches[first_step:].to_iter_dataset(options)
         if self.workers:
@@ -214,7 +217,8 @@ class Loader:
         batches = iter(ahead)
         atexit.register(batches.close)  # a generator left open is closed too late at exit: shared memory would leak
         try:
-            yield from batches
+            for batch in batches:  # yield from would close the iterator, and wait, before what follows
+                yield batch
         finally:
             atexit.unregister(batches.close)
             workers = [child for child in multiprocessing.active_children() if child not in others]

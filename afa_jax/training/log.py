@@ -66,7 +66,9 @@ class Log:
         """The line of the interval that ends with ``step``."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
         mean = sum(self.losses) / len(self.losses)
-        timings = (self._images / seconds, seconds / max(self._steps, 1), self._waited / seconds)
+        # The interval's first batch was waited for before it began: the loop looks at a loss one step late.
+        waited = min(self._waited / seconds, 1.0)
+        timings = (self._images / seconds, seconds / max(self._steps, 1), waited)
         self.write(step, self._last | dict(loss=mean) | dict(zip(TIMINGS, timings, strict=True)))
         self._progress.set_postfix(loss=f"{mean:.4f}")
         self.losses, self._last = [], {}

@@ -117,7 +117,7 @@ def test_workers_that_read_for_long_are_not_waited_for():
     next(batches), next(batches)  # one of each worker
     started = time.monotonic()
     batches.close()
-    assert time.monotonic() - started < 10 and not multiprocessing.active_children()
+    assert time.monotonic() - started < 20 and not multiprocessing.active_children()
 
 
 def test_workers_end_with_a_process_that_is_killed(root, tmp_path):

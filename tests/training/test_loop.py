@@ -51,19 +51,21 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
 
 
 def test_a_line_has_the_mean_loss_and_the_timings(tmp_path):
-    losses, norms = [], list[float]()
+    losses, norms = [], list[jax.Array]()
 
     def step(state: Any, batch: Any, key: jax.Array) -> Any:
         state, metrics = train_step(state, batch, key)
         losses.append(metrics["loss"])
-        norms.append(float(metrics["gradient_norm"]))
+        norms.append(metrics["gradient_norm"])
         return state, metrics
 
     train(tmp_path, 10, step_function=step)
     training = [line for line in read_metrics(tmp_path) if "loss" in line]
     assert [line["step"] for line in training] == [4, 8, 10]
     assert training[1]["loss"] == pytest.approx(np.mean([float(loss) for loss in losses[4:8]]), rel=1e-6)
-    assert training[1]["gradient_norm"] == norms[7] < training[1]["gradient_norm_max"] == max(norms[4:8])
+    assert [line["gradient_norm"] for line in training] == [norms[3], norms[7], norms[9]]
+    largest = [max(norms[:4]), max(norms[4:8]), max(norms[8:])]
+    assert [line["gradient_norm_max"] for line in training] == largest and largest[0] > norms[3]
     for line in training:
         assert line["gradient_norm"] > 0 and line["seconds_per_step"] > 0 and 0 <= line["data_wait"] <= 1
         assert line["images_per_second"] == pytest.approx(4 / line["seconds_per_step"])
@@ -196,7 +198,7 @@ def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path, whole, c
 
     with pytest.raises(RuntimeError, match="gone"):
         train(tmp_path, 10, batches=broken, every=[], log_every=1)
-    assert kept(tmp_path) == [] and [line["step"] for line in lines(tmp_path)] == [1, 2, 3]
+    assert kept(tmp_path) == [] and [line["step"] for line in lines(tmp_path)] == [1, 2]
     with pytest.raises(InputError, match="holds no checkpoint to resume from"):
         train(tmp_path, 10, resume=True, resume_step=3)
     assert_same(train(tmp_path, 10, resume=True, on_resume=lambda facts: pytest.fail("nothing is resumed")), whole[0])
