@@ -215,7 +215,7 @@ class Loader:
         batches = iter(ahead)
         atexit.register(batches.close)  # a generator left open is closed too late at exit: shared memory would leak
         try:
-            for batch in batches:  # yield from would close the iterator, and wait, before what follows
+            for batch in batches:  # noqa: UP028 (yield from would close the iterator, and wait, before what follows)
                 yield batch
         finally:
             atexit.unregister(batches.close)
@@ -227,13 +227,18 @@ class Loader:
 @contextlib.contextmanager
 def _killed_after(seconds: float, processes: Sequence[BaseProcess]) -> Iterator[None]:
     """Kill what is still there of these processes when this has taken so long."""
-    kill = threading.Timer(seconds, lambda: [process.kill() for process in processes])
+
+    def kill() -> None:
+        for process in processes:
+            process.kill()
+
+    timer = threading.Timer(seconds, kill)
     if processes:
-        kill.start()
+        timer.start()
     try:
         yield
     finally:
-        kill.cancel()
+        timer.cancel()
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
