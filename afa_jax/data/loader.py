@@ -53,9 +53,7 @@ def loading(config: ConfigDict) -> dict[str, Any]:
     size = config.get("size")
     if size is None and config.kind != "emoji":
         raise InputError(f"data.size=(rows, columns) is missing; kind={config.kind} has pictures of any size")
-    if size is not None and not (
-        isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(number, int) for number in size)
-    ):
+    if size is not None and len(size) != 2:
         raise InputError(f"data.size={size}: choose (rows, columns)")
     return dict(
         crop=None if size is None else Crop(tuple(size), bool(config.get("flip", False))),
@@ -217,7 +215,8 @@ class Loader:
         batches = iter(ahead)
         atexit.register(batches.close)  # a generator left open is closed too late at exit: shared memory would leak
         try:
-            for batch in batches:  # noqa: UP028 - yield from would close the iterator, and wait, before what follows
+            # Not "yield from", which would close the iterator, and wait, before what follows.
+            for batch in batches:  # noqa: UP028
                 yield batch
         finally:
             atexit.unregister(batches.close)
@@ -230,17 +229,17 @@ class Loader:
 def _killed_after(seconds: float, processes: Sequence[BaseProcess]) -> Iterator[None]:
     """Kill what is still there of these processes when this has taken so long."""
 
-    def kill_all() -> None:
+    def kill() -> None:
         for process in processes:
             process.kill()
 
-    kill = threading.Timer(seconds, kill_all)
+    timer = threading.Timer(seconds, kill)
     if processes:
-        kill.start()
+        timer.start()
     try:
         yield
     finally:
-        kill.cancel()
+        timer.cancel()
 
 
 def _end_with_parent(worker: int, workers: int) -> None:
