@@ -7,7 +7,7 @@ Experts are diffusers folders or ids on the Hugging Face hub; edit EXPERTS, or s
 used 10,000 JourneyDB pairs for 10 epochs with a batch of 8 (12,500 steps); PICTURES is a folder with captions. For
 JourneyDB itself see afa_jax/data/prepare.py: its kind "tfds" has other fields, so copy this file and edit data.
 Not run by us: no pretrained Stable Diffusion weights can be had where this project is built. The training step is
-traced at full size in the tests, and was executed with random weights at 256 px and batch 1 on a CPU (benchmarks/sd15.py).
+traced at full size in the tests; benchmarks/sd15.py executed it with random weights, 256 px and batch 1, on a CPU.
 
 Variants: "" and "group1" (epiCRealism, majicMIX realistic, Realistic Vision), "group2" (AbsoluteReality,
 CyberRealistic, RealCartoon-Realistic), "256" (group1 at 256 px).
