@@ -52,7 +52,8 @@ def main(arguments: Sequence[str]) -> None:
     optimizer = make_optimizer(train.optimizer, train.steps)
     aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
-    if not options.resume:
+    # What goes on from a checkpoint keeps its config until that is found to fit.
+    if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
         write_config(workdir, config)
 
     train_step = make_train_step(
