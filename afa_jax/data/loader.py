@@ -53,7 +53,9 @@ def loading(config: ConfigDict) -> dict[str, Any]:
     size = config.get("size")
     if size is None and config.kind != "emoji":
         raise InputError(f"data.size=(rows, columns) is missing; kind={config.kind} has pictures of any size")
-    if size is not None and len(size) != 2:
+    if size is not None and not (
+        isinstance(size, tuple | list) and len(size) == 2 and all(isinstance(number, int) for number in size)
+    ):
         raise InputError(f"data.size={size}: choose (rows, columns)")
     return dict(
         crop=None if size is None else Crop(tuple(size), bool(config.get("flip", False))),
