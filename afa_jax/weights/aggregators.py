@@ -63,12 +63,13 @@ def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
     record = read_record(folder)
     config = SABWConfig(**record["sabw"])
     path = folder / WEIGHTS
-    if path.is_file() and record.get("aggregators_sha256", aggregators_hash(folder)) != aggregators_hash(folder):
-        raise WeightsError(f"{path} is not the file that {RECORD} beside it describes; resume the run to write both")
-    return load_state_dict(
+    aggregators = load_state_dict(
         lambda: Aggregators(config, experts, list(unet.stages), unet.config, rngs=nnx.Rngs(0)),
         read_tensors(path),
         lambda module: aggregator_key,
         what=str(path),
         param_dtype=jnp.float32,
     )
+    if record.get("aggregators_sha256", aggregators_hash(folder)) != aggregators_hash(folder):
+        raise WeightsError(f"{path} is not the file that {RECORD} beside it describes; resume the run to write both")
+    return aggregators
