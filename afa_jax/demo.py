@@ -18,12 +18,13 @@ from ml_collections import ConfigDict
 from afa_jax import train
 from afa_jax.commands import Parser, load_config, run
 from afa_jax.experts import Experts, load_experts
+from afa_jax.files import replace_text
 from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
 from afa_jax.report.maps import COLOURS, contact_sheet, legend, paint
 from afa_jax.report.page import image, line_chart, page, table
 from afa_jax.report.sheet import labelled_grid
 from afa_jax.sample import recipe_of, save_png, slug
-from afa_jax.training.workdir import read_metrics, replace_text
+from afa_jax.training.workdir import read_metrics
 
 ROOT = Path(__file__).parent.parent
 PROMPTS = (

@@ -26,8 +26,8 @@ from afa_jax.evaluation.features import HEAD
 from afa_jax.evaluation.judge import accuracy, ceiling, floor, load_judge, real_scenes
 from afa_jax.evaluation.noise import noise_errors
 from afa_jax.experts import load_experts, resolve_run
+from afa_jax.files import replace_text
 from afa_jax.generate import Request, SampleOptions, generate, make_denoiser
-from afa_jax.training.workdir import replace_text
 
 TOPICS = read_vocabulary().topics
 GROUPS: dict[str, dict[str, Any]] = {

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from afa_jax.data.loader import Batch
+from afa_jax.files import replace_text
 
 NAMED = 20  # in the summary; the file names all
 
@@ -43,13 +43,8 @@ class BadExamples:
             return
         self.reasons |= new
         # All of it, at once: they are few, and a run that is killed leaves no half of a line.
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        with open(partial, "w") as file:
-            for name, reason in self.reasons.items():
-                file.write(json.dumps(dict(name=name, reason=reason)) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self.path)
+        lines = (json.dumps(dict(name=name, reason=reason)) + "\n" for name, reason in self.reasons.items())
+        replace_text(self.path, "".join(lines))
 
     def summary(self) -> str:
         """One line: how many of how many, and their names."""

@@ -11,10 +11,8 @@ import functools
 import hashlib
 import itertools
 import json
-import os
 import re
 import zlib
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -31,6 +29,7 @@ from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts
+from afa_jax.files import replace_text
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 
 FORMAT = 1
@@ -169,7 +168,7 @@ def build_cache(
     shards = Shards(folder, key, len(source), _shard_size(folder / "cache.json", key) or shard)
     readable = dict(key=key, examples=len(source), shard=shards.size, names=experts.names) | describe(*dependencies)
     with writing(folder):
-        _replace_json(folder / "cache.json", readable)
+        replace_text(folder / "cache.json", json.dumps(readable, indent=2) + "\n")
 
     encoder = Encoder(experts, size, crops, batch)
     read = functools.partial(read_row, source, experts.tokenizer, crop, crops, seed)
@@ -281,12 +280,3 @@ def _shard_size(record: Path, key: str) -> int | None:
         return int(facts["shard"]) if facts["key"] == key else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _replace_json(path: Path, data: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w") as file:
-        file.write(json.dumps(data, indent=2) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)

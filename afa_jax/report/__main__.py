@@ -17,10 +17,11 @@ from PIL import Image
 
 from afa_jax.commands import Parser, run
 from afa_jax.errors import InputError
+from afa_jax.files import replace_text
 from afa_jax.report.maps import legend
 from afa_jax.report.page import image, line_chart, page, table
 from afa_jax.training.validation import read_validation
-from afa_jax.training.workdir import read_metrics, replace_text
+from afa_jax.training.workdir import read_metrics
 
 GREYS = ("#08306b", "#2171b5", "#6baed6", "#c6dbef", "#fdae6b", "#e6550d", "#a63603", "#7f2704")
 GRIDS = 6  # of samples, spread over the run

@@ -25,7 +25,7 @@ import jax
 import numpy as np
 
 from afa_jax.errors import InputError
-from afa_jax.training.workdir import replace_text
+from afa_jax.files import replace_text
 from afa_jax.weights.keys import flatten, unflatten
 
 _DELETED = ".deleted"  # suffix of a checkpoint that is being removed

@@ -15,9 +15,8 @@ from afa_jax.parallel import Mode
 from afa_jax.types import ExpertTextStates, Latents
 
 
-def row_keys(seed: int, position: Any) -> Array:
-    """A key for each row ``[b]``, a function of the seed and the row's position in the run alone."""
-    key = jax.random.key(seed)
+def row_keys(key: Array, position: Any) -> Array:
+    """A key for each row ``[b]``, a function of the run's key and the row's position in the run alone."""
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(position))
 
 

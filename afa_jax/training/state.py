@@ -22,7 +22,7 @@ from afa_jax.fusion.sabw import Aggregators, SABWConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode
-from afa_jax.training.inputs import latents_and_states
+from afa_jax.training.inputs import latents_and_states, row_keys
 from afa_jax.training.loss import diffusion_loss
 from afa_jax.training.optimizer import update_average
 from afa_jax.types import SiteMaps
@@ -87,7 +87,7 @@ def make_train_step(
 
     def loss_of(params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array) -> Any:
         aggregators, frozen = unflatten(like_aggregators, params), dict(vae=vae) | unflatten(like_frozen, arrays)
-        keys = jax.vmap(lambda position: jax.random.fold_in(key, position))(batch["position"])
+        keys = row_keys(key, batch["position"])
         latents, states = latents_and_states(frozen, batch, keys, caption_dropout, no_caption, mode)
         ensemble = Ensemble(experts=frozen["unet"], aggregators=aggregators, mode=mode, remat=remat)
         routing: list[dict[str, Array]] = []

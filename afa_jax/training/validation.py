@@ -17,12 +17,12 @@ from PIL import Image
 
 from afa_jax.data.pictures import grid, to_images
 from afa_jax.experts import Experts, encode_prompts
+from afa_jax.files import replace_text
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.sabw import Aggregators
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.training.loss import prediction_errors
 from afa_jax.training.state import routing_of
-from afa_jax.training.workdir import replace_text
 from afa_jax.weights.keys import shapes_of, unflatten
 
 FILE = "validation.jsonl"

@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
+from afa_jax.files import replace_text
 
 _LOCK = ".lock"
 
@@ -99,16 +100,6 @@ def check_positive(config: ConfigDict, *fields: str) -> None:
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Keep the config with the run."""
     replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file at once or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
-    with open(partial, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
 
 
 def append(file: FileIO, data: bytes) -> None:

@@ -18,7 +18,8 @@ import numpy as np
 from PIL import Image
 
 from afa_jax.errors import InputError
-from afa_jax.training.workdir import append, replace_text
+from afa_jax.files import replace_text
+from afa_jax.training.workdir import append
 
 NAMES = ("tensorboard", "wandb")
 

@@ -12,6 +12,7 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from afa_jax.files import replace_text
 from afa_jax.fusion.sabw import Aggregators, SABWConfig
 from afa_jax.models.unet import UNet
 from afa_jax.weights.folders import read_json
@@ -32,9 +33,7 @@ def save_aggregators(folder: Path, aggregators: Aggregators, record: Mapping[str
     write_tensors(folder / WEIGHTS, state_dict(aggregators, aggregator_key), {"format": "pt"})
     own = dict(format=1, sabw=dataclasses.asdict(aggregators.config), aggregators_sha256=aggregators_hash(folder))
     text = json.dumps(own | dict(record), indent=2) + "\n"
-    partial = folder / f".{RECORD}.partial"
-    partial.write_text(text)
-    partial.replace(folder / RECORD)
+    replace_text(folder / RECORD, text)
 
 
 def aggregators_hash(folder: Path) -> str:
@@ -70,6 +69,6 @@ def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
         what=str(path),
         param_dtype=jnp.float32,
     )
-    if record.get("aggregators_sha256", aggregators_hash(folder)) != aggregators_hash(folder):
+    if record.get("aggregators_sha256") not in (None, aggregators_hash(folder)):
         raise WeightsError(f"{path} is not the file that {RECORD} beside it describes; resume the run to write both")
     return aggregators

@@ -43,7 +43,7 @@ front_end = jax.jit(latents_and_states, static_argnums=3)
 
 def test_pictures_and_cache_give_the_same(frozen, pictures, cached):
     no_states = encode_prompts(frozen["text_encoder"], jnp.asarray(no_ids)[None])[:, 0]
-    keys = row_keys(5, np.arange(ROWS))
+    keys = row_keys(jax.random.key(5), np.arange(ROWS))
     direct = front_end(frozen, pictures, keys, 0.5, no_ids)
     from_cache = front_end(frozen, cached, keys, 0.5, no_states)
     for one, other in zip(direct, from_cache, strict=True):
@@ -60,19 +60,19 @@ def test_pictures_and_cache_give_the_same(frozen, pictures, cached):
 
 def test_a_row_depends_on_its_position_and_not_on_its_batch(frozen, cached):
     no_states = np.zeros_like(cached["states"][0])
-    keys = row_keys(5, np.arange(ROWS))
+    keys = row_keys(jax.random.key(5), np.arange(ROWS))
     latents, states = front_end(frozen, cached, keys, 0.5, no_states)
     order = np.array([3, 0, 7])
     some = dict(mean=cached["mean"][order], std=cached["std"][order], states=cached["states"][order])
-    again = front_end(frozen, some, row_keys(5, order), 0.5, no_states)
+    again = front_end(frozen, some, row_keys(jax.random.key(5), order), 0.5, no_states)
     np.testing.assert_array_equal(again[0], latents[order])
     np.testing.assert_array_equal(again[1], states[:, order])
-    later = front_end(frozen, cached, row_keys(5, np.arange(ROWS) + ROWS), 0.5, no_states)
+    later = front_end(frozen, cached, row_keys(jax.random.key(5), np.arange(ROWS) + ROWS), 0.5, no_states)
     assert (np.asarray(later[0]) != np.asarray(latents)).mean() > 0.99
 
 
 def test_a_cached_step_touches_neither_vae_nor_text_encoders(frozen, pictures, cached):
-    keys = row_keys(0, np.arange(ROWS))
+    keys = row_keys(jax.random.key(0), np.arange(ROWS))
 
     def program(frozen, batch, no_caption):
         return str(jax.make_jaxpr(lambda batch: latents_and_states(frozen, batch, keys, 0.1, no_caption))(batch))
