@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import json
 import logging
 import math
 import os
 import shutil
+import sys
 import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -56,6 +58,7 @@ class Checkpoints:
             raise InputError(f"keep={keep}; choose 1 or more")
         # What orbax logs as an error it raises as well, and we say it in one line.
         logging.getLogger("absl").addFilter(_not_from_orbax)
+        _hush_closed_loops()
         self.folder, self.keep = workdir / "checkpoints", keep
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove(f"*{_DELETED}")
@@ -334,6 +337,21 @@ def _disk_full(error: BaseException | None) -> bool:
 def _first_line(error: BaseException) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     return lines[0] if len(lines[0]) <= 200 else lines[0][:200] + "..."
+
+
+@functools.cache  # once in a process
+def _hush_closed_loops() -> None:
+    """Of several writes that fail orbax hears one and closes its event loop, and tensorstore's threads print the rest.
+
+    Any other error that no one can catch is reported as before.
+    """
+    report = sys.unraisablehook
+
+    def report_others(unraisable: Any) -> None:
+        if not (isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"):
+            report(unraisable)
+
+    sys.unraisablehook = report_others
 
 
 def _not_from_orbax(record: logging.LogRecord) -> bool:
