@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,15 +23,15 @@ from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode, map_experts, stack
 from afa_jax.types import ExpertTextStates, TokenIds
 from afa_jax.weights.aggregators import RECORD, WEIGHTS
-from afa_jax.weights.folders import (
-    load_scheduler_config,
-    load_text_config,
+from afa_jax.weights.checkpoint import Checkpoint, hash_components
+from afa_jax.weights.load import (
     load_text_encoder,
     load_unet,
-    load_unet_config,
     load_vae,
-    load_vae_config,
-    weights_file,
+    open_checkpoint,
+    text_config,
+    unet_config,
+    vae_config,
 )
 
 EXPERT = ("unet", "text_encoder")  # the components that are an expert's own
@@ -94,28 +93,30 @@ def load_experts(
         InputError: a missing or damaged file; two experts with one name or of different architectures, text encoders
             or prediction types.
     """
-    base, folders = find_folders(config)
-    for mismatch in mismatches(base, folders):
+    base, checkpoints = find_checkpoints(config)
+    for mismatch in mismatches(base, checkpoints):
         raise InputError(mismatch.message)
+    if base.tokenizer is None:
+        raise InputError(f"base: {base.path} has no tokenizer; take a diffusers folder that has one")
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
-    unet = stack_experts([load_unet(folder, **kwargs) for folder in folders.values()], list(folders))
-    encoders = [load_text_encoder(folder, **kwargs) for folder in folders.values()]
+    unet = stack_experts([load_unet(checkpoint, **kwargs) for checkpoint in checkpoints.values()], list(checkpoints))
+    encoders = [load_text_encoder(checkpoint, **kwargs) for checkpoint in checkpoints.values()]
     for encoder in encoders:
         encoder.config = encoders[0].config  # they differ in nothing that matters, which stacking does not know
     return Experts(
-        names=tuple(folders),
-        hashes=tuple(hash_weights(folder, *EXPERT) for folder in folders.values()),
-        vae_hash=hash_weights(base, "vae"),
+        names=tuple(checkpoints),
+        hashes=tuple(hash_components(checkpoint, EXPERT) for checkpoint in checkpoints.values()),
+        vae_hash=hash_components(base, ("vae",)),
         unet=unet,
         text_encoder=stack(encoders),
         vae=load_vae(base, **kwargs),
-        tokenizer=Tokenizer(base),
-        schedule=NoiseSchedule.from_json(load_scheduler_config(base)),
+        tokenizer=Tokenizer(base.tokenizer),
+        schedule=NoiseSchedule.from_json(base.config("scheduler")),
     )
 
 
-def find_folders(config: ConfigDict) -> tuple[Path, dict[str, Path]]:
-    """The folder of ``base``, and those of ``experts`` by name, in order; what is on the hub is downloaded.
+def find_checkpoints(config: ConfigDict) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """The checkpoint of ``base``, and those of ``experts`` by name, in order; what is on the hub is downloaded.
 
     Raises:
         InputError: no experts, two with one name, or a folder that is not there.
@@ -125,8 +126,10 @@ def find_folders(config: ConfigDict) -> tuple[Path, dict[str, Path]]:
     names = [expert["name"] for expert in config.experts]
     if len(set(names)) < len(names):
         raise InputError(f"experts have the same name: {', '.join(names)}")
-    base = resolve(config.base, ("vae", "tokenizer", "scheduler"))
-    return base, {expert["name"]: resolve(expert["path"], (*EXPERT, "scheduler")) for expert in config.experts}
+    base = open_checkpoint(resolve(config.base, ("vae", "tokenizer", "scheduler")))
+    return base, {
+        expert["name"]: open_checkpoint(resolve(expert["path"], (*EXPERT, "scheduler"))) for expert in config.experts
+    }
 
 
 class Mismatch(NamedTuple):
@@ -137,7 +140,7 @@ class Mismatch(NamedTuple):
     message: str
 
 
-def mismatches(base: Path, folders: Mapping[str, Path]) -> Iterator[Mismatch]:
+def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Mismatch]:
     """All reasons why these experts cannot be fused, from their config files alone.
 
     The noise schedule and prediction type must be the base model's (an expert without a scheduler is taken to have
@@ -146,11 +149,11 @@ def mismatches(base: Path, folders: Mapping[str, Path]) -> Iterator[Mismatch]:
     Raises:
         InputError: a config is missing, or of another family of models.
     """
-    schedule = NoiseSchedule.from_json(load_scheduler_config(base))
-    for name, folder in folders.items():
-        if (folder / "scheduler" / "scheduler_config.json").is_file():
+    schedule = NoiseSchedule.from_json(base.config("scheduler"))
+    for name, checkpoint in checkpoints.items():
+        if "scheduler" in checkpoint.components:
             try:
-                own = NoiseSchedule.from_json(load_scheduler_config(folder))
+                own = NoiseSchedule.from_json(checkpoint.config("scheduler"))
             except ScheduleError as error:
                 yield Mismatch(name, "scheduler", f"expert {name!r}: {error}")
                 continue
@@ -162,16 +165,16 @@ def mismatches(base: Path, folders: Mapping[str, Path]) -> Iterator[Mismatch]:
                         f"expert {name!r} was trained with {field} {getattr(own, field)!r}, "
                         f"the base model with {getattr(schedule, field)!r}; they cannot be fused",
                     )
-    names, unets = list(folders), [load_unet_config(folder) for folder in folders.values()]
+    names, unets = list(checkpoints), [unet_config(checkpoint) for checkpoint in checkpoints.values()]
     for name, message in different_architectures(unets, names):
         yield Mismatch(name, "architecture", message)
-    encoders = [load_text_config(folder) for folder in folders.values()]
+    encoders = [text_config(checkpoint) for checkpoint in checkpoints.values()]
     for name, encoder in zip(names, encoders, strict=True):
         for field in _different_fields(encoders[0], encoder):
             a, b = getattr(encoders[0], field), getattr(encoder, field)
             message = f"experts {names[0]!r} and {name!r} have different text encoders: {field} is {a!r} and {b!r}"
             yield Mismatch(name, "text encoder", message)
-    channels = load_vae_config(base).latent_channels
+    channels = vae_config(base).latent_channels
     for name, unet in zip(names, unets, strict=True):
         if unet.in_channels != channels:
             taken = f"expert {name!r}'s U-Net takes {unet.in_channels}"
@@ -238,22 +241,6 @@ def check_record(record: Mapping[str, Any], experts: Experts, what: str) -> None
 def _different_fields(one: TextConfig, other: TextConfig) -> list[str]:
     names = [field.name for field in dataclasses.fields(one) if field.name != "eos_token_id"]
     return [name for name in names if getattr(one, name) != getattr(other, name)]
-
-
-def hash_weights(folder: Path, *components: str) -> str:
-    """sha256 of the weights files of a folder's components.
-
-    Raises:
-        InputError: one is missing.
-    """
-    digest = hashlib.sha256()
-    for component in components:
-        path = weights_file(folder, component)
-        if not path.is_file():
-            raise InputError(f"{path}: no such file")
-        with open(path, "rb") as file:
-            digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
 
 
 def frozen(experts: Experts) -> dict[str, Any]:

@@ -38,8 +38,9 @@ from afa_jax.training.loop import run_loop
 from afa_jax.training.loss import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import make_optimizer, update_average
 from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
-from afa_jax.weights.folders import load_text_encoder, load_unet, load_vae, save_folder
+from afa_jax.weights.folders import save_folder
 from afa_jax.weights.keys import flatten, unflatten
+from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
 
 Model = tuple[UNet, TextEncoder]
 ENCODED_AT_ONCE = 64

@@ -31,9 +31,10 @@ from afa_jax.data.sources import BadExample, make_source
 from afa_jax.errors import InputError
 from afa_jax.evaluation.noise import expert_errors
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
-from afa_jax.experts import EXPERT, Mismatch, find_folders, hash_weights, load_experts, mismatches
+from afa_jax.experts import EXPERT, Mismatch, find_checkpoints, load_experts, mismatches
 from afa_jax.files import replace_text
 from afa_jax.report.screen import print_gain, print_mismatches, print_weights, record
+from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import Difference, compare_experts
 
 BUCKETS = 10  # ranges of timesteps
@@ -53,22 +54,22 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError(f"choose --pairs of {FEWEST} or more, --draws of 2 or more, and --seed from 0 to {2**31 - 1}")
     if options.out and options.out.exists():
         raise InputError(f"{options.out} exists; choose another --out or remove it")
-    base, folders = find_folders(config)
-    if len(folders) < 2:
-        raise InputError(f"{next(iter(folders))!r} is the only expert; routing needs two or more")
+    base, checkpoints = find_checkpoints(config)
+    if len(checkpoints) < 2:
+        raise InputError(f"{next(iter(checkpoints))!r} is the only expert; routing needs two or more")
 
-    misfits = list(mismatches(base, folders))
+    misfits = list(mismatches(base, checkpoints))
     comparable = not any(misfit.what in ("architecture", "text encoder") for misfit in misfits)
-    hashes = {name: hash_weights(folder, *EXPERT) for name, folder in folders.items()}
-    pairs = dict(compare_experts(folders)) if comparable else {}
-    print_mismatches(list(folders), misfits)
+    hashes = {name: hash_components(checkpoint, EXPERT) for name, checkpoint in checkpoints.items()}
+    pairs = dict(compare_experts(checkpoints)) if comparable else {}
+    print_mismatches(list(checkpoints), misfits)
     if pairs:
         print_weights(pairs)
     refusal = refuse(misfits, pairs, hashes)
     gain = None
     if refusal is None:
         gain = measure(config, options.pairs, options.draws, options.seed)
-        print_gain(list(folders), gain, f"on {options.pairs} held-out pairs, {options.draws} draws of noise each")
+        print_gain(list(checkpoints), gain, f"on {options.pairs} held-out pairs, {options.draws} draws of noise each")
     answer, verdict = ("no", refusal) if gain is None else judge(gain, options.pairs)
     if options.out:
         results = dict(
@@ -83,7 +84,7 @@ def main(arguments: Sequence[str]) -> int:
                 | dict(blocks=found.blocks)
                 for pair, found in pairs.items()
             ],
-            routing=None if gain is None else record(list(folders), gain),
+            routing=None if gain is None else record(list(checkpoints), gain),
             answer=answer,
             verdict=verdict,
         )

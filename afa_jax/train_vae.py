@@ -28,7 +28,8 @@ from afa_jax.models.vae import VAE
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import make_optimizer, update_average
 from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
-from afa_jax.weights.folders import load_vae, save_folder
+from afa_jax.weights.folders import save_folder
+from afa_jax.weights.load import load_vae
 
 MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when they are whitened
 

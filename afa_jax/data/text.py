@@ -21,7 +21,7 @@ class Tokenizer:
     """CLIP's tokenizer from a diffusers folder, padded to the text encoder's length.
 
     Args:
-        folder: the folder that holds ``tokenizer/``.
+        folder: the folder of its files, or the one that holds ``tokenizer/``.
 
     Raises:
         InputError: there is no tokenizer in it.
@@ -32,7 +32,7 @@ class Tokenizer:
         from transformers import CLIPTokenizer  # takes a second, and most of the package does without it
 
         self._folder = folder
-        path = Path(folder) / "tokenizer"
+        path = Path(folder) if (Path(folder) / "vocab.json").is_file() else Path(folder) / "tokenizer"
         if not (path / "vocab.json").is_file():
             raise InputError(f"{path}: no tokenizer there (vocab.json and merges.txt)")
         self._tokenizer = CLIPTokenizer.from_pretrained(path)

@@ -277,7 +277,7 @@ def _describe(
             described[f"{name}.{key}"] = [list(leaf.shape), str(leaf.dtype)]
             if sums or check_finite:
                 array = np.ascontiguousarray(leaf).reshape(-1)
-                described[f"{name}.{key}"].append(zlib.crc32(array.view(np.uint8)))
+                described[f"{name}.{key}"].append(zlib.crc32(array.view(np.uint8).data))
                 if check_finite and not np.issubdtype(array.dtype, np.integer) and not np.isfinite(array).all():
                     raise NonFiniteError(f"{name}.{key} is not finite")
     return described

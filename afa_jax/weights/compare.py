@@ -7,14 +7,12 @@ import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from afa_jax.weights.folders import load_text_encoder, load_unet
 from afa_jax.weights.keys import flatten
-from afa_jax.weights.tensors import WeightsError
+from afa_jax.weights.load import Source, load_text_encoder, load_unet
 
 NEAR_IDENTICAL = 2e-3
 """Total relative difference below which two experts are one model stored twice.
@@ -56,7 +54,7 @@ class Difference:
         return "near-identical" if self.total < NEAR_IDENTICAL else "different"
 
 
-def compare_experts(folders: Mapping[str, Path]) -> Iterator[tuple[tuple[str, str], Difference]]:
+def compare_experts(checkpoints: Mapping[str, Source]) -> Iterator[tuple[tuple[str, str], Difference]]:
     """Every pair of experts of one architecture, by name, with their difference.
 
     Files of whatever dtype are compared in float32, two experts in memory at a time.
@@ -65,10 +63,10 @@ def compare_experts(folders: Mapping[str, Path]) -> Iterator[tuple[tuple[str, st
         WeightsError: as load_unet and load_text_encoder; or weights that are not finite.
     """
     kept, weights = "", dict[str, Any]()
-    for one, other in combinations(folders, 2):
+    for one, other in combinations(checkpoints, 2):
         if one != kept:
-            kept, weights = one, _blocks(folders[one])
-        yield (one, other), difference(weights, _blocks(folders[other]))
+            kept, weights = one, _blocks(checkpoints[one])
+        yield (one, other), difference(weights, _blocks(checkpoints[other]))
 
 
 def difference(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference:
@@ -93,16 +91,12 @@ def _relative(apart: float, size: float) -> float:
     return math.sqrt(apart / size) if size else math.inf
 
 
-def _blocks(folder: Path) -> dict[str, dict[str, Any]]:
+def _blocks(checkpoint: Source) -> dict[str, dict[str, Any]]:
     """An expert's arrays by block and path, float32."""
-    unet = load_unet(folder)
+    unet = load_unet(checkpoint)
     blocks: dict[str, dict[str, Any]] = defaultdict(dict)
     for path, array in flatten(unet).items():
         head, *rest = path.split(".")
         blocks[unet.stages[int(rest[0])].name if head == "stages" else head][path] = array
-    blocks["text_encoder"] = flatten(load_text_encoder(folder))
-    for arrays in blocks.values():
-        for path, array in arrays.items():
-            if not np.isfinite(array).all():
-                raise WeightsError(f"{folder}: {path} holds NaN or infinity; fetch or convert this expert again")
+    blocks["text_encoder"] = flatten(load_text_encoder(checkpoint))
     return blocks

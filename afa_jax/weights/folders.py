@@ -7,14 +7,12 @@ Layout of a Stable Diffusion 1.x/2.x folder::
     vae/config.json             vae/diffusion_pytorch_model.safetensors
     text_encoder/config.json    text_encoder/model.safetensors
     tokenizer/vocab.json ...    scheduler/scheduler_config.json
-
-Single-file checkpoints and folders written by diffusers' Flax classes will have their own readers beside this one; all
-of them end in the same state dicts.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import re
 import shutil
@@ -23,16 +21,13 @@ from pathlib import Path
 from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
 
 from afa_jax.models.clip import TextEncoder
-from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
-from afa_jax.models.unet import ConvOut, UNet
+from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.keys import Key, pytorch_name, text_key, unet_key
-from afa_jax.weights.tensors import PICKLES, WeightsError, load_state_dict, read_tensors, state_dict, write_tensors
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint
+from afa_jax.weights.tensors import PICKLES, Tensor, Tensors, WeightsError, check_finite, open_tensors, write_tensors
 
 _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
@@ -52,88 +47,102 @@ _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 _OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
-def load_unet(folder: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> UNet:
-    """The U-Net of a diffusers folder (the folder that holds ``unet/``).
+@dataclasses.dataclass(frozen=True)
+class FolderCheckpoint:
+    """A diffusers folder as a Checkpoint (which see).
+
+    Attributes:
+        path: the folder that holds ``unet/``, ``vae/``, ...
+    """
+
+    path: Path
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return open_tensors(weights_file(self.path, "unet")).metadata
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        names = {**dict.fromkeys(NETWORKS, "config.json"), "scheduler": "scheduler_config.json"}
+        found = [name for name, file in names.items() if (self.path / name / file).is_file()]
+        return (*found, *(["tokenizer"] if self.tokenizer else []))
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.path / "tokenizer" if (self.path / "tokenizer").is_dir() else None
+
+    def config(self, component: str) -> dict[str, Any]:
+        if component == "scheduler":
+            return read_json(self.path / component / "scheduler_config.json")
+        index = self.path / "model_index.json"
+        if index.is_file():
+            pipeline = read_json(index).get("_class_name", "")
+            if not _PIPELINE.fullmatch(pipeline):
+                raise WeightsError(f"{index}: {pipeline!r} is not of the Stable Diffusion 1.x/2.x families")
+        return read_json(self.path / component / "config.json")
+
+    def tensors(self, component: str) -> Tensors:
+        stored = open_tensors(weights_file(self.path, component)).tensors
+        return {
+            modern_key(component, name): without_pixels(component, name, tensor)
+            for name, tensor in stored.items()
+            if not name.endswith("position_ids")
+        }
+
+    def what(self, component: str) -> str:
+        return str(weights_file(self.path, component))
+
+    def sha256(self, component: str) -> str:
+        path = weights_file(self.path, component)
+        if not path.is_file():
+            raise WeightsError(f"{path}: no such file")
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_folder(
+    folder: Path | str,
+    checkpoint: Checkpoint,
+    *,
+    dtype: DTypeLike | None = None,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write a checkpoint as a diffusers folder; components it lacks are left out of ``model_index.json``.
 
     Args:
-        dtype: compute dtype.
-        param_dtype: dtype of the parameters in memory, whatever the file's.
+        folder: must not exist; it appears when it is complete.
+        dtype: of the stored weights; each tensor's own by default.
+        metadata: kept in the header of every weights file, over the checkpoint's own.
 
     Raises:
-        WeightsError: a file is missing, truncated, or has missing, surplus or misshapen keys.
-        ConfigError: an architecture that is not of the Stable Diffusion 1.x/2.x families.
+        FileExistsError: the folder exists.
+        WeightsError: as the checkpoint's readers; a tensor that is not finite.
     """
-    config = load_unet_config(folder)
-    tensors, what = _tensors(folder, "unet")
-    return load_state_dict(
-        lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype),
-        tensors,
-        unet_keys,
-        what=what,
-        param_dtype=param_dtype,
-    )
-
-
-def load_vae(folder: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> VAE:
-    """The autoencoder of a diffusers folder; arguments and errors as load_unet's."""
-    config = load_vae_config(folder)
-    tensors, what = _tensors(folder, "vae")
-    return load_state_dict(
-        lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype),
-        {_modern_vae_key(name): _without_pixels(name, array) for name, array in tensors.items()},
-        lambda module: pytorch_name,
-        what=what,
-        param_dtype=param_dtype,
-    )
-
-
-def load_text_encoder(
-    folder: Path | str, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
-) -> TextEncoder:
-    """The text encoder of a diffusers folder; arguments and errors as load_unet's."""
-    config = load_text_config(folder)
-    tensors, what = _tensors(folder, "text_encoder")
-    # transformers 5 writes the keys without the prefix that every folder before it has.
-    prefixed = {name if name.startswith("text_model.") else f"text_model.{name}": x for name, x in tensors.items()}
-    return load_state_dict(
-        lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype),
-        prefixed,
-        lambda module: text_key,
-        what=what,
-        param_dtype=param_dtype,
-        ignore=lambda name: name.endswith("position_ids"),
-    )
-
-
-def load_unet_config(folder: Path | str) -> UNetConfig:
-    """The architecture of a folder's U-Net, without its weights; raises as load_unet."""
-    return UNetConfig.from_json(*_config(folder, "unet"))
-
-
-def load_vae_config(folder: Path | str) -> VAEConfig:
-    """The architecture of a folder's autoencoder, without its weights; raises as load_vae."""
-    return VAEConfig.from_json(*_config(folder, "vae"))
-
-
-def load_text_config(folder: Path | str) -> TextConfig:
-    """The architecture of a folder's text encoder, without its weights; raises as load_text_encoder."""
-    return TextConfig.from_json(*_config(folder, "text_encoder"))
-
-
-def load_scheduler_config(folder: Path | str) -> dict[str, Any]:
-    """The fields of ``scheduler/scheduler_config.json``.
-
-    Raises:
-        WeightsError: the file is missing or is not JSON.
-    """
-    return read_json(Path(folder) / "scheduler" / "scheduler_config.json")
-
-
-def unet_keys(unet: UNet) -> Key:
-    """The key function of this U-Net."""
-    last = unet.stages[-1]
-    assert isinstance(last, ConvOut)
-    return unet_key([stage.name for stage in unet.stages], last.layer.name)
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder} exists; remove it or choose another folder")
+    partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    header = {"format": "pt"} | dict(checkpoint.metadata) | dict(metadata or {})
+    try:
+        for name in checkpoint.components:
+            if name in NETWORKS:
+                what = checkpoint.what(name)
+                tensors = {key: _finite(tensor, key, what) for key, tensor in checkpoint.tensors(name).items()}
+                if dtype is not None:
+                    tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
+                write_json(partial / name / "config.json", checkpoint.config(name))
+                write_tensors(partial / name / f"{_WEIGHTS[name]}.safetensors", tensors, header)
+        if checkpoint.tokenizer is not None:
+            shutil.copytree(checkpoint.tokenizer, partial / "tokenizer")
+        if "scheduler" in checkpoint.components:
+            fields = dict(_class_name="DDIMScheduler") | checkpoint.config("scheduler")
+            write_json(partial / "scheduler" / "scheduler_config.json", fields)
+        present = {name: list(_CLASSES[name]) for name in checkpoint.components}
+        write_json(partial / "model_index.json", dict(_class_name="StableDiffusionPipeline") | present)
+        partial.rename(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def save_folder(
@@ -147,57 +156,9 @@ def save_folder(
     dtype: DTypeLike = jnp.float32,
     metadata: Mapping[str, str] | None = None,
 ) -> None:
-    """Write components as a diffusers folder; those that are not given are left out of ``model_index.json``.
-
-    Args:
-        folder: must not exist; it appears when it is complete.
-        tokenizer: a folder of tokenizer files to copy.
-        scheduler: fields of scheduler_config.json.
-        dtype: of the stored weights.
-        metadata: kept in the header of every weights file.
-
-    Raises:
-        FileExistsError: the folder exists.
-    """
-    folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; remove it or choose another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    present: dict[str, Any] = {}
-    modules: dict[str, tuple[Any, Key, dict[str, Any]]] = {}
-    if unet is not None:
-        modules["unet"] = (unet, unet_keys(unet), dataclasses.asdict(unet.config))
-    if vae is not None:
-        levels = len(vae.config.block_out_channels)
-        types = dict(down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels)
-        modules["vae"] = (vae, pytorch_name, dataclasses.asdict(vae.config) | types)
-    if text_encoder is not None:
-        modules["text_encoder"] = (text_encoder, text_key, dataclasses.asdict(text_encoder.config))
-    try:
-        for name, (module, key, config) in modules.items():
-            present[name] = _CLASSES[name]
-            if name == "text_encoder":
-                config |= dict(model_type="clip_text_model", architectures=["CLIPTextModel"])
-            else:
-                config |= dict(_class_name=_CLASSES[name][1])
-            write_json(partial / name / "config.json", config)
-            tensors = state_dict(module, key, dtype)
-            write_tensors(
-                partial / name / f"{_WEIGHTS[name]}.safetensors", tensors, {"format": "pt"} | dict(metadata or {})
-            )
-        if tokenizer is not None:
-            present["tokenizer"] = _CLASSES["tokenizer"]
-            shutil.copytree(tokenizer, partial / "tokenizer")
-        if scheduler is not None:
-            present["scheduler"] = _CLASSES["scheduler"]
-            write_json(
-                partial / "scheduler" / "scheduler_config.json", dict(_class_name="DDIMScheduler") | dict(scheduler)
-            )
-        write_json(partial / "model_index.json", dict(_class_name="StableDiffusionPipeline") | present)
-        partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    """Write modules as a diffusers folder: ``write_folder`` of ``MemoryCheckpoint.of``, which see."""
+    parts: dict[str, Any] = dict(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
+    write_folder(folder, MemoryCheckpoint.of(**parts, scheduler=scheduler), dtype=dtype, metadata=metadata)
 
 
 def weights_file(folder: Path, component: str) -> Path:
@@ -218,7 +179,7 @@ def read_json(path: Path) -> dict[str, Any]:
         data = json.loads(path.read_text())
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; is {path.parent.parent} a diffusers folder?") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise WeightsError(f"{path}: not readable as JSON ({error})") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path}: expected a JSON object")
@@ -231,26 +192,27 @@ def write_json(path: Path, data: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(data, indent=2) + "\n")
 
 
-def _config(folder: Path | str, component: str) -> tuple[dict[str, Any], str]:
-    index = Path(folder) / "model_index.json"
-    if index.is_file():
-        pipeline = read_json(index).get("_class_name", "")
-        if not _PIPELINE.fullmatch(pipeline):
-            raise WeightsError(f"{index}: {pipeline!r} is not of the Stable Diffusion 1.x/2.x families")
-    path = Path(folder) / component / "config.json"
-    return read_json(path), str(path)
-
-
-def _tensors(folder: Path | str, component: str) -> tuple[dict[str, np.ndarray], str]:
-    path = weights_file(Path(folder), component)
-    return read_tensors(path), str(path)
-
-
-def _modern_vae_key(key: str) -> str:
+def modern_key(component: str, key: str) -> str:
+    """A network's key as today's diffusers and transformers spell it."""
+    # transformers 5 writes the keys without the prefix that every folder before it has.
+    if component == "text_encoder" and not key.startswith("text_model."):
+        return f"text_model.{key}"
     match = re.fullmatch(r"(.*\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", key)
-    return f"{match[1]}.{_OLD_VAE_ATTENTION[match[2]]}.{match[3]}" if match else key
+    if component == "vae" and match:
+        return f"{match[1]}.{_OLD_VAE_ATTENTION[match[2]]}.{match[3]}"
+    return key
 
 
-def _without_pixels(key: str, array: np.ndarray) -> np.ndarray:
+def without_pixels(component: str, key: str, tensor: Tensor) -> Tensor:
     """Old files store the VAE's attention projections as 1x1 convolutions."""
-    return array[:, :, 0, 0] if ".attentions." in key and array.ndim == 4 else array
+    if component == "vae" and ".attentions." in key and len(tensor.shape) == 4:
+        return tensor.apply(lambda array: array[:, :, 0, 0], tensor.shape[:2])
+    return tensor
+
+
+def _finite(tensor: Tensor, name: str, what: str) -> Tensor:
+    def checked(array: Any) -> Any:
+        check_finite(array, name, what)
+        return array
+
+    return tensor.apply(checked)

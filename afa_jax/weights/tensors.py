@@ -1,23 +1,46 @@
-"""Strict exchange of state dicts between safetensors files and modules."""
+"""Strict exchange of state dicts between safetensors files and modules, one tensor in memory at a time."""
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
+import functools
+import json
+import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from afa_jax.errors import InputError
 from afa_jax.weights.keys import Key, dotted, flatten, from_pytorch, shape_in_pytorch, to_pytorch
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+_DTYPES = {
+    "F64": np.float64,
+    "F32": np.float32,
+    "F16": np.float16,
+    "BF16": ml_dtypes.bfloat16,
+    "F8_E4M3": ml_dtypes.float8_e4m3fn,
+    "F8_E5M2": ml_dtypes.float8_e5m2,
+    "I64": np.int64,
+    "I32": np.int32,
+    "I16": np.int16,
+    "I8": np.int8,
+    "U64": np.uint64,
+    "U32": np.uint32,
+    "U16": np.uint16,
+    "U8": np.uint8,
+    "BOOL": np.bool_,
+}
+_NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 M = TypeVar("M")
 
 
@@ -25,8 +48,53 @@ class WeightsError(InputError):
     """A weights file that cannot be used: the message names the file, the keys and what to do."""
 
 
-def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, as stored.
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor whose shape and dtype are known and whose numbers are read each time they are asked for.
+
+    ``np.asarray(tensor)`` reads it. What is derived from it (a cast, another layout, a sum) is a Tensor as well, so a
+    checkpoint of any size goes from file to file, or from file to device, one tensor at a time.
+    """
+
+    shape: tuple[int, ...]
+    dtype: Any
+    read: Callable[[], np.ndarray] = dataclasses.field(repr=False)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.read()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    @classmethod
+    def of(cls, array: Any) -> Tensor:
+        """A tensor for an array that is in memory anyway, numpy's or jax's."""
+        return cls(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
+
+    def astype(self, dtype: DTypeLike) -> Tensor:
+        """The tensor rounded to ``dtype``; an integer or Boolean one as it is."""
+        wanted = np.dtype(dtype)
+        if wanted == self.dtype or not jnp.issubdtype(self.dtype, jnp.floating):
+            return self
+        return Tensor(self.shape, wanted, lambda: self.read().astype(wanted))
+
+    def apply(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> Tensor:
+        """The tensor after a function that keeps its dtype and makes it ``shape``; as it was by default."""
+        return Tensor(self.shape if shape is None else shape, self.dtype, lambda: function(self.read()))
+
+
+Tensors = Mapping[str, Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class TensorFile:
+    """An open safetensors file: its tensors, each mapped into memory when it is read, and its metadata."""
+
+    path: Path
+    tensors: Tensors
+    metadata: Mapping[str, str]
+
+
+def open_tensors(path: Path) -> TensorFile:
+    """Read the header of a safetensors file.
 
     Raises:
         WeightsError: the file is missing, a pickle, truncated, or not safetensors.
@@ -38,11 +106,42 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
         )
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
-    try:
-        with safe_open(path, "np") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a complete safetensors file ({error}); fetch or write it again") from error
+    with _named(path):
+        # The library checks what a file may do wrong: the header's length and text, gaps and overlaps, the file's end.
+        with safe_open(path, "np"):
+            pass
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            header: dict[str, Any] = json.loads(file.read(length))
+        metadata = header.pop("__metadata__", None) or {}
+        return TensorFile(path, {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata)
+
+
+def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
+    if entry["dtype"] not in _DTYPES:
+        raise ValueError(f"the dtype {entry['dtype']} is not known")
+    dtype, shape, (begin, end) = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
+    if math.prod(shape) * dtype.itemsize != end - begin:
+        raise ValueError("a tensor's shape and bytes differ")
+
+    def read() -> np.ndarray:
+        if begin == end:
+            return np.zeros(shape, dtype)
+        with _named(path):
+            # Its own map each time: pages that were read do not stay in the process.
+            data = np.memmap(path, np.uint8, "r", offset=start + begin, shape=(end - begin,))
+        return np.asarray(data).view(dtype).reshape(shape)
+
+    return Tensor(shape, dtype, read)
+
+
+def read_tensors(path: Path) -> dict[str, np.ndarray]:
+    """All tensors of a safetensors file, as stored, copied into memory.
+
+    Raises:
+        WeightsError: the file is missing, a pickle, truncated, or not safetensors.
+    """
+    return {name: np.array(tensor.read()) for name, tensor in open_tensors(path).tensors.items()}
 
 
 def read_metadata(path: Path) -> dict[str, str]:
@@ -51,20 +150,22 @@ def read_metadata(path: Path) -> dict[str, str]:
     Raises:
         WeightsError: as read_tensors.
     """
-    try:
-        with safe_open(path, "np") as file:
-            return dict(file.metadata() or {})
-    except (SafetensorError, OSError, ValueError) as error:
-        raise WeightsError(f"{path}: not a complete safetensors file ({error}); fetch or write it again") from error
+    return dict(open_tensors(path).metadata)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file at once or not at all: to a temporary name beside it, synced, then renamed."""
+def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file at once or not at all: to a temporary name beside it, synced, then renamed.
+
+    Args:
+        tensors: arrays, or Tensors, of which one at a time is read. The same ones give the same bytes.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file({k: np.ascontiguousarray(v) for k, v in tensors.items()}, partial, metadata=dict(metadata or {}))
-        with open(partial, "rb+") as file:
+        with open(partial, "wb") as file:
+            for chunk in _chunks(tensors, metadata or {}):
+                file.write(chunk)
+            file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
     finally:
@@ -76,18 +177,38 @@ def write_tensors(path: Path, tensors: Mapping[str, np.ndarray], metadata: Mappi
         os.close(folder)
 
 
-def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[str, np.ndarray]:
-    """The parameters by checkpoint key, in PyTorch's layout; floating-point ones cast to ``dtype`` if given."""
+def _chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """The parts of a safetensors file: a header of a multiple of 8 bytes, and the tensors, the widest dtypes first."""
+    header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
+    names, begin = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name)), 0
+    for name in names:
+        shape, dtype = tensors[name].shape, np.dtype(tensors[name].dtype)
+        end = begin + math.prod(shape) * dtype.itemsize
+        header[name] = dict(dtype=_NAMES[dtype], shape=list(shape), data_offsets=[begin, end])
+        begin = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    yield len(text).to_bytes(8, "little")
+    yield text
+    for name in names:
+        array = np.ascontiguousarray(tensors[name])
+        if array.shape != tuple(tensors[name].shape) and array.size != math.prod(tensors[name].shape):
+            raise AssertionError(f"{name} is {array.shape}, not {tensors[name].shape} as it said")
+        yield array.reshape(-1).view(np.uint8).data
+
+
+def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[str, Tensor]:
+    """The parameters by checkpoint key, in PyTorch's layout; floating-point ones rounded to ``dtype`` if given."""
     result = {}
     for path, leaf in flatten(module).items():
-        array = np.asarray(leaf)
-        result[key(path)] = np.ascontiguousarray(to_pytorch(path, array if dtype is None else array.astype(dtype)))
+        tensor = Tensor.of(leaf).apply(functools.partial(to_pytorch, path), shape_in_pytorch(path, leaf.shape))
+        result[key(path)] = tensor if dtype is None else tensor.astype(dtype)
     return result
 
 
 def load_state_dict(
     create: Callable[[], M],
-    tensors: Mapping[str, np.ndarray],
+    tensors: Mapping[str, Any],
     key: Callable[[M], Key],
     *,
     what: str,
@@ -98,43 +219,78 @@ def load_state_dict(
 
     Args:
         create: makes the module; only its shapes are evaluated.
-        tensors: by checkpoint key, in PyTorch's layout.
+        tensors: Tensors or arrays by checkpoint key, in PyTorch's layout.
         key: gives the module's key function.
         what: names the file in errors.
         param_dtype: dtype of the loaded parameters.
         ignore: keys that may be surplus, such as ``position_ids`` buffers.
 
     Raises:
-        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point.
+        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point or not finite.
     """
     abstract = jax.eval_shape(create)
     to_key = key(abstract)
-    wanted = {to_key(path): (path, leaf.shape) for path, leaf in flatten(abstract).items()}
-    missing = sorted(wanted.keys() - tensors.keys())
-    surplus = sorted(name for name in tensors.keys() - wanted.keys() if not ignore(name))
-    if missing or surplus:
-        raise WeightsError(
-            f"{what}: " + "; ".join(filter(None, (_some("missing", missing), _some("surplus", surplus))))
-        )
-    misshapen = [
-        f"{name} is {tensors[name].shape}, expected {shape_in_pytorch(path, shape)}"
-        for name, (path, shape) in wanted.items()
-        if tensors[name].shape != shape_in_pytorch(path, shape)
-    ]
-    if misshapen:
-        raise WeightsError(f"{what}: " + _some("misshapen", misshapen))
-    if wrong := [name for name in wanted if not jnp.issubdtype(tensors[name].dtype, jnp.floating)]:
-        raise WeightsError(f"{what}: {_some('not floating point', wrong)}")
+    check_state_dict(abstract, tensors, to_key, what=what, ignore=ignore)
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name = dotted(path)
-        return jnp.asarray(from_pytorch(name, tensors[to_key(name)]).astype(param_dtype))
+        array = np.asarray(tensors[to_key(name)])
+        check_finite(array, to_key(name), what)
+        return jnp.asarray(from_pytorch(name, array).astype(param_dtype))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
 
 
-def _some(what: str, names: list[str], most: int = 8) -> str:
+def check_state_dict(
+    module: Any,
+    tensors: Mapping[str, Any],
+    key: Key,
+    *,
+    what: str,
+    ignore: Callable[[str], bool] = lambda name: False,
+) -> None:
+    """Compare the tensors' names, shapes and kinds to those of a module, whose leaves may be shapes; reads none.
+
+    Raises:
+        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point.
+    """
+    wanted = {key(path): (path, leaf.shape) for path, leaf in flatten(module).items()}
+    missing = sorted(wanted.keys() - tensors.keys())
+    surplus = sorted(name for name in tensors.keys() - wanted.keys() if not ignore(name))
+    if missing or surplus:
+        raise WeightsError(
+            f"{what}: " + "; ".join(filter(None, (listed("missing", missing), listed("surplus", surplus))))
+        )
+    misshapen = [
+        f"{name} is {tuple(tensors[name].shape)}, expected {shape_in_pytorch(path, shape)}"
+        for name, (path, shape) in wanted.items()
+        if tuple(tensors[name].shape) != shape_in_pytorch(path, shape)
+    ]
+    if misshapen:
+        raise WeightsError(f"{what}: " + listed("misshapen", misshapen))
+    if wrong := [name for name in wanted if not jnp.issubdtype(tensors[name].dtype, jnp.floating)]:
+        raise WeightsError(f"{what}: {listed('not floating point', wrong)}")
+
+
+def check_finite(array: np.ndarray, name: str, what: str) -> None:
+    """Raise WeightsError for a tensor with NaN or infinity, by its name and the file's (``what``)."""
+    if not np.isfinite(array).all():
+        raise WeightsError(f"{what}: {name} holds NaN or infinity; fetch or convert this file again")
+
+
+def listed(what: str, names: list[str], most: int = 8) -> str:
+    """``3 missing (a, b, c)``, or of many the first ones and how many more; empty for none."""
     if not names:
         return ""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
     return f"{len(names)} {what} ({', '.join(names[:most])}{rest})"
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
+        if isinstance(error, WeightsError):
+            raise
+        raise WeightsError(f"{path}: not a complete safetensors file ({error}); fetch or write it again") from error

@@ -13,8 +13,8 @@ from afa_jax.finetune import make_text_audible
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
 from afa_jax.train_vae import MAX_GAIN, whiten
-from afa_jax.weights.folders import load_text_encoder, load_unet
 from afa_jax.weights.keys import flatten
+from afa_jax.weights.load import load_text_encoder, load_unet
 from tests import tiny
 
 

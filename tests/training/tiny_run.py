@@ -84,7 +84,7 @@ def main(arguments: Sequence[str]) -> None:
         save_every=options.save_every,
         quiet=True,
     )
-    sums = {name: hashlib.sha256(np.asarray(array)).hexdigest() for name, array in flatten(state).items()}
+    sums = {name: hashlib.sha256(np.asarray(array).tobytes()).hexdigest() for name, array in flatten(state).items()}
     replace_text(options.workdir / "final.json", json.dumps(sums) + "\n")
 
 

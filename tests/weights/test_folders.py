@@ -14,13 +14,8 @@ import pytest
 
 from afa_jax.models.configs import ConfigError
 from afa_jax.weights import folders
-from afa_jax.weights.folders import (
-    load_scheduler_config,
-    load_text_encoder,
-    load_unet,
-    load_vae,
-    save_folder,
-)
+from afa_jax.weights.folders import save_folder
+from afa_jax.weights.load import load_text_encoder, load_unet, load_vae, open_checkpoint
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 from tests import tiny
 from tests.models import goldens
@@ -95,7 +90,7 @@ def test_the_folder_has_the_files_that_diffusers_expects(saved):
         "tokenizer": ["transformers", "CLIPTokenizer"],
         "scheduler": ["diffusers", "DDIMScheduler"],
     }
-    assert load_scheduler_config(saved) == SCHEDULER
+    assert open_checkpoint(saved).config("scheduler") == SCHEDULER
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 

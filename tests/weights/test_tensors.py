@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 
+import ml_dtypes
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
 
 from afa_jax.weights import tensors
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
@@ -13,18 +15,20 @@ from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, w
 OLD = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3)}
 
 
-@pytest.mark.parametrize("failing", ["save_file", "os.fsync", "os.replace"])
+@pytest.mark.parametrize("failing", ["_chunks", "os.fsync", "os.replace"])
 def test_a_failure_keeps_the_old_file(tmp_path, monkeypatch, failing):
     path = tmp_path / "model.safetensors"
     write_tensors(path, OLD)
 
     def fail(*args, **kwargs):
-        if failing == "save_file":
-            args[1].write_bytes(b"half")
         raise OSError("disk full")
 
+    def half(*args):
+        yield b"half"
+        fail()
+
     with monkeypatch.context() as patch:
-        patch.setattr(tensors, failing, fail) if failing == "save_file" else patch.setattr(os, failing[3:], fail)
+        patch.setattr(tensors, failing, half) if failing == "_chunks" else patch.setattr(os, failing[3:], fail)
         with pytest.raises(OSError, match="disk full"):
             write_tensors(path, {"b": OLD["a"] + 1})
     assert [*tmp_path.iterdir()] == [path]
@@ -37,6 +41,25 @@ def test_memory_layout_does_not_matter(tmp_path):
     write_tensors(path, {"a": OLD["a"].T}, {"step": "7"})
     np.testing.assert_array_equal(read_tensors(path)["a"], OLD["a"].T)
     assert read_metadata(path) == {"step": "7"}
+
+
+def test_the_library_reads_what_we_write(tmp_path):
+    written: dict[str, np.ndarray] = {
+        "half": np.array([[1, 2], [3, 4]], np.float16),
+        "odd": np.array([1, 2, 3], np.uint8),
+        "bf16": np.arange(3).astype(ml_dtypes.bfloat16),
+        "scalar": np.array(5, np.int64),
+        "none": np.zeros((0, 3), np.float32),
+        "é": np.arange(4.0),
+    }
+    write_tensors(tmp_path / "a.safetensors", written, {"b": "ü", "a": ""})
+    for read in (load_file, read_tensors):
+        found = read(tmp_path / "a.safetensors")
+        assert found.keys() == written.keys()
+        for name, array in found.items():
+            assert array.dtype == written[name].dtype and np.array_equal(array, written[name])
+    write_tensors(tmp_path / "b.safetensors", dict(reversed(written.items())), {"a": "", "b": "ü"})
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
 
 
 @pytest.mark.parametrize("suffix", [".bin", ".ckpt", ".pt", ".pth", ".pkl"])

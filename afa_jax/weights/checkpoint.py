@@ -1,0 +1,157 @@
+"""What every way of storing a model comes down to: components, each with a config and a state dict.
+
+A reader of one container (a diffusers folder, a single file, ...) is a Checkpoint, and so is a model in memory or one
+with LoRAs baked in. Whoever loads, compares, inspects or writes models knows nothing else. Configs are those of
+diffusers' and transformers' config.json, state dicts have their keys and PyTorch's layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+from afa_jax.models.clip import TextEncoder
+from afa_jax.models.unet import ConvOut, UNet
+from afa_jax.models.vae import VAE
+from afa_jax.weights.keys import Key, pytorch_name, text_key, unet_key
+from afa_jax.weights.tensors import Tensors, state_dict
+
+NETWORKS = ("unet", "vae", "text_encoder")  # the components that have weights
+
+
+@runtime_checkable
+class Checkpoint(Protocol):
+    """A stored model.
+
+    Attributes:
+        path: of its folder or file, for messages.
+        metadata: what its weights files say about themselves; of a folder, the U-Net's.
+    """
+
+    @property
+    def path(self) -> Path: ...
+
+    @property
+    def metadata(self) -> Mapping[str, str]: ...
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        """Those of NETWORKS it has, and ``scheduler`` and ``tokenizer`` where it has them."""
+        ...
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """The folder of the tokenizer's files (``vocab.json``, ``merges.txt``)."""
+        ...
+
+    def config(self, component: str) -> dict[str, Any]:
+        """The fields of a network's ``config.json``, or of ``scheduler_config.json``.
+
+        Raises:
+            WeightsError: there is no such component, by the file that is missing.
+        """
+        ...
+
+    def tensors(self, component: str) -> Tensors:
+        """The state dict of a network, in PyTorch's layout.
+
+        The keys are those of today's diffusers (``down_blocks.0...``) or of transformers before version 5
+        (``text_model.encoder...``), one spelling for each, without ``position_ids``.
+
+        Raises:
+            WeightsError: there is no such component, or its file cannot be used.
+        """
+        ...
+
+    def what(self, component: str) -> str:
+        """The file of a component, for messages."""
+        ...
+
+    def sha256(self, component: str) -> str:
+        """A hash of what decides a network's weights; it changes whenever they do."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryCheckpoint:
+    """A model in memory, to be written or compared like one on disk.
+
+    Attributes:
+        states: by network, its config.json's fields and its state dict.
+        scheduler: fields of scheduler_config.json.
+        tokenizer: a folder of tokenizer files.
+        path: what to call it in messages.
+    """
+
+    states: Mapping[str, tuple[Mapping[str, Any], Tensors]]
+    scheduler: Mapping[str, Any] | None = None
+    tokenizer: Path | None = None
+    metadata: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    path: Path = Path("a model in memory")
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        unet: UNet | None = None,
+        vae: VAE | None = None,
+        text_encoder: TextEncoder | None = None,
+        scheduler: Mapping[str, Any] | None = None,
+        tokenizer: Path | None = None,
+        metadata: Mapping[str, str] | None = None,
+    ) -> MemoryCheckpoint:
+        """The checkpoint of modules; those that are not given it does not have."""
+        states: dict[str, tuple[dict[str, Any], Tensors]] = {}
+        if unet is not None:
+            fields = dict(_class_name="UNet2DConditionModel") | dataclasses.asdict(unet.config)
+            states["unet"] = fields, state_dict(unet, unet_keys(unet))
+        if vae is not None:
+            levels = len(vae.config.block_out_channels)
+            types = dict(down_block_types=["DownEncoderBlock2D"] * levels, up_block_types=["UpDecoderBlock2D"] * levels)
+            fields = dict(_class_name="AutoencoderKL") | dataclasses.asdict(vae.config) | types
+            states["vae"] = fields, state_dict(vae, pytorch_name)
+        if text_encoder is not None:
+            names = dict(model_type="clip_text_model", architectures=["CLIPTextModel"])
+            states["text_encoder"] = (
+                dataclasses.asdict(text_encoder.config) | names,
+                state_dict(text_encoder, text_key),
+            )
+        return cls(states, scheduler, tokenizer, dict(metadata or {}))
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        others = dict(scheduler=self.scheduler, tokenizer=self.tokenizer)
+        return (*self.states, *(name for name, value in others.items() if value is not None))
+
+    def config(self, component: str) -> dict[str, Any]:
+        if component == "scheduler" and self.scheduler is not None:
+            return dict(self.scheduler)
+        return dict(self.states[component][0])
+
+    def tensors(self, component: str) -> Tensors:
+        return self.states[component][1]
+
+    def what(self, component: str) -> str:
+        return f"{self.path} ({component})"
+
+    def sha256(self, component: str) -> str:
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.tensors(component).items()):
+            digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
+            digest.update(tensor.read().tobytes())
+        return digest.hexdigest()
+
+
+def hash_components(checkpoint: Checkpoint, components: Sequence[str]) -> str:
+    """One sha256 for several networks of a checkpoint."""
+    return hashlib.sha256(b"".join(bytes.fromhex(checkpoint.sha256(name)) for name in components)).hexdigest()
+
+
+def unet_keys(unet: UNet) -> Key:
+    """The key function of this U-Net."""
+    last = unet.stages[-1]
+    assert isinstance(last, ConvOut)
+    return unet_key([stage.name for stage in unet.stages], last.layer.name)

@@ -1,0 +1,132 @@
+"""Checkpoints to modules: the one way in for every container."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.typing import DTypeLike
+
+from afa_jax.models.clip import TextEncoder
+from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
+from afa_jax.models.unet import UNet
+from afa_jax.models.vae import VAE
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, unet_keys
+from afa_jax.weights.folders import FolderCheckpoint
+from afa_jax.weights.keys import Key, pytorch_name, text_key
+from afa_jax.weights.tensors import WeightsError, check_state_dict, load_state_dict
+
+Source = Checkpoint | Path | str
+
+
+def open_checkpoint(source: Source) -> Checkpoint:
+    """The checkpoint at a local path, whatever its container; one that is open as it is.
+
+    Raises:
+        WeightsError: there is nothing there, or nothing that can be read.
+    """
+    if not isinstance(source, Path | str):
+        return source
+    path = Path(source)
+    if path.is_dir():
+        return FolderCheckpoint(path)
+    raise WeightsError(f"{path}: no such folder")
+
+
+def unet_config(checkpoint: Source) -> UNetConfig:
+    """The architecture of a checkpoint's U-Net; raises as load_unet."""
+    checkpoint = open_checkpoint(checkpoint)
+    return UNetConfig.from_json(checkpoint.config("unet"), checkpoint.what("unet"))
+
+
+def vae_config(checkpoint: Source) -> VAEConfig:
+    """The architecture of a checkpoint's autoencoder; raises as load_unet."""
+    checkpoint = open_checkpoint(checkpoint)
+    return VAEConfig.from_json(checkpoint.config("vae"), checkpoint.what("vae"))
+
+
+def text_config(checkpoint: Source) -> TextConfig:
+    """The architecture of a checkpoint's text encoder; raises as load_unet."""
+    checkpoint = open_checkpoint(checkpoint)
+    return TextConfig.from_json(checkpoint.config("text_encoder"), checkpoint.what("text_encoder"))
+
+
+def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> UNet:
+    """The U-Net of a checkpoint.
+
+    Args:
+        dtype: compute dtype.
+        param_dtype: dtype of the parameters in memory, whatever the file's.
+
+    Raises:
+        WeightsError: a file is missing, truncated, or has missing, surplus, misshapen or non-finite tensors.
+        ConfigError: an architecture that is not of the Stable Diffusion 1.x/2.x families.
+    """
+    checkpoint = open_checkpoint(checkpoint)
+    config = unet_config(checkpoint)
+    return load_state_dict(
+        lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype),
+        checkpoint.tensors("unet"),
+        unet_keys,
+        what=checkpoint.what("unet"),
+        param_dtype=param_dtype,
+    )
+
+
+def load_vae(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> VAE:
+    """The autoencoder of a checkpoint; arguments and errors as load_unet's."""
+    checkpoint = open_checkpoint(checkpoint)
+    config = vae_config(checkpoint)
+    return load_state_dict(
+        lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype),
+        checkpoint.tensors("vae"),
+        lambda module: pytorch_name,
+        what=checkpoint.what("vae"),
+        param_dtype=param_dtype,
+    )
+
+
+def load_text_encoder(
+    checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+) -> TextEncoder:
+    """The text encoder of a checkpoint; arguments and errors as load_unet's."""
+    checkpoint = open_checkpoint(checkpoint)
+    config = text_config(checkpoint)
+    return load_state_dict(
+        lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype),
+        checkpoint.tensors("text_encoder"),
+        lambda module: text_key,
+        what=checkpoint.what("text_encoder"),
+        param_dtype=param_dtype,
+    )
+
+
+def check_networks(checkpoint: Source) -> None:
+    """Compare every network's tensors to its architecture, as loading would, without reading a tensor.
+
+    Raises:
+        WeightsError, ConfigError: as load_unet.
+    """
+    checkpoint = open_checkpoint(checkpoint)
+    for component in checkpoint.components:
+        if component not in NETWORKS:
+            continue
+        module, key = _abstract(checkpoint, component)
+        check_state_dict(module, checkpoint.tensors(component), key, what=checkpoint.what(component))
+
+
+def _abstract(checkpoint: Source, component: str) -> tuple[Any, Key]:
+    """A network's shapes, and its key function."""
+    checkpoint = open_checkpoint(checkpoint)
+    if component == "unet":
+        config = unet_config(checkpoint)
+        unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+        return unet, unet_keys(unet)
+    if component == "vae":
+        architecture = vae_config(checkpoint)
+        return jax.eval_shape(lambda: VAE(architecture, rngs=nnx.Rngs(0))), pytorch_name
+    text = text_config(checkpoint)
+    return jax.eval_shape(lambda: TextEncoder(text, rngs=nnx.Rngs(0))), text_key
