@@ -66,8 +66,8 @@ class Checkpoint(Protocol):
         """
         ...
 
-    def what(self, component: str) -> str:
-        """The file of a component, for messages."""
+    def what(self, component: str, config: bool = False) -> str:
+        """The file of a component's weights, or the one that says its config, for messages."""
         ...
 
     def sha256(self, component: str) -> str:
@@ -134,7 +134,7 @@ class MemoryCheckpoint:
     def tensors(self, component: str) -> Tensors:
         return self.states[component][1]
 
-    def what(self, component: str) -> str:
+    def what(self, component: str, config: bool = False) -> str:
         return f"{self.path} ({component})"
 
     def sha256(self, component: str) -> str:

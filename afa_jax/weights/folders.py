@@ -89,8 +89,8 @@ class FolderCheckpoint:
             if not name.endswith("position_ids")
         }
 
-    def what(self, component: str) -> str:
-        return str(weights_file(self.path, component))
+    def what(self, component: str, config: bool = False) -> str:
+        return str(self.path / component / "config.json" if config else weights_file(self.path, component))
 
     def sha256(self, component: str) -> str:
         path = weights_file(self.path, component)

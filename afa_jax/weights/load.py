@@ -39,19 +39,19 @@ def open_checkpoint(source: Source) -> Checkpoint:
 def unet_config(checkpoint: Source) -> UNetConfig:
     """The architecture of a checkpoint's U-Net; raises as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
-    return UNetConfig.from_json(checkpoint.config("unet"), checkpoint.what("unet"))
+    return UNetConfig.from_json(checkpoint.config("unet"), checkpoint.what("unet", config=True))
 
 
 def vae_config(checkpoint: Source) -> VAEConfig:
     """The architecture of a checkpoint's autoencoder; raises as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
-    return VAEConfig.from_json(checkpoint.config("vae"), checkpoint.what("vae"))
+    return VAEConfig.from_json(checkpoint.config("vae"), checkpoint.what("vae", config=True))
 
 
 def text_config(checkpoint: Source) -> TextConfig:
     """The architecture of a checkpoint's text encoder; raises as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
-    return TextConfig.from_json(checkpoint.config("text_encoder"), checkpoint.what("text_encoder"))
+    return TextConfig.from_json(checkpoint.config("text_encoder"), checkpoint.what("text_encoder", config=True))
 
 
 def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> UNet:
