@@ -69,17 +69,29 @@ class Parser(argparse.ArgumentParser):
 def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
     """Parse a command's arguments and load the config that ``--config`` names.
 
-    Adds ``--config FILE[:variant]`` to the parser; every other ``--config.field=value`` overrides one field.
+    Adds ``--config FILE[:variant]`` to the parser; every other ``--config.field=value`` overrides one field. Adds
+    ``--expert`` too, for experts instead of the config's (afa_jax/ingredients.py).
 
     Raises:
         InputError: no such file, no such field, or a value of another type.
     """
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="configs/*.py, with its variant")
+    parser.add_argument(
+        "--expert",
+        action="append",
+        metavar="NAME=PATH[,lora=PATH:WEIGHT][,FIELD=VALUE]",
+        help="an expert, instead of the config's; repeat it for more. Fields: dtype, revision, variant, prediction_type",
+    )
     parser.epilog = "Any field of the config can be set with --config.FIELD=VALUE, nested fields with dots."
     known, rest = parser.parse_known_args(list(arguments))
     if unknown := [argument for argument in rest if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    return known, load_config(known.config, [argument.removeprefix("--config.") for argument in rest])
+    overrides = [argument.removeprefix("--config.") for argument in rest]
+    if known.expert:
+        from afa_jax.ingredients import parse_argument
+
+        overrides.append(f"experts={[parse_argument(argument) for argument in known.expert]!r}")
+    return known, load_config(known.config, overrides)
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -25,9 +25,10 @@ from afa_jax.evaluation.distances import kernel_distance
 from afa_jax.evaluation.features import HEAD
 from afa_jax.evaluation.judge import accuracy, ceiling, floor, load_judge, real_scenes
 from afa_jax.evaluation.noise import noise_errors
-from afa_jax.experts import load_experts, resolve_run
+from afa_jax.experts import load_experts
 from afa_jax.files import replace_text
 from afa_jax.generate import Request, SampleOptions, generate, make_denoiser
+from afa_jax.weights.hub import fetch_run
 
 TOPICS = read_vocabulary().topics
 GROUPS: dict[str, dict[str, Any]] = {
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str]) -> None:
     sampling = SampleOptions(
         size=tuple(config.sample.size), steps=config.sample.steps, guidance=config.sample.guidance, batch=8
     )
-    workdir = resolve_run(options.workdir) if options.workdir and "afa" in methods else None
+    workdir = fetch_run(options.workdir) if options.workdir and "afa" in methods else None
     denoisers = {method: make_denoiser(method, experts, workdir) for method in methods}
     roundtrip = jax.jit(lambda x: to_pixels(experts.vae.decode(experts.vae.encode(to_images(x)))))
 

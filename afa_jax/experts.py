@@ -3,39 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
+from afa_jax import ingredients
 from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule, ScheduleError
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import different_architectures, stack_experts
+from afa_jax.fusion.ensemble import different_architectures
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import Mode, map_experts, stack
+from afa_jax.parallel import Mode, map_experts
 from afa_jax.types import ExpertTextStates, TokenIds
-from afa_jax.weights.aggregators import RECORD, WEIGHTS
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.load import (
-    load_text_encoder,
-    load_unet,
+    load_text_encoders,
+    load_unets,
     load_vae,
-    open_checkpoint,
     text_config,
     unet_config,
     vae_config,
 )
 
 EXPERT = ("unet", "text_encoder")  # the components that are an expert's own
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -85,9 +81,7 @@ class Experts:
 def load_experts(
     config: ConfigDict, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> Experts:
-    """Load what a config names: ``base`` (VAE, tokenizer, schedule) and ``experts``, a list of ``{name, path}``.
-
-    Paths are diffusers folders, or ids of such repositories on the Hugging Face hub.
+    """Load what a config names: ``base`` (VAE, tokenizer, schedule) and ``experts``; see afa_jax/ingredients.py.
 
     Raises:
         InputError: a missing or damaged file; two experts with one name or of different architectures, text encoders
@@ -97,18 +91,20 @@ def load_experts(
     for mismatch in mismatches(base, checkpoints):
         raise InputError(mismatch.message)
     if base.tokenizer is None:
-        raise InputError(f"base: {base.path} has no tokenizer; take a diffusers folder that has one")
+        raise InputError(
+            f"base: {base.path} has no tokenizer; name one, base=dict(path=..., tokenizer=FOLDER), such as the hub's "
+            "openai/clip-vit-large-patch14"
+        )
+    if "vae" not in base.components:
+        raise InputError(f"base: {base.path} has no VAE; take a base model that has one")
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
-    unet = stack_experts([load_unet(checkpoint, **kwargs) for checkpoint in checkpoints.values()], list(checkpoints))
-    encoders = [load_text_encoder(checkpoint, **kwargs) for checkpoint in checkpoints.values()]
-    for encoder in encoders:
-        encoder.config = encoders[0].config  # they differ in nothing that matters, which stacking does not know
+    stored = list(checkpoints.values())
     return Experts(
         names=tuple(checkpoints),
         hashes=tuple(hash_components(checkpoint, EXPERT) for checkpoint in checkpoints.values()),
         vae_hash=hash_components(base, ("vae",)),
-        unet=unet,
-        text_encoder=stack(encoders),
+        unet=load_unets(stored, **kwargs),
+        text_encoder=load_text_encoders(stored, **kwargs),
         vae=load_vae(base, **kwargs),
         tokenizer=Tokenizer(base.tokenizer),
         schedule=NoiseSchedule.from_json(base.config("scheduler")),
@@ -116,20 +112,12 @@ def load_experts(
 
 
 def find_checkpoints(config: ConfigDict) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """The checkpoint of ``base``, and those of ``experts`` by name, in order; what is on the hub is downloaded.
+    """The checkpoint of a config's ``base``, and those of its ``experts`` by name; afa_jax/ingredients.py says more.
 
     Raises:
-        InputError: no experts, two with one name, or a folder that is not there.
+        InputError: no experts, two with one name, or one that is not there or cannot be read.
     """
-    if not config.experts:
-        raise InputError("experts is empty; name at least one")
-    names = [expert["name"] for expert in config.experts]
-    if len(set(names)) < len(names):
-        raise InputError(f"experts have the same name: {', '.join(names)}")
-    base = open_checkpoint(resolve(config.base, ("vae", "tokenizer", "scheduler")))
-    return base, {
-        expert["name"]: open_checkpoint(resolve(expert["path"], (*EXPERT, "scheduler"))) for expert in config.experts
-    }
+    return ingredients.find_checkpoints(config.base, config.experts)
 
 
 class Mismatch(NamedTuple):
@@ -179,41 +167,6 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
         if unet.in_channels != channels:
             taken = f"expert {name!r}'s U-Net takes {unet.in_channels}"
             yield Mismatch(name, "latents", f"the base model's VAE has {channels} latent channels, {taken}")
-
-
-def resolve(path: str, components: Sequence[str]) -> Path:
-    """A local folder as it is; a hub id becomes the folder of its snapshot, with these components downloaded.
-
-    Raises:
-        InputError: neither.
-    """
-    # Only what is read. Pickles are not fetched: a repository that has nothing else lacks a safetensors file, by name.
-    files = [f"{component}/*.{suffix}" for component in components for suffix in ("json", "txt", "safetensors")]
-    return _local(path, ["model_index.json", *files])
-
-
-def resolve_run(path: Path) -> Path:
-    """The folder of trained aggregators: a local one, or the snapshot of the repository on the hub with this id.
-
-    Raises:
-        InputError: neither.
-    """
-    return _local(str(path), [WEIGHTS, RECORD])
-
-
-def _local(path: str, files: Sequence[str]) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    if not _HUB_ID.fullmatch(path):
-        raise InputError(f"{path}: no such folder, and not a hub id like owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=list(files), ignore_patterns="*non_ema*"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: no such folder, and not to be had from the hub ({reason})") from error
 
 
 def encode_prompts(text_encoder: TextEncoder, ids: TokenIds, mode: Mode | None = None) -> ExpertTextStates:

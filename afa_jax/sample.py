@@ -21,10 +21,11 @@ import afa_jax
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.pictures import grid
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, load_experts, resolve_run
+from afa_jax.experts import Experts, load_experts
 from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
 from afa_jax.report.maps import contact_sheet
 from afa_jax.weights.aggregators import aggregators_hash
+from afa_jax.weights.hub import fetch_run
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -62,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
         batch=min(defaults.batch, len(options.prompt) * options.num_images),
         maps=options.maps,
     )
-    workdir = resolve_run(options.workdir) if options.workdir and options.method == "afa" else None
+    workdir = fetch_run(options.workdir) if options.workdir and options.method == "afa" else None
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     sampling.check(experts)
     denoiser = make_denoiser(options.method, experts, workdir)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, unet_keys
 from afa_jax.weights.folders import FolderCheckpoint
 from afa_jax.weights.keys import Key, pytorch_name, text_key
-from afa_jax.weights.tensors import WeightsError, check_state_dict, load_state_dict
+from afa_jax.weights.tensors import WeightsError, check_state_dict, load_stack, load_state_dict
 
 Source = Checkpoint | Path | str
 
@@ -72,6 +73,32 @@ def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype
         checkpoint.tensors("unet"),
         unet_keys,
         what=checkpoint.what("unet"),
+        param_dtype=param_dtype,
+    )
+
+
+def load_unets(
+    checkpoints: Sequence[Checkpoint], *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+) -> UNet:
+    """The U-Nets of N checkpoints of the first one's architecture, as a stack; arguments and errors as load_unet's."""
+    config = unet_config(checkpoints[0])
+    return load_stack(
+        lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype),
+        [(checkpoint.what("unet"), checkpoint.tensors("unet")) for checkpoint in checkpoints],
+        unet_keys,
+        param_dtype=param_dtype,
+    )
+
+
+def load_text_encoders(
+    checkpoints: Sequence[Checkpoint], *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+) -> TextEncoder:
+    """The text encoders of N checkpoints of the first one's architecture, as a stack; as load_unets."""
+    config = text_config(checkpoints[0])
+    return load_stack(
+        lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype),
+        [(checkpoint.what("text_encoder"), checkpoint.tensors("text_encoder")) for checkpoint in checkpoints],
+        lambda module: text_key,
         param_dtype=param_dtype,
     )
 

@@ -8,7 +8,7 @@ import functools
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -233,12 +233,45 @@ def load_state_dict(
     check_state_dict(abstract, tensors, to_key, what=what, ignore=ignore)
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        name = dotted(path)
-        array = np.asarray(tensors[to_key(name)])
-        check_finite(array, to_key(name), what)
-        return jnp.asarray(from_pytorch(name, array).astype(param_dtype))
+        return jnp.asarray(_loaded(dotted(path), what, tensors, to_key, param_dtype))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def load_stack(
+    create: Callable[[], M],
+    states: Sequence[tuple[str, Mapping[str, Any]]],
+    key: Callable[[M], Key],
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+) -> M:
+    """As load_state_dict for N models of one architecture, as one whose leaves have a leading axis N.
+
+    In memory are the stack and the N tensors of one leaf, never a model beside the stack.
+
+    Args:
+        states: of each model what to call its file in errors, and its tensors.
+
+    Raises:
+        WeightsError: as load_state_dict.
+    """
+    abstract = jax.eval_shape(create)
+    to_key = key(abstract)
+    for what, tensors in states:
+        check_state_dict(abstract, tensors, to_key, what=what)
+
+    def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = dotted(path)
+        return jnp.asarray(np.stack([_loaded(name, *state, to_key, param_dtype) for state in states]))
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _loaded(name: str, what: str, tensors: Mapping[str, Any], to_key: Key, dtype: DTypeLike) -> np.ndarray:
+    """One parameter, checked, in our layout."""
+    array = np.asarray(tensors[to_key(name)])
+    check_finite(array, to_key(name), what)
+    return from_pytorch(name, array).astype(dtype)
 
 
 def check_state_dict(

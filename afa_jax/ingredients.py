@@ -1,0 +1,192 @@
+"""What a config, or the command line, names as base model and experts, opened.
+
+An expert is given as ``dict(name="photo", path="models/photo.safetensors")``, the base model as a path or
+``dict(path=...)``. A path is a diffusers folder, a single file, or either of them on the Hugging Face hub. Further
+fields of both:
+
+    revision         of a hub id: a branch, a tag or a commit
+    variant          of a diffusers folder: "fp16", "non_ema", ...
+    prediction_type  "epsilon" or "v_prediction", where a single file of SD2.x does not say
+    ema              True takes the averaged weights that a single file carries beside the others
+
+of an expert also ``loras=[(path, weight), ...]``, baked into its weights, and ``dtype``, to which its weights are
+rounded after that; of the base model also ``tokenizer``, a folder or hub id for a base that has none, as single files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+from afa_jax.errors import InputError
+from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, rounded
+from afa_jax.weights.combine import compose
+from afa_jax.weights.hub import fetch
+from afa_jax.weights.load import open_checkpoint
+from afa_jax.weights.lora import with_loras
+
+DTYPES = ("float32", "float16", "bfloat16")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+T = TypeVar("T", bound="Source")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where a model is, and how to read it; the fields are explained at the top of this file."""
+
+    path: str
+    revision: str | None = None
+    variant: str | None = None
+    prediction_type: str | None = None
+    ema: bool = False
+
+    def open(self, components: Sequence[str]) -> Checkpoint:
+        """Open it; of a model on the hub, these components are downloaded before.
+
+        Raises:
+            InputError: it is not there, or cannot be read.
+        """
+        path = fetch(self.path, components, revision=self.revision, variant=self.variant)
+        return open_checkpoint(path, variant=self.variant, prediction_type=self.prediction_type, ema=self.ema)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ExpertSource(Source):
+    """An expert as a config names it."""
+
+    name: str
+    loras: tuple[tuple[str, float], ...] = ()
+    dtype: str | None = None
+
+    def open(self, components: Sequence[str]) -> Checkpoint:
+        """As Source.open, with the LoRAs baked in."""
+        checkpoint = super().open(components)
+        if self.loras:
+            checkpoint = with_loras(checkpoint, [(fetch(path, ()), weight) for path, weight in self.loras])
+        return checkpoint if self.dtype is None else rounded(checkpoint, self.dtype)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class BaseSource(Source):
+    """The base model as a config names it."""
+
+    tokenizer: str | None = None
+
+    def open(self, components: Sequence[str]) -> Checkpoint:
+        """As Source.open, with the tokenizer."""
+        checkpoint = super().open(components)
+        if self.tokenizer is None:
+            return checkpoint
+        folder = fetch(self.tokenizer, ("tokenizer",))
+        within = folder / "tokenizer"
+        return compose(checkpoint, tokenizer=MemoryCheckpoint({}, tokenizer=within if within.is_dir() else folder))
+
+
+def parse_expert(entry: Mapping[str, Any]) -> ExpertSource:
+    """An expert's entry of a config.
+
+    Raises:
+        InputError: a field that is missing, unknown or of another type.
+    """
+    what = f"expert {entry['name']!r}" if "name" in entry else "an expert"
+    values = dict(entry)
+    if "loras" in values:
+        try:
+            values["loras"] = tuple((str(path), float(weight)) for path, weight in values["loras"])
+        except (TypeError, ValueError):
+            raise InputError(f"{what}: loras={values['loras']!r}; write a list of (path, weight)") from None
+    if values.get("dtype") not in (None, *DTYPES):
+        raise InputError(f"{what}: dtype={values['dtype']!r}; choose {', '.join(DTYPES)}")
+    return _build(ExpertSource, values, what)
+
+
+def parse_base(entry: Any) -> BaseSource:
+    """The base model of a config: a path, or a mapping with ``path``; raises as parse_expert."""
+    return _build(BaseSource, dict(path=entry) if isinstance(entry, str) else dict(entry), "base")
+
+
+def parse_argument(argument: str) -> dict[str, Any]:
+    """An expert from the command line, ``NAME=PATH[,lora=PATH:WEIGHT]...[,FIELD=VALUE]...``, as a config's entry.
+
+    Raises:
+        InputError: it is not written like that.
+    """
+    first, *others = argument.split(",")
+    name, equals, path = first.partition("=")
+    if not (name and equals and path):
+        raise InputError(f"--expert {argument}: write NAME=PATH, then lora=PATH:WEIGHT or other fields after commas")
+    entry: dict[str, Any] = dict(name=name, path=path)
+    loras = []
+    for other in others:
+        field, equals, value = other.partition("=")
+        if not equals or field in entry:
+            raise InputError(f"--expert {argument}: {other!r} is not FIELD=VALUE, or is there twice")
+        if field == "lora":
+            loras.append(parse_lora(value))
+        else:
+            entry[field] = value in ("true", "True", "1") if field == "ema" else value
+    return entry | (dict(loras=loras) if loras else {})
+
+
+def parse_lora(argument: str) -> tuple[str, float]:
+    """``PATH`` or ``PATH:WEIGHT``; the weight is 1 where it is not given.
+
+    Raises:
+        InputError: what follows the last colon is not a number.
+    """
+    path, colon, weight = argument.rpartition(":")
+    if not colon:
+        return argument, 1.0
+    try:
+        return path, float(weight)
+    except ValueError:
+        raise InputError(f"LoRA {argument}: write PATH:WEIGHT, {weight!r} is not a number") from None
+
+
+def find_checkpoints(base: Any, experts: Iterable[Mapping[str, Any]]) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+    """The checkpoint of a config's ``base``, and those of its ``experts`` by name, in order.
+
+    An expert without a text encoder of its own, such as a U-Net alone, takes the base model's, with a warning.
+
+    Raises:
+        InputError: no experts, two with one name, or one that is not there or cannot be read.
+    """
+    sources = [parse_expert(entry) for entry in experts]
+    if not sources:
+        raise InputError("experts is empty; name at least one")
+    names = [source.name for source in sources]
+    if len(set(names)) < len(names):
+        raise InputError(f"experts have the same name: {', '.join(names)}")
+    shared = ("vae", "tokenizer", "scheduler")
+    opened = parse_base(base).open(shared)
+    checkpoints = {}
+    for source in sources:
+        checkpoint = source.open(("unet", "text_encoder", "scheduler"))
+        if "unet" not in checkpoint.components:
+            raise InputError(f"expert {source.name!r}: {checkpoint.path} has no U-Net")
+        if "text_encoder" not in checkpoint.components:
+            other = parse_base(base).open((*shared, "text_encoder"))
+            if "text_encoder" not in other.components:
+                raise InputError(f"expert {source.name!r}: neither {checkpoint.path} nor the base has a text encoder")
+            warnings.warn(f"expert {source.name!r} has no text encoder; it takes the base model's", stacklevel=2)
+            checkpoint = compose(checkpoint, text_encoder=other)
+        checkpoints[source.name] = checkpoint
+    return opened, checkpoints
+
+
+def _build(cls: type[T], values: dict[str, Any], what: str) -> T:
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    if unknown := sorted(values.keys() - fields.keys()):
+        raise InputError(f"{what}: no such field {', '.join(unknown)}; there are {', '.join(fields)}")
+    for name, field in fields.items():
+        value = values.get(name)
+        if value is None and field.default is dataclasses.MISSING:
+            raise InputError(f"{what}: the field {name} is missing")
+        expected = bool if name == "ema" else str
+        if value is not None and name != "loras" and not isinstance(value, expected):
+            raise InputError(f"{what}: {name}={value!r}; expected {expected.__name__}")
+    if values.get("prediction_type") not in (None, *PREDICTION_TYPES):
+        raise InputError(f"{what}: prediction_type={values['prediction_type']!r}; choose {', '.join(PREDICTION_TYPES)}")
+    return cls(**{name: value for name, value in values.items() if value is not None})
