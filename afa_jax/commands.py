@@ -80,7 +80,7 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
         "--expert",
         action="append",
         metavar="NAME=PATH[,lora=PATH:WEIGHT][,FIELD=VALUE]",
-        help="an expert, instead of the config's; repeat it for more. Fields: dtype, revision, variant, prediction_type",
+        help="an expert, instead of the config's; repeat it for more. Fields: dtype, revision, variant, ...",
     )
     parser.epilog = "Any field of the config can be set with --config.FIELD=VALUE, nested fields with dots."
     known, rest = parser.parse_known_args(list(arguments))
