@@ -7,7 +7,9 @@ import ast
 import difflib
 import errno
 import importlib.util
+import os
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -15,7 +17,7 @@ from typing import Any, NoReturn, TextIO
 
 from ml_collections import ConfigDict
 
-from afa_jax.errors import InputError, Stopped
+from afa_jax.errors import COMPILING, InputError, Stopped
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
@@ -40,12 +42,21 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
-        return stopped.status
+        return _without_compiling(stopped.status)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        return 130
+        return _without_compiling(130)
     finally:
         warnings.showwarning = show
+
+
+def _without_compiling(status: int) -> int:
+    """The exit status of a run that was stopped; what it is compiling cannot be, and is not waited for."""
+    if any(thread.name == COMPILING for thread in threading.enumerate()):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # all that is to be saved is
+    return status
 
 
 def _one_line_warning(

@@ -2,6 +2,8 @@
 
 import signal
 
+COMPILING = "compiling"  # the name of a thread that a run which was stopped leaves behind
+
 
 class InputError(ValueError):
     """Something the user gave cannot be used: the message is one line that names it and says what to do.
@@ -13,6 +15,7 @@ class InputError(ValueError):
 class Stopped(Exception):
     """A signal ended the run, which saved before it went; the commands exit with status 0, after SIGINT with 130."""
 
-    def __init__(self, by: signal.Signals, step: int):
-        super().__init__(f"stopped by {by.name} at step {step}; continue with --resume")
+    def __init__(self, by: signal.Signals, step: int | None):
+        when = "before training; start it again" if step is None else f"at step {step}; continue with --resume"
+        super().__init__(f"stopped by {by.name} {when}")
         self.status = 130 if by is signal.SIGINT else 0

@@ -27,6 +27,7 @@ from afa_jax.training.data import check_identity, make_training_data
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.state import init_aggregators, init_state, make_train_step, published
+from afa_jax.training.stopping import nothing_to_save
 from afa_jax.training.validation import Pairs, Validation
 from afa_jax.training.workdir import add_workdir_arguments, check_positive, check_workdir, open_workdir, write_config
 from afa_jax.training.writers import check_writers
@@ -45,10 +46,11 @@ def main(arguments: Sequence[str]) -> None:
     # Everything that can be wrong with the input is found before the workdir is touched.
     check_options(config)
     check_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
-    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
-    sampling = validation_sampling(config, experts)
-    data = make_training_data(config, experts, progress=not options.quiet)
-    pairs = data.validation_pairs(experts, config.validation) if config.validation.every else None
+    with nothing_to_save():
+        experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+        sampling = validation_sampling(config, experts)
+        data = make_training_data(config, experts, progress=not options.quiet)
+        pairs = data.validation_pairs(experts, config.validation) if config.validation.every else None
     optimizer = make_optimizer(train.optimizer, train.steps)
     aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)

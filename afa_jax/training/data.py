@@ -127,6 +127,9 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
     source, held_out = make_source(config.data), None
     chosen: PictureSource = source
     if validation.every and validation.data:
+        own = [name for name in ("size", "flip", "bad", "workers") if name in validation.data]
+        if own:
+            raise InputError(f"validation.data.{own[0]}: pictures are cut and read as config.data says; leave it out")
         held_out = make_source(validation.data)
         if len(held_out) < validation.pairs:
             raise InputError(f"validation.pairs={validation.pairs}, but validation.data has {len(held_out)} examples")

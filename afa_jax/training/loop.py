@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -20,6 +21,7 @@ from afa_jax.training.log import Log
 from afa_jax.training.stopping import Interrupted, StopSignals
 from afa_jax.training.workdir import locked
 
+T = TypeVar("T")
 State = dict[str, Any]
 """Named pytrees of arrays."""
 Step = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
@@ -136,6 +138,7 @@ class _Run:
     describe: Callable[[Any], list[str]]
     running: deque[tuple[int, Any, float, dict[str, jax.Array]]] = field(default_factory=deque)
     batch: Any = None  # of the step settled last
+    compiled: set[Any] = field(default_factory=set)
 
     def train(
         self,
@@ -146,6 +149,7 @@ class _Run:
         step: int,
         called: bool,
     ) -> State:
+        first = step
         if not called:
             called = self.milestone(state, step)
         source = batches(step)
@@ -153,9 +157,10 @@ class _Run:
             while step < self.steps:
                 try:
                     batch, waited = self.next_of(source)
+                    once = functools.partial(step_function, state, batch, jax.random.fold_in(key, step))
+                    state, values = self.call("the step", once)
                 except Interrupted:
                     break
-                state, values = step_function(state, batch, jax.random.fold_in(key, step))
                 step += 1
                 self.running.append((step, batch, waited, values))
                 self.settle(BEHIND)
@@ -166,7 +171,7 @@ class _Run:
             if step < self.steps or not called:
                 assert self.stop.asked
                 self.settle(0)
-                if not self.checkpoints.has(step):
+                if step > first and not self.checkpoints.has(step):
                     self.save(state, step, dict(log=self.log.past(), called=called))
                 self.checkpoints.wait()
                 raise Stopped(self.stop.asked, step)
@@ -174,6 +179,14 @@ class _Run:
             if hasattr(source, "close"):
                 source.close()
         return state
+
+    def call(self, name: Any, function: Callable[[], T]) -> T:
+        """Call what compiles when it is called for the first time; Interrupted by a signal that comes meanwhile."""
+        if name in self.compiled:
+            return function()
+        result = self.stop.compiling(function)
+        self.compiled.add(name)
+        return result
 
     def next_of(self, source: Iterator[Any]) -> tuple[Any, float]:
         """The next batch and how long it took; raises Interrupted once a signal has come."""
@@ -203,9 +216,11 @@ class _Run:
         try:
             for callback in due + extra:
                 with self.stop.at_once():
-                    results.append(callback.function(state, step))
+                    results.append(self.call(id(callback), functools.partial(callback.function, state, step)))
         except Interrupted:
             results, called = [], False
+        score = next((float(values["score"]) for values in results if "score" in values), None)
+        results = [{name: value for name, value in values.items() if name != "score"} for values in results]
         for values in results[: len(due)]:
             self.log.write(step, values)
         past = dict(log=self.log.past(), called=called)
@@ -214,7 +229,6 @@ class _Run:
             self.log.write(step, values)
         if step == self.steps and called and self.log.losses:
             self.log.flush(step)
-        score = next((float(values["score"]) for values in results if "score" in values), None)
         if self.checkpoints.has(step):  # resumed from here to call back
             if score is not None:
                 self.checkpoints.rate(step, score)

@@ -1,8 +1,8 @@
 """SIGTERM and SIGINT as a request: the run ends its step, saves and goes.
 
 Python runs a signal's handler in the main thread, between two of its instructions: one that arrives within a call into
-compiled code, such as waiting for a step or compiling the first one, is seen when that call returns. So a run stops
-within one step and one save; only compiling takes longer.
+compiled code, such as waiting for a step, is seen when that call returns. So a run stops within one step and one save.
+What compiles may take minutes and is called in a thread of its own (``StopSignals.compiling``), which is left behind.
 """
 
 from __future__ import annotations
@@ -10,9 +10,14 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
+
+from afa_jax.errors import COMPILING, Stopped
+
+T = TypeVar("T")
 
 
 class Interrupted(BaseException):
@@ -53,6 +58,23 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
         finally:
             self._at_once = False
 
+    def compiling(self, function: Callable[[], T]) -> T:
+        """What ``function`` returns or raises; a signal that comes meanwhile raises Interrupted without waiting for it.
+
+        ``Stopped`` then ends the process without waiting either (afa_jax.commands.run).
+        """
+        done: Future[T] = Future()
+
+        def work() -> None:
+            try:
+                done.set_result(function())
+            except BaseException as error:
+                done.set_exception(error)
+
+        threading.Thread(target=work, name=COMPILING, daemon=True).start()
+        with self.at_once():
+            return done.result()
+
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.asked is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
@@ -60,3 +82,20 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
         if self._at_once:
             self._at_once = False
             raise Interrupted
+
+
+@contextlib.contextmanager
+def nothing_to_save() -> Iterator[None]:
+    """Within it, before training has begun, SIGTERM raises Stopped, with which the command succeeds."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Stopped(signal.Signals(number), None)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

@@ -58,17 +58,17 @@ class TensorBoard:
 
     The format: records of TFRecord files (length, its checksum, data, its checksum), each an Event message of
     tensorflow/core/util/event.proto, encoded here. On resuming, a new file begins with the mark by which TensorBoard
-    drops what earlier files say of later steps.
+    drops what earlier files say of later steps; so it does where a run that had no checkpoint yet starts anew.
     """
 
     def __init__(self, workdir: Path, first: int = 0):
         folder = workdir / "tensorboard"
         folder.mkdir(exist_ok=True)
-        now = time.time()
+        now, again = time.time(), any(folder.iterdir())
         # Names sort by time: TensorBoard reads the files in that order.
         self._file = FileIO(folder / f"events.out.tfevents.{now:017.6f}.{os.getpid()}.afa_jax", "a")
         self._event(0, _field(3, b"brain.Event:2"))
-        if first:
+        if first or again:
             session_start = _field(1, 1)
             self._event(first + 1, _field(7, session_start))
 

@@ -85,7 +85,7 @@ def test_a_longer_run_continues_a_shorter_one_without_a_trace(tmp_path, whole):
 
 
 @pytest.mark.parametrize(
-    ("number", "at"), [(signal.SIGTERM, 1), (signal.SIGTERM, 6), (signal.SIGTERM, 10), (signal.SIGINT, 7)]
+    ("number", "at"), [(signal.SIGTERM, 2), (signal.SIGTERM, 6), (signal.SIGTERM, 10), (signal.SIGINT, 7)]
 )
 def test_a_signal_saves_and_the_run_goes_on_as_if_nothing_had_happened(tmp_path, whole, number, at):
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -131,6 +131,30 @@ def test_a_signal_saves_before_the_source_is_closed(tmp_path):
     with pytest.raises(Stopped, match="at step 2;"):
         train(tmp_path, 10, step_function=stepping, batches=closing, every=[])
     assert saved == [[2]]
+
+
+def test_a_signal_does_not_wait_for_the_first_step_to_compile(tmp_path, whole):
+    gone_on = threading.Event()
+
+    def compiling(state: Any, batch: Any, key: jax.Array) -> Any:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert gone_on.wait(60)
+        return train_step(state, batch, key)
+
+    train(tmp_path, 5)
+    with pytest.raises(Stopped, match="at step 5;"):
+        train(tmp_path, 10, step_function=compiling, resume=True)
+    gone_on.set()
+    assert_same(train(tmp_path, 10, resume=True), whole[0])
+    assert lines(tmp_path) == whole[1]
+
+
+def test_what_the_first_step_raises_is_raised(tmp_path):
+    def broken(state: Any, batch: Any, key: jax.Array) -> Any:
+        raise ZeroDivisionError("in the step")
+
+    with pytest.raises(ZeroDivisionError, match="in the step"):
+        train(tmp_path, 10, step_function=broken)
 
 
 @pytest.mark.parametrize("at", [3, 10])
