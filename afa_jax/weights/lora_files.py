@@ -25,6 +25,7 @@ from afa_jax.weights.tensors import PICKLES, Tensor, TensorFile, WeightsError, l
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what diffusers and PEFT call them
 _PEFT = "base_model.model."  # before every module in the files of PeftModel.save_pretrained
+_COMPONENT = re.compile(r"^(unet|text_encoder|base_model\.model)\.")
 _KEY = re.compile(
     r"(?P<module>.+?)(?:"
     # kohya-ss and PEFT; diffusers before PEFT: U-Nets, text encoders.
@@ -177,11 +178,10 @@ def _scale(path: Path, module: str, factors: Mapping[str, Tensor], configs: Mapp
         if value.size != 1:
             raise WeightsError(f"{path}: alpha of {module} is {value.shape}, not one number")
         alpha = float(value.reshape(()))
-    else:
-        for prefix, config in configs.items():
-            if module.startswith(prefix):
-                alpha = _alpha(path, module.removeprefix(prefix), config)
-                divisor = math.sqrt(rank) if config.get("use_rslora") else divisor
+    elif configs:
+        config = next((config for prefix, config in configs.items() if module.startswith(prefix)), {})
+        alpha = _alpha(path, _COMPONENT.sub("", module), config)
+        divisor = math.sqrt(rank) if config.get("use_rslora") else divisor
     if not math.isfinite(alpha):
         raise WeightsError(f"{path}: alpha of {module} is {alpha}; fetch it again")
     return alpha / divisor
