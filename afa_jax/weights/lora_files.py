@@ -134,7 +134,7 @@ def read_lora(path: Path | str) -> Lora:
             f"{path}: no LoRA in it, {listed('other tensors', sorted(file.tensors), 3) or 'it is empty'}"
         )
     if strange:
-        raise WeightsError(f"{path}: {listed('unmatched keys', sorted(strange), len(strange))}; they are no LoRA's")
+        raise WeightsError(f"{path}: {listed('unmatched', sorted(strange), len(strange))}; they are no LoRA's keys")
     halves = [
         f"{module} has no {half}"
         for module, factors in sorted(modules.items())
@@ -201,7 +201,10 @@ def _alpha(path: Path, module: str, config: Mapping[str, Any]) -> float:
             alpha = value
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise WeightsError(f"{path}: lora_alpha of {module} is {alpha!r} in PEFT's config; it must be a number")
-    return float(alpha)
+    try:
+        return float(alpha)
+    except OverflowError:  # JSON's integers have no bounds
+        return math.inf
 
 
 def _configs(file: TensorFile, modules: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], Path | None]:

@@ -400,6 +400,9 @@ def test_hash_and_metadata_name_the_loras(path):
     }
     again = json.loads(with_loras(baked, [(path, 0.25)]).metadata["afa_jax.loras"])
     assert again == [entry, entry | {"weight": 0.25}]
+    for strange in ("{", "{}", "[" * 100_000):
+        base = MemoryCheckpoint(MODEL.states, metadata={"afa_jax.loras": strange})
+        assert json.loads(with_loras(base, [(path, 0.5)]).metadata["afa_jax.loras"]) == [entry]
     for component in MODEL.components:
         assert baked.config(component) == MODEL.config(component)
         assert baked.what(component) == MODEL.what(component)
@@ -481,8 +484,8 @@ REFUSED = {
     "bias": (put(f"{QUERY}.lora_B.bias", module=""), "LoRA with biases"),
     "embeddings": (put("bundle_emb.me.string_to_param.*", module=""), "textual inversion embeddings"),
     "embedding file": (put("emb_params", module=""), "textual inversion embeddings"),
-    "strange": (put(".scalar"), rf"1 unmatched keys \({KOHYA[QUERY]}\.scalar\)"),
-    "twice the same": (put(".lora_A.weight"), rf"1 unmatched keys \({KOHYA[QUERY]}\.lora_"),
+    "strange": (put(".scalar"), rf"1 unmatched \({KOHYA[QUERY]}\.scalar\)"),
+    "twice the same": (put(".lora_A.weight"), rf"1 unmatched \({KOHYA[QUERY]}\.lora_"),
     "up alone": (drop(".lora_down.weight"), rf"1 incomplete \({KOHYA[QUERY]} has no down\)"),
     "down alone": (drop(".lora_up.weight"), rf"1 incomplete \({KOHYA[QUERY]} has no up\)"),
     "alpha alone": (put(".alpha", (), "lora_unet_conv_in"), "2 incomplete"),
@@ -496,9 +499,9 @@ REFUSED = {
     ),
     "unknown": (
         lambda t: [both(f"lora_unet_nowhere_{i:02}", (16, 3), (3, 16))(t) for i in range(20)],
-        r"20 unmatched keys \(lora_unet_nowhere_00, .*, lora_unet_nowhere_19\), which the model does not have$",
+        r"20 unmatched \(lora_unet_nowhere_00, .*, lora_unet_nowhere_19\), which the model does not have$",
     ),
-    "a norm": (both("lora_unet_conv_norm_out", (8, 3), (3, 8)), r"1 unmatched keys \(lora_unet_conv_norm_out\)"),
+    "a norm": (both("lora_unet_conv_norm_out", (8, 3), (3, 8)), r"1 unmatched \(lora_unet_conv_norm_out\)"),
     "SDXL": (both("lora_te2_text_model_x", (16, 3), (3, 16)), r"does not have; it was made for SDXL$"),
     "Flux": (both("lora_unet_double_blocks_0_img_attn_proj", (16, 3), (3, 16)), r"it was made for Flux$"),
     "SD3": (both("transformer.x", (16, 3), (3, 16)), r"it was made for a diffusion transformer"),
@@ -531,7 +534,7 @@ def test_what_cannot_be_baked_in_is_refused(path, case):
 def test_a_network_that_the_model_lacks_is_named(path):
     base = MemoryCheckpoint({"unet": (MODEL.config("unet"), MODEL.tensors("unet"))})
     with pytest.raises(
-        WeightsError, match=r"1 unmatched keys \(lora_te_.*q_proj\), which the model \(no text_encoder in it\)"
+        WeightsError, match=r"1 unmatched \(lora_te_.*q_proj\), which the model \(no text_encoder in it\)"
     ):
         with_loras(base, [(write(path), 1)])
 
@@ -559,6 +562,7 @@ def test_a_weight_that_is_no_number_is_refused(path, weight):
         ("{}", "lora_alpha of .* is None"),
         ('{"lora_alpha": "3"}', "lora_alpha of .* is '3'"),
         ('{"lora_alpha": NaN}', "alpha of .* is nan"),
+        ('{"lora_alpha": 1' + 400 * "0" + "}", "alpha of .* is inf"),
         ('{"lora_alpha": 1, "alpha_pattern": {"(a+)+$": 2}}', r"alpha_pattern '\(a\+\)\+\$' is no module's name"),
     ],
 )
