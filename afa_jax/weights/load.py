@@ -16,7 +16,7 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, unet_keys
 from afa_jax.weights.folders import FolderCheckpoint
-from afa_jax.weights.keys import Key, pytorch_name, text_key
+from afa_jax.weights.keys import Key, flatten, pytorch_name, text_key
 from afa_jax.weights.tensors import WeightsError, check_state_dict, load_state_dict
 
 Source = Checkpoint | Path | str
@@ -112,10 +112,25 @@ def check_networks(checkpoint: Source) -> None:
     """
     checkpoint = open_checkpoint(checkpoint)
     for component in checkpoint.components:
-        if component not in NETWORKS:
-            continue
-        module, key = _abstract(checkpoint, component)
-        check_state_dict(module, checkpoint.tensors(component), key, what=checkpoint.what(component))
+        if component in NETWORKS:
+            check_network(checkpoint, component)
+
+
+def check_network(checkpoint: Source, component: str) -> None:
+    """Compare one network's tensors to its architecture; raises as check_networks."""
+    checkpoint = open_checkpoint(checkpoint)
+    module, key = _abstract(checkpoint, component)
+    check_state_dict(module, checkpoint.tensors(component), key, what=checkpoint.what(component))
+
+
+def unet_blocks(checkpoint: Source) -> dict[str, str]:
+    """By the key of each tensor of a U-Net the name of its stage, or ``time_embedding``; in the stages' order."""
+    unet, key = _abstract(checkpoint, "unet")
+    blocks = {}
+    for path in flatten(unet):
+        head, *rest = path.split(".")
+        blocks[key(path)] = unet.stages[int(rest[0])].name if head == "stages" else head
+    return blocks
 
 
 def _abstract(checkpoint: Source, component: str) -> tuple[Any, Key]:
