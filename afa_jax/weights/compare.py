@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ import numpy as np
 from afa_jax.weights.load import Source, check_network, open_checkpoint, unet_blocks
 from afa_jax.weights.tensors import check_finite
 
+EXPERT = ("unet", "text_encoder")  # what is compared: the components that are an expert's own
 NEAR_IDENTICAL = 2e-3
 """Total relative difference below which two experts are one model stored twice.
 
@@ -90,8 +91,11 @@ def _relative(apart: float, size: float) -> float:
     return math.sqrt(apart / size) if size else math.inf
 
 
-def expert_blocks(checkpoint: Source) -> dict[str, dict[str, Any]]:
+def expert_blocks(checkpoint: Source, components: Sequence[str] = EXPERT) -> dict[str, dict[str, Any]]:
     """An expert's Tensors by block and key; reading one that is not finite raises WeightsError.
+
+    Args:
+        components: the U-Net, and the text encoder if it is to be compared.
 
     Raises:
         WeightsError, ConfigError: as load_unet and load_text_encoder, without reading a tensor.
@@ -99,7 +103,7 @@ def expert_blocks(checkpoint: Source) -> dict[str, dict[str, Any]]:
     checkpoint = open_checkpoint(checkpoint)
     blocks: dict[str, dict[str, Any]] = defaultdict(dict)
     block_of = unet_blocks(checkpoint)
-    for component in ("unet", "text_encoder"):
+    for component in components:
         check_network(checkpoint, component)
         tensors, what = checkpoint.tensors(component), checkpoint.what(component)
         for key in block_of if component == "unet" else tensors:
