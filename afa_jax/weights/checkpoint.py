@@ -13,11 +13,16 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from afa_jax.errors import InputError
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.keys import Key, pytorch_name, text_key, unet_key
-from afa_jax.weights.tensors import Tensors, state_dict
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, state_dict
 
 NETWORKS = ("unet", "vae", "text_encoder")  # the components that have weights
 
@@ -143,6 +148,89 @@ class MemoryCheckpoint:
             digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
             digest.update(tensor.read().tobytes())
         return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class DerivedCheckpoint:
+    """A checkpoint that is like ``base`` until a subclass says otherwise."""
+
+    base: Checkpoint
+
+    @property
+    def path(self) -> Path:
+        return self.base.path
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        return self.base.metadata
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return self.base.components
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.base.tokenizer
+
+    def config(self, component: str) -> dict[str, Any]:
+        return self.base.config(component)
+
+    def tensors(self, component: str) -> Tensors:
+        return self.base.tensors(component)
+
+    def what(self, component: str, config: bool = False) -> str:
+        return self.base.what(component, config)
+
+    def sha256(self, component: str) -> str:
+        return self.base.sha256(component)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rounded(DerivedCheckpoint):
+    dtype: Any
+
+    def tensors(self, component: str) -> Tensors:
+        what = self.base.what(component)
+        return {name: self._rounded(tensor, name, what) for name, tensor in self.base.tensors(component).items()}
+
+    def sha256(self, component: str) -> str:
+        own = self.base.sha256(component)
+        kept = all(tensor is self._rounded(tensor, "", "") for tensor in self.base.tensors(component).values())
+        return own if kept else hashlib.sha256(f"{own} as {self.dtype}".encode()).hexdigest()
+
+    def _rounded(self, tensor: Tensor, name: str, what: str) -> Tensor:
+        if tensor.dtype == self.dtype or not jnp.issubdtype(tensor.dtype, jnp.floating):
+            return tensor
+
+        def read() -> np.ndarray:
+            array = tensor.read()
+            with np.errstate(over="ignore"):
+                result = array.astype(self.dtype)
+            if np.isfinite(array).all() and not np.isfinite(result).all():
+                raise WeightsError(
+                    f"{what}: {name} holds values too large for {self.dtype}; choose bfloat16 or float32"
+                )
+            return result
+
+        return Tensor(tensor.shape, self.dtype, read)
+
+
+def rounded(checkpoint: Checkpoint, dtype: DTypeLike) -> Checkpoint:
+    """A checkpoint whose weights are rounded to a dtype when they are read.
+
+    Its sha256 of a component is the checkpoint's own where all weights have this dtype already, and another one where
+    a single one has not, even if its values survive the rounding.
+
+    Args:
+        dtype: float16, bfloat16 or float32.
+
+    Raises:
+        InputError: another dtype.
+        WeightsError: when a weight is read that is finite, but too large for the dtype.
+    """
+    if str(np.dtype(dtype)) not in ("float16", "bfloat16", "float32"):
+        raise InputError(f"dtype {np.dtype(dtype)}: weights are float16, bfloat16 or float32")
+    return _Rounded(checkpoint, np.dtype(dtype))
 
 
 def hash_components(checkpoint: Checkpoint, components: Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Make the golden files in tests/goldens/ with PyTorch diffusers and transformers. See README.md beside this file.
 
-python tests/reference/make_torch.py [unet|vae|clip|ddim|sabw|full|weights ...]     (all without arguments)
+python tests/reference/make_torch.py [unet|vae|clip|ddim|sabw|lora|full|weights ...]     (all without arguments)
 """
 
 import itertools
@@ -13,11 +13,13 @@ from pathlib import Path
 
 import diffusers
 import numpy as np
+import peft
 import torch
 import transformers
-from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
+from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.transformers.transformer_2d import Transformer2DModel
+from loras import lora_file
 from safetensors.numpy import save_file
 from transformers import CLIPTextConfig, CLIPTextModel
 from weights import random_input, random_state_dict, random_weight, shapes_digest
@@ -28,6 +30,7 @@ VERSIONS = {
     "torch": torch.__version__,
     "diffusers": diffusers.__version__,
     "transformers": transformers.__version__,
+    "peft": peft.__version__,
     "numpy": np.__version__,
 }
 FAINT = 0.03  # the weight scale of the *_faint cases
@@ -394,6 +397,97 @@ def make_ddim() -> None:
     write("ddim", {"inputs": inputs, "cases": cases}, tensors)
 
 
+# ---------------------------------------------------------------------------------------------------------- LoRA
+
+LORA_UNET = {
+    "block_out_channels": [8, 16],
+    "norm_num_groups": 4,
+    "down_block_types": [CROSS, PLAIN],
+    "up_block_types": [PLAIN_UP, CROSS_UP],
+    "layers_per_block": 1,
+    "attention_head_dim": 2,
+    "cross_attention_dim": 32,
+}
+LORA_CLIP = CLIP_SD15 | NEW_IDS | {"num_hidden_layers": 1}
+BLOCK, LAYER = "attentions.0.transformer_blocks.0", "text_encoder.text_model.encoder.layers.0"
+ATTENTION = {f"unet.mid_block.{BLOCK}.attn1.{name}": (4, 4) for name in ("to_q", "to_k", "to_v", "to_out.0")}
+LINEAR = {
+    f"unet.down_blocks.0.{BLOCK}.attn2.to_k": (3, 1.5),
+    f"unet.up_blocks.1.{BLOCK}.attn1.to_out.0": (3, 1.5),
+    f"unet.up_blocks.1.{BLOCK}.ff.net.0.proj": (3, 1.5),
+    f"unet.up_blocks.1.{BLOCK}.ff.net.2": (3, 1.5),
+    f"{LAYER}.self_attn.q_proj": (2, 1.0),
+    f"{LAYER}.self_attn.out_proj": (2, 1.0),
+    f"{LAYER}.mlp.fc1": (2, 1.0),
+}
+CONVOLUTIONS = {
+    "unet.down_blocks.0.attentions.0.proj_in": (3, 1.5),
+    "unet.down_blocks.0.resnets.0.conv1": (3, 1.5),
+    "unet.down_blocks.0.resnets.0.time_emb_proj": (3, 1.5),
+    "unet.down_blocks.0.downsamplers.0.conv": (3, 1.5),
+    "unet.down_blocks.1.resnets.0.conv_shortcut": (3, 1.5),
+    "unet.up_blocks.0.upsamplers.0.conv": (3, 1.5),
+}
+LDM = {
+    f"unet.down_blocks.0.{BLOCK}.attn2.to_k": "unet.input_blocks.1.1.transformer_blocks.0.attn2.to_k",
+    "unet.down_blocks.0.attentions.0.proj_in": "unet.input_blocks.1.1.proj_in",
+    "unet.down_blocks.0.resnets.0.conv1": "unet.input_blocks.1.0.in_layers.2",
+    "unet.down_blocks.0.resnets.0.time_emb_proj": "unet.input_blocks.1.0.emb_layers.1",
+    "unet.down_blocks.0.downsamplers.0.conv": "unet.input_blocks.2.0.op",
+    "unet.down_blocks.1.resnets.0.conv_shortcut": "unet.input_blocks.3.0.skip_connection",
+    f"unet.mid_block.{BLOCK}.attn1.to_out.0": "unet.middle_block.1.transformer_blocks.0.attn1.to_out.0",
+    "unet.mid_block.resnets.1.conv2": "unet.middle_block.2.out_layers.3",
+    f"unet.up_blocks.1.{BLOCK}.ff.net.2": "unet.output_blocks.2.1.transformer_blocks.0.ff.net.2",
+    f"unet.up_blocks.1.{BLOCK.replace('0', '1', 1)}.attn1.to_q": "unet.output_blocks.3.1.transformer_blocks.0.attn1.to_q",
+}
+# file: (layout, modules with rank and alpha, scale)
+LORAS = {
+    "kohya": ("kohya", LINEAR | CONVOLUTIONS, 0.7),
+    "ldm": ("kohya", dict.fromkeys(LDM, (2, 3.0)), 0.5),
+    "peft": ("peft", LINEAR | CONVOLUTIONS | dict.fromkeys([*LINEAR][:2], (5, 2.0)), 1.0),
+    "old": ("old", ATTENTION | {f"{LAYER}.self_attn.{name}": (2, 2) for name in ("q_proj", "out_proj")}, -0.4),
+}
+
+
+def make_lora() -> None:
+    record: dict = {"unet": {"config": {**UNET_DEFAULTS, **LORA_UNET}}, "text_encoder": {}, "loras": {}}
+    tensors = {}
+    for file, (layout, modules, scale) in LORAS.items():
+        unet, text = UNet2DConditionModel(**record["unet"]["config"]), CLIPTextModel(CLIPTextConfig(**LORA_CLIP))
+        networks = {"unet": (unet, ""), "text_encoder": (text, "text_model.")}
+        for name, (network, prefix) in networks.items():
+            shapes = fill(network, f"lora/{name}")
+            config = saved_config(network)
+            record[name] = {"config": config, "parameters": {prefix + key: shape for key, shape in shapes.items()}}
+        before = {
+            name: {k: v.clone() for k, v in network.state_dict().items()} for name, (network, _) in networks.items()
+        }
+        shapes = {
+            f"{name}.{key.removesuffix('.weight')}": shape
+            for name in networks
+            for key, shape in record[name]["parameters"].items()
+        }
+        pipeline = StableDiffusionPipeline(None, text, None, unet, None, None, None, requires_safety_checker=False)
+        with tempfile.TemporaryDirectory() as folder:
+            names = LDM if file == "ldm" else {}
+            arrays, metadata = lora_file(file, layout, modules, shapes, names)
+            save_file(arrays, Path(folder) / "lora.safetensors", metadata)
+            # With the U-Net's config diffusers counts LDM's blocks as this U-Net has them.
+            config = {"unet_config": unet.config} if names else {}
+            pipeline.load_lora_weights(folder, weight_name="lora.safetensors", **config)
+        pipeline.fuse_lora(lora_scale=scale)
+        pipeline.unload_lora_weights()
+        changed = {}
+        for name, (network, prefix) in networks.items():
+            for key, value in network.state_dict().items():
+                if not torch.equal(value, before[name][key]):
+                    changed[f"{name}.{prefix}{key}"] = value
+        assert changed.keys() == {f"{module}.weight" for module in modules}, changed.keys() ^ modules.keys()
+        record["loras"][file] = {"layout": layout, "modules": modules, "names": names, "scale": scale}
+        tensors |= {f"{file}/{key}": value for key, value in changed.items()}
+    write("lora", record, tensors)
+
+
 # ----------------------------------------------------------------------------------------------------------- SABW
 
 
@@ -627,6 +721,7 @@ MAKERS = {
     "clip": lambda: [make_clip(case) for case in CLIPS],
     "ddim": make_ddim,
     "sabw": make_sabw,
+    "lora": make_lora,
     "full": make_full,
 }
 
