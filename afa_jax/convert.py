@@ -154,7 +154,7 @@ def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETW
 
 def is_single(out: Path) -> bool:
     """Whether an output's name asks for a single file."""
-    return out.suffix.lower() == ".safetensors"
+    return out.suffix == ".safetensors"
 
 
 def check_out(out: Path, overwrite: bool) -> None:

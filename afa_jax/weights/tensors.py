@@ -123,6 +123,8 @@ def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
     dtype, shape, (begin, end) = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError("a tensor's shape and bytes differ")
+    if len(shape) > 32:
+        raise ValueError(f"a tensor of {len(shape)} dimensions")
 
     def read() -> np.ndarray:
         if begin == end:
