@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from afa_jax.models.configs import task_of
 from afa_jax.weights.tensors import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -115,17 +116,6 @@ def family_of(shapes: Shapes) -> Family:
     return Family(f"no model that is known here (it has {some}, ...)", _OTHER)
 
 
-def of_inputs(in_channels: int, out_channels: int) -> str:
-    """What a U-Net with these channels is for: an inpainting one takes other latents and a mask beside its own."""
-    others = {
-        0: "text to picture",
-        out_channels: "InstructPix2Pix",
-        out_channels + 1: "inpainting",
-        1: "depth to picture",
-    }
-    return others.get(in_channels - out_channels, "another task")
-
-
 def _ldm(shapes: Shapes) -> Family:
     """U-Nets in LDM's layout, by what they are conditioned on."""
     context = next((shapes[key][-1] for key in shapes if _CONTEXT.fullmatch(key) and shapes[key]), None)
@@ -139,7 +129,7 @@ def _ldm(shapes: Shapes) -> Family:
     name = f"Stable Diffusion {'2.x' if linear else '1.x'}"
     first, last = shapes[_FIRST], shapes.get(_LAST, ())
     if len(first) == len(last) == 4 and first[1] != last[0]:
-        name += f", {of_inputs(first[1], last[0])} ({first[1]} input channels)"
+        name += f", {task_of(first[1], last[0])} ({first[1]} input channels)"
     return Family(name)
 
 

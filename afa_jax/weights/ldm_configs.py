@@ -147,7 +147,7 @@ def _text(shape: _Shapes) -> dict[str, Any]:
 def _heads(shape: _Shapes, network: str, width: int) -> int:
     if width == 0 or width % HEAD_WIDTH:
         raise WeightsError(
-            f"{shape.what}: how many attention heads its {network} has cannot be told, since its width {width} is of no "
+            f"{shape.what}: its {network} of width {width} could have any number of attention heads, as it is no "
             "published model; convert it from a diffusers folder"
         )
     return width // HEAD_WIDTH
