@@ -177,7 +177,7 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
     channels = vae_config(base).latent_channels
     for name, unet in zip(names, unets, strict=True):
         if unet.in_channels != channels:
-            taken = f"expert {name!r}'s U-Net takes {unet.in_channels}"
+            taken = f"expert {name!r}'s U-Net takes {unet.in_channels} ({unet.task})"
             yield Mismatch(name, "latents", f"the base model's VAE has {channels} latent channels, {taken}")
 
 

@@ -69,6 +69,17 @@ def _tuple(value: Any, length: int) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,) * length
 
 
+def task_of(in_channels: int, out_channels: int) -> str:
+    """What a U-Net with these channels is for: an inpainting one takes other latents and a mask beside its own."""
+    tasks = {
+        0: "text to picture",
+        out_channels: "InstructPix2Pix",
+        out_channels + 1: "inpainting",
+        1: "depth to picture",
+    }
+    return tasks.get(in_channels - out_channels, "another task")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class UNetConfig:
     """The fields of a UNet2DConditionModel's config.json that vary in the Stable Diffusion 1.x and 2.x families."""
@@ -154,6 +165,11 @@ class UNetConfig:
                 raise ConfigError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels[{level}]")
             if width % heads:
                 raise ConfigError(f"{heads} attention heads do not divide block_out_channels[{level}]={width}")
+
+    @property
+    def task(self) -> str:
+        """What the U-Net is for, see ``task_of``."""
+        return task_of(self.in_channels, self.out_channels)
 
     @property
     def heads(self) -> tuple[int, ...]:
