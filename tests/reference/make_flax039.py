@@ -1,4 +1,4 @@
-"""Golden values of diffusers 0.39's Flax U-Net, and folders as Flax classes' `save_pretrained` writes them. See README.md.
+"""Golden values of diffusers 0.39's Flax U-Net, and folders that Flax classes saved. See README.md.
 
     python tests/reference/make_flax039.py        (after make_torch.py, whose configs, shapes and outputs it reads)
 
