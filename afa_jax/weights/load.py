@@ -22,8 +22,11 @@ from afa_jax.weights.tensors import WeightsError, check_state_dict, load_state_d
 Source = Checkpoint | Path | str
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(source: Source, *, variant: str | None = None) -> Checkpoint:
     """The checkpoint at a local path, whatever its container; one that is open as it is.
+
+    Args:
+        variant: of a folder's weights, such as ``fp16``: FolderCheckpoint's.
 
     Raises:
         WeightsError: there is nothing there, or nothing that can be read.
@@ -32,7 +35,7 @@ def open_checkpoint(source: Source) -> Checkpoint:
         return source
     path = Path(source)
     if path.is_dir():
-        return FolderCheckpoint(path)
+        return FolderCheckpoint(path, variant)
     raise WeightsError(f"{path}: no such folder")
 
 
