@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,8 +21,8 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode, map_experts, stack
 from afa_jax.types import ExpertTextStates, TokenIds
-from afa_jax.weights.aggregators import RECORD, WEIGHTS
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
+from afa_jax.weights.hub import fetch, fetch_run
 from afa_jax.weights.load import (
     load_text_encoder,
     load_unet,
@@ -35,7 +34,6 @@ from afa_jax.weights.load import (
 )
 
 EXPERT = ("unet", "text_encoder")  # the components that are an expert's own
-_HUB_ID = re.compile(r"\w[\w.-]*/\w[\w.-]*")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -182,38 +180,13 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
 
 
 def resolve(path: str, components: Sequence[str]) -> Path:
-    """A local folder as it is; a hub id becomes the folder of its snapshot, with these components downloaded.
-
-    Raises:
-        InputError: neither.
-    """
-    # Only what is read. Pickles are not fetched: a repository that has nothing else lacks a safetensors file, by name.
-    files = [f"{component}/*.{suffix}" for component in components for suffix in ("json", "txt", "safetensors")]
-    return _local(path, ["model_index.json", *files])
+    """A local path as it is; what is on the hub as the path of its download: ``hub.fetch``, which see."""
+    return fetch(path, components)
 
 
 def resolve_run(path: Path) -> Path:
-    """The folder of trained aggregators: a local one, or the snapshot of the repository on the hub with this id.
-
-    Raises:
-        InputError: neither.
-    """
-    return _local(str(path), [WEIGHTS, RECORD])
-
-
-def _local(path: str, files: Sequence[str]) -> Path:
-    if Path(path).is_dir():
-        return Path(path)
-    if not _HUB_ID.fullmatch(path):
-        raise InputError(f"{path}: no such folder, and not a hub id like owner/name")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(path, allow_patterns=list(files), ignore_patterns="*non_ema*"))
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"{path}: no such folder, and not to be had from the hub ({reason})") from error
+    """The folder of trained aggregators, a local one or one from the hub: ``hub.fetch_run``, which see."""
+    return fetch_run(path)
 
 
 def encode_prompts(text_encoder: TextEncoder, ids: TokenIds, mode: Mode | None = None) -> ExpertTextStates:

@@ -48,11 +48,11 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
     try:
         yield partial
         for path in (*partial.rglob("*"), partial):
-            sync(path)
+            sync_folder(path)
         if folder.exists():
             folder.rename(old)
         partial.rename(folder)
-        sync(folder.parent)
+        sync_folder(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -60,10 +60,10 @@ def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
             old.rename(folder)
 
 
-def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk: they outlive a power cut."""
-    handle = os.open(path, os.O_RDONLY)
+def sync_folder(path: Path) -> None:
+    """Make the new names in a folder outlive a power cut, too."""
+    folder = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(handle)
+        os.fsync(folder)
     finally:
-        os.close(handle)
+        os.close(folder)

@@ -15,7 +15,7 @@ from flax import nnx
 from afa_jax.files import replace_text
 from afa_jax.fusion.sabw import Aggregators, SABWConfig
 from afa_jax.models.unet import UNet
-from afa_jax.weights.folders import read_json
+from afa_jax.weights.json_files import read_json
 from afa_jax.weights.keys import pytorch_name
 from afa_jax.weights.tensors import (
     WeightsError,

@@ -42,7 +42,7 @@ def open_checkpoint(
             raise WeightsError(
                 f"{path}: prediction_type and ema are for single files; a folder's configs say what it is"
             )
-        return FolderCheckpoint(path)
+        return FolderCheckpoint(path, variant)
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder")
     if path.suffix not in (".safetensors", *PICKLES):  # which are refused with what to do

@@ -228,6 +228,7 @@ VAES = {
     ),
     "vae_f4": (dict(block_out_channels=[16, 32, 32], latent_channels=8), 1.0, {"square": (3, 16), "wide": (1, 8, 20)}),
     "vae_sd_faint": (dict(block_out_channels=[16, 32, 32, 32], latent_channels=4), FAINT, {"square": (3, 16)}),
+    "vae_flax_folder": (dict(block_out_channels=[8, 16], latent_channels=4), 1.0, {"square": (2, 8)}),
 }
 VAE_OLD_SPELLING = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
