@@ -3,13 +3,21 @@
 import signal
 
 COMPILING = "compiling"  # the name of a thread that a run which was stopped leaves behind
+_LONGEST = 2000  # characters of a message
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used: the message is one line that names it and says what to do.
 
-    The commands print it without a traceback and exit with status 2.
+    The commands print it without a traceback and exit with status 2. What a message quotes from a file, such as the name
+    of a tensor, can hold anything: it is shown as printable characters on one line, a long one without its middle.
     """
+
+    def __str__(self) -> str:
+        text = super().__str__()
+        if len(text) > _LONGEST:
+            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
+        return "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 class Stopped(Exception):

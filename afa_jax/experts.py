@@ -165,7 +165,7 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
     channels = vae_config(base).latent_channels
     for name, unet in zip(names, unets, strict=True):
         if unet.in_channels != channels:
-            taken = f"expert {name!r}'s U-Net takes {unet.in_channels}"
+            taken = f"expert {name!r}'s U-Net takes {unet.in_channels} ({unet.task})"
             yield Mismatch(name, "latents", f"the base model's VAE has {channels} latent channels, {taken}")
 
 
@@ -174,20 +174,20 @@ def encode_prompts(text_encoder: TextEncoder, ids: TokenIds, mode: Mode | None =
     return map_experts(lambda encoder, ids: encoder(ids), (text_encoder,), (ids,), mode)
 
 
-def check_record(record: Mapping[str, Any], experts: Experts, what: str) -> None:
-    """Compare the experts that ``what`` was trained with to those at hand.
+def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]], what: str) -> None:
+    """Compare the experts that ``what`` was trained with to those at hand, as ``Experts.record`` lists them.
 
     Raises:
         InputError: another number, order or content.
     """
     stored: Sequence[Mapping[str, str]] = record.get("experts", [])
-    if [e["name"] for e in stored] != list(experts.names):
+    theirs, ours = ([expert["name"] for expert in some] for some in (stored, experts))
+    if theirs != ours:
         raise InputError(
-            f"{what} was trained with the experts {', '.join(e['name'] for e in stored)}, in this order; "
-            f"the config has {', '.join(experts.names)}"
+            f"{what} was trained with the experts {', '.join(theirs)}, in this order; the config has {', '.join(ours)}"
         )
-    for entry, sha in zip(stored, experts.hashes, strict=True):
-        if entry["sha256"] != sha:
+    for entry, expert in zip(stored, experts, strict=True):
+        if entry["sha256"] != expert["sha256"]:
             raise InputError(f"{what} was trained with another expert {entry['name']!r}: its weights differ (sha256)")
 
 

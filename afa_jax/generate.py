@@ -88,7 +88,7 @@ def make_denoiser(method: str, experts: Experts, workdir: Path | None = None) ->
     if method == "afa":
         if workdir is None:
             raise InputError("--workdir is missing; --method afa needs the workdir of a trained run, or its hub id")
-        check_record(read_record(workdir), experts, str(workdir))
+        check_record(read_record(workdir), experts.record, str(workdir))
         return Ensemble(experts=experts.unet, aggregators=load_aggregators(workdir, experts.unet, count))
     if method == "uniform":
         return Ensemble(experts=experts.unet, weights=jnp.full((count,), 1 / count))

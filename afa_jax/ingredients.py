@@ -64,6 +64,8 @@ class ExpertSource(Source):
         """As Source.open, with the LoRAs baked in."""
         checkpoint = super().open(components)
         if self.loras:
+            if self.dtype is not None:
+                checkpoint = rounded(checkpoint, "float32")  # what the LoRAs add is rounded once, at the end
             checkpoint = with_loras(checkpoint, [(fetch(path, ()), weight) for path, weight in self.loras])
         return checkpoint if self.dtype is None else rounded(checkpoint, self.dtype)
 

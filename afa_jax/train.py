@@ -75,7 +75,7 @@ def main(arguments: Sequence[str]) -> None:
     identity = data.identity | dict(vae=experts.vae_hash, schedule=dataclasses.asdict(experts.schedule))
 
     def on_resume(facts: Mapping[str, Any]) -> None:
-        check_record(facts, experts, f"the checkpoint in {workdir}")
+        check_record(facts, experts.record, f"the checkpoint in {workdir}")
         check_identity(facts.get("data", {}), identity, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 

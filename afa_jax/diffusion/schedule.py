@@ -51,6 +51,16 @@ class NoiseSchedule:
                 raise ScheduleError(
                     f"{field}={getattr(self, field)!r} is not supported (supported: {', '.join(known)})"
                 )
+        for field, most in (("num_train_timesteps", 100_000), ("steps_offset", 1000)):
+            value = getattr(self, field)
+            if type(value) is not int or not 0 <= value <= most or not self.num_train_timesteps:
+                raise ScheduleError(f"{field}={value!r} is not a number of steps")
+        for field in ("beta_start", "beta_end"):
+            value = getattr(self, field)
+            if type(value) is not float or not 0 <= value < 1:
+                raise ScheduleError(f"{field}={value!r} is not a variance from 0 to 1")
+        if type(self.set_alpha_to_one) is not bool:
+            raise ScheduleError(f"set_alpha_to_one={self.set_alpha_to_one!r} is neither true nor false")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NoiseSchedule:
@@ -70,7 +80,10 @@ class NoiseSchedule:
         defaults: dict[str, Any] = dict(
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0, set_alpha_to_one=True
         )
-        return cls(**(defaults | {k: v for k, v in data.items() if k in fields}))
+        values = defaults | {k: v for k, v in data.items() if k in fields}
+        return cls(
+            **{k: float(v) if k in ("beta_start", "beta_end") and type(v) is int else v for k, v in values.items()}
+        )
 
     def to_json(self) -> dict[str, Any]:
         """The fields of a scheduler_config.json that diffusers' DDIMScheduler reads to the same effect."""

@@ -36,20 +36,39 @@ def noise_errors(
     Args:
         pixels: uint8 ``[pictures, rows, columns, 3]``; their number must be a multiple of ``batch``.
     """
-    count, total = len(pixels), experts.schedule.num_train_timesteps
-    if count % batch:
-        raise ValueError(f"{count} pictures are not a multiple of the batch {batch}")
-    ids = experts.tokenizer(captions)
+    if len(pixels) % batch:
+        raise ValueError(f"{len(pixels)} pictures are not a multiple of the batch {batch}")
+    result = np.empty((len(pixels), draws), np.float32)
+    for rows, draw, inputs in fixed_draws(experts, pixels, captions, draws=draws, batch=batch):
+        result[rows, draw] = _errors(denoiser, experts.vae, experts.text_encoder, inputs, schedule=experts.schedule)
+    return result
+
+
+def fixed_draws(
+    experts: Experts, pixels: np.ndarray, captions: Sequence[str], *, draws: int, batch: int
+) -> Iterator[tuple[np.ndarray, int, tuple[Any, ...]]]:
+    """The pictures, timesteps and noises of noise_errors, a batch at a time; the last is filled up with its last row.
+
+    Yields:
+        Rows, draw, and what ``noised`` takes.
+    """
+    count, total, ids = len(pixels), experts.schedule.num_train_timesteps, experts.tokenizer(captions)
     parts = np.random.default_rng(0).permutation(count * draws).reshape(count, draws)
     timesteps = ((parts + 0.5) * total / (count * draws)).astype(np.int32)
-
-    result = np.empty((count, draws), np.float32)
     for first in range(0, count, batch):
-        rows = np.arange(first, first + batch)
+        rows = np.minimum(np.arange(first, first + batch), count - 1)
         for draw in range(draws):
-            inputs = (pixels[rows], ids[rows], timesteps[rows, draw], rows, draw)
-            result[rows, draw] = _errors(denoiser, experts.vae, experts.text_encoder, inputs, schedule=experts.schedule)
-    return result
+            yield rows, draw, (pixels[rows], ids[rows], timesteps[rows, draw], rows, draw)
+
+
+def noised(vae: VAE, inputs: tuple[Any, ...], schedule: NoiseSchedule) -> tuple[Array, Array, Array, Any]:
+    """Noise, x_t, t and token ids for one of fixed_draws' inputs; to be traced."""
+    pixels, ids, t, index, draw = inputs
+    latents, root = vae.encode(to_images(pixels)), jax.random.key(0)
+    noise = jax.vmap(
+        lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(root, i), draw), latents.shape[1:])
+    )(index)
+    return noise, schedule.add_noise(latents, noise, t), t, ids
 
 
 def expert_errors(
@@ -125,12 +144,6 @@ def _expert_errors(frozen: Any, inputs: tuple[Any, ...], *, draws: int, schedule
 
 @functools.partial(jax.jit, static_argnames="schedule")
 def _errors(denoiser: Any, vae: VAE, text_encoder: Any, inputs: tuple[Any, ...], *, schedule: NoiseSchedule) -> Array:
-    pixels, ids, t, index, draw = inputs
-    latents = vae.encode(to_images(pixels))
-    key = jax.random.key(0)
-    noise = jax.vmap(
-        lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(key, i), draw), latents.shape[1:])
-    )(index)
-    xt = schedule.add_noise(latents, noise, t)
+    noise, xt, t, ids = noised(vae, inputs, schedule)
     predicted = schedule.noise(xt, denoiser(xt, t, encode_prompts(text_encoder, ids)), t)
     return jnp.square(predicted - noise).mean((1, 2, 3))

@@ -52,13 +52,13 @@ def different_architectures(configs: Sequence[UNetConfig], names: Sequence[str])
             meaning = _MEANING.get(field.name, field.name)
             same = getattr(first, meaning) == getattr(config, meaning)
             if not same and field.name not in _WITHOUT_EFFECT:
-                yield (
-                    name,
-                    (
-                        f"experts {names[0]!r} and {name!r} have different architectures: "
-                        f"{field.name} is {getattr(first, field.name)!r} and {getattr(config, field.name)!r}"
-                    ),
+                message = (
+                    f"experts {names[0]!r} and {name!r} have different architectures: "
+                    f"{field.name} is {getattr(first, field.name)!r} and {getattr(config, field.name)!r}"
                 )
+                if field.name == "in_channels":
+                    message += f" ({first.task} and {config.task}); only U-Nets of one task can be fused"
+                yield name, message
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
+import typing
 from collections.abc import Mapping
+from types import UnionType
 from typing import Any, TypeVar
 
 from afa_jax.errors import InputError
@@ -11,6 +14,9 @@ from afa_jax.errors import InputError
 C = TypeVar("C")
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
+# A file's numbers are not trusted: a network is built from them, layer by layer, before its weights are looked at.
+_MOST: dict[str, int] = dict(layers_per_block=4, transformer_layers_per_block=10, num_hidden_layers=100)
+_MOST_LEVELS, _WIDEST = 6, 2**20
 
 
 class ConfigError(InputError):
@@ -25,19 +31,53 @@ def _check_fixed(data: Mapping[str, Any], fixed: Mapping[str, tuple[Any, ...]], 
 
 def _check_class(data: Mapping[str, Any], expected: str, what: str) -> None:
     name = data.get("_class_name", expected)
-    if name.removeprefix("Flax") != expected:
+    if name not in (expected, f"Flax{expected}"):
         raise ConfigError(f"{what}: expected _class_name {expected!r}, the file says {name!r}")
 
 
 def _build(cls: type[C], values: Mapping[str, Any], what: str) -> C:
+    hints = typing.get_type_hints(cls)
+    for name, value in values.items():
+        if not _fits(value, hints[name], _MOST.get(name, _WIDEST)):
+            raise ConfigError(f"{what}: {name}={value!r} is not a value that this field can have")
     try:
-        return cls(**values)
+        return cls(**{name: float(value) if hints[name] is float else value for name, value in values.items()})
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from None
 
 
+def _side(size: Any) -> Any:
+    """The first of a size's sides; it matters to nothing but what a new folder says."""
+    return size[0] if isinstance(size, list | tuple) and size else size
+
+
+def _fits(value: Any, hint: Any, most: int) -> bool:
+    """Whether a value from a file is of a field's type, and a number in a range that a network can have."""
+    if isinstance(hint, UnionType):
+        return any(_fits(value, option, most) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        item = typing.get_args(hint)[0]
+        return isinstance(value, tuple) and 0 < len(value) <= _MOST_LEVELS and all(_fits(v, item, most) for v in value)
+    if hint is int:
+        return type(value) is int and 0 < value <= most
+    if hint is float:
+        return type(value) in (int, float) and math.isfinite(value) and value >= 0
+    return type(value) is hint
+
+
 def _tuple(value: Any, length: int) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple) else (value,) * length
+
+
+def task_of(in_channels: int, out_channels: int) -> str:
+    """What a U-Net with these channels is for: an inpainting one takes other latents and a mask beside its own."""
+    tasks = {
+        0: "text to picture",
+        out_channels: "InstructPix2Pix",
+        out_channels + 1: "inpainting",
+        1: "depth to picture",
+    }
+    return tasks.get(in_channels - out_channels, "another task")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -100,9 +140,7 @@ class UNetConfig:
         values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields and v is not None
         }
-        values["freq_shift"] = float(values.get("freq_shift", 0))
-        if isinstance(values.get("sample_size"), tuple):
-            values["sample_size"] = values["sample_size"][0]
+        values["sample_size"] = _side(values.get("sample_size", cls.sample_size))
         for field in ("block_out_channels", "cross_attention_dim"):
             if field not in values:
                 raise ConfigError(f"{what}: the field {field!r} is missing")
@@ -127,6 +165,11 @@ class UNetConfig:
                 raise ConfigError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels[{level}]")
             if width % heads:
                 raise ConfigError(f"{heads} attention heads do not divide block_out_channels[{level}]={width}")
+
+    @property
+    def task(self) -> str:
+        """What the U-Net is for, see ``task_of``."""
+        return task_of(self.in_channels, self.out_channels)
 
     @property
     def heads(self) -> tuple[int, ...]:
@@ -197,14 +240,14 @@ class VAEConfig:
         )
         _check_fixed(data, fixed, what)
         for field, expected in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
-            if wrong := [name for name in data.get(field, ()) if name != expected]:
+            types = data.get(field, ())
+            if wrong := [name for name in types if name != expected] if isinstance(types, list | tuple) else [types]:
                 raise ConfigError(f"{what}: {field}: {wrong[0]!r} is not supported (supported: {expected})")
         fields = {field.name for field in dataclasses.fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields}
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields and v is not None}
         if "block_out_channels" not in values:
             raise ConfigError(f"{what}: the field 'block_out_channels' is missing")
-        if isinstance(values.get("sample_size"), tuple):
-            values["sample_size"] = values["sample_size"][0]
+        values["sample_size"] = _side(values.get("sample_size", cls.sample_size))
         return _build(cls, values, what)
 
     def __post_init__(self) -> None:

@@ -15,9 +15,17 @@ from flax import nnx
 from afa_jax.files import replace_text
 from afa_jax.fusion.sabw import Aggregators, SABWConfig
 from afa_jax.models.unet import UNet
-from afa_jax.weights.folders import read_json
+from afa_jax.weights.json_files import read_json
 from afa_jax.weights.keys import pytorch_name
-from afa_jax.weights.tensors import WeightsError, load_state_dict, read_tensors, state_dict, write_tensors
+from afa_jax.weights.tensors import (
+    WeightsError,
+    check_finite,
+    load_state_dict,
+    open_tensors,
+    read_tensors,
+    state_dict,
+    write_tensors,
+)
 
 WEIGHTS, RECORD = "aggregators.safetensors", "ensemble.json"
 
@@ -69,6 +77,14 @@ def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
         what=str(path),
         param_dtype=jnp.float32,
     )
+    check_aggregators(folder)
+    return aggregators
+
+
+def check_aggregators(folder: Path) -> None:
+    """Raise WeightsError unless a folder's two files can be read and belong together."""
+    record, path = read_record(folder), folder / WEIGHTS
+    for name, tensor in open_tensors(path).tensors.items():
+        check_finite(tensor.read(), name, str(path))
     if record.get("aggregators_sha256") not in (None, aggregators_hash(folder)):
         raise WeightsError(f"{path} is not the file that {RECORD} beside it describes; resume the run to write both")
-    return aggregators

@@ -8,20 +8,24 @@ diffusers' and transformers' config.json, state dicts have their keys and PyTorc
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.typing import DTypeLike
 
 from afa_jax.errors import InputError
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.keys import Key, pytorch_name, text_key, unet_key
+from afa_jax.weights.keys import Key, flatten, pytorch_name, shape_in_pytorch, text_key, unet_key
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, state_dict
 
 NETWORKS = ("unet", "vae", "text_encoder")  # the components that have weights
@@ -143,11 +147,16 @@ class MemoryCheckpoint:
         return f"{self.path} ({component})"
 
     def sha256(self, component: str) -> str:
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.tensors(component).items()):
-            digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
-            digest.update(tensor.read().tobytes())
-        return digest.hexdigest()
+        return hash_tensors(self.tensors(component))
+
+
+def hash_tensors(tensors: Tensors) -> str:
+    """sha256 of a state dict: its names, dtypes, shapes and bytes, whatever the order."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
+        digest.update(np.ascontiguousarray(tensor.read()).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,3 +252,20 @@ def unet_keys(unet: UNet) -> Key:
     last = unet.stages[-1]
     assert isinstance(last, ConvOut)
     return unet_key([stage.name for stage in unet.stages], last.layer.name)
+
+
+def abstract_network(config: UNetConfig | VAEConfig | TextConfig) -> tuple[Any, Key]:
+    """The shapes of a network of this architecture, and its key function."""
+    if isinstance(config, UNetConfig):
+        unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+        return unet, unet_keys(unet)
+    if isinstance(config, VAEConfig):
+        return jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))), pytorch_name
+    return jax.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))), text_key
+
+
+@functools.lru_cache(maxsize=16)
+def expected_shapes(config: UNetConfig | VAEConfig | TextConfig) -> Mapping[str, tuple[int, ...]]:
+    """The keys of a network of this architecture with their shapes, as a Checkpoint's state dict has them."""
+    network, key = abstract_network(config)
+    return {key(path): shape_in_pytorch(path, leaf.shape) for path, leaf in flatten(network).items()}

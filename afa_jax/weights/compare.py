@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from typing import Any, Literal
 
 import numpy as np
 
-from afa_jax.weights.keys import flatten
-from afa_jax.weights.load import Source, load_text_encoder, load_unet
+from afa_jax.weights.load import Source, check_network, open_checkpoint, unet_blocks
+from afa_jax.weights.tensors import check_finite
 
+EXPERT = ("unet", "text_encoder")  # what is compared: the components that are an expert's own
 NEAR_IDENTICAL = 2e-3
 """Total relative difference below which two experts are one model stored twice.
 
@@ -57,20 +59,18 @@ class Difference:
 def compare_experts(checkpoints: Mapping[str, Source]) -> Iterator[tuple[tuple[str, str], Difference]]:
     """Every pair of experts of one architecture, by name, with their difference.
 
-    Files of whatever dtype are compared in float32, two experts in memory at a time.
+    Files of whatever dtype are compared in float32, two tensors in memory at a time.
 
     Raises:
         WeightsError: as load_unet and load_text_encoder; or weights that are not finite.
     """
-    kept, weights = "", dict[str, Any]()
+    weights = {name: expert_blocks(checkpoint) for name, checkpoint in checkpoints.items()}
     for one, other in combinations(checkpoints, 2):
-        if one != kept:
-            kept, weights = one, _blocks(checkpoints[one])
-        yield (one, other), difference(weights, _blocks(checkpoints[other]))
+        yield (one, other), difference(weights[one], weights[other])
 
 
 def difference(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference:
-    """The difference of two sets of arrays by block and name; names and shapes are the same in both."""
+    """The difference of two sets of arrays or Tensors by block and name; names and shapes are the same in both."""
     squares = {}
     for block, arrays in one.items():
         apart = size = 0.0
@@ -91,12 +91,27 @@ def _relative(apart: float, size: float) -> float:
     return math.sqrt(apart / size) if size else math.inf
 
 
-def _blocks(checkpoint: Source) -> dict[str, dict[str, Any]]:
-    """An expert's arrays by block and path, float32."""
-    unet = load_unet(checkpoint)
+def expert_blocks(checkpoint: Source, components: Sequence[str] = EXPERT) -> dict[str, dict[str, Any]]:
+    """An expert's Tensors by block and key; reading one that is not finite raises WeightsError.
+
+    Args:
+        components: the U-Net, and the text encoder if it is to be compared.
+
+    Raises:
+        WeightsError, ConfigError: as load_unet and load_text_encoder, without reading a tensor.
+    """
+    checkpoint = open_checkpoint(checkpoint)
     blocks: dict[str, dict[str, Any]] = defaultdict(dict)
-    for path, array in flatten(unet).items():
-        head, *rest = path.split(".")
-        blocks[unet.stages[int(rest[0])].name if head == "stages" else head][path] = array
-    blocks["text_encoder"] = flatten(load_text_encoder(checkpoint))
+    block_of = unet_blocks(checkpoint)
+    for component in components:
+        check_network(checkpoint, component)
+        tensors, what = checkpoint.tensors(component), checkpoint.what(component)
+        for key in block_of if component == "unet" else tensors:
+            checked = functools.partial(_finite, name=key, what=what)
+            blocks[block_of[key] if component == "unet" else component][key] = tensors[key].apply(checked)
     return blocks
+
+
+def _finite(array: np.ndarray, name: str, what: str) -> np.ndarray:
+    check_finite(array, name, what)
+    return array

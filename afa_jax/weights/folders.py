@@ -1,4 +1,4 @@
-"""Diffusers folders: ``model_index.json`` and one subfolder a component, weights in safetensors.
+"""Diffusers folders: ``model_index.json`` and one subfolder a component, whichever of diffusers' classes wrote them.
 
 Layout of a Stable Diffusion 1.x/2.x folder::
 
@@ -7,13 +7,15 @@ Layout of a Stable Diffusion 1.x/2.x folder::
     vae/config.json             vae/diffusion_pytorch_model.safetensors
     text_encoder/config.json    text_encoder/model.safetensors
     tokenizer/vocab.json ...    scheduler/scheduler_config.json
+
+Weights may come in variants and shards (variants.py, shards.py) and from Flax classes (flax_folders.py), with configs
+that are older than some fields (old_configs.py).
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import re
 import shutil
 from collections.abc import Mapping
@@ -23,23 +25,23 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from afa_jax.files import sync_folder
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint
-from afa_jax.weights.tensors import PICKLES, Tensor, Tensors, WeightsError, check_finite, open_tensors, write_tensors
+from afa_jax.weights.flax_folders import open_flax
+from afa_jax.weights.json_files import read_json, write_json
+from afa_jax.weights.old_configs import todays
+from afa_jax.weights.shards import open_shards, shard_files
+from afa_jax.weights.tensors import Tensor, TensorFile, Tensors, WeightsError, check_finite, open_tensors, write_tensors
+from afa_jax.weights.variants import PYTORCH, weights_name
 
-_WEIGHTS = {
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-    "text_encoder": "model",
-}
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
     "vae": ("diffusers", "AutoencoderKL"),
     "text_encoder": ("transformers", "CLIPTextModel"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
-    "scheduler": ("diffusers", "DDIMScheduler"),
 }
 # StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
 _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
@@ -53,13 +55,16 @@ class FolderCheckpoint:
 
     Attributes:
         path: the folder that holds ``unet/``, ``vae/``, ...
+        variant: which of several stored versions of the weights to read, such as ``fp16``; ``weights_name`` says what
+            is read without one, or where a component has none of that name.
     """
 
     path: Path
+    variant: str | None = None
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        return open_tensors(weights_file(self.path, "unet")).metadata
+        return self._open("unet").metadata
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -73,31 +78,60 @@ class FolderCheckpoint:
 
     def config(self, component: str) -> dict[str, Any]:
         if component == "scheduler":
-            return read_json(self.path / component / "scheduler_config.json")
+            return todays(component, read_json(self.path / component / "scheduler_config.json"))
         index = self.path / "model_index.json"
         if index.is_file():
             pipeline = read_json(index).get("_class_name", "")
-            if not _PIPELINE.fullmatch(pipeline):
+            if not isinstance(pipeline, str) or not _PIPELINE.fullmatch(pipeline):
                 raise WeightsError(f"{index}: {pipeline!r} is not of the Stable Diffusion 1.x/2.x families")
-        return read_json(self.path / component / "config.json")
+        return todays(component, read_json(self.path / component / "config.json"))
 
     def tensors(self, component: str) -> Tensors:
-        stored = open_tensors(weights_file(self.path, component)).tensors
-        return {
-            modern_key(component, name): without_pixels(component, name, tensor)
-            for name, tensor in stored.items()
-            if not name.endswith("position_ids")
-        }
+        stored = self._open(component).tensors
+        names = [name for name in stored if not name.endswith("position_ids")]
+        tensors = {modern_key(component, name): without_pixels(component, name, stored[name]) for name in names}
+        if len(tensors) < len(names):
+            raise WeightsError(f"{self.what(component)}: some tensors are there under two names; fetch it again")
+        return tensors
 
     def what(self, component: str, config: bool = False) -> str:
-        return str(self.path / component / "config.json" if config else weights_file(self.path, component))
+        return str(self.path / component / "config.json" if config else self.weights(component))
 
     def sha256(self, component: str) -> str:
-        path = weights_file(self.path, component)
-        if not path.is_file():
-            raise WeightsError(f"{path}: no such file")
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """Of one file its own hash; of shards that of their hashes, in the order of their names."""
+        hashes = []
+        for path in self.files(component):
+            if not path.is_file():
+                raise WeightsError(f"{path}: no such file")
+            with open(path, "rb") as file:
+                hashes.append(hashlib.file_digest(file, "sha256"))
+        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256(b"".join(one.digest() for one in hashes))
+        return whole.hexdigest()
+
+    def weights(self, component: str) -> Path:
+        """The file of a component's weights, or the index of its shards.
+
+        Raises:
+            WeightsError: as weights_name.
+        """
+        folders = (self.path / name for name in NETWORKS)
+        files = (file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file())
+        names = {file.relative_to(self.path).as_posix() for file in files}
+        return self.path / weights_name(names, component, self.variant, str(self.path))
+
+    def files(self, component: str) -> list[Path]:
+        """The files that hold a component's weights.
+
+        Raises:
+            WeightsError: as weights_name and shard_files.
+        """
+        path = self.weights(component)
+        return shard_files(path) if path.suffix == ".json" else [path]
+
+    def _open(self, component: str) -> TensorFile:
+        path = self.weights(component)
+        readers = {".json": open_shards, ".msgpack": open_flax}
+        return readers.get(path.suffix, open_tensors)(path)
 
 
 def write_folder(
@@ -106,6 +140,7 @@ def write_folder(
     *,
     dtype: DTypeLike | None = None,
     metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write a checkpoint as a diffusers folder; components it lacks are left out of ``model_index.json``.
 
@@ -113,17 +148,23 @@ def write_folder(
         folder: must not exist; it appears when it is complete.
         dtype: of the stored weights; each tensor's own by default.
         metadata: kept in the header of every weights file, over the checkpoint's own.
+        overwrite: replace a diffusers folder that is there, once the new one is complete; it may be the checkpoint's.
 
     Raises:
-        FileExistsError: the folder exists.
-        WeightsError: as the checkpoint's readers; a tensor that is not finite.
+        WeightsError: as the checkpoint's readers; a tensor that is not finite; the folder exists and is not to be
+            overwritten, or does not look like a diffusers folder.
     """
     folder = Path(folder)
-    if folder.exists():
-        raise FileExistsError(f"{folder} exists; remove it or choose another folder")
+    folder = folder.resolve() if folder.is_symlink() else folder
+    if not folder.exists() and _aside(folder).exists():
+        _aside(folder).rename(folder)  # the last one to overwrite it was killed before it was done
+    if folder.exists() and not overwrite:
+        raise WeightsError(f"{folder} exists; remove it, overwrite it, or choose another folder")
+    if folder.exists() and not (folder / "model_index.json").is_file():
+        raise WeightsError(f"{folder}: not overwritten, for it has no model_index.json; choose another folder")
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
-    header = {"format": "pt"} | dict(checkpoint.metadata) | dict(metadata or {})
+    classes, header = dict(_CLASSES), {"format": "pt"} | dict(checkpoint.metadata) | dict(metadata or {})
     try:
         for name in checkpoint.components:
             if name in NETWORKS:
@@ -132,17 +173,39 @@ def write_folder(
                 if dtype is not None:
                     tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
                 write_json(partial / name / "config.json", checkpoint.config(name))
-                write_tensors(partial / name / f"{_WEIGHTS[name]}.safetensors", tensors, header)
+                write_tensors(partial / name / f"{PYTORCH[name]}.safetensors", tensors, header)
         if checkpoint.tokenizer is not None:
             shutil.copytree(checkpoint.tokenizer, partial / "tokenizer")
         if "scheduler" in checkpoint.components:
             fields = dict(_class_name="DDIMScheduler") | checkpoint.config("scheduler")
             write_json(partial / "scheduler" / "scheduler_config.json", fields)
-        present = {name: list(_CLASSES[name]) for name in checkpoint.components}
+            classes["scheduler"] = ("diffusers", fields["_class_name"])
+        present = {name: list(classes[name]) for name in checkpoint.components}
         write_json(partial / "model_index.json", dict(_class_name="StableDiffusionPipeline") | present)
-        partial.rename(folder)
+        _replace(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _replace(folder: Path, new: Path) -> None:
+    """Put ``new`` where ``folder`` may be."""
+    old = _aside(folder)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
+            old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def _aside(folder: Path) -> Path:
+    """Where a folder is kept while another takes its place."""
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def save_folder(
@@ -159,37 +222,6 @@ def save_folder(
     """Write modules as a diffusers folder: ``write_folder`` of ``MemoryCheckpoint.of``, which see."""
     parts: dict[str, Any] = dict(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     write_folder(folder, MemoryCheckpoint.of(**parts, scheduler=scheduler), dtype=dtype, metadata=metadata)
-
-
-def weights_file(folder: Path, component: str) -> Path:
-    """The file with a component's weights; a pickle only where there is nothing else, to be refused by name."""
-    stem = folder / component / _WEIGHTS[component]
-    found = [stem.with_name(f"{stem.name}{variant}.safetensors") for variant in ("", ".fp16", ".bf16")]
-    pickles = sorted(path for path in stem.parent.glob("*") if path.suffix in PICKLES)
-    return next((path for path in (*found, *pickles) if path.is_file()), found[0])
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        WeightsError: the file is missing or does not hold a JSON object.
-    """
-    try:
-        data = json.loads(path.read_text())
-    except FileNotFoundError:
-        raise WeightsError(f"{path}: no such file; is {path.parent.parent} a diffusers folder?") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error})") from error
-    if not isinstance(data, dict):
-        raise WeightsError(f"{path}: expected a JSON object")
-    return data
-
-
-def write_json(path: Path, data: Mapping[str, Any]) -> None:
-    """Write a JSON object, readable by people."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(data, indent=2) + "\n")
 
 
 def modern_key(component: str, key: str) -> str:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -15,16 +13,24 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, unet_keys
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, abstract_network, unet_keys
 from afa_jax.weights.folders import FolderCheckpoint
-from afa_jax.weights.keys import Key, pytorch_name, text_key
-from afa_jax.weights.tensors import WeightsError, check_state_dict, load_stack, load_state_dict
+from afa_jax.weights.keys import flatten, pytorch_name, text_key
+from afa_jax.weights.single_file import SingleFileCheckpoint
+from afa_jax.weights.tensors import PICKLES, WeightsError, check_state_dict, load_stack, load_state_dict
 
 Source = Checkpoint | Path | str
 
 
-def open_checkpoint(source: Source) -> Checkpoint:
+def open_checkpoint(
+    source: Source, *, variant: str | None = None, prediction_type: str | None = None, ema: bool = False
+) -> Checkpoint:
     """The checkpoint at a local path, whatever its container; one that is open as it is.
+
+    Args:
+        variant: of a folder's weights, such as ``fp16``.
+        prediction_type: of a single file that does not say it, ``epsilon`` or ``v_prediction``.
+        ema: take the moving average of the U-Net that a single file carries.
 
     Raises:
         WeightsError: there is nothing there, or nothing that can be read.
@@ -33,8 +39,18 @@ def open_checkpoint(source: Source) -> Checkpoint:
         return source
     path = Path(source)
     if path.is_dir():
-        return FolderCheckpoint(path)
-    raise WeightsError(f"{path}: no such folder")
+        if prediction_type is not None or ema:
+            raise WeightsError(
+                f"{path}: prediction_type and ema are for single files; a folder's configs say what it is"
+            )
+        return FolderCheckpoint(path, variant)
+    if not path.exists():
+        raise WeightsError(f"{path}: no such file or folder")
+    if path.suffix not in (".safetensors", *PICKLES):  # which are refused with what to do
+        raise WeightsError(f"{path}: not a .safetensors file or a diffusers folder; convert it to one of these")
+    if variant is not None:
+        raise WeightsError(f"{path}: variant={variant!r} is for folders; name the file itself")
+    return SingleFileCheckpoint(path, prediction_type, ema)
 
 
 def unet_config(checkpoint: Source) -> UNetConfig:
@@ -139,21 +155,28 @@ def check_networks(checkpoint: Source) -> None:
     """
     checkpoint = open_checkpoint(checkpoint)
     for component in checkpoint.components:
-        if component not in NETWORKS:
-            continue
-        module, key = _abstract(checkpoint, component)
-        check_state_dict(module, checkpoint.tensors(component), key, what=checkpoint.what(component))
+        if component in NETWORKS:
+            check_network(checkpoint, component)
 
 
-def _abstract(checkpoint: Source, component: str) -> tuple[Any, Key]:
-    """A network's shapes, and its key function."""
+def check_network(checkpoint: Source, component: str) -> None:
+    """Compare one network's tensors to its architecture; raises as check_networks."""
     checkpoint = open_checkpoint(checkpoint)
+    network, key = abstract_network(_network_config(checkpoint, component))
+    check_state_dict(network, checkpoint.tensors(component), key, what=checkpoint.what(component))
+
+
+def unet_blocks(checkpoint: Source) -> dict[str, str]:
+    """By the key of each tensor of a U-Net the name of its stage, or ``time_embedding``; in the stages' order."""
+    unet, key = abstract_network(unet_config(checkpoint))
+    blocks = {}
+    for path in flatten(unet):
+        head, *rest = path.split(".")
+        blocks[key(path)] = unet.stages[int(rest[0])].name if head == "stages" else head
+    return blocks
+
+
+def _network_config(checkpoint: Checkpoint, component: str) -> UNetConfig | VAEConfig | TextConfig:
     if component == "unet":
-        config = unet_config(checkpoint)
-        unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
-        return unet, unet_keys(unet)
-    if component == "vae":
-        architecture = vae_config(checkpoint)
-        return jax.eval_shape(lambda: VAE(architecture, rngs=nnx.Rngs(0))), pytorch_name
-    text = text_config(checkpoint)
-    return jax.eval_shape(lambda: TextEncoder(text, rngs=nnx.Rngs(0))), text_key
+        return unet_config(checkpoint)
+    return vae_config(checkpoint) if component == "vae" else text_config(checkpoint)

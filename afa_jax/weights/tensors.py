@@ -20,6 +20,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError
+from afa_jax.files import sync_folder
 from afa_jax.weights.keys import Key, dotted, flatten, from_pytorch, shape_in_pytorch, to_pytorch
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -123,13 +124,24 @@ def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
     dtype, shape, (begin, end) = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError("a tensor's shape and bytes differ")
+    if len(shape) > 32:
+        raise ValueError(f"a tensor of {len(shape)} dimensions")
+
+    return mapped(path, start + begin, shape, dtype)
+
+
+def mapped(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
+    """A tensor whose bytes lie in a file from ``begin`` on; they are mapped into memory each time it is read."""
+    size = math.prod(shape) * dtype.itemsize
 
     def read() -> np.ndarray:
-        if begin == end:
+        if not size:
             return np.zeros(shape, dtype)
-        with _named(path):
+        try:
             # Its own map each time: pages that were read do not stay in the process.
-            data = np.memmap(path, np.uint8, "r", offset=start + begin, shape=(end - begin,))
+            data = np.memmap(path, np.uint8, "r", offset=begin, shape=(size,))
+        except (OSError, ValueError) as error:
+            raise WeightsError(f"{path}: changed since it was opened ({error}); run again") from error
         return np.asarray(data).view(dtype).reshape(shape)
 
     return Tensor(shape, dtype, read)
@@ -170,11 +182,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)  # for the new name to outlive a power cut, too
-    finally:
-        os.close(folder)
+    sync_folder(path.parent)
 
 
 def _chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:

@@ -194,7 +194,7 @@ def test_a_workdir_is_resumed_or_overwritten_only_if_asked(root, trained, tmp_pa
         (["--workdir", "run", "--config.train.log_every=0"], "log_every=0"),
         (["--workdir", "run", "--config.sabw.sites=first"], "sabw.sites='first'; choose all or last"),
         (["--workdir", "run", "--config.sabw.hidden=6"], "sabw.norm_num_groups=4 does not divide sabw.hidden=6"),
-        (["--workdir", "run", "--config.base=../nowhere"], "../nowhere: no such folder, and not a hub id"),
+        (["--workdir", "run", "--config.base=../nowhere"], "../nowhere: no such file or folder, and not a hub id"),
     ],
 )
 def test_bad_training_input_is_one_line_and_writes_nothing(root, tmp_path, monkeypatch, capsys, arguments, message):

@@ -136,7 +136,7 @@ def test_a_published_run_is_read_by_its_hub_id(cached, root, tmp_path, monkeypat
     folder, _ = cached
     asked = []
 
-    def download(name, allow_patterns, ignore_patterns):
+    def download(name, revision, allow_patterns):
         asked.append((name, allow_patterns))
         return str(folder / "run")
 

@@ -1,4 +1,4 @@
-"""Golden values of diffusers 0.39's Flax U-Net, and a folder as its `save_pretrained` writes it. See README.md.
+"""Golden values of diffusers 0.39's Flax U-Net, and folders that Flax classes saved. See README.md.
 
     python tests/reference/make_flax039.py        (after make_torch.py, whose configs, shapes and outputs it reads)
 
@@ -8,28 +8,33 @@ The class is run twice on the same weights: as it is, and with its deviations fr
 import contextlib
 import functools
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 
+os.environ["USE_TORCH"] = "0"  # before transformers looks
+
 import diffusers
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from diffusers import FlaxUNet2DConditionModel
+from diffusers import FlaxAutoencoderKL, FlaxUNet2DConditionModel
 from diffusers.models import attention_flax, modeling_flax_pytorch_utils, resnet_flax
 from diffusers.models.unets import unet_2d_condition_flax
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file, save_file
+from transformers import CLIPTextConfig, FlaxCLIPTextModel
+from transformers.modeling_flax_pytorch_utils import convert_pytorch_state_dict_to_flax
 from weights import random_input, random_state_dict
 
 GOLDENS = Path(__file__).resolve().parent.parent / "goldens"
-FOLDER = "unet_flax_folder"
+FOLDER, VAE_FOLDER, TEXT_FOLDER = "unet_flax_folder", "vae_flax_folder", "clip_flax_folder"
 VERSIONS = {"python": platform.python_version()} | {
-    name: version(name) for name in ("diffusers", "flax", "jax", "jaxlib", "numpy")
+    name: version(name) for name in ("diffusers", "transformers", "flax", "jax", "jaxlib", "numpy")
 }
 DEVIATIONS = [
     "GEGLU: nn.gelu is the tanh approximation; PyTorch has the exact GELU",
@@ -74,18 +79,20 @@ class TorchLike(np.ndarray):
         return np.asarray(self)
 
 
-def build(case: str) -> tuple[dict, FlaxUNet2DConditionModel, dict]:
+def build(case: str, cls: type = FlaxUNet2DConditionModel) -> tuple[dict, nn.Module, dict]:
     """The record of make_torch.py, the Flax model of that config, and its parameters, converted by diffusers."""
     record = json.loads((GOLDENS / f"{case}.json").read_text())
-    known = {field for field in FlaxUNet2DConditionModel.__dataclass_fields__ if field not in ("parent", "name")}
+    known = {field for field in cls.__dataclass_fields__ if field not in ("parent", "name")}
     config = {
         key: tuple(value) if isinstance(value, list) else value
         for key, value in record["config"].items()
         if key in known and key != "dtype"
     }
-    model = FlaxUNet2DConditionModel(**config)
+    model = cls(**config)
+    # The Flax VAE spells its attention as PyTorch once did.
+    shapes = record["parameters_published" if cls is FlaxAutoencoderKL else "parameters"]
     weights = random_state_dict(case, record["parameters"], record["weight_scale"])
-    weights = {key: value.view(TorchLike) for key, value in weights.items()}
+    weights = {key: value.view(TorchLike) for key, value in zip(shapes, weights.values(), strict=True)}
     params = modeling_flax_pytorch_utils.convert_pytorch_state_dict_to_flax(weights, model)
     wanted = jax.tree.map(jnp.shape, flatten_dict(model.init_weights(jax.random.PRNGKey(0))))
     assert jax.tree.map(jnp.shape, flatten_dict(params)) == wanted, (
@@ -106,8 +113,42 @@ def difference(value: np.ndarray, reference: np.ndarray) -> float:
     return float(np.abs(value - reference).max() / np.sqrt(np.mean(reference**2)))
 
 
+def save_vae_folder() -> None:
+    """The VAE of make_torch.py's case as the Flax class saves it, after a look at what it computes."""
+    record, model, params = build(VAE_FOLDER, FlaxAutoencoderKL)
+    golden, inputs = load_file(GOLDENS / f"{VAE_FOLDER}.safetensors"), record["inputs"]["square"]
+    image, latents = (jnp.asarray(random_input(**inputs[name])) for name in ("image", "latents"))
+    posterior = model.apply({"params": params}, image, method=model.encode).latent_dist
+    decoded = model.apply({"params": params}, latents.transpose(0, 2, 3, 1), method=model.decode).sample
+    mean = np.asarray(posterior.mean).transpose(0, 3, 1, 2)
+    for name, value in {"mean": mean, "decoded": np.asarray(decoded)}.items():
+        apart = difference(value, golden[f"square.{name}"])
+        print(f"{VAE_FOLDER}.{name}: {apart:.2e} from PyTorch")
+        assert apart < 1e-4
+    model.save_pretrained(GOLDENS / VAE_FOLDER, params=params)
+
+
+def save_text_folder() -> None:
+    """The text encoder `clip_sd15` as transformers' Flax class saves it, after a look at what it computes."""
+    case = "clip_sd15"
+    record = json.loads((GOLDENS / f"{case}.json").read_text())
+    model = FlaxCLIPTextModel(CLIPTextConfig(**record["config"]))
+    weights = random_state_dict(case, record["parameters"], record["weight_scale"])
+    published = {f"text_model.{key}": value for key, value in weights.items()}
+    model.params = convert_pytorch_state_dict_to_flax(published, model)
+    output = model(input_ids=jnp.asarray(record["inputs"]["input_ids"])).last_hidden_state
+    apart = difference(np.asarray(output), load_file(GOLDENS / f"{case}.safetensors")["last_hidden_state"])
+    print(f"{TEXT_FOLDER}.last_hidden_state: {apart:.2e} from PyTorch")
+    assert apart < 1e-4
+    model.save_pretrained(GOLDENS / TEXT_FOLDER)
+
+
 def main() -> None:
-    assert "torch" not in sys.modules
+    assert "torch" not in sys.modules and (len(sys.argv) == 1 or sys.argv[1:] == ["folders"])
+    save_vae_folder()
+    save_text_folder()
+    if sys.argv[1:] == ["folders"]:
+        return
     assert diffusers.__version__ == "0.39.0"
     tensors, differences = {}, {}
 

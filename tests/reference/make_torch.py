@@ -1,6 +1,7 @@
 """Make the golden files in tests/goldens/ with PyTorch diffusers and transformers. See README.md beside this file.
 
 python tests/reference/make_torch.py [unet|vae|clip|ddim|sabw|lora|full|weights ...]     (all without arguments)
+python tests/reference/make_torch.py single_file:DIR    (DIR as write_single_files.py fills it)
 """
 
 import itertools
@@ -227,6 +228,7 @@ VAES = {
     ),
     "vae_f4": (dict(block_out_channels=[16, 32, 32], latent_channels=8), 1.0, {"square": (3, 16), "wide": (1, 8, 20)}),
     "vae_sd_faint": (dict(block_out_channels=[16, 32, 32, 32], latent_channels=4), FAINT, {"square": (3, 16)}),
+    "vae_flax_folder": (dict(block_out_channels=[8, 16], latent_channels=4), 1.0, {"square": (2, 8)}),
 }
 VAE_OLD_SPELLING = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
@@ -560,6 +562,44 @@ def make_sabw() -> None:
         write(case, record, tensors)
 
 
+# ---------------------------------------------------------------------------------------------------- single files
+
+SINGLE_FILES = {"single_sd15": torch.float32, "single_sd21": torch.float16}
+
+
+def make_single_file(folder: Path) -> None:
+    """Load what the project wrote as users do; all weights must be those that went in, then a few steps of DDIM."""
+    alone = dict(tokenizer=None, safety_checker=None, feature_extractor=None)
+    for case, dtype in SINGLE_FILES.items():
+        pipe = StableDiffusionPipeline.from_single_file(
+            str(folder / f"{case}.safetensors"), config=str(folder / case), local_files_only=True, **alone
+        )
+        other = StableDiffusionPipeline.from_pretrained(folder / case, local_files_only=True, **alone)
+        for name in ("unet", "vae", "text_encoder"):
+            state, same = getattr(pipe, name).state_dict(), getattr(other, name).state_dict()
+            assert state.keys() == same.keys()
+            weights = random_state_dict(f"{case}/{name}", shapes_of(getattr(pipe, name)))
+            for key, value in state.items():
+                assert torch.equal(value, same[key]), f"{case}: {name} {key} differs from the folder's"
+                given = torch.from_numpy(weights[key]).to(dtype).to(value.dtype)
+                assert torch.equal(value, given), f"{case}: {name} {key} is not what was written"
+        pipe.set_progress_bar_config(disable=True)
+        ids = [[BOS, *words, *[EOS] * (15 - len(words))] for words in ([5, 17, 42, 42, 63, 8], [])]
+        cond, uncond = (pipe.text_encoder(torch.tensor([row]))[0] for row in ids)
+        inputs = {"latents": spec(f"{case}/latents", 1, 4, 8, 12), "input_ids": ids, "steps": 4, "guidance": 3.0}
+        latents = pipe(
+            prompt_embeds=cond,
+            negative_prompt_embeds=uncond,
+            latents=tensor(inputs["latents"]),
+            height=64,
+            width=96,
+            num_inference_steps=inputs["steps"],
+            guidance_scale=inputs["guidance"],
+            output_type="latent",
+        ).images
+        write(case, {"inputs": inputs}, {"cond": cond, "uncond": uncond, "latents": latents})
+
+
 # ------------------------------------------------------------------------------------ the real models: shapes only
 
 
@@ -729,5 +769,6 @@ if __name__ == "__main__":
     GOLDENS.mkdir(exist_ok=True)
     torch.set_num_threads(1)
     with torch.no_grad():
-        for name in sys.argv[1:] or MAKERS:
-            MAKERS[name]()
+        for argument in sys.argv[1:] or MAKERS:
+            name, _, folder = argument.partition(":")
+            make_single_file(Path(folder)) if name == "single_file" else MAKERS[name]()

@@ -27,7 +27,7 @@ FILES = {
     "text_encoder": "text_encoder/model.safetensors",
 }
 CASES = {"unet": "unet_1layer", "vae": "vae_f4", "text_encoder": "clip_sd15"}
-SCHEDULER = {"_class_name": "PNDMScheduler", "beta_start": 0.00085}
+SCHEDULER = {"_class_name": "PNDMScheduler", "beta_start": 0.00085, "steps_offset": 1}
 
 
 @pytest.fixture(scope="module")
@@ -88,7 +88,7 @@ def test_the_folder_has_the_files_that_diffusers_expects(saved):
         "vae": ["diffusers", "AutoencoderKL"],
         "text_encoder": ["transformers", "CLIPTextModel"],
         "tokenizer": ["transformers", "CLIPTokenizer"],
-        "scheduler": ["diffusers", "DDIMScheduler"],
+        "scheduler": ["diffusers", "PNDMScheduler"],
     }
     assert open_checkpoint(saved).config("scheduler") == SCHEDULER
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
@@ -271,7 +271,7 @@ def test_another_architecture_is_refused(copied):
 
 def test_an_existing_folder_stays(tmp_path, modules):
     (tmp_path / "model").mkdir()
-    with pytest.raises(FileExistsError, match=f"{tmp_path}/model exists"):
+    with pytest.raises(WeightsError, match=f"{tmp_path}/model exists"):
         save_folder(tmp_path / "model", text_encoder=modules["text_encoder"])
     assert [*tmp_path.rglob("*")] == [tmp_path / "model"]
 

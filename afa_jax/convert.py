@@ -1,0 +1,291 @@
+"""Any checkpoint in, any out: ``python -m afa_jax.convert INPUT --out OUT``; or look: ``... --inspect INPUT...``.
+
+An INPUT is a diffusers folder (PyTorch's or Flax's), the id of one on the hub, or a single file. OUT becomes a single
+file if it ends in .safetensors, a diffusers folder otherwise. Metadata is kept and extended with the recipe
+(``afa_jax.recipe``). With --inspect nothing is written but --json: what each INPUT is, and how far they are apart.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+
+import afa_jax
+from afa_jax.commands import Parser, load_config, run
+from afa_jax.diffusion.schedule import PREDICTIONS
+from afa_jax.errors import InputError
+from afa_jax.experts import find_checkpoints
+from afa_jax.files import check_new, replace_text
+from afa_jax.report.checkpoints import print_components, print_description, print_pairs
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, rounded
+from afa_jax.weights.combine import COMPONENTS, check_parts, compose
+from afa_jax.weights.compare import EXPERT, Difference, difference, expert_blocks
+from afa_jax.weights.describe import component, container, describe, describe_file, file_sha256
+from afa_jax.weights.folders import write_folder
+from afa_jax.weights.hub import fetch
+from afa_jax.weights.load import check_networks, open_checkpoint
+from afa_jax.weights.lora import with_loras
+from afa_jax.weights.single_file import write_single_file
+from afa_jax.weights.tensors import PICKLES
+
+RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made, JSON
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Convert one checkpoint, or describe several."""
+    parser = Parser(prog="python -m afa_jax.convert", description=__doc__)
+    parser.add_argument("inputs", nargs="+", metavar="INPUT", help="folder, hub id or .safetensors file")
+    parser.add_argument("--out", type=Path, help="NAME.safetensors for a single file, else a diffusers folder")
+    add_dtype_argument(parser)
+    parser.add_argument("--lora", action="append", default=[], metavar="PATH[:WEIGHT]", help="bake it in (weight 1)")
+    parser.add_argument("--base", metavar="INPUT", help="a checkpoint for the components that the input lacks")
+    parser.add_argument("--vae", metavar="INPUT", help="a checkpoint whose VAE replaces the input's")
+    parser.add_argument("--variant", help="of a folder's files, such as fp16")
+    parser.add_argument("--revision", help="of a hub id: branch, tag or commit")
+    parser.add_argument("--prediction_type", choices=PREDICTIONS, help="of a single file that does not say it")
+    parser.add_argument("--ema", action="store_true", help="the averaged weights of a single file that has both")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
+    parser.add_argument("--inspect", action="store_true", help="describe the inputs and compare them")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="with --inspect: write all of it as JSON, too")
+    parser.add_argument("--config", metavar="FILE[:VARIANT]", help="with --inspect: which expert resembles each input?")
+    options = parser.parse_args(list(arguments))
+    if options.inspect:
+        return inspect(options)
+    if options.out is None:
+        raise InputError("--out is missing: name what to write, or give --inspect")
+    if len(options.inputs) > 1:
+        raise InputError(f"{len(options.inputs)} inputs for one --out; convert them one by one")
+    for name in ("json", "config"):
+        if getattr(options, name):
+            raise InputError(f"--{name} goes with --inspect")
+    check_out(options.out, options.overwrite)
+    convert(options)
+    return 0
+
+
+def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
+    """The option that says how weights are stored."""
+    dtypes = ("float16", "bfloat16", "float32")
+    parser.add_argument("--dtype", choices=dtypes, help="of the written weights (default: as they are stored)")
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the input as the options say."""
+    name = options.inputs[0]
+    source = open_input(name, options)
+    check_networks(source)
+    recipe: dict[str, Any] = dict(input=identity(name, source))
+    checkpoint = source
+    if options.lora:
+        loras = [parse_lora(text) for text in options.lora]
+        checkpoint = with_loras(source, loras)
+        recipe["loras"] = [dict(name=path.name, sha256=lora_sha256(path), weight=weight) for path, weight in loras]
+    taken = {} if options.vae is None else {"vae": options.vae}
+    for part in COMPONENTS:
+        if part in taken or part in checkpoint.components:
+            continue
+        if is_single(options.out) and part == "tokenizer":
+            continue  # a single file has no place for it
+        if options.base is None:
+            print(f"{part}: {name} has none; --base INPUT takes it from another checkpoint")
+        else:
+            taken[part] = options.base
+    others = {}
+    for part, other in taken.items():
+        others[part] = opened = open_input(other, options, [part])
+        if part not in opened.components:
+            raise InputError(f"{other}: it has no {part} to take")
+        print(f"{part}: taken from {other}")
+        if part in NETWORKS:
+            recipe.setdefault("taken", {})[part] = identity(other, opened, [part])
+    composed = compose(checkpoint, **others)
+    check_networks(composed)
+    check_parts(composed)
+    write(options.out, composed, recipe, dtype=options.dtype, overwrite=options.overwrite)
+
+
+def open_input(name: str, options: argparse.Namespace, components: Sequence[str] = COMPONENTS) -> Checkpoint:
+    """The checkpoint that an argument names: a local path, or a hub id, of which these components are fetched."""
+    path = Path(name)
+    if not path.exists():
+        path = fetch(name, components, revision=options.revision, variant=options.variant)
+    return open_checkpoint(path, variant=options.variant, prediction_type=options.prediction_type, ema=options.ema)
+
+
+def parse_lora(text: str) -> tuple[Path, float]:
+    """A LoRA and its weight: ``style.safetensors:0.8``; without a weight it is 1.
+
+    Raises:
+        InputError: no such file.
+    """
+    head, colon, tail = text.rpartition(":")
+    try:
+        path, weight = (Path(head), float(tail)) if colon else (Path(text), 1.0)
+    except ValueError:
+        path, weight = Path(text), 1.0
+    if not path.exists():
+        raise InputError(f"--lora {text}: no file {path}")
+    return path, weight
+
+
+def lora_sha256(path: Path) -> str:
+    """sha256 of a LoRA's file; of a folder, of the safetensors files in it."""
+    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
+    return " ".join(file_sha256(file) for file in files)
+
+
+def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETWORKS) -> dict[str, Any]:
+    """An input in a recipe: its name without its folder, sha256 of the file or of the networks, and its own recipe."""
+    networks = {part: checkpoint.sha256(part) for part in components if part in checkpoint.components}
+    own: dict[str, Any] = dict(name=name if not Path(name).exists() else Path(name).name, networks=networks)
+    if checkpoint.path.is_file():
+        own["sha256"] = file_sha256(checkpoint.path)
+    return own
+
+
+def is_single(out: Path) -> bool:
+    """Whether an output's name asks for a single file."""
+    return out.suffix == ".safetensors"
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise InputError for an output that is there, or whose name asks for a pickle."""
+    if out.suffix.lower() in PICKLES:
+        raise InputError(f"--out {out}: pickles are not written; end it in .safetensors, or name a folder")
+    check_new(out, overwrite)
+    if out.exists() and is_single(out) == out.is_dir():
+        raise InputError(f"{out} is a {'folder' if out.is_dir() else 'file'}; choose another name")
+
+
+def write(
+    out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, dtype: str | None = None, overwrite: bool = False
+) -> None:
+    """Write a checkpoint with its recipe, and print what was written."""
+    if dtype is not None:
+        checkpoint = rounded(checkpoint, jnp.dtype(dtype))
+    whole = dict(version=afa_jax.__version__, **recipe, dtype=dtype or "as stored")
+    if RECIPE in checkpoint.metadata:
+        whole["before"] = checkpoint.metadata[RECIPE]
+    metadata = {RECIPE: json.dumps(whole)}
+    if is_single(out):
+        write_single_file(out, checkpoint, metadata=metadata, overwrite=overwrite)
+    else:
+        write_folder(out, checkpoint, metadata=metadata, overwrite=overwrite)
+    written = open_checkpoint(out)
+    print(f"wrote {out}, a {container(written)}" + (f", sha256 {file_sha256(out)}" if is_single(out) else ""))
+    networks = [part for part in written.components if part in NETWORKS]
+    print_components({part: component(written.tensors(part)) | dict(sha256=written.sha256(part)) for part in networks})
+    if rest := [part for part in written.components if part not in NETWORKS]:
+        print(f"  {', '.join(rest)}")
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """Describe the inputs, say which expert each resembles, and compare them; 2 if one cannot be read."""
+    for name in ("out", "base", "vae", "dtype"):
+        if getattr(options, name):
+            raise InputError(f"--{name} does not go with --inspect, which writes no checkpoint")
+    if options.lora:
+        raise InputError("--lora does not go with --inspect, which looks at files as they are")
+    if options.json:
+        check_new(options.json, options.overwrite)
+    experts = {}
+    if options.config:
+        base, own = find_checkpoints(load_config(options.config))
+        experts = {name: expert_blocks(checkpoint) for name, checkpoint in ({"base": base} | own).items()}
+    found: dict[str, dict[str, Any]] = {}
+    blocks: dict[str, Any] = {}
+    status = 0
+    for name in dict.fromkeys(options.inputs):
+        try:
+            found[name], checkpoint = _described(name, options)
+        except InputError as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+            continue
+        if checkpoint is not None and "unet" in checkpoint.components and not found[name]["nonfinite"]:
+            blocks[name] = expert_blocks(checkpoint, [part for part in EXPERT if part in checkpoint.components])
+            apart = {expert: comparison(blocks[name], other) for expert, other in experts.items()}
+            if options.config:
+                found[name]["resembles"] = resemblance({k: v for k, v in apart.items() if v is not None})
+        print_description(name, found[name])
+        print()
+    pairs = {
+        pair: apart
+        for pair in combinations(blocks, 2)
+        if (apart := comparison(blocks[pair[0]], blocks[pair[1]])) is not None
+    }
+    lines = list(duplicates(pairs, found))
+    if pairs:
+        print_pairs(pairs, {name: number for number, name in enumerate(blocks, 1)})
+        print()
+    for line in lines:
+        print(line)
+    if options.json:
+        table = [
+            dict(inputs=pair, kind=apart.kind, total=apart.total, blocks=dict(apart.blocks))
+            for pair, apart in pairs.items()
+        ]
+        whole = dict(version=afa_jax.__version__, inputs=found, pairs=table, duplicates=lines)
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(options.json, json.dumps(whole, indent=2) + "\n")
+    return status
+
+
+def _described(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], Checkpoint | None]:
+    """What an input is, and the checkpoint if it can be used as one."""
+    try:
+        checkpoint = open_input(name, options)
+        return describe(checkpoint), checkpoint
+    except InputError as error:
+        if not Path(name).is_file() or Path(name).suffix in PICKLES:
+            raise
+        return describe_file(Path(name), error), None
+
+
+def comparison(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference | None:
+    """The difference of two experts in the blocks that both have; None for other architectures."""
+    common = [block for block in one if block in other]
+    shapes = [
+        {(block, key): tensor.shape for block in common for key, tensor in expert[block].items()}
+        for expert in (one, other)
+    ]
+    stages = [set(expert) - {"text_encoder"} for expert in (one, other)]
+    if shapes[0] != shapes[1] or stages[0] != stages[1]:
+        return None
+    return difference({block: one[block] for block in common}, {block: other[block] for block in common})
+
+
+def resemblance(apart: Mapping[str, Difference]) -> dict[str, Any]:
+    """Which expert is nearest, with all distances."""
+    totals = {name: apart[name].total for name in sorted(apart, key=lambda name: apart[name].total)}
+    if not totals:
+        return dict(nearest=None, totals={}, sentence="none of the config's experts: another architecture")
+    nearest, *others = totals
+    said = f"{nearest}: total relative difference {totals[nearest]:.5f}, {apart[nearest].kind}"
+    rest = ", ".join(f"{name} {totals[name]:.5f}" for name in others)
+    return dict(nearest=nearest, totals=totals, sentence=said + (f"; the others: {rest}" if rest else ""))
+
+
+def duplicates(pairs: Mapping[tuple[str, str], Difference], found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each pair of inputs that are one file, or one model stored twice."""
+    lines = []
+    for one, other in combinations(found, 2):
+        apart = pairs.get((one, other))
+        if "sha256" in found[one] and found[one]["sha256"] == found[other].get("sha256"):
+            lines.append(f"duplicate: {one} and {other} are the same file")
+        elif apart is not None and apart.kind == "identical":
+            lines.append(f"duplicate: {one} and {other} have the same weights")
+        elif apart is not None and apart.kind == "near-identical":
+            lines.append(f"near-duplicate: {one} and {other} differ by {apart.total:.1e}, no more than rounding does")
+    return lines
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

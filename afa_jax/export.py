@@ -1,0 +1,189 @@
+"""An ensemble for other tools: ``python -m afa_jax.export --config CONFIG --workdir RUN --snapshot OUT``.
+
+--pair: the trained aggregators, ``aggregators.safetensors`` and ``ensemble.json``, to publish.
+--snapshot: one ordinary U-Net and text encoder, a static approximation of the ensemble: each parameter block is the
+average of the experts' blocks, weighted by what the trained router gave each expert there on held-out pairs. What it
+loses against the ensemble is measured, printed and kept in its metadata.
+--expert: one expert with its LoRAs baked in. The last two get the base's VAE, tokenizer and schedule, and become a
+single file if OUT ends in .safetensors, a diffusers folder otherwise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from afa_jax.commands import Parser, parse, run
+from afa_jax.convert import add_dtype_argument, check_out, identity, write
+from afa_jax.errors import InputError
+from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
+from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, resolve_run
+from afa_jax.files import check_new, new_folder
+from afa_jax.fusion.ensemble import Ensemble, SingleExpert
+from afa_jax.generate import make_denoiser
+from afa_jax.parallel import stack
+from afa_jax.report.checkpoints import print_table
+from afa_jax.screen import held_out_pairs
+from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, check_aggregators, read_record
+from afa_jax.weights.checkpoint import Checkpoint, hash_components, rounded
+from afa_jax.weights.combine import Composed, average, compose
+from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.load import check_networks, load_text_encoder, load_unet
+
+NOTE = (
+    "A static approximation of an ensemble: each block of weights is the average of the experts' with fixed weights, "
+    "where the ensemble chooses anew for every pixel, timestep and prompt."
+)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Export what the options name."""
+    parser = Parser(prog="python -m afa_jax.export", description=__doc__)
+    parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for --pair and --snapshot)")
+    parser.add_argument("--pair", type=Path, metavar="OUT", help="folder for the two files of the trained aggregators")
+    parser.add_argument("--snapshot", type=Path, metavar="OUT", help="one static model")
+    parser.add_argument("--expert", nargs=2, metavar=("NAME", "OUT"), help="one expert of the config")
+    parser.add_argument("--pairs", type=int, default=64, help="held-out pairs: half for the weights, half for the loss")
+    parser.add_argument("--draws", type=int, default=4, help="timesteps and noises for each pair")
+    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    add_dtype_argument(parser)
+    options, config = parse(parser, arguments)
+    if not (options.pair or options.snapshot or options.expert):
+        raise InputError("nothing to export: give --pair, --snapshot or --expert")
+    if (options.pair or options.snapshot) and not options.workdir:
+        raise InputError("--workdir is missing; --pair and --snapshot need the workdir of a trained run, or its hub id")
+    if options.pairs < 2 or options.draws < 1 or not 0 <= options.seed < 2**31:
+        raise InputError(f"choose --pairs of 2 or more, --draws of 1 or more, and --seed from 0 to {2**31 - 1}")
+    if options.pair:
+        check_new(options.pair, options.overwrite)
+    for out in (options.snapshot, options.expert and Path(options.expert[1])):
+        if out:
+            check_out(out, options.overwrite)
+    base, checkpoints = find_checkpoints(config)
+    if options.expert and options.expert[0] not in checkpoints:
+        raise InputError(f"no expert {options.expert[0]!r}; there are {', '.join(checkpoints)}")
+
+    if options.pair:
+        export_pair(resolve_run(options.workdir), options.pair, checkpoints, options.overwrite)
+    if options.expert:
+        name, out = options.expert
+        expert = with_base(checkpoints[name], base)
+        check_networks(expert)
+        recipe = dict(made="expert", name=name, input=identity(str(expert.path), checkpoints[name], EXPERT))
+        write(Path(out), expert, recipe, dtype=options.dtype, overwrite=options.overwrite)
+    if options.snapshot:
+        export_snapshot(resolve_run(options.workdir), base, checkpoints, config, options)
+
+
+def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
+    """An expert with the VAE, tokenizer and schedule that it has in the ensemble: the base's."""
+    others = {name: base for name in ("vae", "scheduler", "tokenizer") if name in base.components}
+    return compose(expert, **others)
+
+
+def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], overwrite: bool) -> None:
+    """Copy the aggregators and their record into a folder, both or none.
+
+    Raises:
+        InputError: the run has none, they do not belong together, or they are of other experts.
+    """
+    record = [dict(name=name, sha256=hash_components(checkpoint, EXPERT)) for name, checkpoint in checkpoints.items()]
+    check_record(read_record(run), record, str(run))
+    check_aggregators(run)
+    with new_folder(out, overwrite) as partial:
+        for name in (WEIGHTS, RECORD):
+            shutil.copyfile(run / name, partial / name)
+    print(f"wrote {out}: {WEIGHTS} (sha256 {aggregators_hash(out)}), {RECORD}")
+
+
+def export_snapshot(
+    run: Path, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], config: ConfigDict, options: argparse.Namespace
+) -> None:
+    """Measure the router, average the experts, measure what that loses, write."""
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    ensemble = make_denoiser("afa", experts, run)
+    assert isinstance(ensemble, Ensemble)
+    validation = config.get("validation", {})
+    pixels, captions = held_out_pairs(validation.get("data") or config.data, options.pairs, options.seed)
+    experts.check_size(pixels.shape[1:3])
+    half, how = options.pairs // 2, dict(draws=options.draws, batch=min(options.pairs // 2, config.sample.batch))
+    routed = predictions(ensemble, experts, pixels[:half], captions[:half], **how).weights
+    assert routed is not None
+    stages = [stage.name for stage in experts.unet.stages]
+    fused = [stages[index] for index in ensemble.aggregators.at]
+    sites = dict(zip(fused, routed.mean((0, 1), dtype=np.float64), strict=True))
+
+    rest = (pixels[half:], captions[half:])
+    measured = {"ensemble": predictions(ensemble, experts, *rest, **how)}
+    for index, name in enumerate(experts.names):
+        measured[f"expert {name}"] = predictions(SingleExpert(experts=experts.unet, index=index), experts, *rest, **how)
+    # Of the experts only what all models share stays in memory.
+    stacks = ("unet", "text_encoder")
+    shared = {f.name: getattr(experts, f.name) for f in dataclasses.fields(experts) if f.name not in stacks}
+    record = experts.record
+    del experts, ensemble
+
+    count = len(checkpoints)
+    blocks = {
+        "uniform average": dict.fromkeys([*stages, "time_embedding", "text_encoder"], [1 / count] * count),
+        "snapshot": block_weights(sites, stages),
+    }
+    for name, weights in blocks.items():
+        merged: Checkpoint = average(list(checkpoints.values()), weights)
+        if options.dtype:
+            merged = rounded(merged, jnp.dtype(options.dtype))
+        measured[name] = predict_alone(merged, shared, *rest, dtype=config.dtype, **how)
+    figures = report(measured)
+    snapshot = average(list(checkpoints.values()), blocks["snapshot"])
+    recipe = dict(
+        made="snapshot",
+        note=NOTE,
+        aggregators_sha256=aggregators_hash(run),
+        experts=record,
+        weights={site: [round(float(weight), 6) for weight in weights] for site, weights in sites.items()},
+        measured=dict(pairs=len(rest[1]), draws=options.draws, seed=options.seed, **figures),
+    )
+    write(options.snapshot, with_base(snapshot, base), recipe, dtype=options.dtype, overwrite=options.overwrite)
+
+
+def predict_alone(
+    checkpoint: Checkpoint,
+    shared: Mapping[str, Any],
+    pixels: np.ndarray,
+    captions: Sequence[str],
+    *,
+    dtype: Any,
+    **how: Any,
+) -> Predictions:
+    """The predictions of one model with its own text encoder, as an ensemble of one."""
+    kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=dtype)
+    unet, text_encoder = load_unet(checkpoint, **kwargs), load_text_encoder(checkpoint, **kwargs)
+    alone = Experts(**shared, unet=stack([unet]), text_encoder=stack([text_encoder]))
+    return predictions(SingleExpert(experts=alone.unet, index=0), alone, pixels, captions, **how)
+
+
+def report(measured: Mapping[str, Predictions]) -> dict[str, Any]:
+    """Print and return noise MSE and distance to the ensemble, by method; of the experts, the best one by its MSE."""
+    singles = [name for name in measured if name.startswith("expert ")]
+    best = min(singles, key=lambda name: measured[name].mse)
+    ensemble = measured["ensemble"]
+    mse = {name: measured[name].mse for name in ("ensemble", "snapshot", "uniform average", best)}
+    distance = {name: measured[name].distance(ensemble) for name in mse if name != "ensemble"}
+    print("on held-out pairs: the noise MSE, and the distance to the ensemble (MSE between the two predictions of the")
+    print("noise, relative to the power of the ensemble's)")
+    rows = [[name, f"{mse[name]:.5f}", f"{distance[name]:.5f}" if name in distance else ""] for name in mse]
+    print_table([["", "noise MSE", "distance"], *rows], (24, 12, 12))
+    return dict(noise_mse=mse, distance_to_ensemble=distance, best_expert=best.removeprefix("expert "))
+
+
+if __name__ == "__main__":
+    raise SystemExit(run(main))

@@ -1,0 +1,103 @@
+"""What ``afa_jax.convert`` prints of checkpoints, in at most 120 columns."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from afa_jax.weights.compare import Difference
+
+WIDTH = 120
+_PAIRS = 5  # columns of a table
+
+
+def print_components(components: Mapping[str, Mapping[str, Any]]) -> None:
+    """Print a line for each network: tensors, bytes, dtypes, sha256."""
+    for name, own in components.items():
+        print(
+            f"  {name:13}{own['tensors']:6}  {size(own['bytes']):>9}  {dtypes(own):20}  {own.get('sha256', ''):64}".rstrip()
+        )
+
+
+def print_description(name: str, found: Mapping[str, Any]) -> None:
+    """Print what ``weights.describe`` found about a checkpoint."""
+    print(shorten(name, WIDTH))
+    rows = {"container": found["container"], "family": found.get("family", "no U-Net in it")}
+    if unet := found.get("unet"):
+        widths, heads = (" ".join(map(str, unet[field])) for field in ("block_out_channels", "heads"))
+        rows["U-Net"] = (
+            f"{unet['in_channels']} to {unet['out_channels']} channels, widths {widths}, "
+            f"cross-attention {unet['cross_attention_dim']}, heads {heads}"
+        )
+    if not found["problem"]:
+        rows["prediction"] = found.get("prediction_type", "not known")
+    if "stored" in found:
+        stored = found["stored"]
+        rows["file"] = f"{stored['tensors']} tensors, {size(stored['bytes'])}, {dtypes(stored)}"
+        rows["sha256"] = found["sha256"]
+    if found["others"]:
+        rows["also"] = ", ".join(found["others"])
+    bad = found["nonfinite"]
+    rows["not finite"] = f"{len(bad)} tensors: {', '.join(bad)}" if bad else "nothing"
+    for key, value in found["metadata"].items():
+        rows[f"metadata {key}"] = value
+    if "resembles" in found:
+        rows["resembles"] = found["resembles"]["sentence"]
+    if found["problem"]:
+        rows["cannot be used"] = found["problem"]
+    for head, value in rows.items():
+        wrapped = head in ("cannot be used", "resembles", "not finite")
+        lines = textwrap.wrap(printable(value), WIDTH - 20)[:4] if wrapped else [shorten(value, WIDTH - 20)]
+        print(f"  {shorten(head, 80):<18}" + f"\n{'':20}".join(lines))
+    print_components(found["components"])
+
+
+def print_pairs(pairs: Mapping[tuple[str, str], Difference], numbers: Mapping[str, int]) -> None:
+    """Print the relative differences of inputs, a block a line and a pair a column, some columns at a time."""
+    print("\nrelative L2 difference of the weights, ||a - b|| / ||(a + b) / 2||")
+    for name, number in numbers.items():
+        print(f"  {number:2}  {shorten(name, WIDTH - 6)}")
+    keys = list(pairs)
+    for first in range(0, len(keys), _PAIRS):
+        chosen = keys[first : first + _PAIRS]
+        print(f"\n  {'':28}" + "".join(f"{f'{numbers[a]} - {numbers[b]}':>16}" for a, b in chosen))
+        cells = [{block: f"{value:.5f}" for block, value in pairs[key].blocks.items()} for key in chosen]
+        for block in dict.fromkeys(block for own in cells for block in own):
+            print(f"  {shorten(block, 28):28}" + "".join(f"{own.get(block, ''):>16}" for own in cells))
+        print(f"  {'total':28}" + "".join(f"{pairs[key].total:16.5f}" for key in chosen))
+        print(f"  {'':28}" + "".join(f"{pairs[key].kind:>16}" for key in chosen))
+
+
+def print_table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
+    """Print rows of cells, the first on the left and the others on the right of their columns."""
+    for first, *rest in rows:
+        cells = "".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
+        print(f"  {shorten(first, widths[0]):{widths[0]}}{cells}".rstrip())
+
+
+def size(count: int) -> str:
+    """Bytes as people read them: 1.72 GB."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
+        if count >= factor:
+            return f"{count / factor:.2f} {unit}"
+    return f"{count} B"
+
+
+def dtypes(component: Mapping[str, Any]) -> str:
+    """The dtypes of a component, with their numbers of tensors where there are several."""
+    counts = component["dtypes"]
+    if len(counts) == 1:
+        return next(iter(counts))
+    return shorten(", ".join(f"{count} {name}" for name, count in counts.items()), 40)
+
+
+def printable(text: str) -> str:
+    """Text from a file on one line, what a terminal would act on left out."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
+def shorten(text: str, width: int) -> str:
+    """Text from a file, cut to a width."""
+    text = printable(text[: width + 1])
+    return text if len(text) <= width else text[: width - 3] + "..."

@@ -1,0 +1,126 @@
+"""Checkpoints made of others: components of several, or the weighted averages of several experts' networks."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afa_jax.errors import InputError
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint
+from afa_jax.weights.load import check_network, text_config, unet_blocks, unet_config, vae_config
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, check_finite
+
+COMPONENTS = (*NETWORKS, "scheduler", "tokenizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Composed:
+    """A Checkpoint (which see) whose components are those of others.
+
+    Attributes:
+        parts: for each component the checkpoint that it is of.
+    """
+
+    parts: Mapping[str, Checkpoint]
+    path: Path
+    metadata: Mapping[str, str]
+
+    @property
+    def components(self) -> tuple[str, ...]:
+        return tuple(name for name in COMPONENTS if name in self.parts)
+
+    @property
+    def tokenizer(self) -> Path | None:
+        return self.parts["tokenizer"].tokenizer if "tokenizer" in self.parts else None
+
+    def config(self, component: str) -> dict[str, Any]:
+        return self._part(component).config(component)
+
+    def tensors(self, component: str) -> Tensors:
+        return self._part(component).tensors(component)
+
+    def what(self, component: str, config: bool = False) -> str:
+        return self._part(component).what(component, config)
+
+    def sha256(self, component: str) -> str:
+        return self._part(component).sha256(component)
+
+    def _part(self, component: str) -> Checkpoint:
+        if component not in self.parts:
+            raise WeightsError(f"{self.path}: it has no {component}")
+        return self.parts[component]
+
+
+def compose(checkpoint: Checkpoint, **others: Checkpoint) -> Composed:
+    """The checkpoint with the components that are named from others: ``compose(expert, vae=base)``."""
+    parts = dict.fromkeys(checkpoint.components, checkpoint) | others
+    return Composed(parts, checkpoint.path, checkpoint.metadata)
+
+
+def check_parts(checkpoint: Checkpoint) -> None:
+    """Raise InputError for components that do not fit one another: latents, or the text encoder's width."""
+    if "unet" not in checkpoint.components:
+        return
+    unet = unet_config(checkpoint)
+    if "vae" in checkpoint.components and (channels := vae_config(checkpoint).latent_channels) != unet.in_channels:
+        raise InputError(
+            f"{checkpoint.what('vae')} has {channels} latent channels, {checkpoint.what('unet')} takes "
+            f"{unet.in_channels}; take the VAE of a model of the same kind"
+        )
+    if "text_encoder" in checkpoint.components:
+        width = text_config(checkpoint).hidden_size
+        if width != unet.cross_attention_dim:
+            raise InputError(
+                f"{checkpoint.what('text_encoder')} makes text states of width {width}, {checkpoint.what('unet')} takes "
+                f"{unet.cross_attention_dim}; take the text encoder of a model of the same kind"
+            )
+
+
+def average(checkpoints: Sequence[Checkpoint], weights: Mapping[str, Sequence[float]]) -> MemoryCheckpoint:
+    """The static average of experts of one architecture, a tensor at a time: U-Net and text encoder.
+
+    Args:
+        weights: of each expert, by block: each stage of the U-Net by its name, ``time_embedding`` and ``text_encoder``.
+            Those of a block sum to 1.
+
+    Returns:
+        A checkpoint of Tensors that are averaged in float32 when they are read, in the experts' dtype where that is
+        one.
+
+    Raises:
+        WeightsError: as load_unet and load_text_encoder, without reading a tensor; when one is read, not finite.
+    """
+    first, states = checkpoints[0], {}
+    block_of = unet_blocks(first)
+    for component in ("unet", "text_encoder"):
+        for checkpoint in checkpoints:
+            check_network(checkpoint, component)
+        tensors = [checkpoint.tensors(component) for checkpoint in checkpoints]
+        whats = [checkpoint.what(component) for checkpoint in checkpoints]
+        states[component] = (
+            first.config(component),
+            {
+                key: _average([own[key] for own in tensors], weights[block_of.get(key, component)], key, whats)
+                for key in tensors[0]
+            },
+        )
+    return MemoryCheckpoint(states, path=Path("the average of the experts"))
+
+
+def _average(tensors: Sequence[Tensor], weights: Sequence[float], key: str, whats: Sequence[str]) -> Tensor:
+    dtypes = {tensor.dtype for tensor in tensors}
+    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+
+    def read() -> np.ndarray:
+        total = np.zeros(tensors[0].shape, np.float32)
+        for tensor, weight, what in zip(tensors, weights, whats, strict=True):
+            array = np.asarray(tensor, np.float32)
+            check_finite(array, key, what)
+            total += np.float32(weight) * array
+        return total.astype(dtype)
+
+    return Tensor(tensors[0].shape, dtype, read)

@@ -1,0 +1,120 @@
+"""What a checkpoint is, as plain values: container, architecture, components, hashes, metadata."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from afa_jax.errors import InputError
+from afa_jax.models.configs import UNetConfig
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
+from afa_jax.weights.families import family_of
+from afa_jax.weights.folders import FolderCheckpoint
+from afa_jax.weights.load import check_networks, unet_config
+from afa_jax.weights.tensors import Tensors, open_tensors
+
+_PUBLISHED = {
+    (320, 640, 1280, 1280, 768): "Stable Diffusion 1.x",
+    (320, 640, 1280, 1280, 1024): "Stable Diffusion 2.x",
+}
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, Any]:
+    """All that ``--inspect`` says of a checkpoint that can be used, as JSON values. Reads every tensor once.
+
+    Raises:
+        WeightsError, ConfigError: as check_networks; a checkpoint that has no component.
+    """
+    check_networks(checkpoint)
+    result: dict[str, Any] = dict(container=container(checkpoint), problem=None)
+    if "unet" in checkpoint.components:
+        unet = unet_config(checkpoint)
+        result |= dict(family=family(unet), unet=architecture(unet))
+    if "scheduler" in checkpoint.components:
+        result["prediction_type"] = checkpoint.config("scheduler").get("prediction_type", "epsilon")
+    networks = [name for name in checkpoint.components if name in NETWORKS]
+    result["components"] = {
+        name: component(checkpoint.tensors(name)) | dict(sha256=checkpoint.sha256(name)) for name in networks
+    }
+    result["others"] = [name for name in checkpoint.components if name not in NETWORKS]
+    if checkpoint.path.is_file():
+        stored = open_tensors(checkpoint.path).tensors
+        result |= dict(sha256=file_sha256(checkpoint.path), stored=component(stored))
+    result["metadata"] = dict(checkpoint.metadata) if networks else {}
+    result["nonfinite"] = [key for name in networks for key in nonfinite(checkpoint.tensors(name))]
+    return result
+
+
+def describe_file(path: Path, problem: InputError) -> dict[str, Any]:
+    """What can be said of a safetensors file that is no checkpoint of ours, and why (``problem``).
+
+    Raises:
+        WeightsError: not a safetensors file.
+    """
+    file = open_tensors(path)
+    return dict(
+        container="single file",
+        problem=str(problem),
+        family=family_of({key: tensor.shape for key, tensor in file.tensors.items()}).name,
+        components={},
+        others=[],
+        stored=component(file.tensors),
+        sha256=file_sha256(path),
+        metadata=dict(file.metadata),
+        nonfinite=list(nonfinite(file.tensors)),
+    )
+
+
+def container(checkpoint: Checkpoint) -> str:
+    """How a checkpoint is stored."""
+    if not isinstance(checkpoint, FolderCheckpoint):
+        return "single file" if checkpoint.path.is_file() else "folder"
+    files = [checkpoint.what(name) for name in checkpoint.components if name in NETWORKS]
+    return "Flax folder" if any(file.endswith(".msgpack") for file in files) else "diffusers folder"
+
+
+def family(unet: UNetConfig) -> str:
+    """The published family with a U-Net of these widths."""
+    own = _PUBLISHED.get((*unet.block_out_channels, unet.cross_attention_dim), "Stable Diffusion 1.x/2.x, another size")
+    inputs = {0: "", unet.out_channels: ", InstructPix2Pix", unet.out_channels + 1: ", inpainting"}
+    return own + inputs.get(unet.in_channels - unet.out_channels, ", another task")
+
+
+def architecture(unet: UNetConfig) -> dict[str, Any]:
+    """What tells U-Nets of one family apart."""
+    return dict(
+        in_channels=unet.in_channels,
+        out_channels=unet.out_channels,
+        block_out_channels=list(unet.block_out_channels),
+        cross_attention_dim=unet.cross_attention_dim,
+        heads=list(unet.heads),
+    )
+
+
+def component(tensors: Tensors) -> dict[str, Any]:
+    """Number of tensors, their bytes, and how many there are of each dtype."""
+    return dict(
+        tensors=len(tensors),
+        bytes=sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in tensors.values()),
+        dtypes=dict(Counter(str(np.dtype(tensor.dtype)) for tensor in tensors.values()).most_common()),
+    )
+
+
+def nonfinite(tensors: Tensors) -> Iterator[str]:
+    """The names of the tensors with NaN or infinity; reads them one after another."""
+    for name, tensor in tensors.items():
+        array = tensor.read()
+        if array.dtype.kind not in "iub" and not np.isfinite(array).all():
+            yield name
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal digits; that of a single file is what sites for models show."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,165 @@
+"""The Hugging Face hub: what a repository there has that is read here, as a local path.
+
+huggingface_hub does the work and has its own settings: HF_HOME and HF_HUB_CACHE for the cache, HF_HUB_OFFLINE=1 for no
+network, HF_TOKEN for repositories that want one. A path that is there locally never gets that far.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import os
+import re
+from collections.abc import Collection, Iterator, Sequence
+from pathlib import Path
+
+from afa_jax.errors import InputError
+from afa_jax.weights.aggregators import RECORD, WEIGHTS
+from afa_jax.weights.checkpoint import NETWORKS
+from afa_jax.weights.tensors import PICKLES
+from afa_jax.weights.variants import shard_names, weights_name
+
+_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]*[^@/]))?(?:@(?P<revision>[^@]+))?")
+_FILES = (*PICKLES, ".safetensors", ".msgpack")
+
+
+def fetch(path: str, components: Sequence[str], *, revision: str | None = None, variant: str | None = None) -> Path:
+    """A checkpoint as a local path: a path that exists as it is, or what a path on the hub names, downloaded.
+
+    Args:
+        path: a local file or folder; a diffusers repository, ``owner/name``; or a file of a repository,
+            ``owner/name/file.safetensors``. The last two may end in ``@revision``.
+        components: those that are read; of a repository nothing else is downloaded, and never a pickle.
+        revision: a branch, tag or commit of the repository.
+        variant: as FolderCheckpoint's.
+
+    Returns:
+        A file, or a folder in diffusers' layout, in which only these components need be there.
+
+    Raises:
+        InputError: nothing of that name, here or there; no access to it; offline, and it is not in the cache.
+        WeightsError: the repository has no such variant, or several and none was asked for.
+    """
+    if os.path.exists(path):
+        return Path(path)
+    repo, file, revision = _parse(path, revision)
+    if file is not None:
+        return _download_file(path, repo, file, revision)
+    names, cached = _names(path, repo, revision)
+    if cached is not None:
+        for component in components:
+            if component in NETWORKS and weights_name(names, component, variant, path) not in names:
+                raise InputError(f"{path}: {_why_not()}, and the cache has no weights of its {component} ({cached})")
+        return cached
+    return _download(path, repo, revision, needed(names, components, variant, path))
+
+
+def fetch_run(path: str | Path, revision: str | None = None) -> Path:
+    """The folder of trained aggregators: a local one, or that of the repository on the hub with this id.
+
+    Raises:
+        InputError: as fetch.
+    """
+    if os.path.isdir(path):
+        return Path(path)
+    repo, file, revision = _parse(str(path), revision)
+    if file is not None:
+        raise InputError(f"{path}: no such folder; a trained run on the hub is called owner/name")
+    return _download(str(path), repo, revision, [WEIGHTS, RECORD])
+
+
+def needed(names: Collection[str], components: Sequence[str], variant: str | None, what: str) -> list[str]:
+    """Of a repository's files those that are read: configs, tokenizer, and each network's weights in one version.
+
+    Raises:
+        InputError: the weights of a component are there as pickles only.
+        WeightsError: as weights_name.
+    """
+    texts = tuple(f"{component}/" for component in components)
+    wanted = [name for name in names if name.startswith(texts) and name.endswith((".json", ".txt"))]
+    for component in components:
+        if component not in NETWORKS:
+            continue
+        weights = weights_name(names, component, variant, what)
+        if weights.endswith(PICKLES):
+            raise InputError(
+                f"{what}: {component} is there as a pickle only ({weights}), and loading one can run any code; take "
+                "another repository, or revision, with safetensors"
+            )
+        wanted += [weights] if weights in names else []
+        wanted += shard_names(names, weights) if weights.endswith(".json") else []
+    return sorted({*wanted, *({"model_index.json"} & set(names))})
+
+
+def _parse(path: str, revision: str | None) -> tuple[str, str | None, str | None]:
+    """The repository, file and revision that a path names."""
+    match = _ID.fullmatch(path)
+    if not match or ".." in path or match["repo"].endswith(_FILES):
+        raise InputError(f"{path}: no such file or folder, and not a hub id like owner/name")
+    if match["file"] and not match["file"].endswith(_FILES):
+        raise InputError(f"{path}: no such file or folder, and not a file on the hub like owner/name/file.safetensors")
+    if match["file"] and match["file"].endswith(PICKLES):
+        raise InputError(f"{path}: no such file, and pickles are not downloaded; take a .safetensors file")
+    if revision and match["revision"] not in (None, revision):
+        raise InputError(f"{path}: two revisions, {match['revision']!r} and {revision!r}; name one")
+    return match["repo"], match["file"], match["revision"] or revision
+
+
+def _names(path: str, repo: str, revision: str | None) -> tuple[Collection[str], Path | None]:
+    """A repository's files; or, where the hub cannot be reached, those in the cache, and the folder they are in."""
+    from huggingface_hub import HfApi, errors, snapshot_download
+
+    with _explained(path, revision):
+        try:
+            return HfApi().list_repo_files(repo, revision=revision), None
+        except errors.RevisionNotFoundError:
+            raise
+        except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
+            try:
+                cached = Path(snapshot_download(repo, revision=revision, local_files_only=True, allow_patterns=[]))
+            except errors.LocalEntryNotFoundError:
+                raise error from None
+            return {file.relative_to(cached).as_posix() for file in cached.rglob("*") if file.is_file()}, cached
+
+
+def _download(path: str, repo: str, revision: str | None, names: Sequence[str]) -> Path:
+    from huggingface_hub import snapshot_download
+
+    with _explained(path, revision):
+        return Path(snapshot_download(repo, revision=revision, allow_patterns=[glob.escape(name) for name in names]))
+
+
+def _download_file(path: str, repo: str, file: str, revision: str | None) -> Path:
+    from huggingface_hub import hf_hub_download
+
+    with _explained(path, revision):
+        return Path(hf_hub_download(repo, file, revision=revision))
+
+
+@contextlib.contextmanager
+def _explained(path: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub's errors into one line each."""
+    from huggingface_hub import errors
+
+    reasons = {
+        errors.GatedRepoError: "it is gated: accept its terms on its page, then log in (hf auth login)",
+        errors.RevisionNotFoundError: f"it has no revision {revision or 'main'!r}",
+        errors.RepositoryNotFoundError: "there is no such repository, or it is private: log in (hf auth login)",
+        errors.RemoteEntryNotFoundError: "it has no such file",
+        errors.LocalEntryNotFoundError: f"{_why_not()}, and it is not in the cache",
+        errors.OfflineModeIsEnabled: f"{_why_not()}, and it is not in the cache",
+    }
+    try:
+        yield
+    # hf_xet, which downloads large files, raises RuntimeErrors.
+    except (errors.HTTPError, errors.HFValidationError, errors.EntryNotFoundError, OSError, RuntimeError) as error:
+        reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
+        reason = reason or " ".join(str(error).split())[:200] or type(error).__name__
+        raise InputError(f"{path}: no such file or folder, and not to be had from the hub ({reason})") from error
+
+
+def _why_not() -> str:
+    """Why the hub was not asked."""
+    from huggingface_hub import constants
+
+    return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"

@@ -1,0 +1,319 @@
+"""The hub: what is asked of it, what it answers, and the cache without it. No test uses the network."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+from huggingface_hub import constants, errors
+
+from afa_jax.errors import InputError
+from afa_jax.weights.folders import FolderCheckpoint, save_folder
+from afa_jax.weights.hub import fetch, fetch_run, needed
+from afa_jax.weights.load import load_unet
+from tests import tiny
+from tests.weights.test_folders import assert_same
+
+COMMIT = "c0ffee" + 34 * "0"
+EXPERT = ("unet", "text_encoder", "scheduler")
+# The files of SD1.4's repository, shortened.
+NAMES = [
+    ".gitattributes",
+    "README.md",
+    "model_index.json",
+    "feature_extractor/preprocessor_config.json",
+    "safety_checker/config.json",
+    "safety_checker/model.safetensors",
+    "scheduler/scheduler_config.json",
+    "text_encoder/config.json",
+    "text_encoder/model.fp16.safetensors",
+    "text_encoder/model.safetensors",
+    "text_encoder/pytorch_model.bin",
+    "tokenizer/merges.txt",
+    "tokenizer/vocab.json",
+    "unet/config.json",
+    "unet/diffusion_flax_model.msgpack",
+    "unet/diffusion_pytorch_model.bin",
+    "unet/diffusion_pytorch_model.fp16.safetensors",
+    "unet/diffusion_pytorch_model.non_ema.safetensors",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/readme.bin.txt",
+    "v1-4.ckpt",
+    "v1-4.safetensors",
+    "vae/config.json",
+    "vae/diffusion_pytorch_model.safetensors",
+]
+CONFIGS = ["model_index.json", "scheduler/scheduler_config.json", "text_encoder/config.json", "unet/config.json"]
+
+
+def test_only_what_is_read_is_wanted():
+    wanted = [*CONFIGS, "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
+    assert needed(NAMES, EXPERT, None, "o/n") == sorted([*wanted, "unet/readme.bin.txt"])
+    assert needed(NAMES, ("vae", "tokenizer"), None, "o/n") == [
+        "model_index.json",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+
+
+def test_the_variant_that_is_asked_for_is_wanted_where_there_is_one():
+    wanted = needed(NAMES, ("unet", "text_encoder", "vae"), "fp16", "o/n")
+    assert [name for name in wanted if name.endswith(".safetensors")] == [
+        "text_encoder/model.fp16.safetensors",
+        "unet/diffusion_pytorch_model.fp16.safetensors",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    with pytest.raises(InputError, match=r"^o/n/unet: no variant 'bf16'; there is one without a variant, fp16, non_"):
+        needed(NAMES, EXPERT, "bf16", "o/n")
+
+
+def test_flax_weights_are_wanted_where_there_are_no_others_and_pickles_never():
+    flax = [name for name in NAMES if not name.startswith("unet/diffusion_pytorch")]
+    assert "unet/diffusion_flax_model.msgpack" in needed(flax, ("unet",), None, "o/n")
+    pickles = [name for name in NAMES if not name.endswith((".safetensors", ".msgpack"))]
+    with pytest.raises(InputError, match=r"^o/n: unet is there as a pickle only \(unet/diffusion_pytorch_model\.bin\)"):
+        needed(pickles, EXPERT, None, "o/n")
+
+
+@pytest.mark.parametrize(
+    ("variant", "index", "shards"),
+    [
+        (None, "model.safetensors.index.json", "model-0000{}-of-00002.safetensors"),
+        ("fp16", "model.safetensors.index.fp16.json", "model.fp16-0000{}-of-00002.safetensors"),
+        ("fp16", "model.safetensors.fp16.index.json", "model-0000{}-of-00002.fp16.safetensors"),
+    ],
+)
+def test_shards_are_wanted_with_their_index(variant, index, shards):
+    mine = [index, shards.format(1), shards.format(2)]
+    others = ["model.other-00001-of-00002.safetensors", "model.safetensors.index.other.json"]
+    names = [f"text_encoder/{name}" for name in ("config.json", *mine, *others)]
+    wanted = needed(names, ("text_encoder",), variant, "o/n")
+    # Configs cost nothing, and every index is one.
+    assert {name for name in wanted if name.endswith("safetensors")} == {f"text_encoder/{name}" for name in mine[1:]}
+    assert f"text_encoder/{index}" in wanted
+
+
+# What is asked of the library
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A hub with one repository; a list of what was asked of it."""
+    asked = []
+
+    def list_repo_files(self, repo, *, revision=None):
+        asked.append(("list", repo, revision))
+        return NAMES
+
+    def snapshot_download(repo, *, revision=None, allow_patterns=None):
+        asked.append(("snapshot", repo, revision, allow_patterns))
+        return str(tmp_path)
+
+    def hf_hub_download(repo, file, *, revision=None):
+        asked.append(("file", repo, file, revision))
+        return str(tmp_path / file)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("path", "keyword"), [("o/n@refs/pr/1", None), ("o/n", "refs/pr/1"), ("o/n@refs/pr/1", "refs/pr/1")]
+)
+def test_a_repository_is_downloaded_at_its_revision(hub, tmp_path, path, keyword):
+    assert fetch(path, EXPERT, revision=keyword) == tmp_path
+    revision = "refs/pr/1"
+    assert hub == [("list", "o/n", revision), ("snapshot", "o/n", revision, needed(NAMES, EXPERT, None, ""))]
+
+
+def test_one_file_is_downloaded_alone(hub, tmp_path):
+    assert fetch("o/n/v1-4.safetensors", EXPERT) == tmp_path / "v1-4.safetensors"
+    assert fetch("o/n/old/v1.safetensors@beta", EXPERT) == tmp_path / "old/v1.safetensors"
+    assert hub == [("file", "o/n", "v1-4.safetensors", None), ("file", "o/n", "old/v1.safetensors", "beta")]
+
+
+def test_a_run_is_two_files(hub, tmp_path):
+    assert fetch_run("o/n@v2") == tmp_path
+    assert fetch_run(Path("o/n"), revision="v2") == tmp_path
+    assert hub == 2 * [("snapshot", "o/n", "v2", ["aggregators.safetensors", "ensemble.json"])]
+    with pytest.raises(InputError, match="a trained run on the hub is called owner/name"):
+        fetch_run("o/n/aggregators.safetensors")
+
+
+def test_local_paths_come_first(hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "o" / "n@v2").mkdir(parents=True)
+    (tmp_path / "o" / "n" / "sub").mkdir(parents=True)
+    (tmp_path / "o" / "n.safetensors").touch()
+    for path in ("o/n", "o/n@v2", "o/n.safetensors", str(tmp_path / "o")):
+        assert fetch(path, EXPERT) == Path(path)
+    assert fetch_run("o/n") == Path("o/n")
+    assert hub == []
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("../o/n", "not a hub id"),
+        ("./o/n", "not a hub id"),
+        ("/o/n", "not a hub id"),
+        ("model", "not a hub id"),
+        ("o/../n", "not a hub id"),
+        ("models/mine.safetensors", "not a hub id"),
+        ("models/mine.ckpt", "not a hub id"),
+        ("o/n@a@b", "not a hub id"),
+        ("o/n/sub", "not a file on the hub like owner/name/file.safetensors"),
+        ("o/n/v1-4.ckpt", "pickles are not downloaded"),
+        ("o/n@v1", "two revisions, 'v1' and 'v2'"),
+        ("o/n\0", "not a hub id"),
+    ],
+)
+def test_what_is_no_hub_id_is_said_without_asking(hub, path, message):
+    with pytest.raises(InputError, match=message) as error:
+        fetch(path, EXPERT, revision="v2")
+    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert hub == []
+
+
+# What the library answers
+
+
+def answer(kind: type[Exception]) -> Exception:
+    """An error as the library raises it: with the whole of the server's answer, several lines."""
+    text = "401 Client Error. (Request ID: Root=1-2;3)\n\nRepository Not Found for url: x.\nPlease make sure"
+    error = kind.__new__(kind)
+    Exception.__init__(error, text)
+    return error
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        (errors.GatedRepoError, "it is gated: accept its terms"),
+        (errors.RepositoryNotFoundError, "there is no such repository, or it is private"),
+        (errors.RevisionNotFoundError, "it has no revision 'v2'"),
+        (errors.RemoteEntryNotFoundError, "it has no such file"),
+        (errors.LocalEntryNotFoundError, "the hub cannot be reached, and it is not in the cache"),
+        (errors.HfHubHTTPError, r"401 Client Error\. \(Request ID: Root=1-2;3\) Repository Not Found"),
+        (errors.HTTPError, "401 Client Error"),
+        (OSError, "401 Client Error"),
+    ],
+)
+@pytest.mark.parametrize("path", ["o/n", "o/n/v1.safetensors"])
+def test_errors_of_the_hub_are_one_line(hub, monkeypatch, kind, message, path):
+    def fail(*args, **kwargs):
+        raise answer(kind)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for name in ("snapshot_download", "hf_hub_download"):
+        monkeypatch.setattr(huggingface_hub, name, fail)
+    with pytest.raises(InputError, match=rf"^{path}: .*not to be had from the hub \({message}.*\)$") as error:
+        fetch(path, EXPERT, revision="v2")
+    assert "\n" not in str(error.value)
+
+
+# The cache, by the library itself
+
+
+def cached(cache: Path, model: Path, commit: str, ref: str) -> Path:
+    """Lay a folder out as the library does: blobs by hash, and links to them in the snapshot of a commit."""
+    repo = cache / "models--owner--name"
+    for file in [file for file in model.rglob("*") if file.is_file()]:
+        blob = repo / "blobs" / hashlib.sha256(file.read_bytes()).hexdigest()
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        blob.write_bytes(file.read_bytes())
+        link = repo / "snapshots" / commit / file.relative_to(model)
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(os.path.relpath(blob, link.parent))
+    (repo / "refs").mkdir(exist_ok=True)
+    (repo / "refs" / ref).write_text(commit)
+    return repo / "snapshots" / commit
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    """A cache of one repository with a U-Net at two revisions: the folder, the U-Nets, the snapshots."""
+    base = tmp_path_factory.mktemp("cache")
+    unets = [tiny.unet(seed, tiny.MICRO_UNET) for seed in (0, 1)]
+    snapshots = []
+    for unet, commit, ref in zip(unets, (COMMIT, COMMIT[::-1]), ("main", "beta"), strict=True):
+        save_folder(base / ref, unet=unet)
+        (base / ref / "single.safetensors").write_bytes(b"")
+        snapshots.append(cached(base / "home" / "hub", base / ref, commit, ref))
+    return base, unets, snapshots
+
+
+@pytest.fixture
+def offline(cache, monkeypatch):
+    """The U-Nets and snapshots of the cache, and no network."""
+    base, unets, snapshots = cache
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(base / "home" / "hub"))
+    return unets, snapshots
+
+
+def test_a_cached_repository_is_read_offline(offline):
+    unets, (main, beta) = offline
+    revisions = ((None, main), ("main", main), (COMMIT, main), ("beta", beta), (COMMIT[::-1], beta))
+    for revision, expected in revisions:
+        assert fetch("owner/name", ("unet", "scheduler"), revision=revision) == expected
+    assert fetch("owner/name@beta", ("unet",)) == beta
+    assert fetch("owner/name/single.safetensors", ("unet",)) == main / "single.safetensors"
+    for snapshot, unet in zip((main, beta), unets, strict=True):
+        assert_same(load_unet(FolderCheckpoint(snapshot)), unet)
+
+
+@pytest.mark.parametrize(
+    ("path", "components", "message"),
+    [
+        ("owner/other", ("unet",), r"\(HF_HUB_OFFLINE is set, and it is not in the cache\)$"),
+        ("owner/name@gamma", ("unet",), r"\(HF_HUB_OFFLINE is set, and it is not in the cache\)$"),
+        ("owner/name/other.safetensors", ("unet",), r"\(HF_HUB_OFFLINE is set, and it is not in the cache\)$"),
+        ("owner/name", ("unet", "vae"), r"^owner/name: HF_HUB_OFFLINE is set, and the cache has no weights of its vae"),
+        ("owner/na--me", ("unet",), r"not to be had from the hub \(Cannot have -- or \.\. in repo_id"),
+    ],
+)
+def test_what_is_not_cached_is_said_offline(offline, path, components, message):
+    with pytest.raises(InputError, match=message) as error:
+        fetch(path, components)
+    assert "\n" not in str(error.value)
+
+
+CODE = """
+import sys
+from afa_jax.weights.hub import fetch
+fetch(sys.argv[1], ("unet",))
+assert "huggingface_hub" not in sys.modules
+print(fetch("owner/name", ("unet",)))
+"""
+
+
+def test_the_library_is_imported_for_hub_ids_only_and_obeys_the_environment(cache):
+    """The whole way, as a user has it: nothing patched."""
+    base, _, (main, _) = cache
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    environment |= dict(HF_HOME=str(base / "home"), HF_HUB_OFFLINE="1")
+    command = [sys.executable, "-c", CODE, str(base)]
+    assert subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout == f"{main}\n"
+
+
+def test_the_cache_serves_when_the_hub_does_not(offline, monkeypatch):
+    _, (main, _) = offline
+
+    def fail(*args, **kwargs):
+        raise answer(errors.HfHubHTTPError)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    assert fetch("owner/name", ("unet",)) == main
+    with pytest.raises(InputError, match="401 Client Error"):
+        fetch("owner/other", ("unet",))
