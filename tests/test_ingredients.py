@@ -144,7 +144,9 @@ def test_experts_from_the_command_line(files, tmp_path, capsys):
 
     named = ["--expert", f"one={files}/a.safetensors", "--expert", f"two={files}/b,lora={files}/lora.safetensors:2"]
     assert pictures("--method", "uniform", *named) != pictures("--method", "expert:two", *named)
-    assert run(sample.main, ["--config", f"{files}/config.py", "--prompt", "octopus", "--expert", "odd"]) == 2
+    capsys.readouterr()
+    command = ["--config", f"{files}/config.py", "--prompt", "octopus", "--out", f"{tmp_path}/none"]
+    assert run(sample.main, [*command, "--expert", "odd"]) == 2
     assert capsys.readouterr().err.startswith("error: --expert odd: write NAME=PATH, ")
 
 
