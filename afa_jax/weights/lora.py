@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
+from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.checkpoint import Checkpoint, DerivedCheckpoint
 from afa_jax.weights.lora_files import Change, Lora, read_lora
 from afa_jax.weights.lora_names import COMPONENTS, Place, find_places
@@ -102,7 +103,8 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[tuple[Path | str, float |
             finite. And when a tensor is read: a matrix that is not finite, a result too large for its dtype.
     """
     weights = {name: checkpoint.tensors(name) for name in COMPONENTS if name in checkpoint.components}
-    places = find_places(weights)
+    unet = UNetConfig.from_json(checkpoint.config("unet"), checkpoint.what("unet", True)) if "unet" in weights else None
+    places = find_places(weights, unet)
     applied = []
     for path, weight in loras:
         if not math.isfinite(weight):

@@ -125,7 +125,7 @@ def test_the_dense_formula(tmp_path_factory, data):
     w, up, down = (
         rng.standard_normal(s).astype(np.float32) for s in ((out, width, *kernel), (out, rank), (rank, width, *kernel))
     )
-    base = MemoryCheckpoint({"unet": ({}, {"conv_in.weight": Tensor.of(w)})})
+    base = MemoryCheckpoint({"unet": (MODEL.config("unet"), {"conv_in.weight": Tensor.of(w)})})
     tensors = {
         "lora_unet_conv_in.lora_up.weight": up[:, :, None, None] if pixels else up,
         "lora_unet_conv_in.lora_down.weight": down
@@ -152,7 +152,7 @@ def test_a_mid_is_a_convolution_between_the_two(path):
     names = {"up": up, "mid": mid, "down": down}
     tensors = {f"lora_unet_conv_in.lora_{name}.weight": array for name, array in names.items()}
     write_tensors(path, tensors | {"lora_unet_conv_in.alpha": np.array([1], np.float16)})
-    base = MemoryCheckpoint({"unet": ({}, {"conv_in.weight": Tensor.of(w)})})
+    base = MemoryCheckpoint({"unet": (MODEL.config("unet"), {"conv_in.weight": Tensor.of(w)})})
     found = np.asarray(with_loras(base, [(path, 1)]).tensors("unet")["conv_in.weight"])
 
     def convolve(x, kernel):
@@ -305,19 +305,19 @@ def test_every_spelling_bakes_to_the_same_bits(tmp_path, spelling):
 
 
 def full_unet(version):
-    """The real U-Net's shapes."""
+    """The real U-Net's architecture and shapes."""
     config = UNetConfig.from_json(
         json.loads((goldens.GOLDENS / "configs" / version / "unet" / "config.json").read_text())
     )
     unet = goldens.abstract(lambda rngs: UNet(config, rngs=rngs))
-    return MemoryCheckpoint.of(unet=unet).tensors("unet")
+    return config, MemoryCheckpoint.of(unet=unet).tensors("unet")
 
 
 @pytest.mark.parametrize("version", ["sd15", "sd21"])
 def test_names_are_unambiguous_on_the_real_unet(version):
     """Every layer under its own name, none hidden by another one's spelling."""
-    tensors = full_unet(version)
-    places = find_places({"unet": tensors})
+    config, tensors = full_unet(version)
+    places = find_places({"unet": tensors}, config)
     layers = [key.removesuffix(".weight") for key, t in tensors.items() if len(t.shape) > 1]
     for layer in layers:
         for name in (layer, f"unet.{layer}", f"lora_unet_{layer.replace('.', '_')}"):
