@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -53,6 +54,14 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequen
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
+def round_numbers(low: float | int, high: float | int, about: int = 5) -> list[float]:
+    """The multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``, around ``about`` of them."""
+    rough = (high - low) / about
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
+
+
 def line_chart(
     series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
     *,
@@ -85,10 +94,10 @@ def line_chart(
     ticks = "".join(
         f'<text x="{left - 6}" y="{place(x0, y)[1] + 4:.1f}" text-anchor="end">{y:.4g}</text>'
         f'<line x1="{left}" x2="{width - 8}" y1="{place(x0, y)[1]:.1f}" y2="{place(x0, y)[1]:.1f}" stroke="#ddd"/>'
-        for y in np.linspace(y0, y1, 5)
+        for y in round_numbers(y0, y1)
     ) + "".join(
         f'<text x="{place(x, y0)[0]:.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:.4g}</text>'
-        for x in np.linspace(x0, x1, 6)
+        for x in round_numbers(x0, x1)
     )
     names = "".join(
         f'<span class="swatch" style="background:{colour}"></span>{html.escape(name)}' for name, colour, _ in series
