@@ -124,15 +124,17 @@ def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError("a tensor's shape and bytes differ")
 
-    def read() -> np.ndarray:
-        if begin == end:
-            return np.zeros(shape, dtype)
-        with _named(path):
-            # Its own map each time: pages that were read do not stay in the process.
-            data = np.memmap(path, np.uint8, "r", offset=start + begin, shape=(end - begin,))
-        return np.asarray(data).view(dtype).reshape(shape)
+    # Not a function defined here: the tests' type checker takes a millisecond for each definition.
+    return Tensor(shape, dtype, functools.partial(_mapped, path, start + begin, end - begin, dtype, shape))
 
-    return Tensor(shape, dtype, read)
+
+def _mapped(path: Path, offset: int, size: int, dtype: np.dtype, shape: tuple[int, ...]) -> np.ndarray:
+    if not size:
+        return np.zeros(shape, dtype)
+    with _named(path):
+        # Its own map each time: pages that were read do not stay in the process.
+        data = np.memmap(path, np.uint8, "r", offset=offset, shape=(size,))
+    return np.asarray(data).view(dtype).reshape(shape)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
