@@ -141,9 +141,7 @@ def main() -> None:
         print(
             f"{parameters:,} parameters, {path.stat().st_size:,} bytes written in {watch.wall:.0f} s (mostly drawing)"
         )
-        print(
-            f"{'':32}{'wall s':>8}{'CPU s':>8}{'model MiB':>11}{'resident MiB':>14}{'x':>6}{'anonymous MiB':>15}{'x':>6}"
-        )
+        print(f"{'':32}{'wall s':>8}{'CPU s':>8}{'model MiB':>11}{'resident':>10}{'x':>6}{'anonymous':>11}{'x':>6}")
         for task in TASKS:
             done = subprocess.run(
                 [sys.executable, __file__, folder, "--task", task], stdout=subprocess.PIPE, text=True, check=True
@@ -155,7 +153,7 @@ def main() -> None:
                 ratios = [f"{used / size:6.2f}" if size else "" for used in sizes]
                 print(
                     f"{row['name']:32}{row['wall']:8.1f}{row['cpu']:8.1f}{size:11.0f}"
-                    f"{sizes[0]:14.0f}{ratios[0]:>6}{sizes[1]:15.0f}{ratios[1]:>6}",
+                    f"{sizes[0]:10.0f}{ratios[0]:>6}{sizes[1]:11.0f}{ratios[1]:>6}",
                     flush=True,
                 )
 

@@ -130,8 +130,9 @@ def check_networks(checkpoint: Source) -> None:
     for component in checkpoint.components:
         if component not in NETWORKS:
             continue
+        tensors = checkpoint.tensors(component)
         network, key = abstract_network(_network_config(checkpoint, component))
-        check_state_dict(network, checkpoint.tensors(component), key, what=checkpoint.what(component))
+        check_state_dict(network, tensors, key, what=checkpoint.what(component))
 
 
 def _network_config(checkpoint: Checkpoint, component: str) -> UNetConfig | VAEConfig | TextConfig:

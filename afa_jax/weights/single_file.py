@@ -198,7 +198,7 @@ class SingleFileCheckpoint:
             ldm_table(config)
         except InputError:
             raise
-        except (ValueError, TypeError, ArithmeticError, AttributeError) as error:
+        except Exception as error:  # whatever building a network from such numbers ends with
             raise WeightsError(f"{what}: not the architecture of a network ({error})".replace("\n", " ")) from error
         return config
 

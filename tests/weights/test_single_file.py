@@ -516,6 +516,7 @@ def test_metadata_is_kept_and_extended(foreign, tmp_path):
         (dict(layers_per_block="two"), "by its metadata afa_jax.configs"),
         (dict(block_out_channels=[32, 96]), "misshapen"),
         (dict(block_out_channels=[0, 0]), "by its metadata afa_jax.configs"),
+        (dict(block_out_channels=[], down_block_types=[], up_block_types=[]), "not the architecture of a network"),
         (dict(block_out_channels="wide"), "by its metadata afa_jax.configs"),
         (dict(attention_head_dim=0), "by its metadata afa_jax.configs"),
     ],
