@@ -74,14 +74,18 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _joined(parts: Mapping[str, Any]) -> Tensor:
     """One tensor of the map that Flax writes for an array above a gigabyte."""
-    maps = [parts.get(name) for name in ("shape", "chunks")]
-    sizes, chunks = ([part[str(i)] for i in range(len(part))] if isinstance(part, dict) else [] for part in maps)
-    shape = tuple(sizes)
-    if not all(type(size) is int for size in shape) or not all(isinstance(chunk, Tensor) for chunk in chunks):
+    shape, chunks = (tuple(_in_order(parts.get(name))) for name in ("shape", "chunks"))
+    if not all(type(n) is int for n in shape) or not all(isinstance(c, Tensor) for c in chunks):
         raise ValueError("an array in chunks is not complete")
     if len({c.dtype for c in chunks}) != 1 or sum(math.prod(c.shape) for c in chunks) != math.prod(shape):
         raise ValueError("an array in chunks is not complete")
     return Tensor(shape, chunks[0].dtype, lambda: np.concatenate([c.read().reshape(-1) for c in chunks]).reshape(shape))
+
+
+def _in_order(entries: Any) -> list[Any]:
+    """The list that Flax writes as ``{"0": ..., "1": ...}``."""
+    count = len(entries) if isinstance(entries, dict) else 0
+    return [entries.get(str(i)) for i in range(count)]
 
 
 class _Reader:
