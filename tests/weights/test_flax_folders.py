@@ -6,9 +6,10 @@ import dataclasses
 import json
 import re
 import shutil
+from typing import Any
 
 import ml_dtypes
-import msgpack
+import msgpack  # type: ignore[import-untyped]
 import numpy as np
 import pytest
 from flax import serialization
@@ -60,7 +61,8 @@ def test_the_state_dict_is_pytorchs(folder, component):
 
 @pytest.mark.parametrize("component", FOLDERS)
 def test_the_network_is_the_one_of_pytorchs_folder(folder, component):
-    loaded, expected = LOAD[component](folder), MODULE[component](FOLDERS[component][1])
+    loaded: Any = LOAD[component](folder)
+    expected: Any = MODULE[component](FOLDERS[component][1])
     assert_same(loaded, expected)
     assert dataclasses.asdict(loaded.config) == dataclasses.asdict(expected.config)
 
@@ -159,11 +161,11 @@ def test_keys(flax, pytorch):
 # Other files
 
 
-def packed(tree) -> bytes:
+def packed(tree: Any) -> bytes:
     return serialization.to_bytes(tree)
 
 
-def array(*values) -> bytes:
+def array(*values: Any) -> bytes:
     """A map of one bias whose array is ``values`` rather than what Flax puts there."""
     return msgpack.packb({"bias": msgpack.ExtType(1, msgpack.packb(values))})
 

@@ -68,6 +68,14 @@ def copied(saved, tmp_path):
     return shutil.copytree(saved, tmp_path / "model")
 
 
+@pytest.fixture
+def text_only(saved, tmp_path):
+    """A folder with the text encoder alone, which is small, to spoil."""
+    shutil.copytree(saved / "text_encoder", tmp_path / "model" / "text_encoder")
+    shutil.copy(saved / "model_index.json", tmp_path / "model")
+    return tmp_path / "model"
+
+
 def change(path, change_tensors):
     tensors = read_tensors(path)
     change_tensors(tensors)
@@ -188,12 +196,13 @@ def as_variant(file, variant):
 
 def test_the_variant_that_is_asked_for_is_read(copied, modules):
     file = copied / FILES["text_encoder"]
-    plain, halves = file.read_bytes(), {}
-    for variant in ("fp16", "my-own_1.5"):
-        change(file, lambda tensors: tensors.update({key: value + 1 for key, value in tensors.items()}))
-        halves[variant] = read_tensors(file)
-        as_variant(file, variant)
-    for variant, expected in halves.items():
+    plain, stored = read_tensors(file), {}
+    for i, variant in enumerate(("fp16", "my-own_1.5")):
+        stored[variant] = {key: value + i + 1 for key, value in plain.items()}
+        write_tensors(file.with_name(f"model.{variant}.safetensors"), stored[variant])
+    assert_same(load_text_encoder(open_checkpoint(copied)), modules["text_encoder"])
+    file.unlink()
+    for variant, expected in stored.items():
         checkpoint = FolderCheckpoint(copied, variant)
         found = checkpoint.tensors("text_encoder")
         assert all(np.array_equal(found[key], value) for key, value in expected.items())
@@ -203,14 +212,12 @@ def test_the_variant_that_is_asked_for_is_read(copied, modules):
     several = r"text_encoder: several variants \(fp16, my-own_1\.5\); choose one with variant$"
     with pytest.raises(WeightsError, match=rf"^{copied}/{several}"):
         load_text_encoder(copied)
-    file.write_bytes(plain)
-    assert_same(load_text_encoder(open_checkpoint(copied)), modules["text_encoder"])
 
 
-def test_the_only_variant_is_read_and_said(copied, modules):
-    only = as_variant(copied / FILES["unet"], "non_ema")
-    assert_same(load_unet(copied), modules["unet"])
-    assert open_checkpoint(copied).what("unet") == str(only)
+def test_the_only_variant_is_read_and_said(text_only, modules):
+    only = as_variant(text_only / FILES["text_encoder"], "non_ema")
+    assert_same(load_text_encoder(text_only), modules["text_encoder"])
+    assert open_checkpoint(text_only).what("text_encoder") == str(only)
 
 
 def test_a_variant_that_is_not_there_lists_those_that_are(copied):
@@ -219,7 +226,7 @@ def test_a_variant_that_is_not_there_lists_those_that_are(copied):
         with pytest.raises(WeightsError, match=rf"^{copied}/{component}: no variant 'bf16'; there is {found}$"):
             open_checkpoint(copied, variant="bf16").tensors(component)
     shutil.copy(copied / FILES["vae"], (copied / FILES["vae"]).with_suffix(".non_ema.safetensors"))
-    with pytest.raises(WeightsError, match="vae: no variant 'fp16'; there is one without a variant, non_ema$"):
+    with pytest.raises(WeightsError, match=r"vae: no variant 'fp16'; there is one without a variant, non_ema$"):
         open_checkpoint(copied, variant="fp16").tensors("vae")
 
 
@@ -247,24 +254,18 @@ def split(file, index, shards, count=3):
         ("fp16", "safetensors.fp16.index.json", "-0000{}-of-00003.fp16.safetensors"),
     ],
 )
-def test_shards_are_one_state_dict(copied, modules, variant, index, shards):
-    file = copied / FILES["unet"]
-    expected = read_tensors(file)
-    path = split(file, f"{file.stem}.{index}", file.stem + shards)
-    for checkpoint in (open_checkpoint(copied), open_checkpoint(copied, variant=variant)):
-        assert checkpoint.what("unet") == str(path)
-        found = checkpoint.tensors("unet")
-        assert found.keys() == expected.keys()
-        assert all(np.array_equal(found[key], value) for key, value in expected.items())
-    if variant is None:
-        assert_same(load_unet(copied), modules["unet"])
+def test_shards_are_one_state_dict(text_only, modules, variant, index, shards):
+    path = split(text_only / FILES["text_encoder"], f"model.{index}", f"model{shards}")
+    for checkpoint in (open_checkpoint(text_only), open_checkpoint(text_only, variant=variant)):
+        assert checkpoint.what("text_encoder") == str(path)
+        assert_same(load_text_encoder(checkpoint), modules["text_encoder"])
 
 
 @pytest.fixture
-def sharded(copied):
+def sharded(text_only):
     """A text encoder in three shards: its folder, and its index."""
-    path = split(copied / FILES["text_encoder"], "model.safetensors.index.json", "model-0000{}-of-00003.safetensors")
-    return copied, path
+    path = split(text_only / FILES["text_encoder"], "model.safetensors.index.json", "model-0000{}-of-00003.safetensors")
+    return text_only, path
 
 
 def test_the_hash_covers_every_shard_and_of_one_file_is_its_own(sharded, saved):
@@ -404,16 +405,16 @@ def test_a_small_unet_of_today_keeps_its_size(copied):
 
 
 @pytest.mark.parametrize("both", [False, True])
-def test_the_text_half_of_a_whole_clip_config_is_read(copied, modules, both):
+def test_the_text_half_of_a_whole_clip_config_is_read(text_only, modules, both):
     """With text_config_dict over text_config, and what transformers leaves out as its defaults."""
-    file = copied / "text_encoder" / "config.json"
+    file = text_only / "text_encoder" / "config.json"
     fields = json.loads(file.read_text())
     wrong = dict(hidden_size=64, num_attention_heads=2, intermediate_size=None)
     nested = dict(text_config=fields | wrong, text_config_dict=fields) if both else dict(text_config=fields)
     file.write_text(json.dumps(dict(model_type="clip", architectures=["CLIPModel"], **nested)))
-    assert_same(load_text_encoder(copied), modules["text_encoder"])
+    assert_same(load_text_encoder(text_only), modules["text_encoder"])
     file.write_text(json.dumps(dict(model_type="clip", text_config=dict(hidden_size=1024))))
-    found = text_config(copied)
+    found = text_config(text_only)
     assert (found.hidden_size, found.intermediate_size, found.num_attention_heads) == (1024, 2048, 8)
 
 
@@ -495,12 +496,14 @@ def test_broken_files_are_named(copied, content, message):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_weights_that_are_not_finite_are_named(copied, tmp_path, value):
+def test_weights_that_are_not_finite_are_named(text_only, tmp_path, value):
     key = "text_model.final_layer_norm.bias"
-    change(copied / FILES["text_encoder"], lambda tensors: tensors[key].__setitem__(3, value))
+    change(text_only / FILES["text_encoder"], lambda tensors: tensors[key].__setitem__(3, value))
     for use in (load_text_encoder, lambda folder: write_folder(tmp_path / "new", open_checkpoint(folder))):
-        with pytest.raises(WeightsError, match=rf"^{copied}/text_encoder/model\.safetensors: {key} holds NaN or inf"):
-            use(copied)
+        with pytest.raises(
+            WeightsError, match=rf"^{text_only}/text_encoder/model\.safetensors: {key} holds NaN or inf"
+        ):
+            use(text_only)
     assert not (tmp_path / "new").exists()
 
 
@@ -576,15 +579,15 @@ def content(folder):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
-def test_a_folder_is_overwritten_if_asked_even_from_itself(copied, tmp_path, modules):
-    old = content(copied)
-    (copied / "unet" / "notes.txt").write_text("old")
-    write_folder(copied, open_checkpoint(copied), overwrite=True)
-    assert content(copied) == old | {"model_index.json": (copied / "model_index.json").read_bytes()}
-    (tmp_path / "link").symlink_to(copied)
-    save_folder_again = MemoryCheckpoint.of(text_encoder=modules["text_encoder"])
-    write_folder(tmp_path / "link", save_folder_again, overwrite=True)
-    assert open_checkpoint(copied).components == ("text_encoder",)
+def test_a_folder_is_overwritten_if_asked_even_from_itself(text_only, tmp_path):
+    checkpoint = open_checkpoint(text_only)
+    write_folder(text_only, checkpoint, overwrite=True)
+    whole = content(text_only)
+    assert set(whole) == {"model_index.json", "text_encoder/config.json", FILES["text_encoder"]}
+    (text_only / "text_encoder" / "notes.txt").write_text("of the old one")
+    (tmp_path / "link").symlink_to(text_only)
+    write_folder(tmp_path / "link", checkpoint, overwrite=True)
+    assert content(text_only) == whole
     assert (tmp_path / "link").is_symlink()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
 
@@ -602,8 +605,8 @@ def test_what_is_not_a_diffusers_folder_is_not_overwritten(tmp_path, modules, ki
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
 
 
-def test_a_folder_that_could_not_be_replaced_stays(copied, tmp_path, monkeypatch, modules):
-    old, whole, calls = content(copied), Path.rename, []
+def test_a_folder_that_could_not_be_replaced_stays(text_only, tmp_path, monkeypatch, modules):
+    old, whole, calls = content(text_only), Path.rename, []
 
     def second_fails(path, target):
         calls.append(path)
@@ -614,11 +617,11 @@ def test_a_folder_that_could_not_be_replaced_stays(copied, tmp_path, monkeypatch
     monkeypatch.setattr(Path, "rename", second_fails)
     new = MemoryCheckpoint.of(text_encoder=modules["text_encoder"])
     with pytest.raises(OSError, match="no"):
-        write_folder(copied, new, overwrite=True)
-    assert content(copied) == old
+        write_folder(text_only, new, overwrite=True)
+    assert content(text_only) == old
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     # Killed between the two renames: the old folder is back before anything else is done.
-    whole(copied, tmp_path / ".model.replaced")
-    with pytest.raises(WeightsError, match=f"{copied} exists"):
-        write_folder(copied, new)
-    assert content(copied) == old
+    whole(text_only, tmp_path / ".model.replaced")
+    with pytest.raises(WeightsError, match=f"{text_only} exists"):
+        write_folder(text_only, new)
+    assert content(text_only) == old

@@ -106,7 +106,7 @@ def test_shards_are_wanted_with_their_index(variant, index, shards):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub with one repository; a list of what was asked of it."""
-    asked = []
+    asked: list[tuple] = []
 
     def list_repo_files(self, repo, *, revision=None):
         asked.append(("list", repo, revision))
