@@ -4,6 +4,7 @@ Such a file is one msgpack value: nested maps from names to arrays, an array bei
 dtype, bytes]`` (flax.serialization), or, above a gigabyte, a map of several of these. Only that is read here: of a
 file's bytes nothing is run, and arrays stay in the file until they are asked for. What Flax calls
 ``down_blocks_0/resnets_1/conv1/kernel`` comes out as ``down_blocks.0.resnets.1.conv1.weight`` in PyTorch's layout.
+Weights are all there is in it: the network runs as PyTorch's does, not with the tanh GELU of diffusers' Flax classes.
 """
 
 from __future__ import annotations
