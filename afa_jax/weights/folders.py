@@ -64,7 +64,7 @@ class FolderCheckpoint:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        return self._open("unet").metadata
+        return self._open("unet").metadata if "unet" in self.components else {}
 
     @property
     def components(self) -> tuple[str, ...]:
