@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import json
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -27,7 +27,7 @@ from afa_jax.convert import add_dtype_argument, check_out, identity, write
 from afa_jax.errors import InputError
 from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
 from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, resolve_run
-from afa_jax.files import check_new, new_folder
+from afa_jax.files import check_new, replace_bytes, replace_folder
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
 from afa_jax.generate import make_denoiser
 from afa_jax.parallel import stack
@@ -66,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"choose --pairs of 2 or more, --draws of 1 or more, and --seed from 0 to {2**31 - 1}")
     if options.pair:
         check_new(options.pair, options.overwrite)
+        if options.pair.exists() and {path.name for path in options.pair.iterdir()} - {WEIGHTS, RECORD}:
+            raise InputError(f"--pair {options.pair}: there is something else in it; choose another folder")
     for out in (options.snapshot, options.expert and Path(options.expert[1])):
         if out:
             check_out(out, options.overwrite)
@@ -74,7 +76,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"no expert {options.expert[0]!r}; there are {', '.join(checkpoints)}")
 
     if options.pair:
-        export_pair(resolve_run(options.workdir), options.pair, checkpoints, options.overwrite)
+        export_pair(resolve_run(options.workdir), options.pair, checkpoints)
     if options.expert:
         name, out = options.expert
         expert = with_base(checkpoints[name], base)
@@ -91,20 +93,23 @@ def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
     return compose(expert, **others)
 
 
-def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], overwrite: bool) -> None:
+def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Copy the aggregators and their record into a folder, both or none.
 
     Raises:
         InputError: the run has none, they do not belong together, or they are of other experts.
     """
-    record = [
-        dict(name=name, sha256=hash_components(checkpoint, EXPERT)) for name, checkpoint in checkpoints.items()
-    ]
+    record = [dict(name=name, sha256=hash_components(checkpoint, EXPERT)) for name, checkpoint in checkpoints.items()]
     check_record(read_record(run), record, str(run))
     check_aggregators(run)
-    with new_folder(out, overwrite) as partial:
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
         for name in (WEIGHTS, RECORD):
-            shutil.copyfile(run / name, partial / name)
+            replace_bytes(partial / name, (run / name).read_bytes())
+        replace_folder(out, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"wrote {out}: {WEIGHTS} (sha256 {aggregators_hash(out)}), {RECORD}")
 
 
@@ -159,7 +164,13 @@ def export_snapshot(
 
 
 def predict_alone(
-    checkpoint: Checkpoint, shared: Mapping[str, Any], pixels: np.ndarray, captions: Sequence[str], *, dtype: Any, **how: Any
+    checkpoint: Checkpoint,
+    shared: Mapping[str, Any],
+    pixels: np.ndarray,
+    captions: Sequence[str],
+    *,
+    dtype: Any,
+    **how: Any,
 ) -> Predictions:
     """The predictions of one model with its own text encoder, as an ensemble of one."""
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=dtype)

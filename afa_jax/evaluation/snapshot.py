@@ -52,9 +52,7 @@ def predictions(
     for rows, draw, inputs in fixed_draws(experts, pixels, captions, draws=draws, batch=batch):
         frozen = (experts.vae, experts.text_encoder)
         parts.append((rows, draw, jax.device_get(_predict(denoiser, frozen, inputs, schedule=experts.schedule))))
-    whole = {
-        name: np.empty((len(pixels), draws, *array.shape[1:]), np.float32) for name, array in parts[0][2].items()
-    }
+    whole = {name: np.empty((len(pixels), draws, *array.shape[1:]), np.float32) for name, array in parts[0][2].items()}
     for rows, draw, arrays in parts:
         for name, array in arrays.items():
             whole[name][rows, draw] = array
@@ -88,4 +86,5 @@ def block_weights(sites: Mapping[str, np.ndarray], stages: Sequence[str]) -> dic
     mean = np.mean(list(at.values()), axis=0)
     blocks = {name: at[min(at, key=lambda site: (abs(site - i), -site))] for i, name in enumerate(stages)}
     blocks |= dict(time_embedding=mean, text_encoder=mean)
-    return {name: (np.float64(weights) / np.sum(weights, dtype=np.float64)).tolist() for name, weights in blocks.items()}
+    whole = {name: np.asarray(weights, np.float64) for name, weights in blocks.items()}
+    return {name: list(weights / weights.sum()) for name, weights in whole.items()}

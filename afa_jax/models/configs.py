@@ -244,9 +244,7 @@ class VAEConfig:
             if wrong := [name for name in types if name != expected] if isinstance(types, list | tuple) else [types]:
                 raise ConfigError(f"{what}: {field}: {wrong[0]!r} is not supported (supported: {expected})")
         fields = {field.name for field in dataclasses.fields(cls)}
-        values = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields and v is not None
-        }
+        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields and v is not None}
         if "block_out_channels" not in values:
             raise ConfigError(f"{what}: the field 'block_out_channels' is missing")
         values["sample_size"] = _side(values.get("sample_size", cls.sample_size))

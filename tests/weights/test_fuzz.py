@@ -38,7 +38,9 @@ junk = st.recursive(
     | st.sampled_from([*NUMBERS, *(-n for n in NUMBERS)])
     | st.floats()
     | st.sampled_from(["", "a", "\n", "\x1b[2J", "é", "\0", "CrossAttnDownBlock2D", "silu", "../../x", "F32", "gelu"]),
-    lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["a", "shape", "0"]), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=5) | st.dictionaries(st.sampled_from(["a", "shape", "0"]), inner, max_size=3)
+    ),
     max_leaves=8,
 )
 
