@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,7 +24,7 @@ from afa_jax.diffusion.schedule import PREDICTIONS
 from afa_jax.errors import InputError
 from afa_jax.experts import find_checkpoints
 from afa_jax.files import check_new, replace_text
-from afa_jax.report.checkpoints import duplicates, print_components, print_description, print_pairs, resemblance
+from afa_jax.report.checkpoints import WIDTH, duplicates, print_components, print_description, print_pairs, resemblance
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, rounded
 from afa_jax.weights.combine import COMPONENTS, check_parts, compose
 from afa_jax.weights.compare import EXPERT, comparison, expert_blocks
@@ -234,7 +235,7 @@ def inspect(options: argparse.Namespace) -> int:
         print_pairs(pairs, {name: number for number, name in enumerate(blocks, 1)})
         print()
     for line in lines:
-        print(line)
+        print(textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
     if options.json:
         table = [
             dict(inputs=pair, kind=apart.kind, total=apart.total, blocks=dict(apart.blocks))
