@@ -219,7 +219,8 @@ def test_inspect_describes_compares_and_names_the_expert(root, single, bare, tmp
     assert [found[path]["resembles"]["nearest"] for path in inputs] == ["a", "a", "b", "a"]
     kinds = {tuple(pair["inputs"]): pair["kind"] for pair in results["pairs"]}
     assert kinds[inputs[0], inputs[1]] == "near-identical" and kinds[inputs[0], inputs[2]] == "different"
-    assert results["duplicates"] == [line for line in printed.splitlines() if "duplicate: " in line]
+    for line in results["duplicates"]:
+        assert line in " ".join(printed.split())
     # The bare folder is the same expert, written once more; the half one is it, rounded.
     assert len(results["duplicates"]) == 3
     assert f"duplicate: {single} and {bare} have the same weights" in results["duplicates"]

@@ -10,22 +10,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afa_jax import convert, export, train
+from afa_jax import convert, export
 from afa_jax.commands import load_config, run
 from afa_jax.evaluation.snapshot import block_weights
 from afa_jax.experts import load_experts
 from afa_jax.generate import make_denoiser
-from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash
+from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, save_aggregators
+from afa_jax.weights.checkpoint import hash_components
+from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.load import load_unet, open_checkpoint, unet_blocks
+from tests import tiny
+
+MEASURED = ["--pairs=8", "--draws=2"]
+
+
+def save_run(workdir: Path, experts: dict[str, Path]) -> None:
+    """The pair that a run leaves, with random aggregators: their maps are far from even."""
+    record = [dict(name=name, sha256=hash_components(open_checkpoint(path), EXPERT)) for name, path in experts.items()]
+    aggregators = tiny.randomised(tiny.aggregators(len(experts), tiny.MICRO_UNET), seed=1)
+    save_aggregators(workdir, aggregators, dict(experts=record))
 
 
 @pytest.fixture(scope="module")
 def arguments(root: Path) -> list[str]:
-    """A trained run, whose maps are far from even."""
-    workdir = root / "exported"
-    arguments = ["--config", f"{root}/config.py", "--workdir", str(workdir)]
-    assert run(train.main, [*arguments, "--quiet", "--config.train.steps=2", "--config.train.optimizer.lr=0.3"]) == 0
-    return arguments
+    """A trained run of the three experts."""
+    save_run(root / "exported", {name: root / name for name in ("a", "b", "c")})
+    return ["--config", f"{root}/config.py", "--workdir", str(root / "exported")]
 
 
 def recipe(path: Path) -> dict:
@@ -75,7 +85,7 @@ def test_an_expert_gets_the_bases_vae_and_schedule(root, arguments, tmp_path, ou
 
 def test_the_snapshot_is_the_average_by_the_routers_weights_and_says_what_it_loses(root, arguments, tmp_path, capsys):
     out = tmp_path / "snapshot.safetensors"
-    assert run(export.main, [*arguments, "--snapshot", str(out), "--pairs=8", "--draws=2"]) == 0
+    assert run(export.main, [*arguments, "--snapshot", str(out), *MEASURED]) == 0
     printed, made = capsys.readouterr().out, recipe(out)
     assert made["aggregators_sha256"] == aggregators_hash(root / "exported") and "static approximation" in made["note"]
     assert [expert["name"] for expert in made["experts"]] == ["a", "b", "c"]
@@ -109,10 +119,11 @@ def test_the_snapshot_is_the_average_by_the_routers_weights_and_says_what_it_los
 
 def test_the_snapshot_of_an_ensemble_of_equal_experts_is_the_ensemble(root, tmp_path):
     """With equal experts any weights give the expert back: nothing is lost but rounding."""
-    experts = [dict(name=name, path=str(root / "a")) for name in ("one", "two")]
+    names = ("one", "two", "three")
+    save_run(tmp_path / "run", dict.fromkeys(names, root / "a"))
+    experts = [dict(name=name, path=str(root / "a")) for name in names]
     options = ["--config", f"{root}/config.py", f"--config.experts={experts}", "--workdir", str(tmp_path / "run")]
-    assert run(train.main, [*options, "--quiet", "--config.train.steps=1"]) == 0
-    assert run(export.main, [*options, "--snapshot", str(tmp_path / "out"), "--pairs=4", "--draws=1"]) == 0
+    assert run(export.main, [*options, "--snapshot", str(tmp_path / "out"), *MEASURED]) == 0
     measured = recipe(tmp_path / "out")["measured"]
     assert measured["distance_to_ensemble"]["snapshot"] < 1e-9
     assert measured["noise_mse"]["snapshot"] == pytest.approx(measured["noise_mse"]["ensemble"], rel=1e-5)
@@ -151,6 +162,6 @@ def test_bad_arguments_are_one_line_and_write_nothing(root, tmp_path, monkeypatc
 
 
 def test_a_snapshot_can_be_stored_in_half_precision(root, arguments, tmp_path):
-    options = ["--pairs=4", "--draws=1", "--dtype=bfloat16"]
+    options = [*MEASURED, "--dtype=bfloat16"]
     assert run(export.main, [*arguments, "--snapshot", str(tmp_path / "out"), *options]) == 0
     assert {t.dtype for t in open_checkpoint(tmp_path / "out").tensors("unet").values()} == {jnp.dtype("bfloat16")}
