@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import textwrap
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -23,16 +24,16 @@ from afa_jax.diffusion.schedule import PREDICTIONS
 from afa_jax.errors import InputError
 from afa_jax.experts import find_checkpoints
 from afa_jax.files import check_new, replace_text
-from afa_jax.report.checkpoints import print_components, print_description, print_pairs
+from afa_jax.report.checkpoints import WIDTH, duplicates, print_components, print_description, print_pairs, resemblance
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, rounded
 from afa_jax.weights.combine import COMPONENTS, check_parts, compose
-from afa_jax.weights.compare import EXPERT, Difference, difference, expert_blocks
+from afa_jax.weights.compare import EXPERT, comparison, expert_blocks
 from afa_jax.weights.describe import component, container, describe, describe_file, file_sha256
 from afa_jax.weights.folders import write_folder
 from afa_jax.weights.hub import fetch
 from afa_jax.weights.load import check_networks, open_checkpoint
 from afa_jax.weights.lora import with_loras
-from afa_jax.weights.single_file import write_single_file
+from afa_jax.weights.single_file import SingleFileCheckpoint, write_single_file
 from afa_jax.weights.tensors import PICKLES
 
 RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made, JSON
@@ -81,6 +82,8 @@ def convert(options: argparse.Namespace) -> None:
     name = options.inputs[0]
     source = open_input(name, options)
     check_networks(source)
+    if isinstance(source, SingleFileCheckpoint) and source.unused:
+        print(f"left out: {source.unused} tensors that no network uses (moving averages, training state)")
     recipe: dict[str, Any] = dict(input=identity(name, source))
     checkpoint = source
     if options.lora:
@@ -99,7 +102,7 @@ def convert(options: argparse.Namespace) -> None:
             taken[part] = options.base
     others = {}
     for part, other in taken.items():
-        others[part] = opened = open_input(other, options, [part])
+        others[part] = opened = open_checkpoint(fetch(other, [part]))
         if part not in opened.components:
             raise InputError(f"{other}: it has no {part} to take")
         print(f"{part}: taken from {other}")
@@ -111,11 +114,9 @@ def convert(options: argparse.Namespace) -> None:
     write(options.out, composed, recipe, dtype=options.dtype, overwrite=options.overwrite)
 
 
-def open_input(name: str, options: argparse.Namespace, components: Sequence[str] = COMPONENTS) -> Checkpoint:
-    """The checkpoint that an argument names: a local path, or a hub id, of which these components are fetched."""
-    path = Path(name)
-    if not path.exists():
-        path = fetch(name, components, revision=options.revision, variant=options.variant)
+def open_input(name: str, options: argparse.Namespace) -> Checkpoint:
+    """The checkpoint that an argument names, on the hub or here."""
+    path = fetch(name, COMPONENTS, revision=options.revision, variant=options.variant)
     return open_checkpoint(path, variant=options.variant, prediction_type=options.prediction_type, ema=options.ema)
 
 
@@ -162,6 +163,8 @@ def check_out(out: Path, overwrite: bool) -> None:
     check_new(out, overwrite)
     if out.exists() and is_single(out) == out.is_dir():
         raise InputError(f"{out} is a {'folder' if out.is_dir() else 'file'}; choose another name")
+    if out.is_dir() and not (out / "model_index.json").is_file():
+        raise InputError(f"{out} does not look like a diffusers folder (no model_index.json); remove it yourself")
 
 
 def write(
@@ -172,7 +175,7 @@ def write(
         checkpoint = rounded(checkpoint, jnp.dtype(dtype))
     whole = dict(version=afa_jax.__version__, **recipe, dtype=dtype or "as stored")
     if RECIPE in checkpoint.metadata:
-        whole["before"] = checkpoint.metadata[RECIPE]
+        whole["before"] = parsed(checkpoint.metadata[RECIPE])
     metadata = {RECIPE: json.dumps(whole)}
     if is_single(out):
         write_single_file(out, checkpoint, metadata=metadata, overwrite=overwrite)
@@ -184,6 +187,14 @@ def write(
     print_components({part: component(written.tensors(part)) | dict(sha256=written.sha256(part)) for part in networks})
     if rest := [part for part in written.components if part not in NETWORKS]:
         print(f"  {', '.join(rest)}")
+
+
+def parsed(text: str) -> Any:
+    """JSON from a file's metadata; as it is if it is not that."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -211,22 +222,20 @@ def inspect(options: argparse.Namespace) -> int:
             continue
         if checkpoint is not None and "unet" in checkpoint.components and not found[name]["nonfinite"]:
             blocks[name] = expert_blocks(checkpoint, [part for part in EXPERT if part in checkpoint.components])
-            apart = {expert: comparison(blocks[name], other) for expert, other in experts.items()}
             if options.config:
-                found[name]["resembles"] = resemblance({k: v for k, v in apart.items() if v is not None})
+                found[name]["resembles"] = resemblance(
+                    {expert: comparison(blocks[name], other) for expert, other in experts.items()}
+                )
         print_description(name, found[name])
         print()
-    pairs = {
-        pair: apart
-        for pair in combinations(blocks, 2)
-        if (apart := comparison(blocks[pair[0]], blocks[pair[1]])) is not None
-    }
-    lines = list(duplicates(pairs, found))
+    all_pairs = {(one, other): comparison(blocks[one], blocks[other]) for one, other in combinations(blocks, 2)}
+    pairs = {pair: apart for pair, apart in all_pairs.items() if apart is not None}
+    lines = duplicates(pairs, found)
     if pairs:
         print_pairs(pairs, {name: number for number, name in enumerate(blocks, 1)})
         print()
     for line in lines:
-        print(line)
+        print(textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
     if options.json:
         table = [
             dict(inputs=pair, kind=apart.kind, total=apart.total, blocks=dict(apart.blocks))
@@ -247,44 +256,6 @@ def _described(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], 
         if not Path(name).is_file() or Path(name).suffix in PICKLES:
             raise
         return describe_file(Path(name), error), None
-
-
-def comparison(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference | None:
-    """The difference of two experts in the blocks that both have; None for other architectures."""
-    common = [block for block in one if block in other]
-    shapes = [
-        {(block, key): tensor.shape for block in common for key, tensor in expert[block].items()}
-        for expert in (one, other)
-    ]
-    stages = [set(expert) - {"text_encoder"} for expert in (one, other)]
-    if shapes[0] != shapes[1] or stages[0] != stages[1]:
-        return None
-    return difference({block: one[block] for block in common}, {block: other[block] for block in common})
-
-
-def resemblance(apart: Mapping[str, Difference]) -> dict[str, Any]:
-    """Which expert is nearest, with all distances."""
-    totals = {name: apart[name].total for name in sorted(apart, key=lambda name: apart[name].total)}
-    if not totals:
-        return dict(nearest=None, totals={}, sentence="none of the config's experts: another architecture")
-    nearest, *others = totals
-    said = f"{nearest}: total relative difference {totals[nearest]:.5f}, {apart[nearest].kind}"
-    rest = ", ".join(f"{name} {totals[name]:.5f}" for name in others)
-    return dict(nearest=nearest, totals=totals, sentence=said + (f"; the others: {rest}" if rest else ""))
-
-
-def duplicates(pairs: Mapping[tuple[str, str], Difference], found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each pair of inputs that are one file, or one model stored twice."""
-    lines = []
-    for one, other in combinations(found, 2):
-        apart = pairs.get((one, other))
-        if "sha256" in found[one] and found[one]["sha256"] == found[other].get("sha256"):
-            lines.append(f"duplicate: {one} and {other} are the same file")
-        elif apart is not None and apart.kind == "identical":
-            lines.append(f"duplicate: {one} and {other} have the same weights")
-        elif apart is not None and apart.kind == "near-identical":
-            lines.append(f"near-duplicate: {one} and {other} differ by {apart.total:.1e}, no more than rounding does")
-    return lines
 
 
 if __name__ == "__main__":

@@ -9,8 +9,8 @@ _LONGEST = 2000  # characters of a message
 class InputError(ValueError):
     """Something the user gave cannot be used: the message is one line that names it and says what to do.
 
-    The commands print it without a traceback and exit with status 2. What a message quotes from a file, such as the name
-    of a tensor, can hold anything: it is shown as printable characters on one line, a long one without its middle.
+    The commands print it without a traceback and exit with status 2. What a message quotes from a file, such as a
+    tensor's name, can hold anything: it is shown as printable characters on one line, a long one without its middle.
     """
 
     def __str__(self) -> str:

@@ -4,7 +4,7 @@
 --snapshot: one ordinary U-Net and text encoder, a static approximation of the ensemble: each parameter block is the
 average of the experts' blocks, weighted by what the trained router gave each expert there on held-out pairs. What it
 loses against the ensemble is measured, printed and kept in its metadata.
---expert: one expert with its LoRAs baked in. The last two get the base's VAE, tokenizer and schedule, and become a
+--bake: one expert with its LoRAs baked in. The last two get the base's VAE, tokenizer and schedule, and become a
 single file if OUT ends in .safetensors, a diffusers folder otherwise.
 """
 
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -25,8 +26,8 @@ from afa_jax.commands import Parser, parse, run
 from afa_jax.convert import add_dtype_argument, check_out, identity, write
 from afa_jax.errors import InputError
 from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
-from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, resolve_run
-from afa_jax.files import check_new, new_folder
+from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts
+from afa_jax.files import check_new, replace_bytes, replace_folder
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
 from afa_jax.generate import make_denoiser
 from afa_jax.parallel import stack
@@ -36,6 +37,7 @@ from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, check
 from afa_jax.weights.checkpoint import Checkpoint, hash_components, rounded
 from afa_jax.weights.combine import Composed, average, compose
 from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.hub import fetch_run
 from afa_jax.weights.load import check_networks, load_text_encoder, load_unet
 
 NOTE = (
@@ -50,38 +52,40 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for --pair and --snapshot)")
     parser.add_argument("--pair", type=Path, metavar="OUT", help="folder for the two files of the trained aggregators")
     parser.add_argument("--snapshot", type=Path, metavar="OUT", help="one static model")
-    parser.add_argument("--expert", nargs=2, metavar=("NAME", "OUT"), help="one expert of the config")
+    parser.add_argument("--bake", nargs=2, metavar=("NAME", "OUT"), help="one expert of the config")
     parser.add_argument("--pairs", type=int, default=64, help="held-out pairs: half for the weights, half for the loss")
     parser.add_argument("--draws", type=int, default=4, help="timesteps and noises for each pair")
     parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     add_dtype_argument(parser)
     options, config = parse(parser, arguments)
-    if not (options.pair or options.snapshot or options.expert):
-        raise InputError("nothing to export: give --pair, --snapshot or --expert")
+    if not (options.pair or options.snapshot or options.bake):
+        raise InputError("nothing to export: give --pair, --snapshot or --bake")
     if (options.pair or options.snapshot) and not options.workdir:
         raise InputError("--workdir is missing; --pair and --snapshot need the workdir of a trained run, or its hub id")
     if options.pairs < 2 or options.draws < 1 or not 0 <= options.seed < 2**31:
         raise InputError(f"choose --pairs of 2 or more, --draws of 1 or more, and --seed from 0 to {2**31 - 1}")
     if options.pair:
         check_new(options.pair, options.overwrite)
-    for out in (options.snapshot, options.expert and Path(options.expert[1])):
+        if options.pair.exists() and {path.name for path in options.pair.iterdir()} - {WEIGHTS, RECORD}:
+            raise InputError(f"--pair {options.pair}: there is something else in it; choose another folder")
+    for out in (options.snapshot, options.bake and Path(options.bake[1])):
         if out:
             check_out(out, options.overwrite)
     base, checkpoints = find_checkpoints(config)
-    if options.expert and options.expert[0] not in checkpoints:
-        raise InputError(f"no expert {options.expert[0]!r}; there are {', '.join(checkpoints)}")
+    if options.bake and options.bake[0] not in checkpoints:
+        raise InputError(f"no expert {options.bake[0]!r}; there are {', '.join(checkpoints)}")
 
     if options.pair:
-        export_pair(resolve_run(options.workdir), options.pair, checkpoints, options.overwrite)
-    if options.expert:
-        name, out = options.expert
+        export_pair(fetch_run(options.workdir), options.pair, checkpoints)
+    if options.bake:
+        name, out = options.bake
         expert = with_base(checkpoints[name], base)
         check_networks(expert)
         recipe = dict(made="expert", name=name, input=identity(str(expert.path), checkpoints[name], EXPERT))
         write(Path(out), expert, recipe, dtype=options.dtype, overwrite=options.overwrite)
     if options.snapshot:
-        export_snapshot(resolve_run(options.workdir), base, checkpoints, config, options)
+        export_snapshot(fetch_run(options.workdir), base, checkpoints, config, options)
 
 
 def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
@@ -90,7 +94,7 @@ def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
     return compose(expert, **others)
 
 
-def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], overwrite: bool) -> None:
+def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
     """Copy the aggregators and their record into a folder, both or none.
 
     Raises:
@@ -99,9 +103,14 @@ def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], ove
     record = [dict(name=name, sha256=hash_components(checkpoint, EXPERT)) for name, checkpoint in checkpoints.items()]
     check_record(read_record(run), record, str(run))
     check_aggregators(run)
-    with new_folder(out, overwrite) as partial:
+    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir(parents=True)
         for name in (WEIGHTS, RECORD):
-            shutil.copyfile(run / name, partial / name)
+            replace_bytes(partial / name, (run / name).read_bytes())
+        replace_folder(out, partial)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
     print(f"wrote {out}: {WEIGHTS} (sha256 {aggregators_hash(out)}), {RECORD}")
 
 

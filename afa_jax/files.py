@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 
 from afa_jax.errors import InputError
@@ -13,10 +11,15 @@ from afa_jax.errors import InputError
 
 def replace_text(path: Path, text: str) -> None:
     """Write a text file at once or not at all; processes that write the same one do not meet."""
+    replace_bytes(path, text.encode())
+
+
+def replace_bytes(path: Path, data: bytes) -> None:
+    """Write a file at once or not at all; processes that write the same one do not meet."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        with open(partial, "w") as file:
-            file.write(text)
+        with open(partial, "wb") as file:
+            file.write(data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)
@@ -30,34 +33,25 @@ def check_new(path: Path, overwrite: bool = False) -> None:
         raise InputError(f"{path} exists; choose another name, or --overwrite")
 
 
-@contextlib.contextmanager
-def new_folder(folder: Path, overwrite: bool = False) -> Iterator[Path]:
-    """A folder to fill, which becomes ``folder`` when all of it is on the disk; it vanishes if filling it fails.
-
-    Args:
-        overwrite: replace a folder that is there; it stays until the new one is complete.
-
-    Raises:
-        InputError: it exists and may not be replaced.
-    """
-    check_new(folder, overwrite)
-    partial = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    old = partial.with_suffix(".old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        yield partial
-        for path in (*partial.rglob("*"), partial):
-            sync_folder(path)
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        sync_folder(folder.parent)
+def replace_folder(folder: Path, new: Path) -> None:
+    """Put a complete folder where another one may be, which stays until then."""
+    old = aside(folder)
+    if folder.exists():
         shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        if old.exists() and not folder.exists():
+        folder.rename(old)
+    try:
+        new.rename(folder)
+    except OSError:
+        if old.exists():
             old.rename(folder)
+        raise
+    shutil.rmtree(old, ignore_errors=True)
+    sync_folder(folder.parent)
+
+
+def aside(folder: Path) -> Path:
+    """Where a folder is kept while another takes its place."""
+    return folder.with_name(f".{folder.name}.replaced")
 
 
 def sync_folder(path: Path) -> None:

@@ -80,7 +80,7 @@ class NoiseSchedule:
         defaults: dict[str, Any] = dict(
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0, set_alpha_to_one=True
         )
-        values = defaults | {k: v for k, v in data.items() if k in fields}
+        values: dict[str, Any] = defaults | {k: v for k, v in data.items() if k in fields}
         return cls(
             **{k: float(v) if k in ("beta_start", "beta_end") and type(v) is int else v for k, v in values.items()}
         )

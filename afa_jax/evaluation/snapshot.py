@@ -86,6 +86,5 @@ def block_weights(sites: Mapping[str, np.ndarray], stages: Sequence[str]) -> dic
     mean = np.mean(list(at.values()), axis=0)
     blocks = {name: at[min(at, key=lambda site: (abs(site - i), -site))] for i, name in enumerate(stages)}
     blocks |= dict(time_embedding=mean, text_encoder=mean)
-    return {
-        name: (np.float64(weights) / np.sum(weights, dtype=np.float64)).tolist() for name, weights in blocks.items()
-    }
+    whole = {name: np.asarray(weights, np.float64) for name, weights in blocks.items()}
+    return {name: list(weights / weights.sum()) for name, weights in whole.items()}

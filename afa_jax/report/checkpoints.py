@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import combinations
 from typing import Any
 
 from afa_jax.weights.compare import Difference
@@ -15,9 +16,8 @@ _PAIRS = 5  # columns of a table
 def print_components(components: Mapping[str, Mapping[str, Any]]) -> None:
     """Print a line for each network: tensors, bytes, dtypes, sha256."""
     for name, own in components.items():
-        print(
-            f"  {name:13}{own['tensors']:6}  {size(own['bytes']):>9}  {dtypes(own):20}  {own.get('sha256', ''):64}".rstrip()
-        )
+        counts = f"{own['tensors']:6}  {size(own['bytes']):>9}  {dtypes(own):20}"
+        print(f"  {name:13}{counts}  {own.get('sha256', '')}".rstrip())
 
 
 def print_description(name: str, found: Mapping[str, Any]) -> None:
@@ -36,12 +36,13 @@ def print_description(name: str, found: Mapping[str, Any]) -> None:
         stored = found["stored"]
         rows["file"] = f"{stored['tensors']} tensors, {size(stored['bytes'])}, {dtypes(stored)}"
         rows["sha256"] = found["sha256"]
+    if found.get("unused"):
+        average = ", among them the moving average of the U-Net (--ema)" if found["ema"] else ""
+        rows["not used"] = f"{found['unused']} tensors of the file{average}"
     if found["others"]:
         rows["also"] = ", ".join(found["others"])
     bad = found["nonfinite"]
     rows["not finite"] = f"{len(bad)} tensors: {', '.join(bad)}" if bad else "nothing"
-    for key, value in found["metadata"].items():
-        rows[f"metadata {key}"] = value
     if "resembles" in found:
         rows["resembles"] = found["resembles"]["sentence"]
     if found["problem"]:
@@ -50,6 +51,10 @@ def print_description(name: str, found: Mapping[str, Any]) -> None:
         wrapped = head in ("cannot be used", "resembles", "not finite")
         lines = textwrap.wrap(printable(value), WIDTH - 20)[:4] if wrapped else [shorten(value, WIDTH - 20)]
         print(f"  {shorten(head, 80):<18}" + f"\n{'':20}".join(lines))
+    if found["metadata"]:
+        print("  metadata")
+    for key, value in found["metadata"].items():
+        print(shorten(f"    {key}: {value}", WIDTH))
     print_components(found["components"])
 
 
@@ -67,6 +72,32 @@ def print_pairs(pairs: Mapping[tuple[str, str], Difference], numbers: Mapping[st
             print(f"  {shorten(block, 28):28}" + "".join(f"{own.get(block, ''):>16}" for own in cells))
         print(f"  {'total':28}" + "".join(f"{pairs[key].total:16.5f}" for key in chosen))
         print(f"  {'':28}" + "".join(f"{pairs[key].kind:>16}" for key in chosen))
+
+
+def resemblance(found: Mapping[str, Difference | None]) -> dict[str, Any]:
+    """Which expert is nearest, with all distances; None stands for another architecture."""
+    apart = {name: own for name, own in found.items() if own is not None}
+    totals = {name: apart[name].total for name in sorted(apart, key=lambda name: apart[name].total)}
+    if not totals:
+        return dict(nearest=None, totals={}, sentence="none of the config's experts: another architecture")
+    nearest, *others = totals
+    said = f"{nearest}: total relative difference {totals[nearest]:.5f}, {apart[nearest].kind}"
+    rest = ", ".join(f"{name} {totals[name]:.5f}" for name in others)
+    return dict(nearest=nearest, totals=totals, sentence=said + (f"; the others: {rest}" if rest else ""))
+
+
+def duplicates(pairs: Mapping[tuple[str, str], Difference], found: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """A line for each pair of inputs that are one file, or one model stored twice."""
+    lines = []
+    for one, other in combinations(found, 2):
+        apart = pairs.get((one, other))
+        if "sha256" in found[one] and found[one]["sha256"] == found[other].get("sha256"):
+            lines.append(f"duplicate: {one} and {other} are the same file")
+        elif apart is not None and apart.kind == "identical":
+            lines.append(f"duplicate: {one} and {other} have the same weights")
+        elif apart is not None and apart.kind == "near-identical":
+            lines.append(f"near-duplicate: {one} and {other} differ by {apart.total:.1e}, no more than rounding does")
+    return lines
 
 
 def print_table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
@@ -89,7 +120,7 @@ def dtypes(component: Mapping[str, Any]) -> str:
     counts = component["dtypes"]
     if len(counts) == 1:
         return next(iter(counts))
-    return shorten(", ".join(f"{count} {name}" for name, count in counts.items()), 40)
+    return ", ".join(f"{count} {name}" for name, count in counts.items())
 
 
 def printable(text: str) -> str:

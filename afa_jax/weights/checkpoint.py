@@ -254,6 +254,7 @@ def unet_keys(unet: UNet) -> Key:
     return unet_key([stage.name for stage in unet.stages], last.layer.name)
 
 
+@functools.lru_cache(maxsize=16)  # making one takes a good part of a second
 def abstract_network(config: UNetConfig | VAEConfig | TextConfig) -> tuple[Any, Key]:
     """The shapes of a network of this architecture, and its key function."""
     if isinstance(config, UNetConfig):

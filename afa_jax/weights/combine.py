@@ -12,6 +12,7 @@ import numpy as np
 from afa_jax.errors import InputError
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint
 from afa_jax.weights.load import check_network, text_config, unet_blocks, unet_config, vae_config
+from afa_jax.weights.single_file import CONFIGS
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, check_finite
 
 COMPONENTS = (*NETWORKS, "scheduler", "tokenizer")
@@ -58,7 +59,9 @@ class Composed:
 def compose(checkpoint: Checkpoint, **others: Checkpoint) -> Composed:
     """The checkpoint with the components that are named from others: ``compose(expert, vae=base)``."""
     parts = dict.fromkeys(checkpoint.components, checkpoint) | others
-    return Composed(parts, checkpoint.path, checkpoint.metadata)
+    # What a single file says of its own configs is not true of others.
+    metadata = {key: value for key, value in checkpoint.metadata.items() if key != CONFIGS}
+    return Composed(parts, checkpoint.path, metadata)
 
 
 def check_parts(checkpoint: Checkpoint) -> None:
@@ -75,8 +78,8 @@ def check_parts(checkpoint: Checkpoint) -> None:
         width = text_config(checkpoint).hidden_size
         if width != unet.cross_attention_dim:
             raise InputError(
-                f"{checkpoint.what('text_encoder')} makes text states of width {width}, {checkpoint.what('unet')} takes "
-                f"{unet.cross_attention_dim}; take the text encoder of a model of the same kind"
+                f"{checkpoint.what('text_encoder')} makes text states of width {width}, {checkpoint.what('unet')} "
+                f"takes {unet.cross_attention_dim}; take the text encoder of a model of the same kind"
             )
 
 

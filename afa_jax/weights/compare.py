@@ -91,6 +91,19 @@ def _relative(apart: float, size: float) -> float:
     return math.sqrt(apart / size) if size else math.inf
 
 
+def comparison(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference | None:
+    """The difference of two experts in the blocks that both have; None for other architectures."""
+    common = [block for block in one if block in other]
+    shapes = [
+        {(block, key): tensor.shape for block in common for key, tensor in expert[block].items()}
+        for expert in (one, other)
+    ]
+    stages = [set(expert) - {"text_encoder"} for expert in (one, other)]
+    if shapes[0] != shapes[1] or stages[0] != stages[1]:
+        return None
+    return difference({block: one[block] for block in common}, {block: other[block] for block in common})
+
+
 def expert_blocks(checkpoint: Source, components: Sequence[str] = EXPERT) -> dict[str, dict[str, Any]]:
     """An expert's Tensors by block and key; reading one that is not finite raises WeightsError.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import math
 from collections import Counter
@@ -12,14 +13,15 @@ from typing import Any
 import numpy as np
 
 from afa_jax.errors import InputError
-from afa_jax.models.configs import UNetConfig
+from afa_jax.models.configs import UNetConfig, task_of
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.families import family_of
 from afa_jax.weights.folders import FolderCheckpoint
 from afa_jax.weights.load import check_networks, unet_config
-from afa_jax.weights.tensors import Tensors, open_tensors
+from afa_jax.weights.single_file import SingleFileCheckpoint, UnknownPrediction
+from afa_jax.weights.tensors import Tensors, WeightsError, open_tensors
 
-_PUBLISHED = {
+_PUBLISHED: dict[tuple[int, ...], str] = {
     (320, 640, 1280, 1280, 768): "Stable Diffusion 1.x",
     (320, 640, 1280, 1280, 1024): "Stable Diffusion 2.x",
 }
@@ -32,12 +34,15 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         WeightsError, ConfigError: as check_networks; a checkpoint that has no component.
     """
     check_networks(checkpoint)
+    if not set(NETWORKS) & set(checkpoint.components):
+        raise WeightsError(f"{checkpoint.path}: no network there; give a diffusers folder or a single file")
     result: dict[str, Any] = dict(container=container(checkpoint), problem=None)
     if "unet" in checkpoint.components:
         unet = unet_config(checkpoint)
         result |= dict(family=family(unet), unet=architecture(unet))
     if "scheduler" in checkpoint.components:
-        result["prediction_type"] = checkpoint.config("scheduler").get("prediction_type", "epsilon")
+        with contextlib.suppress(UnknownPrediction):
+            result["prediction_type"] = checkpoint.config("scheduler").get("prediction_type", "epsilon")
     networks = [name for name in checkpoint.components if name in NETWORKS]
     result["components"] = {
         name: component(checkpoint.tensors(name)) | dict(sha256=checkpoint.sha256(name)) for name in networks
@@ -46,7 +51,9 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
     if checkpoint.path.is_file():
         stored = open_tensors(checkpoint.path).tensors
         result |= dict(sha256=file_sha256(checkpoint.path), stored=component(stored))
-    result["metadata"] = dict(checkpoint.metadata) if networks else {}
+    if isinstance(checkpoint, SingleFileCheckpoint):
+        result |= dict(unused=checkpoint.unused, ema=checkpoint.has_ema)
+    result["metadata"] = dict(checkpoint.metadata)
     result["nonfinite"] = [key for name in networks for key in nonfinite(checkpoint.tensors(name))]
     return result
 
@@ -82,8 +89,7 @@ def container(checkpoint: Checkpoint) -> str:
 def family(unet: UNetConfig) -> str:
     """The published family with a U-Net of these widths."""
     own = _PUBLISHED.get((*unet.block_out_channels, unet.cross_attention_dim), "Stable Diffusion 1.x/2.x, another size")
-    inputs = {0: "", unet.out_channels: ", InstructPix2Pix", unet.out_channels + 1: ", inpainting"}
-    return own + inputs.get(unet.in_channels - unet.out_channels, ", another task")
+    return own if unet.in_channels == unet.out_channels else f"{own}, {task_of(unet.in_channels, unet.out_channels)}"
 
 
 def architecture(unet: UNetConfig) -> dict[str, Any]:

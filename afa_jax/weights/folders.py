@@ -25,7 +25,7 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from afa_jax.files import sync_folder
+from afa_jax.files import aside, replace_folder
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
@@ -64,7 +64,8 @@ class FolderCheckpoint:
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        return self._open("unet").metadata if "unet" in self.components else {}
+        network = next((name for name in NETWORKS if name in self.components), None)
+        return self._open(network).metadata if network else {}
 
     @property
     def components(self) -> tuple[str, ...]:
@@ -156,8 +157,8 @@ def write_folder(
     """
     folder = Path(folder)
     folder = folder.resolve() if folder.is_symlink() else folder
-    if not folder.exists() and _aside(folder).exists():
-        _aside(folder).rename(folder)  # the last one to overwrite it was killed before it was done
+    if not folder.exists() and aside(folder).exists():
+        aside(folder).rename(folder)  # the last one to overwrite it was killed before it was done
     if folder.exists() and not overwrite:
         raise WeightsError(f"{folder} exists; remove it, overwrite it, or choose another folder")
     if folder.exists() and not (folder / "model_index.json").is_file():
@@ -182,30 +183,9 @@ def write_folder(
             classes["scheduler"] = ("diffusers", fields["_class_name"])
         present = {name: list(classes[name]) for name in checkpoint.components}
         write_json(partial / "model_index.json", dict(_class_name="StableDiffusionPipeline") | present)
-        _replace(folder, partial)
+        replace_folder(folder, partial)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-
-
-def _replace(folder: Path, new: Path) -> None:
-    """Put ``new`` where ``folder`` may be."""
-    old = _aside(folder)
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        folder.rename(old)
-    try:
-        new.rename(folder)
-    except OSError:
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-    sync_folder(folder.parent)
-
-
-def _aside(folder: Path) -> Path:
-    """Where a folder is kept while another takes its place."""
-    return folder.with_name(f".{folder.name}.replaced")
 
 
 def save_folder(

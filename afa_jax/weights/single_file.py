@@ -139,6 +139,12 @@ class SingleFileCheckpoint:
         """Whether the file carries the moving average of its U-Net as well."""
         return any(key.startswith("model_ema.") and key not in _EMA_COUNTERS for key in self._stored)
 
+    @property
+    def unused(self) -> int:
+        """How many of the file's tensors no component has: moving averages, training state, spare layers."""
+        networks = [name for name in self.components if name in NETWORKS]
+        return len(self._stored) - sum(len(ldm_table(self._architecture(n, self.config(n)))) for n in networks)
+
     def config(self, component: str) -> dict[str, Any]:
         self._check_has(component)
         if component == "scheduler":
