@@ -51,16 +51,12 @@ class NoiseSchedule:
                 raise ScheduleError(
                     f"{field}={getattr(self, field)!r} is not supported (supported: {', '.join(known)})"
                 )
-        for field, most in (("num_train_timesteps", 100_000), ("steps_offset", 1000)):
-            value = getattr(self, field)
-            if type(value) is not int or not 0 <= value <= most or not self.num_train_timesteps:
-                raise ScheduleError(f"{field}={value!r} is not a number of steps")
+        for field, least, most in (("num_train_timesteps", 1, 100_000), ("steps_offset", 0, 1000)):
+            if not least <= getattr(self, field) <= most:
+                raise ScheduleError(f"{field}={getattr(self, field)} is not between {least} and {most}")
         for field in ("beta_start", "beta_end"):
-            value = getattr(self, field)
-            if type(value) is not float or not 0 <= value < 1:
-                raise ScheduleError(f"{field}={value!r} is not a variance from 0 to 1")
-        if type(self.set_alpha_to_one) is not bool:
-            raise ScheduleError(f"set_alpha_to_one={self.set_alpha_to_one!r} is neither true nor false")
+            if not 0 <= getattr(self, field) < 1:
+                raise ScheduleError(f"{field}={getattr(self, field)} is not a variance from 0 to 1")
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NoiseSchedule:
@@ -80,10 +76,14 @@ class NoiseSchedule:
         defaults: dict[str, Any] = dict(
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0, set_alpha_to_one=True
         )
-        values: dict[str, Any] = defaults | {k: v for k, v in data.items() if k in fields}
-        return cls(
-            **{k: float(v) if k in ("beta_start", "beta_end") and type(v) is int else v for k, v in values.items()}
-        )
+        values = defaults | {k: v for k, v in data.items() if k in fields and v is not None}
+        for field, value in values.items():
+            kind = type(getattr(cls, field))
+            if kind is float and type(value) is int and abs(value) < 2**53:
+                values[field] = float(value)
+            elif type(value) is not kind:
+                raise ScheduleError(f"{field}={value!r} is not a value that this field can have")
+        return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
         """The fields of a scheduler_config.json that diffusers' DDIMScheduler reads to the same effect."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from types import UnionType
@@ -61,7 +60,7 @@ def _fits(value: Any, hint: Any, most: int) -> bool:
     if hint is int:
         return type(value) is int and 0 < value <= most
     if hint is float:
-        return type(value) in (int, float) and math.isfinite(value) and value >= 0
+        return type(value) in (int, float) and 0 <= value < 2**53
     return type(value) is hint
 
 

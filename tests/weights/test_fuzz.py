@@ -14,23 +14,47 @@ from typing import Any
 
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from afa_jax import convert
+from afa_jax.commands import run
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
+from afa_jax.weights.checkpoint import MemoryCheckpoint
+from afa_jax.weights.flax_folders import open_flax
 from afa_jax.weights.folders import save_folder
 from afa_jax.weights.load import check_networks, open_checkpoint
 from afa_jax.weights.lora import with_loras
-from afa_jax.weights.tensors import open_tensors, write_tensors
+from afa_jax.weights.single_file import CONFIGS, write_single_file
+from afa_jax.weights.tensors import Tensor, _chunks, open_tensors, write_tensors
 from tests import tiny
 
 MEMORY = 64 * 2**20  # bytes that reading a small file may take, whatever its numbers claim
-NUMBERS = [0, 1, 2, 7, 8, 100, 2**16, 2**31 - 1, 2**31, 2**32, 2**40, 2**62, 2**63 - 1, 2**63, 2**64 - 1, 10**30]
-few = settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-some = settings(few, max_examples=200)
-many = settings(few, max_examples=400)
+NUMBERS = [
+    0,
+    1,
+    2,
+    7,
+    8,
+    100,
+    2**16,
+    2**31 - 1,
+    2**31,
+    2**32,
+    2**40,
+    2**62,
+    2**63 - 1,
+    2**63,
+    2**64 - 1,
+    10**30,
+    10**400,
+]
+few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+some = settings(few, max_examples=120)
+many = settings(few, max_examples=250)
 
 junk = st.recursive(
     st.none()
@@ -270,7 +294,7 @@ def test_damaged_json_in_a_folder(folder: Path, tmp_path: Path, name: str, chang
     (model / name).write_bytes(whole)
 
 
-@some
+@few
 @given(junk)
 def test_any_value_as_the_json_of_a_folder(folder: Path, tmp_path: Path, value: Any) -> None:
     model = tmp_path / "model"
@@ -290,6 +314,15 @@ def test_any_value_as_the_json_of_a_folder(folder: Path, tmp_path: Path, value: 
 MODULES = ("lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encoder_layers_0_mlp_fc1")
 
 
+# Of a model the few weights that the LoRAs below are for.
+MODEL = MemoryCheckpoint(
+    {
+        "unet": ({}, {"mid_block.attentions.0.proj_in.weight": Tensor.of(np.ones((8, 8), np.float32))}),
+        "text_encoder": ({}, {"text_model.encoder.layers.0.mlp.fc1.weight": Tensor.of(np.ones((16, 8), np.float32))}),
+    }
+)
+
+
 @pytest.fixture(scope="module")
 def lora(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     factors = {}
@@ -302,16 +335,16 @@ def lora(tmp_path_factory: pytest.TempPathFactory) -> bytes:
 
 @few
 @given(damages)
-def test_damaged_loras(folder: Path, lora: bytes, tmp_path: Path, changes: list) -> None:
+def test_damaged_loras(lora: bytes, tmp_path: Path, changes: list) -> None:
     path = tmp_path / "lora.safetensors"
     path.write_bytes(damaged(lora, changes))
-    survives(lambda: bake(folder, path))
+    survives(lambda: bake(path))
 
 
-def test_the_whole_lora_fits(folder: Path, lora: bytes, tmp_path: Path) -> None:
+def test_the_whole_lora_fits(lora: bytes, tmp_path: Path) -> None:
     """Else the damage above would never be reached."""
     (tmp_path / "lora.safetensors").write_bytes(lora)
-    bake(folder, tmp_path / "lora.safetensors")
+    bake(tmp_path / "lora.safetensors")
 
 
 @some
@@ -326,14 +359,143 @@ def test_the_whole_lora_fits(folder: Path, lora: bytes, tmp_path: Path) -> None:
         max_size=6,
     )
 )  # fmt: skip
-def test_invented_loras(folder: Path, tmp_path: Path, tensors: dict) -> None:
+def test_invented_loras(tmp_path: Path, tensors: dict) -> None:
     path = tmp_path / "lora.safetensors"
     write_tensors(path, {name: np.full(shape, 0, dtype) for name, (shape, dtype) in tensors.items()})
-    survives(lambda: bake(folder, path))
+    survives(lambda: bake(path))
 
 
-def bake(folder: Path, lora: Path) -> None:
-    baked = with_loras(open_checkpoint(folder), [(lora, 0.5)])
+def bake(lora: Path) -> None:
+    baked = with_loras(MODEL, [(lora, 0.5)])
     for part in ("unet", "text_encoder"):
         for tensor in baked.tensors(part).values():
             tensor.read()
+
+
+# Flax files
+
+
+def read_flax(path: Path) -> None:
+    for tensor in open_flax(path).tensors.values():
+        tensor.read()
+
+
+FLAX = msgpack_serialize(
+    {
+        "conv_in": {"kernel": np.ones((3, 3, 1, 2), np.float32), "bias": np.zeros(2, np.float16)},
+        "down_blocks_0": {"resnets_1": {"norm1": {"scale": np.ones(2, np.float32)}}},
+    }
+)
+
+
+@many
+@given(damages)
+def test_damaged_flax_files(tmp_path: Path, changes: list) -> None:
+    path = tmp_path / "a.msgpack"
+    path.write_bytes(damaged(FLAX, changes))
+    survives(lambda: read_flax(path))
+
+
+@many
+@given(st.lists(st.sampled_from([0x81, 0x91, 0xC7, 0xC9, 0xD8, 0xDD, 0xDF, 0xDB, 0xC6, 1, 0xFF, 0, 0x7F, 0xA1, 97])))
+def test_invented_flax_files(tmp_path: Path, codes: list[int]) -> None:
+    path = tmp_path / "a.msgpack"
+    path.write_bytes(bytes(codes))
+    survives(lambda: read_flax(path))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x91" * 10**6,
+        b"\x81\xa1a" * 10**5,
+        b"\xdd\xff\xff\xff\xff" + b"\x91" * 100,
+        b"\xdd\xff\xff\xff\xff" * 1000,
+        b"\xdd\x00\x0f\x42\x40" + b"\x00" * 10**6,
+        b"\xdf\xff\xff\xff\xff",
+        b"\xc9\xff\xff\xff\xff\x01",
+    ],
+    ids=range(7),
+)
+def test_flax_files_made_to_break_parsers(tmp_path: Path, data: bytes) -> None:
+    path = tmp_path / "a.msgpack"
+    path.write_bytes(data)
+    assert survives(lambda: read_flax(path)) is None
+
+
+# Single files and shards
+
+
+@pytest.fixture(scope="module")
+def single(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("single") / "model.safetensors"
+    write_single_file(path, open_checkpoint(folder))
+    return path
+
+
+@few
+@given(damages)
+def test_damaged_single_files(single: Path, tmp_path: Path, changes: list) -> None:
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(damaged(single.read_bytes(), changes))
+    survives(lambda: check_networks(path))
+
+
+@few
+@given(st.data())
+def test_single_files_with_other_tensors_and_configs(single: Path, tmp_path: Path, data: st.DataObject) -> None:
+    file = open_tensors(single)
+    tensors: dict[str, Any] = dict(file.tensors)
+    names = st.sampled_from(sorted(tensors))
+    shapes = st.lists(st.integers(0, 8), max_size=5)
+    for name in data.draw(st.lists(names, max_size=3)):
+        tensors[name] = np.zeros(data.draw(shapes), np.float16)
+    for name in data.draw(st.lists(names, max_size=3)):
+        tensors.pop(name, None)
+    configs = json.loads(file.metadata[CONFIGS])
+    part = data.draw(st.sampled_from(sorted(configs)))
+    for field in data.draw(st.lists(st.sampled_from(sorted(configs[part])), max_size=2)):
+        configs[part][field] = data.draw(junk)
+    said = data.draw(st.sampled_from([json.dumps(configs), None]) | junk.map(json.dumps))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(b"".join(_chunks(tensors, {} if said is None else {CONFIGS: said})))
+    survives(lambda: check_networks(path))
+    survives(lambda: NoiseSchedule.from_json(open_checkpoint(path).config("scheduler")))
+
+
+@some
+@given(st.data())
+def test_any_value_as_an_index_of_shards(tmp_path: Path, data: st.DataObject) -> None:
+    (tmp_path / "unet").mkdir(exist_ok=True)
+    path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors.index.json"
+    (tmp_path / "secret.safetensors").write_bytes(EMPTY)
+    (tmp_path / "unet" / "part.safetensors").write_bytes(EMPTY)
+    files = st.sampled_from(["part.safetensors", "../secret.safetensors", "/etc/passwd", "", ".", "a\0b", "x" * 5000])
+    weight_map = st.dictionaries(st.sampled_from(["a", "b", ""]), files | junk, max_size=3) | junk
+    index = data.draw(junk | st.fixed_dictionaries(dict(weight_map=weight_map, metadata=junk)))
+    path.write_text(json.dumps(index))
+    survives(lambda: open_checkpoint(tmp_path).tensors("unet"))
+
+
+EMPTY = (8).to_bytes(8, "little") + b"{}      "
+
+
+# The command line
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"\xff" * 8, b"\xff" * 100, EMPTY, EMPTY[:9], (10**6).to_bytes(8, "little") + b"{}", b"PK\x03\x04" * 10],
+    ids=range(7),
+)
+def test_the_command_says_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes) -> None:
+    path = tmp_path / "a\nb.safetensors"
+    path.write_bytes(content)
+    for arguments in ([str(path), "--out", str(tmp_path / "out")], ["--inspect", str(path)]):
+        status = run(convert.main, arguments)
+        printed, error = capsys.readouterr()
+        if content == EMPTY and "--inspect" in arguments:
+            assert status == 0 and "a file without tensors" in printed
+        else:
+            assert status == 2 and error.count("\n") == 1 and error.startswith("error: ")
+    assert not (tmp_path / "out").exists()
