@@ -24,6 +24,7 @@ from afa_jax.diffusion.schedule import PREDICTIONS
 from afa_jax.errors import InputError
 from afa_jax.experts import find_checkpoints
 from afa_jax.files import check_new, replace_text
+from afa_jax.ingredients import parse_lora
 from afa_jax.report.checkpoints import WIDTH, duplicates, print_components, print_description, print_pairs, resemblance
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, rounded
 from afa_jax.weights.combine import COMPONENTS, check_parts, compose
@@ -87,9 +88,8 @@ def convert(options: argparse.Namespace) -> None:
     recipe: dict[str, Any] = dict(input=identity(name, source))
     checkpoint = source
     if options.lora:
-        loras = [parse_lora(text) for text in options.lora]
-        checkpoint = with_loras(source, loras)
-        recipe["loras"] = [dict(name=path.name, sha256=lora_sha256(path), weight=weight) for path, weight in loras]
+        # They are listed in the metadata afa_jax.loras.
+        checkpoint = with_loras(source, [(fetch(path, ()), weight) for path, weight in map(parse_lora, options.lora)])
     taken = {} if options.vae is None else {"vae": options.vae}
     for part in COMPONENTS:
         if part in taken or part in checkpoint.components:
@@ -118,28 +118,6 @@ def open_input(name: str, options: argparse.Namespace) -> Checkpoint:
     """The checkpoint that an argument names, on the hub or here."""
     path = fetch(name, COMPONENTS, revision=options.revision, variant=options.variant)
     return open_checkpoint(path, variant=options.variant, prediction_type=options.prediction_type, ema=options.ema)
-
-
-def parse_lora(text: str) -> tuple[Path, float]:
-    """A LoRA and its weight: ``style.safetensors:0.8``; without a weight it is 1.
-
-    Raises:
-        InputError: no such file.
-    """
-    head, colon, tail = text.rpartition(":")
-    try:
-        path, weight = (Path(head), float(tail)) if colon else (Path(text), 1.0)
-    except ValueError:
-        path, weight = Path(text), 1.0
-    if not path.exists():
-        raise InputError(f"--lora {text}: no file {path}")
-    return path, weight
-
-
-def lora_sha256(path: Path) -> str:
-    """sha256 of a LoRA's file; of a folder, of the safetensors files in it."""
-    files = [path] if path.is_file() else sorted(path.glob("*.safetensors"))
-    return " ".join(file_sha256(file) for file in files)
 
 
 def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETWORKS) -> dict[str, Any]:

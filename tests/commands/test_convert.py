@@ -143,7 +143,7 @@ def test_a_lora_is_baked_in_and_named_in_the_recipe(single, tmp_path):
     assert changed == ["unet mid_block.attentions.0.proj_in.weight"]
     expected = before[changed[0]][:, :, 0, 0] + 0.5 * up @ down.T
     np.testing.assert_allclose(after[changed[0]][:, :, 0, 0], expected, rtol=1e-5, atol=1e-6)
-    (lora,) = recipe(out)["loras"]
+    (lora,) = json.loads(open_checkpoint(out).metadata["afa_jax.loras"])
     assert lora["name"] == "style.safetensors" and lora["weight"] == 0.5 and len(lora["sha256"]) == 64
 
 
@@ -171,7 +171,7 @@ def test_what_is_there_stays_unless_overwriting_is_asked_for(root, tmp_path, cap
         (["ROOT/a", "ROOT/b", "--out", "x"], "2 inputs for one --out"),
         (["ROOT/nothing", "--out", "x"], "nothing: no such file or folder"),
         (["ROOT/a", "--out", "x.ckpt"], "pickles are not written"),
-        (["ROOT/a", "--out", "x", "--lora", "nothing.safetensors:0.5"], "no file nothing.safetensors"),
+        (["ROOT/a", "--out", "x", "--lora", "nothing.safetensors:0.5"], "nothing.safetensors: no such file or folder"),
         (["ROOT/a", "--out", "x", "--base", "ROOT/bad_vae", "--vae", "ROOT/bad_vae"], "no such file or folder"),
         (["ROOT/a", "--out", "x", "--json", "y"], "--json goes with --inspect"),
         (["ROOT/a", "--inspect", "--out", "x"], "--out does not go with --inspect"),
