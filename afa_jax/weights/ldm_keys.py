@@ -38,6 +38,7 @@ UNUSED = tuple(
         r"cond_stage_model\.transformer\.(logit_scale|(text|visual)_projection\.weight|vision_model\..*)",
         r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids",
         r"cond_stage_model\.model\.(logit_scale|text_projection|attn_mask)",
+        r"cond_stage_model\.model\.transformer\.resblocks\.23\..*",  # see OPEN_CLIP_LAYERS
     )
 )
 OPEN_CLIP_LAYERS = 23

@@ -132,19 +132,20 @@ def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
 
 def mapped(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     """A tensor whose bytes lie in a file from ``begin`` on; they are mapped into memory each time it is read."""
+    # Not a function defined here: the tests' type checker takes a millisecond for each definition.
+    return Tensor(shape, dtype, functools.partial(_read, path, begin, shape, dtype))
+
+
+def _read(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
-
-    def read() -> np.ndarray:
-        if not size:
-            return np.zeros(shape, dtype)
-        try:
-            # Its own map each time: pages that were read do not stay in the process.
-            data = np.memmap(path, np.uint8, "r", offset=begin, shape=(size,))
-        except (OSError, ValueError) as error:
-            raise WeightsError(f"{path}: changed since it was opened ({error}); run again") from error
-        return np.asarray(data).view(dtype).reshape(shape)
-
-    return Tensor(shape, dtype, read)
+    if not size:
+        return np.zeros(shape, dtype)
+    try:
+        # Its own map each time: pages that were read do not stay in the process.
+        data = np.memmap(path, np.uint8, "r", offset=begin, shape=(size,))
+    except (OSError, ValueError) as error:
+        raise WeightsError(f"{path}: changed since it was opened ({error}); run again") from error
+    return np.asarray(data).view(dtype).reshape(shape)
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:

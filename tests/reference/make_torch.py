@@ -586,13 +586,13 @@ def make_single_file(folder: Path) -> None:
         pipe.set_progress_bar_config(disable=True)
         ids = [[BOS, *words, *[EOS] * (15 - len(words))] for words in ([5, 17, 42, 42, 63, 8], [])]
         cond, uncond = (pipe.text_encoder(torch.tensor([row]))[0] for row in ids)
-        inputs = {"latents": spec(f"{case}/latents", 1, 4, 8, 12), "input_ids": ids, "steps": 4, "guidance": 3.0}
+        inputs = {"latents": spec(f"{case}/latents", 1, 4, 8, 16), "input_ids": ids, "steps": 4, "guidance": 3.0}
         latents = pipe(
             prompt_embeds=cond,
             negative_prompt_embeds=uncond,
             latents=tensor(inputs["latents"]),
             height=64,
-            width=96,
+            width=128,
             num_inference_steps=inputs["steps"],
             guidance_scale=inputs["guidance"],
             output_type="latent",
