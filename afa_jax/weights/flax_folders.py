@@ -4,6 +4,7 @@ Such a file is one msgpack value: nested maps from names to arrays, an array bei
 dtype, bytes]`` (flax.serialization), or, above a gigabyte, a map of several of these. Only that is read here: of a
 file's bytes nothing is run, and arrays stay in the file until they are asked for. What Flax calls
 ``down_blocks_0/resnets_1/conv1/kernel`` comes out as ``down_blocks.0.resnets.1.conv1.weight`` in PyTorch's layout.
+Weights are all there is in it: the network runs as PyTorch's does, not with the tanh GELU of diffusers' Flax classes.
 """
 
 from __future__ import annotations
@@ -74,14 +75,18 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 def _joined(parts: Mapping[str, Any]) -> Tensor:
     """One tensor of the map that Flax writes for an array above a gigabyte."""
-    maps = [parts.get(name) for name in ("shape", "chunks")]
-    sizes, chunks = ([part[str(i)] for i in range(len(part))] if isinstance(part, dict) else [] for part in maps)
-    shape = tuple(sizes)
-    if not all(type(size) is int for size in shape) or not all(isinstance(chunk, Tensor) for chunk in chunks):
+    shape, chunks = (tuple(_in_order(parts.get(name))) for name in ("shape", "chunks"))
+    if not all(type(n) is int for n in shape) or not all(isinstance(c, Tensor) for c in chunks):
         raise ValueError("an array in chunks is not complete")
     if len({c.dtype for c in chunks}) != 1 or sum(math.prod(c.shape) for c in chunks) != math.prod(shape):
         raise ValueError("an array in chunks is not complete")
     return Tensor(shape, chunks[0].dtype, lambda: np.concatenate([c.read().reshape(-1) for c in chunks]).reshape(shape))
+
+
+def _in_order(entries: Any) -> list[Any]:
+    """The list that Flax writes as ``{"0": ..., "1": ...}``."""
+    count = len(entries) if isinstance(entries, dict) else 0
+    return [entries.get(str(i)) for i in range(count)]
 
 
 class _Reader:

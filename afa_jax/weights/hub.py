@@ -16,7 +16,7 @@ from pathlib import Path
 from afa_jax.errors import InputError
 from afa_jax.weights.aggregators import RECORD, WEIGHTS
 from afa_jax.weights.checkpoint import NETWORKS
-from afa_jax.weights.tensors import PICKLES
+from afa_jax.weights.tensors import PICKLES, listed
 from afa_jax.weights.variants import shard_names, weights_name
 
 _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]*[^@/]))?(?:@(?P<revision>[^@]+))?")
@@ -72,7 +72,7 @@ def needed(names: Collection[str], components: Sequence[str], variant: str | Non
     """Of a repository's files those that are read: configs, tokenizer, and each network's weights in one version.
 
     Raises:
-        InputError: the weights of a component are there as pickles only.
+        InputError: the weights of a component are not there, or as pickles only.
         WeightsError: as weights_name.
     """
     texts = tuple(f"{component}/" for component in components)
@@ -86,7 +86,11 @@ def needed(names: Collection[str], components: Sequence[str], variant: str | Non
                 f"{what}: {component} is there as a pickle only ({weights}), and loading one can run any code; take "
                 "another repository, or revision, with safetensors"
             )
-        wanted += [weights] if weights in names else []
+        if weights not in names:
+            single = [name for name in names if "/" not in name and name.endswith(".safetensors")]
+            hint = f"; it has {listed('single', single)}, to be called owner/name/file.safetensors" if single else ""
+            raise InputError(f"{what}: no {weights} there, so it is not a diffusers repository{hint}")
+        wanted.append(weights)
         wanted += shard_names(names, weights) if weights.endswith(".json") else []
     return sorted({*wanted, *({"model_index.json"} & set(names))})
 
@@ -111,7 +115,9 @@ def _names(path: str, repo: str, revision: str | None) -> tuple[Collection[str],
 
     with _explained(path, revision):
         try:
-            return HfApi().list_repo_files(repo, revision=revision), None
+            # Unlike list_repo_files, it does not try for a minute.
+            files = HfApi().model_info(repo, revision=revision).siblings or []
+            return [file.rfilename for file in files], None
         except errors.RevisionNotFoundError:
             raise
         except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:

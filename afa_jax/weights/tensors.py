@@ -284,7 +284,7 @@ def check_state_dict(
 def check_finite(array: np.ndarray, name: str, what: str) -> None:
     """Raise WeightsError for a tensor with NaN or infinity, by its name and the file's (``what``)."""
     if not np.isfinite(array).all():
-        raise WeightsError(f"{what}: {name} holds NaN or infinity; fetch or convert this file again")
+        raise WeightsError(f"{what}: {printable(name)} holds NaN or infinity; fetch or convert this file again")
 
 
 def listed(what: str, names: list[str], most: int = 8) -> str:
@@ -292,7 +292,12 @@ def listed(what: str, names: list[str], most: int = 8) -> str:
     if not names:
         return ""
     rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} {what} ({', '.join(names[:most])}{rest})"
+    return f"{len(names)} {what} ({', '.join(map(printable, names[:most]))}{rest})"
+
+
+def printable(name: str) -> str:
+    """A name from a file as it is, or escaped where it would not stay on one line."""
+    return name if name.isprintable() else repr(name)
 
 
 @contextlib.contextmanager

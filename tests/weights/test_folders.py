@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,10 +14,20 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from afa_jax.models.configs import ConfigError
+from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.models.configs import ConfigError, UNetConfig, VAEConfig
 from afa_jax.weights import folders
-from afa_jax.weights.folders import save_folder
-from afa_jax.weights.load import load_text_encoder, load_unet, load_vae, open_checkpoint
+from afa_jax.weights.checkpoint import MemoryCheckpoint
+from afa_jax.weights.folders import FolderCheckpoint, save_folder, write_folder
+from afa_jax.weights.load import (
+    load_text_encoder,
+    load_unet,
+    load_vae,
+    open_checkpoint,
+    text_config,
+    unet_config,
+    vae_config,
+)
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 from tests import tiny
 from tests.models import goldens
@@ -54,6 +66,14 @@ def saved(modules, tmp_path_factory):
 def copied(saved, tmp_path):
     """The same, to spoil."""
     return shutil.copytree(saved, tmp_path / "model")
+
+
+@pytest.fixture
+def text_only(saved, tmp_path):
+    """A folder with the text encoder alone, which is small, to spoil."""
+    shutil.copytree(saved / "text_encoder", tmp_path / "model" / "text_encoder")
+    shutil.copy(saved / "model_index.json", tmp_path / "model")
+    return tmp_path / "model"
 
 
 def change(path, change_tensors):
@@ -166,6 +186,238 @@ def test_both_spellings_of_the_text_encoder_are_read(copied, modules, prefix):
     assert_same(load_text_encoder(copied), modules["text_encoder"])
 
 
+# Variants
+
+
+def as_variant(file, variant):
+    """The file under its variant's name."""
+    return file.rename(file.with_suffix(f".{variant}.safetensors"))
+
+
+def test_the_variant_that_is_asked_for_is_read(copied, modules):
+    file = copied / FILES["text_encoder"]
+    plain, stored = read_tensors(file), {}
+    for i, variant in enumerate(("fp16", "my-own_1.5")):
+        stored[variant] = {key: value + i + 1 for key, value in plain.items()}
+        write_tensors(file.with_name(f"model.{variant}.safetensors"), stored[variant])
+    assert_same(load_text_encoder(open_checkpoint(copied)), modules["text_encoder"])
+    file.unlink()
+    for variant, expected in stored.items():
+        checkpoint = FolderCheckpoint(copied, variant)
+        found = checkpoint.tensors("text_encoder")
+        assert all(np.array_equal(found[key], value) for key, value in expected.items())
+        assert checkpoint.what("text_encoder") == f"{copied}/text_encoder/model.{variant}.safetensors"
+        # A component that has no variants at all: its plain file, as in diffusers.
+        assert checkpoint.what("vae") == f"{copied}/{FILES['vae']}"
+    several = r"text_encoder: several variants \(fp16, my-own_1\.5\); choose one with variant$"
+    with pytest.raises(WeightsError, match=rf"^{copied}/{several}"):
+        load_text_encoder(copied)
+
+
+def test_the_only_variant_is_read_and_said(text_only, modules):
+    only = as_variant(text_only / FILES["text_encoder"], "non_ema")
+    assert_same(load_text_encoder(text_only), modules["text_encoder"])
+    assert open_checkpoint(text_only).what("text_encoder") == str(only)
+
+
+def test_a_variant_that_is_not_there_lists_those_that_are(copied):
+    as_variant(copied / FILES["unet"], "fp16")
+    for component, found in (("unet", "fp16"), ("vae", "one without a variant")):
+        with pytest.raises(WeightsError, match=rf"^{copied}/{component}: no variant 'bf16'; there is {found}$"):
+            open_checkpoint(copied, variant="bf16").tensors(component)
+    shutil.copy(copied / FILES["vae"], (copied / FILES["vae"]).with_suffix(".non_ema.safetensors"))
+    with pytest.raises(WeightsError, match=r"vae: no variant 'fp16'; there is one without a variant, non_ema$"):
+        open_checkpoint(copied, variant="fp16").tensors("vae")
+
+
+# Shards
+
+
+def split(file, index, shards, count=3):
+    """Replace a file by ``count`` shards and their index."""
+    tensors = read_tensors(file)
+    names = [shards.format(i + 1) for i in range(count)]
+    weight_map = {key: names[i % count] for i, key in enumerate(tensors)}
+    for name in names:
+        write_tensors(file.with_name(name), {key: tensors[key] for key in tensors if weight_map[key] == name})
+    file.with_name(index).write_text(json.dumps(dict(metadata=dict(total_size=1), weight_map=weight_map)))
+    file.unlink()
+    return file.with_name(index)
+
+
+@pytest.mark.parametrize(
+    ("variant", "index", "shards"),
+    [
+        (None, "safetensors.index.json", "-0000{}-of-00003.safetensors"),
+        ("fp16", "safetensors.index.fp16.json", ".fp16-0000{}-of-00003.safetensors"),
+        ("fp16", "fp16.safetensors.index.json", ".fp16-0000{}-of-00003.safetensors"),
+        ("fp16", "safetensors.fp16.index.json", "-0000{}-of-00003.fp16.safetensors"),
+    ],
+)
+def test_shards_are_one_state_dict(text_only, modules, variant, index, shards):
+    path = split(text_only / FILES["text_encoder"], f"model.{index}", f"model{shards}")
+    for checkpoint in (open_checkpoint(text_only), open_checkpoint(text_only, variant=variant)):
+        assert checkpoint.what("text_encoder") == str(path)
+        assert_same(load_text_encoder(checkpoint), modules["text_encoder"])
+
+
+@pytest.fixture
+def sharded(text_only):
+    """A text encoder in three shards: its folder, and its index."""
+    path = split(text_only / FILES["text_encoder"], "model.safetensors.index.json", "model-0000{}-of-00003.safetensors")
+    return text_only, path
+
+
+def test_the_hash_covers_every_shard_and_of_one_file_is_its_own(sharded, saved):
+    folder, _ = sharded
+    one = hashlib.sha256((saved / FILES["text_encoder"]).read_bytes()).hexdigest()
+    assert open_checkpoint(saved).sha256("text_encoder") == one
+    hashes = {open_checkpoint(folder).sha256("text_encoder")}
+    for i in (1, 2, 3):
+        shard = folder / "text_encoder" / f"model-0000{i}-of-00003.safetensors"
+        change(shard, lambda tensors: tensors.update({key: value + 1 for key, value in tensors.items()}))
+        hashes.add(open_checkpoint(folder).sha256("text_encoder"))
+    assert len(hashes - {one}) == 4
+
+
+def test_shards_in_the_hubs_cache_are_links_that_leave_the_folder(sharded, modules, tmp_path):
+    folder, _ = sharded
+    (tmp_path / "blobs").mkdir()
+    for i, file in enumerate(list((folder / "text_encoder").iterdir())):
+        file.symlink_to(file.rename(tmp_path / "blobs" / str(i)))
+    assert_same(load_text_encoder(folder), modules["text_encoder"])
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("../../secret.safetensors", "is not the name of a file beside it"),
+        ("/etc/secret.safetensors", "is not the name of a file beside it"),
+        ("sub/model.safetensors", "is not the name of a file beside it"),
+        ("..\\secret.safetensors", "is not the name of a file beside it"),
+        ("C:secret.safetensors", "is not the name of a file beside it"),
+        ("..", "is not the name of a file beside it"),
+        ("", "is not the name of a file beside it"),
+        ("pytorch_model-00001-of-00003.bin", "is a pickle"),
+        ("model.txt", "is not a safetensors file"),
+        ("a\nb.safetensors", "1 missing"),
+        ("model-00004-of-00004.safetensors", r"1 missing \(model-00004-of-00004\.safetensors\) of 4 files"),
+    ],
+)
+def test_an_index_may_name_files_beside_it_only(sharded, name, message):
+    folder, path = sharded
+    (folder / "secret.safetensors").touch()
+    index = json.loads(path.read_text())
+    index["weight_map"]["text_model.final_layer_norm.bias"] = name
+    path.write_text(json.dumps(index))
+    for read in (load_text_encoder, lambda folder: open_checkpoint(folder).sha256("text_encoder")):
+        with pytest.raises(WeightsError, match=rf"^{path}: .*{message}") as error:
+            read(folder)
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["{}", '{"weight_map": {}}', '{"weight_map": []}', '{"weight_map": {"a": 1}}', "[", ""]
+)
+def test_an_index_that_is_none_is_named(sharded, text):
+    folder, path = sharded
+    path.write_text(text)
+    with pytest.raises(WeightsError, match=f"^{path}: "):
+        load_text_encoder(folder)
+
+
+def test_index_and_shards_must_agree(sharded):
+    folder, path = sharded
+    index = json.loads(path.read_text())
+    key = "text_model.final_layer_norm.bias"
+    was = index["weight_map"].pop(key)
+    path.write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=rf"^{path}: 1 surplus \({key} in {was}\)"):
+        load_text_encoder(folder)
+    other = next(name for name in index["weight_map"].values() if name != was)
+    index["weight_map"][key] = other
+    path.write_text(json.dumps(index))
+    with pytest.raises(WeightsError, match=rf"1 missing \({key} in {other}\); 1 surplus \({key} in {was}\)"):
+        load_text_encoder(folder)
+
+
+# Old folders
+
+
+def test_configs_of_2022_are_read_as_diffusers_reads_them(tmp_path):
+    """SD1.4's: no field that is younger, a sample_size that was a slip, and a scheduler that was told to clip."""
+    parts = {
+        "unet/config.json": dict(
+            _class_name="UNet2DConditionModel",
+            _diffusers_version="0.2.2",
+            act_fn="silu",
+            attention_head_dim=8,
+            block_out_channels=[320, 640, 1280, 1280],
+            center_input_sample=False,
+            cross_attention_dim=768,
+            down_block_types=["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
+            downsample_padding=1,
+            flip_sin_to_cos=True,
+            freq_shift=0,
+            in_channels=4,
+            layers_per_block=2,
+            mid_block_scale_factor=1,
+            norm_eps=1e-05,
+            norm_num_groups=32,
+            out_channels=4,
+            sample_size=32,
+            up_block_types=["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
+        ),
+        "vae/config.json": dict(
+            _class_name="AutoencoderKL",
+            _diffusers_version="0.2.2",
+            act_fn="silu",
+            block_out_channels=[128, 256, 512, 512],
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            in_channels=3,
+            latent_channels=4,
+            layers_per_block=2,
+            out_channels=3,
+            sample_size=512,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+        ),
+        "scheduler/scheduler_config.json": dict(
+            _class_name="DDIMScheduler",
+            _diffusers_version="0.2.2",
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            beta_start=0.00085,
+            clip_sample=True,
+            num_train_timesteps=1000,
+            set_alpha_to_one=False,
+        ),
+    }
+    for name, fields in parts.items():
+        folders.write_json(tmp_path / name, fields)
+    checkpoint = open_checkpoint(tmp_path)
+    assert unet_config(checkpoint) == UNetConfig()
+    assert vae_config(checkpoint) == VAEConfig()
+    assert NoiseSchedule.from_json(checkpoint.config("scheduler")) == NoiseSchedule()
+
+
+def test_a_small_unet_of_today_keeps_its_size(copied):
+    assert unet_config(open_checkpoint(copied)).sample_size == goldens.unet("unet_1layer").config.sample_size < 64
+
+
+@pytest.mark.parametrize("both", [False, True])
+def test_the_text_half_of_a_whole_clip_config_is_read(text_only, modules, both):
+    """With text_config_dict over text_config, and what transformers leaves out as its defaults."""
+    file = text_only / "text_encoder" / "config.json"
+    fields = json.loads(file.read_text())
+    wrong = dict(hidden_size=64, num_attention_heads=2, intermediate_size=None)
+    nested = dict(text_config=fields | wrong, text_config_dict=fields) if both else dict(text_config=fields)
+    file.write_text(json.dumps(dict(model_type="clip", architectures=["CLIPModel"], **nested)))
+    assert_same(load_text_encoder(text_only), modules["text_encoder"])
+    file.write_text(json.dumps(dict(model_type="clip", text_config=dict(hidden_size=1024))))
+    found = text_config(text_only)
+    assert (found.hidden_size, found.intermediate_size, found.num_attention_heads) == (1024, 2048, 8)
+
+
 # Wrong folders
 
 
@@ -226,9 +478,12 @@ def test_many_wrong_keys_are_counted(copied):
         (lambda whole: whole[:100], "not a complete safetensors file"),
         (lambda whole: b"", "not a complete safetensors file"),
         (lambda whole: b"version https://git-lfs.github.com/spec/v1\n", "not a complete safetensors file"),
+        (lambda whole: b"\xff" * 8 + whole[8:], "not a complete safetensors file"),
+        (lambda whole: (len(whole) - 7).to_bytes(8, "little") + whole[8:], "not a complete safetensors file"),
+        (lambda whole: whole + b"\0", "not a complete safetensors file"),
         (None, "no such file"),
     ],
-    ids=["truncated", "header", "empty", "pointer", "missing"],
+    ids=["truncated", "header", "empty", "pointer", "enormous header", "header beyond the file", "longer", "missing"],
 )
 def test_broken_files_are_named(copied, content, message):
     file = copied / FILES["vae"]
@@ -237,6 +492,25 @@ def test_broken_files_are_named(copied, content, message):
     if content:
         file.write_bytes(content(whole))
     with pytest.raises(WeightsError, match=rf"^{file}: {message}"):
+        load_vae(copied)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_named(text_only, tmp_path, value):
+    key = "text_model.final_layer_norm.bias"
+    change(text_only / FILES["text_encoder"], lambda tensors: tensors[key].__setitem__(3, value))
+    for use in (load_text_encoder, lambda folder: write_folder(tmp_path / "new", open_checkpoint(folder))):
+        with pytest.raises(
+            WeightsError, match=rf"^{text_only}/text_encoder/model\.safetensors: {key} holds NaN or inf"
+        ):
+            use(text_only)
+    assert not (tmp_path / "new").exists()
+
+
+def test_two_spellings_of_one_tensor_are_refused(copied):
+    old, new = (f"decoder.mid_block.attentions.0.{name}.bias" for name in ("query", "to_q"))
+    change(copied / FILES["vae"], lambda tensors: tensors.update({old: tensors[new]}))
+    with pytest.raises(WeightsError, match=rf"^{copied}/{FILES['vae']}: some tensors are there under two names"):
         load_vae(copied)
 
 
@@ -299,3 +573,55 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, modules, writer)
     save_folder(tmp_path / "model", **parts)
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     assert not (tmp_path / "model" / "unet").exists()
+
+
+def content(folder):
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
+
+
+def test_a_folder_is_overwritten_if_asked_even_from_itself(text_only, tmp_path):
+    checkpoint = open_checkpoint(text_only)
+    write_folder(text_only, checkpoint, overwrite=True)
+    whole = content(text_only)
+    assert set(whole) == {"model_index.json", "text_encoder/config.json", FILES["text_encoder"]}
+    (text_only / "text_encoder" / "notes.txt").write_text("of the old one")
+    (tmp_path / "link").symlink_to(text_only)
+    write_folder(tmp_path / "link", checkpoint, overwrite=True)
+    assert content(text_only) == whole
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["link", "model"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "file"])
+def test_what_is_not_a_diffusers_folder_is_not_overwritten(tmp_path, modules, kind):
+    target = tmp_path / "home"
+    if kind == "folder":
+        target.mkdir()
+    mine = target / "thesis.txt" if kind == "folder" else target
+    mine.write_text("mine")
+    with pytest.raises(WeightsError, match=rf"^{target}: not overwritten, for it has no model_index\.json"):
+        write_folder(target, MemoryCheckpoint.of(text_encoder=modules["text_encoder"]), overwrite=True)
+    assert mine.read_text() == "mine"
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_a_folder_that_could_not_be_replaced_stays(text_only, tmp_path, monkeypatch, modules):
+    old, whole, calls = content(text_only), Path.rename, []
+
+    def second_fails(path, target):
+        calls.append(path)
+        if len(calls) == 2:
+            raise OSError("no")
+        return whole(path, target)
+
+    monkeypatch.setattr(Path, "rename", second_fails)
+    new = MemoryCheckpoint.of(text_encoder=modules["text_encoder"])
+    with pytest.raises(OSError, match="no"):
+        write_folder(text_only, new, overwrite=True)
+    assert content(text_only) == old
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+    # Killed between the two renames: the old folder is back before anything else is done.
+    whole(text_only, tmp_path / ".model.replaced")
+    with pytest.raises(WeightsError, match=f"{text_only} exists"):
+        write_folder(text_only, new)
+    assert content(text_only) == old

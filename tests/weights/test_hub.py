@@ -1,12 +1,17 @@
-"""The hub: what is asked of it, what it answers, and the cache without it. No test uses the network."""
+"""The hub: what is asked of it, what it answers, and the cache without it. No test leaves this machine."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import subprocess
 import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
 
 import huggingface_hub
 import pytest
@@ -82,6 +87,15 @@ def test_flax_weights_are_wanted_where_there_are_no_others_and_pickles_never():
         needed(pickles, EXPERT, None, "o/n")
 
 
+def test_a_repository_of_single_files_says_how_to_name_one():
+    with pytest.raises(
+        InputError, match=r"^o/n: no vae/diff.* it has 1 single \(v1-4\.safetensors\), to be called owner"
+    ):
+        needed([name for name in NAMES if "vae" not in name], ("vae",), None, "o/n")
+    with pytest.raises(InputError, match=r"^o/n: no vae/diff.*so it is not a diffusers repository$"):
+        needed(["README.md"], ("vae",), None, "o/n")
+
+
 @pytest.mark.parametrize(
     ("variant", "index", "shards"),
     [
@@ -106,11 +120,11 @@ def test_shards_are_wanted_with_their_index(variant, index, shards):
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
     """A hub with one repository; a list of what was asked of it."""
-    asked = []
+    asked: list[tuple] = []
 
-    def list_repo_files(self, repo, *, revision=None):
+    def model_info(self, repo, *, revision=None):
         asked.append(("list", repo, revision))
-        return NAMES
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in NAMES])
 
     def snapshot_download(repo, *, revision=None, allow_patterns=None):
         asked.append(("snapshot", repo, revision, allow_patterns))
@@ -120,7 +134,7 @@ def hub(monkeypatch, tmp_path):
         asked.append(("file", repo, file, revision))
         return str(tmp_path / file)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", list_repo_files)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", model_info)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", hf_hub_download)
     return asked
@@ -312,8 +326,112 @@ def test_the_cache_serves_when_the_hub_does_not(offline, monkeypatch):
     def fail(*args, **kwargs):
         raise answer(errors.HfHubHTTPError)
 
-    monkeypatch.setattr(huggingface_hub.HfApi, "list_repo_files", fail)
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     assert fetch("owner/name", ("unet",)) == main
     with pytest.raises(InputError, match="401 Client Error"):
         fetch("owner/other", ("unet",))
+
+
+# A hub, asked by the library itself
+
+FILES = {name: name.encode() * 3 for name in [*NAMES, "vae/[odd].json"]}
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as the library asks for: one repository, o/n, and one that is gated."""
+
+    def do_GET(self):
+        path, code, body, headers = unquote(self.path.partition("?")[0]), 200, b"{}", {}
+        _, _, _, *rest = path.removeprefix("/api/models").split("/")
+        if path.startswith("/api/models/gated/"):
+            code, headers = 403, {"X-Error-Code": "GatedRepo"}
+        elif not path.startswith(("/api/models/o/n", "/o/n/resolve/")):
+            code, headers = 404, {"X-Error-Code": "RepoNotFound"}
+        elif "beta" in rest:
+            code, headers = 404, {"X-Error-Code": "RevisionNotFound"}
+        elif "/tree/" in path:
+            files = [dict(type="file", path=name, size=len(data), oid=name) for name, data in FILES.items()]
+            body = json.dumps(files).encode()
+        elif path.startswith("/api/"):
+            siblings = [dict(rfilename=name) for name in FILES]
+            about = dict(_id="1", id="o/n", modelId="o/n", private=False, tags=[], downloads=0, likes=0)
+            body = json.dumps(about | dict(sha=COMMIT, siblings=siblings)).encode()
+        elif (name := path.split("/", 5)[5]) in FILES:
+            body, headers = FILES[name], {"ETag": hashlib.sha1(FILES[name]).hexdigest(), "X-Repo-Commit": COMMIT}
+        else:
+            code, headers = 404, {"X-Error-Code": "EntryNotFound"}
+        self.send_response(code)
+        for header in (headers | {"Content-Length": str(len(body))}).items():
+            self.send_header(*header)
+        self.end_headers()
+        self.wfile.write(body if self.command == "GET" else b"")
+
+    do_HEAD = do_GET
+
+    def log_message(self, format, *args):
+        pass
+
+
+ASK = """
+import json, sys
+from afa_jax.errors import InputError
+from afa_jax.weights.hub import fetch
+for path, components, variant in json.loads(sys.argv[1]):
+    try:
+        print(fetch(path, components, variant=variant))
+    except InputError as error:
+        print("error:", error)
+"""
+
+
+def ask(home, endpoint, *requests):
+    """The answers to fetch's arguments, each on its line, in a process of its own."""
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "TRANSFORMERS_"))}
+    environment |= dict(HF_HOME=str(home), HF_ENDPOINT=endpoint, HF_HUB_DISABLE_PROGRESS_BARS="1", no_proxy="127.0.0.1")
+    command = [sys.executable, "-c", ASK, json.dumps(requests)]
+    return subprocess.run(command, env=environment, check=True, capture_output=True, text=True).stdout.splitlines()
+
+
+def test_the_library_downloads_what_is_wanted_and_the_cache_outlives_the_hub(tmp_path):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    endpoint = f"http://127.0.0.1:{server.server_port}"
+    snapshot = tmp_path / "hub" / "models--o--n" / "snapshots" / COMMIT
+    try:
+        answers = ask(
+            tmp_path,
+            endpoint,
+            ("o/n", ("vae", "tokenizer"), None),
+            ("o/n@main", ("text_encoder",), "fp16"),
+            ("o/n/v1-4.safetensors", (), None),
+            ("o/n/v2.safetensors", (), None),
+            ("o/n@beta", ("vae",), None),
+            ("o/other", ("vae",), None),
+            ("gated/n", ("vae",), None),
+        )
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert answers[:3] == [str(snapshot), str(snapshot), str(snapshot / "v1-4.safetensors")]
+    for answer, reason in zip(answers[3:], ("no such file", "no revision 'beta'", "private", "gated"), strict=True):
+        assert answer.startswith("error: ") and reason in answer.partition("from the hub (")[2]
+    wanted = [
+        "model_index.json",
+        "text_encoder/config.json",
+        "text_encoder/model.fp16.safetensors",
+        "tokenizer/merges.txt",
+        "tokenizer/vocab.json",
+        "v1-4.safetensors",
+        "vae/[odd].json",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ]
+    found = sorted(file for file in snapshot.rglob("*") if file.is_file())
+    assert [file.relative_to(snapshot).as_posix() for file in found] == wanted
+    assert all(file.read_bytes() == FILES[file.relative_to(snapshot).as_posix()] for file in found)
+    assert ask(tmp_path, endpoint, ("o/n", ("vae",), None), ("o/n", ("unet",), None), ("o/other", ("vae",), None)) == [
+        str(snapshot),
+        f"error: o/n: the hub cannot be reached, and the cache has no weights of its unet ({snapshot})",
+        "error: o/other: no such file or folder, and not to be had from the hub ([Errno 111] Connection refused)",
+    ]
