@@ -45,9 +45,10 @@ class _Baked(DerivedCheckpoint):
     def metadata(self) -> Mapping[str, str]:
         before = self.base.metadata
         try:
-            baked = list(json.loads(before.get(METADATA, "[]")))
-        except (ValueError, TypeError, RecursionError):
-            baked = []  # written by someone else
+            baked = json.loads(before.get(METADATA, "[]"))
+        except (ValueError, RecursionError):
+            baked = None
+        baked = baked if isinstance(baked, list) else []  # someone else's words
         baked += [dict(name=a.lora.name, sha256=a.lora.sha256, weight=a.weight) for a in self.applied]
         return {**before, METADATA: json.dumps(baked)}
 
@@ -136,7 +137,7 @@ def _placed(lora: Lora, places: Mapping[str, Place], weights: Mapping[str, Tenso
         lacking = [f"no {component}" for component in COMPONENTS if component not in weights]
         model = f"the model ({', '.join(lacking)} in it)" if lacking else "the model"
         other = _made_for(lora, weights)
-        shown = listed("unmatched keys", unmatched, 3 if other else len(unmatched))
+        shown = listed("unmatched", unmatched, 3 if other else len(unmatched))
         raise WeightsError(f"{lora.path}: {shown}, which {model} does not have{other}")
     count = Counter(places[name] for name in names.values())
     if twice := sorted(module for module, name in names.items() if count[places[name]] > 1):

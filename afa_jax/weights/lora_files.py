@@ -25,6 +25,7 @@ from afa_jax.weights.tensors import PICKLES, Tensor, TensorFile, WeightsError, l
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what diffusers and PEFT call them
 _PEFT = "base_model.model."  # before every module in the files of PeftModel.save_pretrained
+_COMPONENT = re.compile(r"^(unet|text_encoder|base_model\.model)\.")
 _KEY = re.compile(
     r"(?P<module>.+?)(?:"
     # kohya-ss and PEFT; diffusers before PEFT: U-Nets, text encoders.
@@ -133,7 +134,7 @@ def read_lora(path: Path | str) -> Lora:
             f"{path}: no LoRA in it, {listed('other tensors', sorted(file.tensors), 3) or 'it is empty'}"
         )
     if strange:
-        raise WeightsError(f"{path}: {listed('unmatched keys', sorted(strange), len(strange))}; they are no LoRA's")
+        raise WeightsError(f"{path}: {listed('unmatched', sorted(strange), len(strange))}; they are no LoRA's keys")
     halves = [
         f"{module} has no {half}"
         for module, factors in sorted(modules.items())
@@ -177,11 +178,10 @@ def _scale(path: Path, module: str, factors: Mapping[str, Tensor], configs: Mapp
         if value.size != 1:
             raise WeightsError(f"{path}: alpha of {module} is {value.shape}, not one number")
         alpha = float(value.reshape(()))
-    else:
-        for prefix, config in configs.items():
-            if module.startswith(prefix):
-                alpha = _alpha(path, module.removeprefix(prefix), config)
-                divisor = math.sqrt(rank) if config.get("use_rslora") else divisor
+    elif configs:
+        config = next((config for prefix, config in configs.items() if module.startswith(prefix)), {})
+        alpha = _alpha(path, _COMPONENT.sub("", module), config)
+        divisor = math.sqrt(rank) if config.get("use_rslora") else divisor
     if not math.isfinite(alpha):
         raise WeightsError(f"{path}: alpha of {module} is {alpha}; fetch it again")
     return alpha / divisor
@@ -201,7 +201,10 @@ def _alpha(path: Path, module: str, config: Mapping[str, Any]) -> float:
             alpha = value
     if isinstance(alpha, bool) or not isinstance(alpha, int | float):
         raise WeightsError(f"{path}: lora_alpha of {module} is {alpha!r} in PEFT's config; it must be a number")
-    return float(alpha)
+    try:
+        return float(alpha)
+    except OverflowError:  # JSON's integers have no bounds
+        return math.inf
 
 
 def _configs(file: TensorFile, modules: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], Path | None]:

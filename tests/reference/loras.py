@@ -9,9 +9,9 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 try:
-    from weights import random_weight
-except ImportError:  # from the tests
     from tests.reference.weights import random_weight
+except ImportError:  # to make_torch.py, which is run as a script, they are neighbours
+    from weights import random_weight  # type: ignore[import-not-found,no-redef]
 
 Modules = Mapping[str, Sequence[int | float]]
 """By "unet.<module>" or "text_encoder.text_model.<module>", rank and alpha."""
@@ -74,6 +74,8 @@ def _config(modules: Modules) -> Iterator[tuple[str, object]]:
     for component in ("unet", "text_encoder"):
         prefix = {"unet": "unet.", "text_encoder": "text_encoder.text_model."}[component]
         own = {module.removeprefix(prefix): value for module, value in modules.items() if module.startswith(prefix)}
+        if not own:
+            continue
         rank, alpha = next(iter(own.values()))
         fields = {
             "peft_type": "LORA",

@@ -440,7 +440,7 @@ LDM = {
     f"unet.mid_block.{BLOCK}.attn1.to_out.0": "unet.middle_block.1.transformer_blocks.0.attn1.to_out.0",
     "unet.mid_block.resnets.1.conv2": "unet.middle_block.2.out_layers.3",
     f"unet.up_blocks.1.{BLOCK}.ff.net.2": "unet.output_blocks.2.1.transformer_blocks.0.ff.net.2",
-    f"unet.up_blocks.1.{BLOCK.replace('0', '1', 1)}.attn1.to_q": "unet.output_blocks.3.1.transformer_blocks.0.attn1.to_q",
+    "unet.up_blocks.1.attentions.1.proj_out": "unet.output_blocks.3.1.proj_out",
 }
 # file: (layout, modules with rank and alpha, scale)
 LORAS = {

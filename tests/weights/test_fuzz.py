@@ -5,6 +5,7 @@ The examples are the same every time (derandomize, see conftest.py).
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import tracemalloc
@@ -228,7 +229,7 @@ def test_headers_made_to_break_parsers(tmp_path: Path, header: str) -> None:
 
 # Configs
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[Any, Any]] = {
     "unet": (UNetConfig, tiny.SMALL_UNET),
     "vae": (VAEConfig, tiny.VAE_CONFIG),
     "text_encoder": (TextConfig, tiny.TEXT),
@@ -290,7 +291,7 @@ def test_damaged_json_in_a_folder(folder: Path, tmp_path: Path, name: str, chang
     (model / name).write_bytes(damaged(whole, changes))
     checkpoint = open_checkpoint(model)
     for part in ("unet", "scheduler"):
-        survives(lambda part=part: checkpoint.config(part))
+        survives(functools.partial(checkpoint.config, part))
     (model / name).write_bytes(whole)
 
 
