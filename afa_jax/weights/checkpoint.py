@@ -37,7 +37,7 @@ class Checkpoint(Protocol):
 
     Attributes:
         path: of its folder or file, for messages.
-        metadata: what its weights files say about themselves; of a folder, the U-Net's.
+        metadata: what its weights files say about themselves; of a folder, the first network's.
     """
 
     @property

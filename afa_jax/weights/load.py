@@ -162,7 +162,7 @@ def check_networks(checkpoint: Source) -> None:
 def check_network(checkpoint: Source, component: str) -> None:
     """Compare one network's tensors to its architecture; raises as check_networks."""
     checkpoint = open_checkpoint(checkpoint)
-    tensors = checkpoint.tensors(component)
+    tensors = checkpoint.tensors(component)  # first: what is wrong with a file goes before its architecture
     network, key = abstract_network(_network_config(checkpoint, component))
     check_state_dict(network, tensors, key, what=checkpoint.what(component))
 

@@ -133,10 +133,10 @@ def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
 def mapped(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
     """A tensor whose bytes lie in a file from ``begin`` on; they are mapped into memory each time it is read."""
     # Not a function defined here: the tests' type checker takes a millisecond for each definition.
-    return Tensor(shape, dtype, functools.partial(_mapped, path, begin, shape, dtype))
+    return Tensor(shape, dtype, functools.partial(_read, path, begin, shape, dtype))
 
 
-def _mapped(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+def _read(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
     size = math.prod(shape) * dtype.itemsize
     if not size:
         return np.zeros(shape, dtype)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -77,7 +79,7 @@ def test_folder_to_single_file_and_back_is_bit_for_bit_the_same(root, single, tm
 def test_a_single_file_to_a_single_file_leaves_out_what_is_not_used(single, tmp_path, capsys):
     file = open_tensors(single)
     more = {"model_ema.decay": np.float32(0.9), "global_step": np.array(3)}
-    write_tensors(tmp_path / "more.safetensors", file.tensors | more, dict(file.metadata) | {"title": "mine"})
+    write_tensors(tmp_path / "more.safetensors", {**file.tensors, **more}, dict(file.metadata) | {"title": "mine"})
     assert run(convert.main, [str(tmp_path / "more.safetensors"), "--out", str(tmp_path / "b.safetensors")]) == 0
     assert "left out: 2 tensors that no network uses" in capsys.readouterr().out
     assert_same(single, tmp_path / "b.safetensors")
@@ -96,7 +98,7 @@ def test_the_dtype_is_the_files(single, tmp_path):
 
 
 def test_values_beyond_float16_are_refused_and_nothing_is_left(tmp_path, capsys):
-    huge = tiny.unet(1, tiny.MICRO_UNET)
+    huge: Any = tiny.unet(1, tiny.MICRO_UNET)
     huge.time_embedding.linear_1.bias[...] = jnp.full_like(huge.time_embedding.linear_1.bias[...], 1e6)
     save_folder(tmp_path / "huge", unet=huge)
     for out in ("out", "out.safetensors"):
@@ -187,8 +189,6 @@ def test_bad_arguments_are_one_line_and_write_nothing(root, tmp_path, monkeypatc
 
 
 def test_parts_of_other_kinds_of_models_are_refused(root, tmp_path, capsys):
-    import dataclasses
-
     wide = dataclasses.replace(tiny.MICRO_UNET, cross_attention_dim=12)
     save_folder(tmp_path / "wide", unet=tiny.unet(1, wide))
     arguments = [str(tmp_path / "wide"), "--out", str(tmp_path / "out"), "--base", str(root / "base")]

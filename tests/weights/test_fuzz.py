@@ -5,6 +5,7 @@ The examples are the same every time (derandomize, see conftest.py).
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import tracemalloc
@@ -26,9 +27,10 @@ from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.flax_folders import open_flax
 from afa_jax.weights.folders import save_folder
-from afa_jax.weights.load import check_networks, open_checkpoint
+from afa_jax.weights.load import check_network, check_networks, open_checkpoint
 from afa_jax.weights.lora import with_loras
-from afa_jax.weights.single_file import CONFIGS, write_single_file
+from afa_jax.weights.single_file import CONFIGS as SAID
+from afa_jax.weights.single_file import write_single_file
 from afa_jax.weights.tensors import Tensor, _chunks, open_tensors, write_tensors
 from tests import tiny
 
@@ -53,8 +55,8 @@ NUMBERS = [
     10**400,
 ]
 few = settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-some = settings(few, max_examples=120)
-many = settings(few, max_examples=250)
+some = settings(few, max_examples=60)
+many = settings(few, max_examples=120)
 
 junk = st.recursive(
     st.none()
@@ -227,7 +229,7 @@ def test_headers_made_to_break_parsers(tmp_path: Path, header: str) -> None:
 
 # Configs
 
-CONFIGS = {
+CONFIGS: dict[str, tuple[Any, Any]] = {
     "unet": (UNetConfig, tiny.SMALL_UNET),
     "vae": (VAEConfig, tiny.VAE_CONFIG),
     "text_encoder": (TextConfig, tiny.TEXT),
@@ -262,7 +264,6 @@ def test_schedules_of_any_types(fields: dict) -> None:
         ("unet", dict(layers_per_block=10**9)),
         ("unet", dict(block_out_channels=[8] * 10**5)),
         ("unet", dict(transformer_layers_per_block=10**9)),
-        ("vae", dict(block_out_channels=[2**20] * 3)),
         ("vae", dict(layers_per_block=10**12)),
         ("text_encoder", dict(num_hidden_layers=10**9)),
         ("text_encoder", dict(vocab_size=2**20, hidden_size=2**20, intermediate_size=2**20)),
@@ -275,7 +276,7 @@ def test_giant_networks_are_not_built(folder: Path, tmp_path: Path, part: str, f
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
     tracemalloc.start()
     with pytest.raises(InputError):
-        check_networks(model)
+        check_network(model, part)
     assert tracemalloc.get_traced_memory()[1] < MEMORY
     tracemalloc.stop()
 
@@ -290,7 +291,7 @@ def test_damaged_json_in_a_folder(folder: Path, tmp_path: Path, name: str, chang
     (model / name).write_bytes(damaged(whole, changes))
     checkpoint = open_checkpoint(model)
     for part in ("unet", "scheduler"):
-        survives(lambda part=part: checkpoint.config(part))
+        survives(functools.partial(checkpoint.config, part))
     (model / name).write_bytes(whole)
 
 
@@ -341,10 +342,13 @@ def test_damaged_loras(lora: bytes, tmp_path: Path, changes: list) -> None:
     survives(lambda: bake(path))
 
 
-def test_the_whole_lora_fits(lora: bytes, tmp_path: Path) -> None:
-    """Else the damage above would never be reached."""
+def test_what_is_damaged_here_can_be_read_whole(lora: bytes, single: Path, tmp_path: Path) -> None:
+    """Else nothing but the first check would be tested."""
     (tmp_path / "lora.safetensors").write_bytes(lora)
     bake(tmp_path / "lora.safetensors")
+    check_networks(single)
+    (tmp_path / "a.msgpack").write_bytes(FLAX)
+    assert len(open_flax(tmp_path / "a.msgpack").tensors) == 3
 
 
 @some
@@ -361,7 +365,7 @@ def test_the_whole_lora_fits(lora: bytes, tmp_path: Path) -> None:
 )  # fmt: skip
 def test_invented_loras(tmp_path: Path, tensors: dict) -> None:
     path = tmp_path / "lora.safetensors"
-    write_tensors(path, {name: np.full(shape, 0, dtype) for name, (shape, dtype) in tensors.items()})
+    path.write_bytes(b"".join(_chunks({name: np.zeros(shape, dtype) for name, (shape, dtype) in tensors.items()}, {})))
     survives(lambda: bake(path))
 
 
@@ -427,9 +431,10 @@ def test_flax_files_made_to_break_parsers(tmp_path: Path, data: bytes) -> None:
 
 
 @pytest.fixture(scope="module")
-def single(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A single file of a text encoder alone, to be quick."""
     path = tmp_path_factory.mktemp("single") / "model.safetensors"
-    write_single_file(path, open_checkpoint(folder))
+    write_single_file(path, MemoryCheckpoint.of(text_encoder=tiny.text_encoder(0)))
     return path
 
 
@@ -452,15 +457,14 @@ def test_single_files_with_other_tensors_and_configs(single: Path, tmp_path: Pat
         tensors[name] = np.zeros(data.draw(shapes), np.float16)
     for name in data.draw(st.lists(names, max_size=3)):
         tensors.pop(name, None)
-    configs = json.loads(file.metadata[CONFIGS])
+    configs = json.loads(file.metadata[SAID])
     part = data.draw(st.sampled_from(sorted(configs)))
     for field in data.draw(st.lists(st.sampled_from(sorted(configs[part])), max_size=2)):
         configs[part][field] = data.draw(junk)
     said = data.draw(st.sampled_from([json.dumps(configs), None]) | junk.map(json.dumps))
     path = tmp_path / "a.safetensors"
-    path.write_bytes(b"".join(_chunks(tensors, {} if said is None else {CONFIGS: said})))
+    path.write_bytes(b"".join(_chunks(tensors, {} if said is None else {SAID: said})))
     survives(lambda: check_networks(path))
-    survives(lambda: NoiseSchedule.from_json(open_checkpoint(path).config("scheduler")))
 
 
 @some
