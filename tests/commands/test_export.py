@@ -73,7 +73,7 @@ def test_a_pair_that_does_not_belong_together_is_refused(root, arguments, tmp_pa
 
 @pytest.mark.parametrize("out", ["b.safetensors", "b"])
 def test_an_expert_gets_the_bases_vae_and_schedule(root, arguments, tmp_path, out):
-    assert run(export.main, [*arguments, "--expert", "b", str(tmp_path / out), "--dtype", "float16"]) == 0
+    assert run(export.main, [*arguments, "--bake", "b", str(tmp_path / out), "--dtype", "float16"]) == 0
     written, expert, base = (open_checkpoint(path) for path in (tmp_path / out, root / "b", root / "base"))
     for part, source in (("unet", expert), ("text_encoder", expert), ("vae", base)):
         for key, tensor in source.tensors(part).items():
@@ -147,8 +147,8 @@ def test_stages_without_a_site_take_the_nearest_ones_weights():
     [
         ([], "nothing to export"),
         (["--pair", "x"], "--workdir is missing"),
-        (["--expert", "d", "x"], "no expert 'd'; there are a, b, c"),
-        (["--expert", "a", "x.pt"], "pickles are not written"),
+        (["--bake", "d", "x"], "no expert 'd'; there are a, b, c"),
+        (["--bake", "a", "x.pt"], "pickles are not written"),
         (["--snapshot", "x", "--workdir", "nowhere"], "nowhere: no such f"),
         (["--snapshot", "x", "--workdir", "nowhere", "--pairs=1"], "choose --pairs of 2 or more"),
     ],

@@ -7,6 +7,7 @@ Of each model DIR gets a single file, `<case>.safetensors`, and a diffusers fold
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,7 +69,7 @@ CASES: dict[str, dict[str, dict]] = {
     ),
 }
 DTYPES = {"single_sd15": np.float32, "single_sd21": np.float16}
-CLASSES = dict(unet=UNetConfig, vae=VAEConfig, text_encoder=TextConfig)
+CLASSES: dict[str, Any] = dict(unet=UNetConfig, vae=VAEConfig, text_encoder=TextConfig)
 
 
 def checkpoint(case: str) -> MemoryCheckpoint:
