@@ -194,7 +194,7 @@ def test_local_paths_come_first(hub, tmp_path, monkeypatch):
 def test_what_is_no_hub_id_is_said_without_asking(hub, path, message):
     with pytest.raises(InputError, match=message) as error:
         fetch(path, EXPERT, revision="v2")
-    assert str(error.value).startswith(f"{path}: ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(path.replace("\0", "\\x00") + ": ") and "\n" not in str(error.value)
     assert hub == []
 
 
