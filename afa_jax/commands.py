@@ -19,6 +19,12 @@ from ml_collections import ConfigDict
 
 from afa_jax.errors import COMPILING, InputError, Stopped
 
+_PLACES = (
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
+    errno.ENAMETOOLONG, errno.ELOOP,
+)  # fmt: skip
+"""Errors of the place that a file was to be written to or read from."""
+
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:
     """Run a command as ``python -m`` does.
@@ -36,9 +42,13 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         print(f"error: {error}", file=sys.stderr)
         return 2
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            reason = "no space left on the disk; make room there"
+        elif error.filename is not None and error.errno in _PLACES:
+            reason = f"{error.strerror}; choose another place, or mend that"
+        else:
             raise
-        print(f"error: {error.filename or 'a file'}: no space left on the disk; make room there", file=sys.stderr)
+        print(f"error: {error.filename or 'a file'}: {reason}", file=sys.stderr)
         return 2
     except Stopped as stopped:
         print(stopped, file=sys.stderr)
@@ -97,12 +107,15 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     known, rest = parser.parse_known_args(list(arguments))
     if unknown := [argument for argument in rest if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    overrides = [argument.removeprefix("--config.") for argument in rest]
+    config = load_config(known.config, [argument.removeprefix("--config.") for argument in rest])
     if known.expert:
         from afa_jax.ingredients import parse_argument
 
-        overrides.append(f"experts={[parse_argument(argument) for argument in known.expert]!r}")
-    return known, load_config(known.config, overrides)
+        if "experts" not in config:
+            parser.error(f"--expert: {known.config} is not of an ensemble, it has no experts")
+        with config.unlocked():
+            config.experts = [parse_argument(argument) for argument in known.expert]
+    return known, config
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
@@ -115,7 +128,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     if not Path(path).is_file():
         raise InputError(f"--config {spec}: no file {path}")
     module_spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
-    assert module_spec is not None and module_spec.loader is not None
+    if module_spec is None or module_spec.loader is None:
+        raise InputError(f"--config {spec}: {path} is not a Python file")
     module = importlib.util.module_from_spec(module_spec)
     module_spec.loader.exec_module(module)
     try:

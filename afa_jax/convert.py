@@ -16,24 +16,21 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 import afa_jax
 from afa_jax.commands import Parser, load_config, run
 from afa_jax.diffusion.schedule import PREDICTIONS
 from afa_jax.errors import InputError
 from afa_jax.experts import find_checkpoints
 from afa_jax.files import check_new, replace_text
-from afa_jax.ingredients import parse_lora
+from afa_jax.ingredients import DTYPES, Source, bake, parse_lora
 from afa_jax.report.checkpoints import WIDTH, duplicates, print_components, print_description, print_pairs, resemblance
-from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, rounded
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.combine import COMPONENTS, check_parts, compose
 from afa_jax.weights.compare import EXPERT, comparison, expert_blocks
 from afa_jax.weights.describe import component, container, describe, describe_file, file_sha256
 from afa_jax.weights.folders import write_folder
 from afa_jax.weights.hub import fetch
 from afa_jax.weights.load import check_networks, open_checkpoint
-from afa_jax.weights.lora import with_loras
 from afa_jax.weights.single_file import SingleFileCheckpoint, write_single_file
 from afa_jax.weights.tensors import PICKLES
 
@@ -68,28 +65,28 @@ def main(arguments: Sequence[str]) -> int:
         if getattr(options, name):
             raise InputError(f"--{name} goes with --inspect")
     check_out(options.out, options.overwrite)
+    for name in ("lora", "vae", "base"):
+        for text in options.lora if name == "lora" else [getattr(options, name)]:
+            other = Path(parse_lora(text)[0] if name == "lora" else text or "")
+            if options.out.exists() and other.exists() and options.out.samefile(other):
+                raise InputError(f"--out {options.out} would replace the file of --{name}; choose another name")
     convert(options)
     return 0
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
     """The option that says how weights are stored."""
-    dtypes = ("float16", "bfloat16", "float32")
-    parser.add_argument("--dtype", choices=dtypes, help="of the written weights (default: as they are stored)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are stored)")
 
 
 def convert(options: argparse.Namespace) -> None:
     """Write the input as the options say."""
     name = options.inputs[0]
-    source = open_input(name, options)
-    check_networks(source)
-    if isinstance(source, SingleFileCheckpoint) and source.unused:
-        print(f"left out: {source.unused} tensors that no network uses (moving averages, training state)")
-    recipe: dict[str, Any] = dict(input=identity(name, source))
-    checkpoint = source
-    if options.lora:
-        # They are listed in the metadata afa_jax.loras.
-        checkpoint = with_loras(source, [(fetch(path, ()), weight) for path, weight in map(parse_lora, options.lora)])
+    checkpoint = open_input(name, options)
+    check_networks(checkpoint)
+    if isinstance(checkpoint, SingleFileCheckpoint) and checkpoint.unused:
+        print(f"left out: {checkpoint.unused} tensors (unused weights, moving averages, training state)")
+    recipe: dict[str, Any] = dict(input=identity(name, checkpoint))
     taken = {} if options.vae is None else {"vae": options.vae}
     for part in COMPONENTS:
         if part in taken or part in checkpoint.components:
@@ -102,22 +99,28 @@ def convert(options: argparse.Namespace) -> None:
             taken[part] = options.base
     others = {}
     for part, other in taken.items():
-        others[part] = opened = open_checkpoint(fetch(other, [part]))
+        opened = open_checkpoint(fetch(other, [part]))
         if part not in opened.components:
-            raise InputError(f"{other}: it has no {part} to take")
+            if part in NETWORKS:
+                raise InputError(f"{other}: it has no {part} to take")
+            print(f"{part}: neither {name} nor {other} has one")
+            continue
+        others[part] = opened
         print(f"{part}: taken from {other}")
         if part in NETWORKS:
             recipe.setdefault("taken", {})[part] = identity(other, opened, [part])
     composed = compose(checkpoint, **others)
     check_networks(composed)
     check_parts(composed)
-    write(options.out, composed, recipe, dtype=options.dtype, overwrite=options.overwrite)
+    # What is baked in is listed in the metadata afa_jax.loras.
+    baked = bake(composed, [parse_lora(text) for text in options.lora], options.dtype)
+    write(options.out, baked, recipe | dict(dtype=options.dtype or "as stored"), overwrite=options.overwrite)
 
 
 def open_input(name: str, options: argparse.Namespace) -> Checkpoint:
     """The checkpoint that an argument names, on the hub or here."""
-    path = fetch(name, COMPONENTS, revision=options.revision, variant=options.variant)
-    return open_checkpoint(path, variant=options.variant, prediction_type=options.prediction_type, ema=options.ema)
+    fields = ("revision", "variant", "prediction_type", "ema")
+    return Source(path=name, **{field: getattr(options, field) for field in fields}).open(COMPONENTS)
 
 
 def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETWORKS) -> dict[str, Any]:
@@ -131,7 +134,7 @@ def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETW
 
 def is_single(out: Path) -> bool:
     """Whether an output's name asks for a single file."""
-    return out.suffix == ".safetensors"
+    return out.suffix.lower() == ".safetensors"
 
 
 def check_out(out: Path, overwrite: bool) -> None:
@@ -145,13 +148,9 @@ def check_out(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out} does not look like a diffusers folder (no model_index.json); remove it yourself")
 
 
-def write(
-    out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, dtype: str | None = None, overwrite: bool = False
-) -> None:
+def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overwrite: bool = False) -> None:
     """Write a checkpoint with its recipe, and print what was written."""
-    if dtype is not None:
-        checkpoint = rounded(checkpoint, jnp.dtype(dtype))
-    whole = dict(version=afa_jax.__version__, **recipe, dtype=dtype or "as stored")
+    whole = dict(version=afa_jax.__version__, **recipe)
     if RECIPE in checkpoint.metadata:
         whole["before"] = parsed(checkpoint.metadata[RECIPE])
     metadata = {RECIPE: json.dumps(whole)}
@@ -187,7 +186,9 @@ def inspect(options: argparse.Namespace) -> int:
     experts = {}
     if options.config:
         base, own = find_checkpoints(load_config(options.config))
-        experts = {name: expert_blocks(checkpoint) for name, checkpoint in ({"base": base} | own).items()}
+        if {*EXPERT} <= {*base.components}:
+            own = {"base": base} | own
+        experts = {name: expert_blocks(checkpoint) for name, checkpoint in own.items()}
     found: dict[str, dict[str, Any]] = {}
     blocks: dict[str, Any] = {}
     status = 0
@@ -207,18 +208,20 @@ def inspect(options: argparse.Namespace) -> int:
         print_description(name, found[name])
         print()
     all_pairs = {(one, other): comparison(blocks[one], blocks[other]) for one, other in combinations(blocks, 2)}
-    pairs = {pair: apart for pair, apart in all_pairs.items() if apart is not None}
+    pairs = {pair: difference for pair, difference in all_pairs.items() if difference is not None}
+    apart = [pair for pair, difference in all_pairs.items() if difference is None]
     lines = duplicates(pairs, found)
+    lines += [f"not compared: {one} and {other} have different architectures" for one, other in apart]
     if pairs:
         print_pairs(pairs, {name: number for number, name in enumerate(blocks, 1)})
         print()
     for line in lines:
         print(textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))
     if options.json:
-        table = [
-            dict(inputs=pair, kind=apart.kind, total=apart.total, blocks=dict(apart.blocks))
-            for pair, apart in pairs.items()
+        table: list[dict[str, Any]] = [
+            dict(inputs=pair, kind=own.kind, total=own.total, blocks=dict(own.blocks)) for pair, own in pairs.items()
         ]
+        table += [dict(inputs=pair, kind=None) for pair in apart]
         whole = dict(version=afa_jax.__version__, inputs=found, pairs=table, duplicates=lines)
         options.json.parent.mkdir(parents=True, exist_ok=True)
         replace_text(options.json, json.dumps(whole, indent=2) + "\n")

@@ -88,8 +88,6 @@ def load_experts(
             or prediction types.
     """
     base, checkpoints = find_checkpoints(config)
-    for mismatch in mismatches(base, checkpoints):
-        raise InputError(mismatch.message)
     if base.tokenizer is None:
         raise InputError(
             f"base: {base.path} has no tokenizer; name one, base=dict(path=..., tokenizer=FOLDER), such as the hub's "
@@ -97,6 +95,10 @@ def load_experts(
         )
     if "vae" not in base.components:
         raise InputError(f"base: {base.path} has no VAE; take a base model that has one")
+    if "scheduler" not in base.components:
+        raise InputError(f"base: {base.path} has no scheduler_config.json; take a base model that has one")
+    for mismatch in mismatches(base, checkpoints):
+        raise InputError(mismatch.message)
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
     stored = list(checkpoints.values())
     return Experts(
@@ -162,6 +164,10 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
             a, b = getattr(encoders[0], field), getattr(encoder, field)
             message = f"experts {names[0]!r} and {name!r} have different text encoders: {field} is {a!r} and {b!r}"
             yield Mismatch(name, "text encoder", message)
+    for name, unet, encoder in zip(names, unets, encoders, strict=True):
+        if encoder.hidden_size != unet.cross_attention_dim:
+            taken = f"its U-Net takes {unet.cross_attention_dim}"
+            yield Mismatch(name, "text states", f"expert {name!r}: text states are {encoder.hidden_size} wide, {taken}")
     channels = vae_config(base).latent_channels
     for name, unet in zip(names, unets, strict=True):
         if unet.in_channels != channels:

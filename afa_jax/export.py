@@ -18,28 +18,32 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax.commands import Parser, parse, run
 from afa_jax.convert import add_dtype_argument, check_out, identity, write
+from afa_jax.data.loader import loading
+from afa_jax.data.sources import PictureSource, make_source
+from afa_jax.data.split import hold_out
 from afa_jax.errors import InputError
 from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
-from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts
+from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, mismatches
 from afa_jax.files import check_new, replace_bytes, replace_folder
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
 from afa_jax.generate import make_denoiser
+from afa_jax.ingredients import bake
 from afa_jax.parallel import stack
 from afa_jax.report.checkpoints import print_table
-from afa_jax.screen import held_out_pairs
+from afa_jax.screen import choose_pairs, unseen
 from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, check_aggregators, read_record
-from afa_jax.weights.checkpoint import Checkpoint, hash_components, rounded
-from afa_jax.weights.combine import Composed, average, compose
+from afa_jax.weights.checkpoint import Checkpoint, hash_components
+from afa_jax.weights.combine import Composed, average, check_parts, compose
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.hub import fetch_run
 from afa_jax.weights.load import check_networks, load_text_encoder, load_unet
 
+BASES = ("vae", "scheduler", "tokenizer")  # what an ensemble has of its base model
 NOTE = (
     "A static approximation of an ensemble: each block of weights is the average of the experts' with fixed weights, "
     "where the ensemble chooses anew for every pixel, timestep and prompt."
@@ -67,12 +71,19 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"choose --pairs of 2 or more, --draws of 1 or more, and --seed from 0 to {2**31 - 1}")
     if options.pair:
         check_new(options.pair, options.overwrite)
+        if options.pair.exists() and not options.pair.is_dir():
+            raise InputError(f"--pair {options.pair} is a file; choose another name")
         if options.pair.exists() and {path.name for path in options.pair.iterdir()} - {WEIGHTS, RECORD}:
             raise InputError(f"--pair {options.pair}: there is something else in it; choose another folder")
+    outs = [Path(out) for out in (options.pair, options.snapshot, options.bake and options.bake[1]) if out]
+    if len({out.resolve() for out in outs}) < len(outs):
+        raise InputError("two of --pair, --snapshot and --bake have one name; choose another")
     for out in (options.snapshot, options.bake and Path(options.bake[1])):
         if out:
             check_out(out, options.overwrite)
     base, checkpoints = find_checkpoints(config)
+    for mismatch in mismatches(base, checkpoints):
+        raise InputError(mismatch.message)
     if options.bake and options.bake[0] not in checkpoints:
         raise InputError(f"no expert {options.bake[0]!r}; there are {', '.join(checkpoints)}")
 
@@ -82,15 +93,18 @@ def main(arguments: Sequence[str]) -> None:
         name, out = options.bake
         expert = with_base(checkpoints[name], base)
         check_networks(expert)
-        recipe = dict(made="expert", name=name, input=identity(str(expert.path), checkpoints[name], EXPERT))
-        write(Path(out), expert, recipe, dtype=options.dtype, overwrite=options.overwrite)
+        check_parts(expert)
+        print(f"{', '.join(part for part in BASES if part in base.components)}: the base's")
+        entry = next(dict(entry) for entry in config.experts if entry["name"] == name)
+        recipe = dict(made="expert", name=name, entry=entry, input=identity(entry["path"], checkpoints[name], EXPERT))
+        write(Path(out), bake(expert, (), options.dtype), recipe, overwrite=options.overwrite)
     if options.snapshot:
         export_snapshot(fetch_run(options.workdir), base, checkpoints, config, options)
 
 
 def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
     """An expert with the VAE, tokenizer and schedule that it has in the ensemble: the base's."""
-    others = {name: base for name in ("vae", "scheduler", "tokenizer") if name in base.components}
+    others = {name: base for name in BASES if name in base.components}
     return compose(expert, **others)
 
 
@@ -121,8 +135,8 @@ def export_snapshot(
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     ensemble = make_denoiser("afa", experts, run)
     assert isinstance(ensemble, Ensemble)
-    validation = config.get("validation", {})
-    pixels, captions = held_out_pairs(validation.get("data") or config.data, options.pairs, options.seed)
+    source, held_out = router_pairs(config)
+    pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
     experts.check_size(pixels.shape[1:3])
     half, how = options.pairs // 2, dict(draws=options.draws, batch=min(options.pairs // 2, config.sample.batch))
     routed = predictions(ensemble, experts, pixels[:half], captions[:half], **how).weights
@@ -147,11 +161,9 @@ def export_snapshot(
         "snapshot": block_weights(sites, stages),
     }
     for name, weights in blocks.items():
-        merged: Checkpoint = average(list(checkpoints.values()), weights)
-        if options.dtype:
-            merged = rounded(merged, jnp.dtype(options.dtype))
+        merged = bake(average(list(checkpoints.values()), weights), (), options.dtype)
         measured[name] = predict_alone(merged, shared, *rest, dtype=config.dtype, **how)
-    figures = report(measured)
+    figures = report(measured, held_out)
     snapshot = average(list(checkpoints.values()), blocks["snapshot"])
     recipe = dict(
         made="snapshot",
@@ -159,9 +171,9 @@ def export_snapshot(
         aggregators_sha256=aggregators_hash(run),
         experts=record,
         weights={site: [round(float(weight), 6) for weight in weights] for site, weights in sites.items()},
-        measured=dict(pairs=len(rest[1]), draws=options.draws, seed=options.seed, **figures),
+        measured=dict(held_out=held_out, pairs=len(rest[1]), draws=options.draws, seed=options.seed, **figures),
     )
-    write(options.snapshot, with_base(snapshot, base), recipe, dtype=options.dtype, overwrite=options.overwrite)
+    write(options.snapshot, bake(with_base(snapshot, base), (), options.dtype), recipe, overwrite=options.overwrite)
 
 
 def predict_alone(
@@ -180,15 +192,31 @@ def predict_alone(
     return predictions(SingleExpert(experts=alone.unet, index=0), alone, pixels, captions, **how)
 
 
-def report(measured: Mapping[str, Predictions]) -> dict[str, Any]:
+def router_pairs(config: ConfigDict) -> tuple[PictureSource, bool]:
+    """The examples to measure on, and whether the router was not trained on them.
+
+    These are what validation sees (``validation.data``, or what it holds out of the training data), and without
+    validation emoji scenes of an unseen seed; of any other data there is only what was trained on.
+    """
+    validation = config.get("validation", ConfigDict())
+    if validation.get("data"):
+        return make_source(validation.data), True
+    source = make_source(config.data)
+    if validation.get("every"):
+        return hold_out(source, validation.pairs, validation.seed)[1], True
+    return unseen(source), unseen(source) is not source
+
+
+def report(measured: Mapping[str, Predictions], held_out: bool) -> dict[str, Any]:
     """Print and return noise MSE and distance to the ensemble, by method; of the experts, the best one by its MSE."""
     singles = [name for name in measured if name.startswith("expert ")]
     best = min(singles, key=lambda name: measured[name].mse)
     ensemble = measured["ensemble"]
     mse = {name: measured[name].mse for name in ("ensemble", "snapshot", "uniform average", best)}
     distance = {name: measured[name].distance(ensemble) for name in mse if name != "ensemble"}
-    print("on held-out pairs: the noise MSE, and the distance to the ensemble (MSE between the two predictions of the")
-    print("noise, relative to the power of the ensemble's)")
+    pairs = "held-out pairs" if held_out else "pairs of the training data (nothing was held out)"
+    print(f"on {pairs}: the noise MSE, and the distance to the ensemble")
+    print("(MSE between the two predictions of the noise, relative to the power of the ensemble's)")
     rows = [[name, f"{mse[name]:.5f}", f"{distance[name]:.5f}" if name in distance else ""] for name in mse]
     print_table([["", "noise MSE", "distance"], *rows], (24, 12, 12))
     return dict(noise_mse=mse, distance_to_ensemble=distance, best_expert=best.removeprefix("expert "))

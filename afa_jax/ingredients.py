@@ -16,19 +16,23 @@ rounded after that; of the base model also ``tokenizer``, a folder or hub id for
 from __future__ import annotations
 
 import dataclasses
+import math
+import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from ml_collections import ConfigDict
+
+from afa_jax.diffusion.schedule import PREDICTIONS
 from afa_jax.errors import InputError
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, rounded
 from afa_jax.weights.combine import compose
-from afa_jax.weights.hub import fetch
+from afa_jax.weights.hub import fetch, fetch_lora
 from afa_jax.weights.load import open_checkpoint
 from afa_jax.weights.lora import with_loras
 
 DTYPES = ("float32", "float16", "bfloat16")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 T = TypeVar("T", bound="Source")
 
 
@@ -60,15 +64,6 @@ class ExpertSource(Source):
     loras: tuple[tuple[str, float], ...] = ()
     dtype: str | None = None
 
-    def open(self, components: Sequence[str]) -> Checkpoint:
-        """As Source.open, with the LoRAs baked in."""
-        checkpoint = super().open(components)
-        if self.loras:
-            if self.dtype is not None:
-                checkpoint = rounded(checkpoint, "float32")  # what the LoRAs add is rounded once, at the end
-            checkpoint = with_loras(checkpoint, [(fetch(path, ()), weight) for path, weight in self.loras])
-        return checkpoint if self.dtype is None else rounded(checkpoint, self.dtype)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BaseSource(Source):
@@ -86,26 +81,41 @@ class BaseSource(Source):
         return compose(checkpoint, tokenizer=MemoryCheckpoint({}, tokenizer=within if within.is_dir() else folder))
 
 
-def parse_expert(entry: Mapping[str, Any]) -> ExpertSource:
+def bake(checkpoint: Checkpoint, loras: Sequence[tuple[str, float]], dtype: str | None = None) -> Checkpoint:
+    """A checkpoint with LoRAs, local or on the hub, and in ``dtype`` after that; rounded once.
+
+    Raises:
+        InputError: as fetch_lora, with_loras and rounded.
+    """
+    if loras:
+        # As it is stored, a tensor is rounded after the LoRAs; what becomes another dtype is not rounded before.
+        exact = checkpoint if dtype is None else rounded(checkpoint, "float32")
+        checkpoint = with_loras(exact, [(fetch_lora(path), weight) for path, weight in loras])
+    return checkpoint if dtype is None else rounded(checkpoint, dtype)
+
+
+def parse_expert(entry: Any) -> ExpertSource:
     """An expert's entry of a config.
 
     Raises:
         InputError: a field that is missing, unknown or of another type.
     """
-    what = f"expert {entry['name']!r}" if "name" in entry else "an expert"
+    if not isinstance(entry, Mapping | ConfigDict):
+        raise InputError(f"an expert is {entry!r}; write dict(name=..., path=...)")
     values = dict(entry)
+    what = f"expert {values['name']!r}" if "name" in values else "an expert"
     if "loras" in values:
         try:
             values["loras"] = tuple((str(path), float(weight)) for path, weight in values["loras"])
         except (TypeError, ValueError):
             raise InputError(f"{what}: loras={values['loras']!r}; write a list of (path, weight)") from None
-    if values.get("dtype") not in (None, *DTYPES):
-        raise InputError(f"{what}: dtype={values['dtype']!r}; choose {', '.join(DTYPES)}")
     return _build(ExpertSource, values, what)
 
 
 def parse_base(entry: Any) -> BaseSource:
     """The base model of a config: a path, or a mapping with ``path``; raises as parse_expert."""
+    if not isinstance(entry, str | Mapping | ConfigDict):
+        raise InputError(f"base is {entry!r}; write a path, or dict(path=...)")
     return _build(BaseSource, dict(path=entry) if isinstance(entry, str) else dict(entry), "base")
 
 
@@ -123,12 +133,19 @@ def parse_argument(argument: str) -> dict[str, Any]:
     loras = []
     for other in others:
         field, equals, value = other.partition("=")
-        if not equals or field in entry:
-            raise InputError(f"--expert {argument}: {other!r} is not FIELD=VALUE, or is there twice")
+        if not equals or field in entry or field == "loras":
+            raise InputError(
+                f"--expert {argument}: {other!r} is not FIELD=VALUE, or is there twice; commas separate fields, and a "
+                "LoRA is lora=PATH:WEIGHT"
+            )
         if field == "lora":
             loras.append(parse_lora(value))
+        elif field == "ema":
+            if value.lower() not in ("true", "false"):
+                raise InputError(f"--expert {argument}: ema={value}; choose true or false")
+            entry[field] = value.lower() == "true"
         else:
-            entry[field] = value in ("true", "True", "1") if field == "ema" else value
+            entry[field] = value
     return entry | (dict(loras=loras) if loras else {})
 
 
@@ -136,15 +153,18 @@ def parse_lora(argument: str) -> tuple[str, float]:
     """``PATH`` or ``PATH:WEIGHT``; the weight is 1 where it is not given.
 
     Raises:
-        InputError: what follows the last colon is not a number.
+        InputError: what follows the last colon is not a finite number.
     """
-    path, colon, weight = argument.rpartition(":")
-    if not colon:
+    path, colon, text = argument.rpartition(":")
+    if not colon or os.path.exists(argument):
         return argument, 1.0
     try:
-        return path, float(weight)
+        weight = float(text)
     except ValueError:
-        raise InputError(f"LoRA {argument}: write PATH:WEIGHT, {weight!r} is not a number") from None
+        weight = math.nan
+    if not math.isfinite(weight):
+        raise InputError(f"LoRA {argument}: write PATH:WEIGHT, {text!r} is not a finite number")
+    return path, weight
 
 
 def find_checkpoints(base: Any, experts: Iterable[Mapping[str, Any]]) -> tuple[Checkpoint, dict[str, Checkpoint]]:
@@ -162,19 +182,20 @@ def find_checkpoints(base: Any, experts: Iterable[Mapping[str, Any]]) -> tuple[C
     if len(set(names)) < len(names):
         raise InputError(f"experts have the same name: {', '.join(names)}")
     shared = ("vae", "tokenizer", "scheduler")
-    opened = parse_base(base).open(shared)
+    parsed = parse_base(base)
+    opened = parsed.open(shared)
     checkpoints = {}
     for source in sources:
         checkpoint = source.open(("unet", "text_encoder", "scheduler"))
         if "unet" not in checkpoint.components:
             raise InputError(f"expert {source.name!r}: {checkpoint.path} has no U-Net")
         if "text_encoder" not in checkpoint.components:
-            other = parse_base(base).open((*shared, "text_encoder"))
+            other = parsed.open((*shared, "text_encoder"))
             if "text_encoder" not in other.components:
                 raise InputError(f"expert {source.name!r}: neither {checkpoint.path} nor the base has a text encoder")
             warnings.warn(f"expert {source.name!r} has no text encoder; it takes the base model's", stacklevel=2)
             checkpoint = compose(checkpoint, text_encoder=other)
-        checkpoints[source.name] = checkpoint
+        checkpoints[source.name] = bake(checkpoint, source.loras, source.dtype)
     return opened, checkpoints
 
 
@@ -189,6 +210,7 @@ def _build(cls: type[T], values: dict[str, Any], what: str) -> T:
         expected = bool if name == "ema" else str
         if value is not None and name != "loras" and not isinstance(value, expected):
             raise InputError(f"{what}: {name}={value!r}; expected {expected.__name__}")
-    if values.get("prediction_type") not in (None, *PREDICTION_TYPES):
-        raise InputError(f"{what}: prediction_type={values['prediction_type']!r}; choose {', '.join(PREDICTION_TYPES)}")
+    for name, choices in dict(prediction_type=PREDICTIONS, dtype=DTYPES).items():
+        if values.get(name) not in (None, *choices):
+            raise InputError(f"{what}: {name}={values[name]!r}; choose {', '.join(choices)}")
     return cls(**{name: value for name, value in values.items() if value is not None})

@@ -27,7 +27,8 @@ from tqdm import tqdm
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.emoji.scenes import UNSEEN, SceneSource
 from afa_jax.data.loader import loading
-from afa_jax.data.sources import BadExample, make_source
+from afa_jax.data.sources import BadExample, PictureSource, make_source
+from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.evaluation.noise import expert_errors
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
@@ -101,7 +102,7 @@ def measure(config: ConfigDict, count: int, draws: int, seed: int) -> RoutingGai
         InputError: experts or data cannot be used, or an expert's predictions are not finite.
     """
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
-    pixels, captions = held_out_pairs(config.data, count, seed)
+    pixels, captions = choose_pairs(unseen(make_source(config.data)), loading(config.data)["crop"], count, seed)
     experts.check_size(pixels.shape[1:3])
     parts = []
     with tqdm(total=count, unit="pair", dynamic_ncols=True, disable=None) as progress:
@@ -115,17 +116,19 @@ def measure(config: ConfigDict, count: int, draws: int, seed: int) -> RoutingGai
     return routing_gain(parts, seed=seed)
 
 
-def held_out_pairs(config: ConfigDict, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Pictures, uint8 ``[count, rows, columns, 3]``, and captions that the experts were not trained on.
+def unseen(source: PictureSource) -> PictureSource:
+    """Emoji scenes that nothing trains on; of any other data, the source itself."""
+    return dataclasses.replace(source, seed=UNSEEN) if isinstance(source, SceneSource) else source
+
+
+def choose_pairs(source: PictureSource, crop: Crop | None, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
+    """Pictures, uint8 ``[count, rows, columns, 3]``, and captions, chosen by a hash of ``seed``.
 
     An example that cannot be read is named in a warning, and the next one takes its place.
 
     Raises:
         InputError: the data has fewer readable examples.
     """
-    source, crop = make_source(config), loading(config)["crop"]
-    if isinstance(source, SceneSource):
-        source = dataclasses.replace(source, seed=UNSEEN)
     pictures, captions = [], []
     for index in by_hash(len(source), seed):
         try:

@@ -92,6 +92,33 @@ def test_an_expert_without_a_text_encoder_takes_the_bases(files):
     assert same(jax.tree.map(lambda x: x[0], alone.unet), tiny.unet(1, tiny.MICRO_UNET))
 
 
+def test_a_lora_reaches_a_text_encoder_that_is_the_bases(files, tmp_path):
+    name, rng = "lora_te_text_model_encoder_layers_0_self_attn_q_proj", np.random.default_rng(1)
+    up, down = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 2), (2, 8)))
+    write_tensors(tmp_path / "te.safetensors", {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down})
+    entry = dict(name="alone", path=f"{files}/alone.safetensors", loras=[(f"{tmp_path}/te.safetensors", 1.0)])
+    with pytest.warns(UserWarning, match="it takes the base model's"):
+        alone = experts(files, entry)
+    found, plain = flatten(jax.tree.map(lambda x: x[0], alone.text_encoder)), flatten(tiny.text_encoder(0))
+    assert sum(not np.array_equal(found[key], plain[key]) for key in plain) == 1
+
+
+def test_text_states_that_the_unet_does_not_take_are_refused(files, tmp_path):
+    wide = dataclasses.replace(tiny.MICRO_UNET, cross_attention_dim=16)
+    write_single_file(tmp_path / "wide.safetensors", MemoryCheckpoint.of(**model(3, unet=tiny.unet(3, wide))))
+    with pytest.raises(InputError, match="expert 'wide': text states are 8 wide, its U-Net takes 16"):
+        experts(files, dict(name="wide", path=f"{tmp_path}/wide.safetensors"))
+
+
+def test_a_base_that_lacks_something_is_named(files, tmp_path):
+    entry = dict(name="a", path=f"{files}/a")
+    save_folder(tmp_path / "base", unet=tiny.unet(0, tiny.MICRO_UNET), tokenizer=TOKENIZER, scheduler=SCHEDULE)
+    with pytest.raises(InputError, match=r"base: .*base has no VAE; take a base model that has one"):
+        experts(files, entry, base=f"{tmp_path}/base")
+    with pytest.raises(InputError, match=r"base is 5; write a path, or dict\(path=\.\.\.\)"):
+        experts(files, entry, base=5)
+
+
 def test_a_base_that_is_a_single_file_needs_a_tokenizer(files):
     entry = dict(name="a", path=f"{files}/a")
     with pytest.raises(
@@ -109,6 +136,7 @@ def test_a_base_that_is_a_single_file_needs_a_tokenizer(files):
     [
         (dict(path="x"), "an expert: the field name is missing"),
         (dict(name="a"), "expert 'a': the field path is missing"),
+        ("models/x", r"an expert is 'models/x'; write dict\(name=\.\.\., path=\.\.\.\)"),
         (dict(name="a", path="x", lora="y"), "expert 'a': no such field lora; there are path, "),
         (dict(name="a", path="x", loras="y"), r"expert 'a': loras='y'; write a list of \(path, weight\)"),
         (dict(name="a", path="x", dtype="int8"), "expert 'a': dtype='int8'; choose float32, float16, bfloat16"),
@@ -129,8 +157,22 @@ def test_the_command_line_says_what_an_entry_says():
         dtype="float16",
         ema=True,
     )
-    for wrong in ("a", "a=", "=b", "a=b,lora", "a=b,lora=x:much", "a=b,dtype=float16,dtype=float32"):
-        with pytest.raises(InputError, match=r"^(--expert a?=?|LoRA x:much: )"):
+    assert parse_argument("a=b,ema=FALSE") == dict(name="a", path="b", ema=False)
+    for wrong in (
+        "a",
+        "a=",
+        "=b",
+        "a=b,lora",
+        "a=b,lora=x:much",
+        "a=b,lora=x:nan",
+        "a=b,loras=x",
+        "a=b,ema=yes",
+        "a=b,c",
+    ):
+        with pytest.raises(InputError, match=r"^(--expert a?=?|LoRA x:(much|nan): )"):
+            parse_argument(wrong)
+    for wrong in ("a=b,dtype=float16,dtype=float32",):
+        with pytest.raises(InputError, match=r"is there twice"):
             parse_argument(wrong)
 
 

@@ -79,7 +79,7 @@ def resemblance(found: Mapping[str, Difference | None]) -> dict[str, Any]:
     apart = {name: own for name, own in found.items() if own is not None}
     totals = {name: apart[name].total for name in sorted(apart, key=lambda name: apart[name].total)}
     if not totals:
-        return dict(nearest=None, totals={}, sentence="none of the config's experts: another architecture")
+        return dict(nearest=None, totals={}, sentence="none of the config's experts: they have other architectures")
     nearest, *others = totals
     said = f"{nearest}: total relative difference {totals[nearest]:.5f}, {apart[nearest].kind}"
     rest = ", ".join(f"{name} {totals[name]:.5f}" for name in others)

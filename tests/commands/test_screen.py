@@ -159,14 +159,18 @@ def test_one_expert_and_an_expert_without_weights_are_refused(root, tmp_path, ex
     assert "b/unet/diffusion_pytorch_model.safetensors: no such file" in capsys.readouterr().err
 
 
+def chosen(data, count, seed):
+    return screen.choose_pairs(screen.unseen(screen.make_source(data)), None, count, seed)
+
+
 def test_emoji_pairs_are_scenes_that_nothing_trains_on(root):
     data = load_config(f"{root}/config.py").data
-    pictures, captions = screen.held_out_pairs(data, 8, seed=0)
+    pictures, captions = chosen(data, 8, seed=0)
     unseen = SceneSource(seed=UNSEEN, length=data.length)
     order = list(screen.by_hash(data.length, 0))
     assert captions == [unseen[index]["caption"] for index in order[:8]]
     np.testing.assert_array_equal(pictures, [unseen[index]["image"] for index in order[:8]])
-    assert captions != screen.held_out_pairs(data, 8, seed=1)[1]
+    assert captions != chosen(data, 8, seed=1)[1]
 
 
 @pytest.mark.parametrize("length", [1, 10, 1000])
@@ -187,11 +191,11 @@ def test_an_example_that_cannot_be_read_is_named_and_replaced(root, monkeypatch)
 
     monkeypatch.setattr(screen, "make_source", lambda config: Damaged(range(20)))
     with pytest.warns(UserWarning, match=r"left out: \d*[13579].png: not a readable picture"):
-        pictures, captions = screen.held_out_pairs(data, 8, seed=0)
+        pictures, captions = chosen(data, 8, seed=0)
     assert [int(caption) for caption in captions] == pictures[:, 0, 0, 0].tolist()
     assert len(set(captions)) == 8
     with pytest.warns(UserWarning, match="left out"), pytest.raises(InputError, match="only 10 examples"):
-        screen.held_out_pairs(data, 11, seed=0)
+        chosen(data, 11, seed=0)
 
 
 @pytest.mark.parametrize(
