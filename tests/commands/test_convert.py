@@ -253,3 +253,50 @@ def test_inspect_describes_what_cannot_be_used_and_goes_on(root, single, tmp_pat
     assert printed.count("U-Net  ") == 1
     assert [line.partition(": ")[0] for line in errors.splitlines()] == ["error", "error"]
     assert "cut.safetensors: not a complete" in errors and "old.ckpt: pickled weights are refused" in errors
+
+
+@pytest.fixture
+def style(tmp_path: Path) -> Path:
+    """A LoRA of the text encoder."""
+    name, rng = "lora_te_text_model_encoder_layers_0_self_attn_q_proj", np.random.default_rng(1)
+    up, down = (rng.normal(size=shape).astype(np.float32) for shape in ((8, 2), (2, 8)))
+    path = tmp_path / "style.safetensors"
+    write_tensors(path, {f"{name}.lora_up.weight": up, f"{name}.lora_down.weight": down})
+    return path
+
+
+def test_a_lora_reaches_what_is_taken_from_the_base(root, style, tmp_path):
+    write_single_file(tmp_path / "alone.safetensors", MemoryCheckpoint.of(unet=tiny.unet(1, tiny.MICRO_UNET)))
+    command = [str(tmp_path / "alone.safetensors"), "--base", str(root / "base"), "--lora", str(style)]
+    assert run(convert.main, [*command, "--out", str(tmp_path / "out")]) == 0
+    before, after = weights(root / "base"), weights(tmp_path / "out")
+    changed = [key for key in after if key.startswith("text") and not np.array_equal(before[key], after[key])]
+    assert changed == ["text_encoder text_model.encoder.layers.0.self_attn.q_proj.weight"]
+
+
+def test_another_dtype_is_rounded_once_after_the_loras(root, style, tmp_path):
+    assert run(convert.main, [str(root / "a"), "--out", str(tmp_path / "half"), "--dtype", "float16"]) == 0
+    command = [str(tmp_path / "half"), "--lora", str(style), "--dtype", "float32", "--out", str(tmp_path / "out")]
+    assert run(convert.main, command) == 0
+    changed = weights(tmp_path / "out")["text_encoder text_model.encoder.layers.0.self_attn.q_proj.weight"]
+    assert not np.array_equal(changed, changed.astype(np.float16))
+
+
+def test_the_lora_is_not_replaced_by_the_model(root, style, capsys):
+    command = [str(root / "a"), "--lora", f"{style}:0.5", "--out", str(style), "--overwrite"]
+    assert run(convert.main, command) == 2
+    assert capsys.readouterr().err == f"error: --out {style} would replace the file of --lora; choose another name\n"
+
+
+def test_inputs_that_cannot_be_compared_are_named(root, tmp_path, capsys):
+    save_folder(tmp_path / "wide", unet=tiny.unet(1), text_encoder=tiny.text_encoder(1))
+    assert run(convert.main, ["--inspect", str(root / "a"), str(tmp_path / "wide")]) == 0
+    assert "have different architectures" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_place_that_cannot_be_written_to_is_one_line(root, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    for out in ("file/x", "file/x.safetensors", "n" * 240 + ".safetensors"):
+        assert run(convert.main, [str(root / "a"), "--out", str(tmp_path / out)]) == 2
+        errors = capsys.readouterr().err
+        assert errors.startswith("error: ") and errors.count("\n") == 1
