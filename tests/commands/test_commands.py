@@ -135,11 +135,7 @@ def test_maps_grid_and_methods(root, trained, tmp_path):
         (["--prompt", "fox", "--steps", "0"], "0 sampling steps"),
         (["--prompt", "fox", "--size", "30x64"], "multiples of 4"),
         (["--prompt", "fox", "--size", "big"], "--size 'big'"),
-<<<<<<< HEAD
         (["--prompt", "fox", "--workdir", "nowhere"], "nowhere: no such file or folder"),
-=======
-        (["--prompt", "fox", "--workdir", "nowhere"], "nowhere: no such f"),
->>>>>>> convert
         (["--prompt", "fox", "--method", "expert:z"], "no expert 'z'; there are a, b, c"),
         (["--prompt", "fox", "--method", "magic"], "unknown method 'magic'"),
         (["--prompt", "fox", "--guidance", "0.5"], "guidance 0.5"),

@@ -139,11 +139,7 @@ def test_every_mismatch_is_listed(root, tmp_path, experts, capsys):
         (["--pairs=many"], "invalid int value: 'many'"),
         (["--config.data.length=5", *SMALL], "--pairs 8: the data has only 5 examples"),
         (["--config.data.kind=magic", *SMALL], "data.kind='magic'"),
-<<<<<<< HEAD
         (["--config.base=../nowhere"], "../nowhere: no such file or folder"),
-=======
-        (["--config.base=../nowhere"], "../nowhere: no such f"),
->>>>>>> convert
     ],
 )
 def test_bad_input_is_one_line(root, tmp_path, monkeypatch, capsys, arguments, message):
