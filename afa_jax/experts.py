@@ -22,6 +22,7 @@ from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode, map_experts
 from afa_jax.types import ExpertTextStates, TokenIds
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
+from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.load import (
     load_text_encoders,
     load_unets,
@@ -30,8 +31,6 @@ from afa_jax.weights.load import (
     unet_config,
     vae_config,
 )
-
-EXPERT = ("unet", "text_encoder")  # the components that are an expert's own
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -32,11 +32,11 @@ from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.evaluation.noise import expert_errors
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
-from afa_jax.experts import EXPERT, Mismatch, find_checkpoints, load_experts, mismatches
+from afa_jax.experts import Mismatch, find_checkpoints, load_experts, mismatches
 from afa_jax.files import replace_text
 from afa_jax.report.screen import print_gain, print_mismatches, print_weights, record
 from afa_jax.weights.checkpoint import hash_components
-from afa_jax.weights.compare import Difference, compare_experts
+from afa_jax.weights.compare import EXPERT, Difference, compare_experts
 
 BUCKETS = 10  # ranges of timesteps
 FEWEST = 8  # pairs; the bootstrap's intervals are too narrow for fewer
