@@ -184,6 +184,11 @@ def test_an_example_that_cannot_be_read_is_named_and_replaced(root, monkeypatch)
     data = load_config(f"{root}/config.py").data
 
     class Damaged(list):
+        fingerprint = "damaged"
+
+        def name(self, index):
+            return f"{index}.png"
+
         def __getitem__(self, index):
             if index % 2:
                 raise BadExample(f"{index}.png", "not a readable picture")
