@@ -8,10 +8,11 @@ aggregators forward and backward, AdamW. Weights in configs/sd15.py's dtype unle
 On a CPU, XLA spends time that grows with the square of a program's length after LLVM is done. With --by_site every site
 is a program of its own, forward and backward, and the same step is put together from them in Python.
 
-    python benchmarks/sd15.py --size 512 --batch 8 --remat fused --topology v5e:2x2
+    python benchmarks/sd15.py --size 512 --batch 8 --remat fused --topology v5p:2x2x1
 
 compiles for one chip of a TPU that need not be there: `pip install libtpu` is enough. The figures of memory are then
-those of the TPU's compiler.
+those of the TPU's compiler. Take a chip with room to spare: a program that does not fit sends it looking for ways to
+make it fit. Half an hour of one core and 13 GB.
 """
 
 import argparse
