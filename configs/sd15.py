@@ -3,11 +3,13 @@
     python -m afa_jax.train --config configs/sd15.py --workdir runs/sd15 --config.data.path=PICTURES
     python -m afa_jax.sample --config configs/sd15.py --workdir runs/sd15 --prompt "a lighthouse at dawn" --out pictures
 
-Experts are diffusers folders or ids on the Hugging Face hub; edit EXPERTS, or set them with --config.experts. The paper
-used 10,000 JourneyDB pairs for 10 epochs with a batch of 8 (12,500 steps); PICTURES is a folder with captions. For
+Experts are single files (as CivitAI publishes them), diffusers folders or ids on the Hugging Face hub; edit EXPERTS, or
+give them with --expert NAME=PATH. Look at them first: python -m afa_jax.convert --inspect FILES, then python -m
+afa_jax.screen --config configs/sd15.py. The paper used 10,000 JourneyDB pairs for 10 epochs with a batch of 8 (12,500 steps); PICTURES is a folder with captions. For
 JourneyDB itself see afa_jax/data/prepare.py: its kind "tfds" has other fields, so copy this file and edit data.
 Not run by us: no pretrained Stable Diffusion weights can be had where this project is built. The training step is
-traced at full size in the tests; benchmarks/sd15.py executed it with random weights, 256 px and batch 1, on a CPU.
+traced at full size in the tests; benchmarks/sd15.py executed it with random weights, 256 px and batch 1, on a CPU, and
+compiled it at full size for a TPU, where it takes 8.6 GiB of one chip (docs/architecture.md).
 
 Variants: "" and "group1" (epiCRealism, majicMIX realistic, Realistic Vision), "group2" (AbsoluteReality,
 CyberRealistic, RealCartoon-Realistic), "256" (group1 at 256 px).
@@ -15,7 +17,7 @@ CyberRealistic, RealCartoon-Realistic), "256" (group1 at 256 px).
 
 from ml_collections import ConfigDict
 
-# CivitAI publishes these as single files; the ids are diffusers-format copies on the hub. Check what you download.
+# Diffusers-format copies on the hub, of what CivitAI has as single files. Check what you download.
 EXPERTS = {
     "group1": (
         ("epicrealism", "emilianJR/epiCRealism"),
