@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import glob
 import os
+import re
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 from afa_jax.errors import InputError
@@ -16,7 +21,7 @@ def replace_text(path: Path, text: str) -> None:
 
 def replace_bytes(path: Path, data: bytes) -> None:
     """Write a file at once or not at all; processes that write the same one do not meet."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = partial_name(path)
     try:
         with open(partial, "wb") as file:
             file.write(data)
@@ -29,14 +34,60 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 def check_new(path: Path, overwrite: bool = False) -> None:
     """Raise InputError for an output that is there already, unless it may be replaced; before any work is done."""
-    if path.exists() and not overwrite:
-        raise InputError(f"{path} exists; choose another name, or --overwrite")
+    with writing(path):
+        if os.path.lexists(path) and not overwrite:
+            raise InputError(f"{path} exists; choose another name, or --overwrite")
 
 
-def replace_folder(folder: Path, new: Path) -> None:
-    """Put a complete folder where another one may be, which stays until then."""
+@contextlib.contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Turn what the system has against an output's name or place into an InputError; a full disk's error stays."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
+            raise
+        reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+        raise InputError(f"{path} cannot be written ({reason}); choose another name or place") from error
+
+
+def partial_name(path: Path) -> Path:
+    """Where this process makes an output before it has its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the partial outputs at ``partial_name`` of processes that were killed, and this one's own."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        match = re.fullmatch(r"(\d{1,9})\.partial", left.name.removeprefix(f".{path.name}."))
+        if match and not _is_another(int(match[1])):
+            if left.is_dir() and not left.is_symlink():
+                shutil.rmtree(left, ignore_errors=True)
+            else:
+                left.unlink(missing_ok=True)
+
+
+def _is_another(pid: int) -> bool:
+    """Whether there is a process of this number that is not this one."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
+
+
+def replace_folder(folder: Path, new: Path, overwrite: bool = True) -> None:
+    """Put a complete folder where another one may be, which stays until then.
+
+    Raises:
+        InputError: something is there that is not to be overwritten, even if it came while ``new`` was made.
+        OSError: it could not be renamed; what was there is there again.
+    """
+    check_new(folder, overwrite)
     old = aside(folder)
-    if folder.exists():
+    if overwrite and folder.exists():
         shutil.rmtree(old, ignore_errors=True)
         folder.rename(old)
     try:

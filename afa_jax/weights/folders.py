@@ -9,13 +9,14 @@ Layout of a Stable Diffusion 1.x/2.x folder::
     tokenizer/vocab.json ...    scheduler/scheduler_config.json
 
 Weights may come in variants and shards (variants.py, shards.py) and from Flax classes (flax_folders.py), with configs
-that are older than some fields (old_configs.py).
+that are older than some fields (old_configs.py). A U-Net or VAE alone may be in the folder itself, not in a subfolder.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -25,16 +26,29 @@ from typing import Any
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from afa_jax.files import aside, replace_folder
+from afa_jax.errors import InputError
+from afa_jax.files import aside, check_new, partial_name, remove_leftovers, replace_folder, writing
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint, rounded
 from afa_jax.weights.flax_folders import open_flax
 from afa_jax.weights.json_files import read_json, write_json
+from afa_jax.weights.keys import OLD_VAE_ATTENTION, without_pixels
 from afa_jax.weights.old_configs import todays
 from afa_jax.weights.shards import open_shards, shard_files
-from afa_jax.weights.tensors import Tensor, TensorFile, Tensors, WeightsError, check_finite, open_tensors, write_tensors
+from afa_jax.weights.single_file import CONFIGS
+from afa_jax.weights.tensors import (
+    Tensor,
+    TensorFile,
+    Tensors,
+    WeightsError,
+    check_finite,
+    listed,
+    open_tensors,
+    write_tensors,
+)
 from afa_jax.weights.variants import PYTORCH, weights_name
 
 _CLASSES = {
@@ -43,10 +57,18 @@ _CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
 }
+_BARE = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}  # of the config.json of a network alone
+# A tokenizer may be in a folder with other things, so that it is known by its files.
+TOKENIZER = (
+    *("vocab.json", "merges.txt", "added_tokens.json"),
+    *("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"),
+)
 # StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
 _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
-# The VAE's attention before diffusers 0.15.
-_OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_TASKS = {"inpainting": "StableDiffusionInpaintPipeline", "InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline"}
+# All that is in a folder that diffusers wrote.
+_ENTRIES = ("model_index.json", *_CLASSES, "scheduler", "safety_checker", "feature_extractor", "image_encoder")
+_NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # true of the file that was read only
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +76,7 @@ class FolderCheckpoint:
     """A diffusers folder as a Checkpoint (which see).
 
     Attributes:
-        path: the folder that holds ``unet/``, ``vae/``, ...
+        path: the folder that holds ``unet/``, ``vae/``, ..., or the one of a U-Net or VAE alone.
         variant: which of several stored versions of the weights to read, such as ``fp16``; ``weights_name`` says what
             is read without one, or where a component has none of that name.
     """
@@ -68,7 +90,17 @@ class FolderCheckpoint:
         return self._open(network).metadata if network else {}
 
     @property
+    def bare(self) -> str | None:
+        """The component that the folder itself is, ``unet`` or ``vae``, if it has no subfolders of components."""
+        own, index = self.path / "config.json", self.path / "model_index.json"
+        if not own.is_file() or index.is_file() or any((self.path / name / own.name).is_file() for name in NETWORKS):
+            return None
+        return _BARE.get(str(read_json(own).get("_class_name")).removeprefix("Flax"))
+
+    @property
     def components(self) -> tuple[str, ...]:
+        if self.bare:
+            return (self.bare,)
         names = {**dict.fromkeys(NETWORKS, "config.json"), "scheduler": "scheduler_config.json"}
         found = [name for name, file in names.items() if (self.path / name / file).is_file()]
         return (*found, *(["tokenizer"] if self.tokenizer else []))
@@ -80,23 +112,27 @@ class FolderCheckpoint:
     def config(self, component: str) -> dict[str, Any]:
         if component == "scheduler":
             return todays(component, read_json(self.path / component / "scheduler_config.json"))
+        self.check_pipeline()
+        return todays(component, read_json(self._folder(component) / "config.json"))
+
+    def check_pipeline(self) -> None:
+        """Raise WeightsError if model_index.json, where there is one, is of another family of models."""
         index = self.path / "model_index.json"
         if index.is_file():
             pipeline = read_json(index).get("_class_name", "")
             if not isinstance(pipeline, str) or not _PIPELINE.fullmatch(pipeline):
                 raise WeightsError(f"{index}: {pipeline!r} is not of the Stable Diffusion 1.x/2.x families")
-        return todays(component, read_json(self.path / component / "config.json"))
 
     def tensors(self, component: str) -> Tensors:
         stored = self._open(component).tensors
         names = [name for name in stored if not name.endswith("position_ids")]
-        tensors = {modern_key(component, name): without_pixels(component, name, stored[name]) for name in names}
+        tensors = {modern_key(component, name): as_linear(component, name, stored[name]) for name in names}
         if len(tensors) < len(names):
             raise WeightsError(f"{self.what(component)}: some tensors are there under two names; fetch it again")
         return tensors
 
     def what(self, component: str, config: bool = False) -> str:
-        return str(self.path / component / "config.json" if config else self.weights(component))
+        return str(self._folder(component) / "config.json" if config else self.weights(component))
 
     def sha256(self, component: str) -> str:
         """Of one file its own hash; of shards that of their hashes, in the order of their names."""
@@ -115,10 +151,16 @@ class FolderCheckpoint:
         Raises:
             WeightsError: as weights_name.
         """
-        folders = (self.path / name for name in NETWORKS)
-        files = (file for folder in folders if folder.is_dir() for file in folder.iterdir() if file.is_file())
-        names = {file.relative_to(self.path).as_posix() for file in files}
-        return self.path / weights_name(names, component, self.variant, str(self.path))
+        folders = {name: self._folder(name) for name in NETWORKS}
+        names = {
+            f"{name}/{file.name}"
+            for name, folder in folders.items()
+            if folder.is_dir()
+            for file in folder.iterdir()
+            if file.is_file()
+        }
+        found = weights_name(names, component, self.variant, str(self.path))
+        return folders[component] / found.removeprefix(f"{component}/")
 
     def files(self, component: str) -> list[Path]:
         """The files that hold a component's weights.
@@ -128,6 +170,9 @@ class FolderCheckpoint:
         """
         path = self.weights(component)
         return shard_files(path) if path.suffix == ".json" else [path]
+
+    def _folder(self, component: str) -> Path:
+        return self.path if component == self.bare else self.path / component
 
     def _open(self, component: str) -> TensorFile:
         path = self.weights(component)
@@ -152,40 +197,74 @@ def write_folder(
         overwrite: replace a diffusers folder that is there, once the new one is complete; it may be the checkpoint's.
 
     Raises:
-        WeightsError: as the checkpoint's readers; a tensor that is not finite; the folder exists and is not to be
-            overwritten, or does not look like a diffusers folder.
+        InputError: as check_target, also for what appears there during the writing; as ``rounded`` for the dtype; or
+            the system does not let the folder be written, unless the disk is full.
+        WeightsError: as the checkpoint's readers, before anything is written; a tensor that is not finite.
+        ConfigError: a U-Net that is not of the Stable Diffusion 1.x/2.x families.
     """
-    folder = Path(folder)
-    folder = folder.resolve() if folder.is_symlink() else folder
-    if not folder.exists() and aside(folder).exists():
-        aside(folder).rename(folder)  # the last one to overwrite it was killed before it was done
-    if folder.exists() and not overwrite:
-        raise WeightsError(f"{folder} exists; remove it, overwrite it, or choose another folder")
-    if folder.exists() and not (folder / "model_index.json").is_file():
-        raise WeightsError(f"{folder}: not overwritten, for it has no model_index.json; choose another folder")
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    classes, header = dict(_CLASSES), {"format": "pt"} | dict(checkpoint.metadata) | dict(metadata or {})
-    try:
-        for name in checkpoint.components:
-            if name in NETWORKS:
-                what = checkpoint.what(name)
-                tensors = {key: _finite(tensor, key, what) for key, tensor in checkpoint.tensors(name).items()}
-                if dtype is not None:
-                    tensors = {key: tensor.astype(dtype) for key, tensor in tensors.items()}
-                write_json(partial / name / "config.json", checkpoint.config(name))
-                write_tensors(partial / name / f"{PYTORCH[name]}.safetensors", tensors, header)
-        if checkpoint.tokenizer is not None:
-            shutil.copytree(checkpoint.tokenizer, partial / "tokenizer")
-        if "scheduler" in checkpoint.components:
-            fields = dict(_class_name="DDIMScheduler") | checkpoint.config("scheduler")
-            write_json(partial / "scheduler" / "scheduler_config.json", fields)
+    folder = Path(os.path.realpath(folder))
+    if dtype is not None:
+        checkpoint = rounded(checkpoint, dtype)
+    header = {key: value for key, value in {**checkpoint.metadata, **(metadata or {})}.items() if key not in _NOT_KEPT}
+    files: dict[str, Tensors] = {}
+    for name in [name for name in checkpoint.components if name in NETWORKS]:
+        what = checkpoint.what(name)
+        checked = {key: _finite(tensor, key, what) for key, tensor in checkpoint.tensors(name).items()}
+        files[f"{name}/{PYTORCH[name]}.safetensors"] = checked
+    configs = _configs(checkpoint)
+    with writing(folder):
+        if not folder.exists() and aside(folder).exists():
+            aside(folder).rename(folder)  # the last one to overwrite it was killed before it was done
+        check_target(folder, overwrite)
+        remove_leftovers(folder)
+        partial = partial_name(folder)
+        try:
+            for file, fields in configs.items():
+                write_json(partial / file, fields)
+            if checkpoint.tokenizer is not None:
+                (partial / "tokenizer").mkdir()
+                for path in [checkpoint.tokenizer / name for name in TOKENIZER]:
+                    if path.is_file():
+                        shutil.copy(path, partial / "tokenizer")
+            for file, tensors in files.items():
+                write_tensors(partial / file, tensors, header | {"format": "pt"})
+            check_target(folder, overwrite)
+            replace_folder(folder, partial, overwrite)
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
+
+
+def check_target(folder: Path, overwrite: bool = False) -> None:
+    """Check that write_folder may write a folder.
+
+    Raises:
+        InputError: it is there and is not to be overwritten, is no diffusers folder, or has more in it than diffusers
+            writes.
+    """
+    check_new(folder, overwrite)
+    if not folder.exists():
+        return
+    if not (folder / "model_index.json").is_file():
+        raise InputError(f"{folder}: not overwritten, for it has no model_index.json; choose another folder")
+    if others := sorted(entry.name for entry in folder.iterdir() if entry.name not in _ENTRIES):
+        raise InputError(f"{folder}: not overwritten, for it has {listed('other entries', others)}; move them away")
+
+
+def _configs(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any]]:
+    """All JSON files of a checkpoint's folder but the tokenizer's, by their names."""
+    classes, task = dict(_CLASSES), ""
+    configs: dict[str, Mapping[str, Any]] = {}
+    for name in checkpoint.components:
+        if name in NETWORKS:
+            configs[f"{name}/config.json"] = fields = checkpoint.config(name)
+            if name == "unet":
+                task = UNetConfig.from_json(fields, checkpoint.what(name, config=True)).task
+        elif name == "scheduler":
+            fields = dict(_class_name="DDIMScheduler") | checkpoint.config(name)
+            configs["scheduler/scheduler_config.json"] = fields
             classes["scheduler"] = ("diffusers", fields["_class_name"])
-        present = {name: list(classes[name]) for name in checkpoint.components}
-        write_json(partial / "model_index.json", dict(_class_name="StableDiffusionPipeline") | present)
-        replace_folder(folder, partial)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
+    index: dict[str, Any] = dict(_class_name=_TASKS.get(task, "StableDiffusionPipeline"))
+    return {"model_index.json": index | {name: list(classes[name]) for name in checkpoint.components}} | configs
 
 
 def save_folder(
@@ -211,15 +290,14 @@ def modern_key(component: str, key: str) -> str:
         return f"text_model.{key}"
     match = re.fullmatch(r"(.*\.attentions\.0)\.(query|key|value|proj_attn)\.(weight|bias)", key)
     if component == "vae" and match:
-        return f"{match[1]}.{_OLD_VAE_ATTENTION[match[2]]}.{match[3]}"
+        return f"{match[1]}.{OLD_VAE_ATTENTION[match[2]]}.{match[3]}"
     return key
 
 
-def without_pixels(component: str, key: str, tensor: Tensor) -> Tensor:
+def as_linear(component: str, key: str, tensor: Tensor) -> Tensor:
     """Old files store the VAE's attention projections as 1x1 convolutions."""
-    if component == "vae" and ".attentions." in key and len(tensor.shape) == 4:
-        return tensor.apply(lambda array: array[:, :, 0, 0], tensor.shape[:2])
-    return tensor
+    shape = without_pixels(tensor.shape) if component == "vae" and ".attentions." in key else tensor.shape
+    return tensor if shape == tensor.shape else tensor.apply(lambda array: array.reshape(shape), shape)
 
 
 def _finite(tensor: Tensor, name: str, what: str) -> Tensor:

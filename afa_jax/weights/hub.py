@@ -16,19 +16,23 @@ from pathlib import Path
 from afa_jax.errors import InputError
 from afa_jax.weights.aggregators import RECORD, WEIGHTS
 from afa_jax.weights.checkpoint import NETWORKS
+from afa_jax.weights.folders import TOKENIZER, FolderCheckpoint
+from afa_jax.weights.load import unet_config
+from afa_jax.weights.lora_files import FILES as LORAS
 from afa_jax.weights.tensors import PICKLES, listed
 from afa_jax.weights.variants import shard_names, weights_name
 
 _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]*[^@/]))?(?:@(?P<revision>[^@]+))?")
 _FILES = (*PICKLES, ".safetensors", ".msgpack")
+_PEFT_CONFIG = "adapter_config.json"
 
 
 def fetch(path: str, components: Sequence[str], *, revision: str | None = None, variant: str | None = None) -> Path:
     """A checkpoint as a local path: a path that exists as it is, or what a path on the hub names, downloaded.
 
     Args:
-        path: a local file or folder; a diffusers repository, ``owner/name``; or a file of a repository,
-            ``owner/name/file.safetensors``. The last two may end in ``@revision``.
+        path: a local file or folder; a diffusers repository, ``owner/name``, or one of a U-Net or VAE alone; or a file
+            of a repository, ``owner/name/file.safetensors``. The last two may end in ``@revision``.
         components: those that are read; of a repository nothing else is downloaded, and never a pickle.
         revision: a branch, tag or commit of the repository.
         variant: as FolderCheckpoint's.
@@ -37,21 +41,76 @@ def fetch(path: str, components: Sequence[str], *, revision: str | None = None, 
         A file, or a folder in diffusers' layout, in which only these components need be there.
 
     Raises:
-        InputError: nothing of that name, here or there; no access to it; offline, and it is not in the cache.
+        InputError: nothing of that name, here or there; no access to it; offline, and it is not in the cache; a model
+            of another family, of which no weights are downloaded; a revision of a local path, a variant of a file.
         WeightsError: the repository has no such variant, or several and none was asked for.
     """
     if os.path.exists(path):
-        return Path(path)
+        return _local(path, revision)
     repo, file, revision = _parse(path, revision)
     if file is not None:
+        if variant is not None:
+            raise InputError(f"{path}: variant={variant!r} is for diffusers repositories; name the file itself")
         return _download_file(path, repo, file, revision)
     names, cached = _names(path, repo, revision)
+    texts = described(names, components)
+    folder = _download(path, repo, revision, texts) if cached is None else cached
+    try:
+        bare = _bare(folder, components)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+    prefix = ""
+    if bare is not None:  # as if it were in a subfolder
+        prefix, components = f"{bare}/", (bare,)
+        names = {prefix + name for name in names if "/" not in name}
     if cached is not None:
         for component in components:
             if component in NETWORKS and weights_name(names, component, variant, path) not in names:
                 raise InputError(f"{path}: {_why_not()}, and the cache has no weights of its {component} ({cached})")
         return cached
-    return _download(path, repo, revision, needed(names, components, variant, path))
+    wanted = {name.removeprefix(prefix) for name in needed(names, components, variant, path)}
+    # All of it once more: the branch may have moved since the texts were downloaded.
+    return _download(path, repo, revision, sorted(wanted)) if wanted - set(texts) else folder
+
+
+def fetch_lora(path: str, revision: str | None = None) -> Path:
+    """A LoRA as a local path: a path that exists as it is, or what a path on the hub names, downloaded.
+
+    Args:
+        path: a local file or folder; a repository with one of ``lora_files.FILES``; or a file of a repository,
+            ``owner/name/file.safetensors``. The last two may end in ``@revision``.
+        revision: a branch, tag or commit of the repository.
+
+    Returns:
+        What ``read_lora`` takes: a file or folder, with PEFT's adapter_config.json if the repository has one.
+
+    Raises:
+        InputError: as fetch; or the repository has no LoRA of these names, or as a pickle only.
+    """
+    if os.path.exists(path):
+        return _local(path, revision)
+    repo, file, revision = _parse(path, revision)
+    names, cached = _names(path, repo, revision)
+    beside = (file or "").rpartition("/")[0]
+    loras = [one for one in ([file] if file else LORAS) if one in names]
+    if not loras:
+        if cached is not None:
+            raise InputError(f"{path}: {_why_not()}, and the cache has no LoRA of it ({cached})")
+        if file:
+            raise InputError(f"{path}: the repository {repo} has no such file")
+        others = sorted(name for name in names if name.endswith(".safetensors"))
+        pickles = sorted(name for name in names if "/" not in name and name.endswith(PICKLES))
+        if pickles and not others:
+            raise InputError(
+                f"{path}: its LoRA is there as a pickle only ({pickles[0]}), and loading one can run any code; take "
+                "another repository, or revision, with safetensors"
+            )
+        hint = f"; of its {listed('others', others)} name one, owner/name/file.safetensors" if others else ""
+        raise InputError(f"{path}: neither {' nor '.join(LORAS)} is there{hint}")
+    config = f"{beside}/{_PEFT_CONFIG}".removeprefix("/")
+    wanted = [*loras, *({config} & set(names))]
+    folder = _download(path, repo, revision, wanted) if cached is None else cached
+    return folder / file if file else folder
 
 
 def fetch_run(path: str | Path, revision: str | None = None) -> Path:
@@ -61,22 +120,31 @@ def fetch_run(path: str | Path, revision: str | None = None) -> Path:
         InputError: as fetch.
     """
     if os.path.isdir(path):
-        return Path(path)
+        return _local(str(path), revision)
     repo, file, revision = _parse(str(path), revision)
     if file is not None:
         raise InputError(f"{path}: no such folder; a trained run on the hub is called owner/name")
     return _download(str(path), repo, revision, [WEIGHTS, RECORD])
 
 
+def described(names: Collection[str], components: Sequence[str]) -> list[str]:
+    """Of a repository's files the small ones that are read: model_index.json, configs, tokenizer."""
+    texts = tuple(f"{component}/" for component in components)
+    wanted = {name for name in names if name.startswith(texts) and name.endswith((".json", ".txt"))}
+    own = {"model_index.json"} & set(names) or {"config.json"}
+    if "tokenizer" in components and not any(name.startswith("tokenizer/") for name in names):
+        own |= set(TOKENIZER)  # a repository of CLIP
+    return sorted(wanted | own & set(names))
+
+
 def needed(names: Collection[str], components: Sequence[str], variant: str | None, what: str) -> list[str]:
-    """Of a repository's files those that are read: configs, tokenizer, and each network's weights in one version.
+    """Of a repository's files those that are read: ``described``, and each network's weights in one version.
 
     Raises:
         InputError: the weights of a component are not there, or as pickles only.
         WeightsError: as weights_name.
     """
-    texts = tuple(f"{component}/" for component in components)
-    wanted = [name for name in names if name.startswith(texts) and name.endswith((".json", ".txt"))]
+    wanted = described(names, components)
     for component in components:
         if component not in NETWORKS:
             continue
@@ -92,7 +160,28 @@ def needed(names: Collection[str], components: Sequence[str], variant: str | Non
             raise InputError(f"{what}: no {weights} there, so it is not a diffusers repository{hint}")
         wanted.append(weights)
         wanted += shard_names(names, weights) if weights.endswith(".json") else []
-    return sorted({*wanted, *({"model_index.json"} & set(names))})
+    return sorted(set(wanted))
+
+
+def _bare(folder: Path, components: Sequence[str]) -> str | None:
+    """The network that a repository is, by its configs, if it is one alone.
+
+    Raises:
+        InputError: it is of another family, or not one of these components.
+    """
+    checkpoint = FolderCheckpoint(folder)
+    if checkpoint.bare is not None and checkpoint.bare not in components:
+        raise InputError(f"it is a {checkpoint.bare} alone, and has no {' or '.join(components)}")
+    checkpoint.check_pipeline()
+    if "unet" in components and "unet" in checkpoint.components:
+        unet_config(checkpoint)
+    return checkpoint.bare
+
+
+def _local(path: str, revision: str | None) -> Path:
+    if revision is not None:
+        raise InputError(f"{path}: revision={revision!r} is for the hub, and this path is here; leave it out")
+    return Path(path)
 
 
 def _parse(path: str, revision: str | None) -> tuple[str, str | None, str | None]:
@@ -118,7 +207,7 @@ def _names(path: str, repo: str, revision: str | None) -> tuple[Collection[str],
             # Unlike list_repo_files, it does not try for a minute.
             files = HfApi().model_info(repo, revision=revision).siblings or []
             return [file.rfilename for file in files], None
-        except errors.RevisionNotFoundError:
+        except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError):  # a gated one is among the latter
             raise
         except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
             try:

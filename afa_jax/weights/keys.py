@@ -19,6 +19,8 @@ T = TypeVar("T")
 Key = Callable[[str], str]
 
 _PYTORCH_NAME = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+"""The layers of the VAE's attention as diffusers named them before 0.15 -> as it does since."""
 _STAGE_KEYS = tuple(
     (re.compile(pattern), key)
     for pattern, key in (
@@ -83,6 +85,11 @@ def unet_key(stage_names: list[str], layer_name: str) -> Key:
 def text_key(path: str) -> str:
     """The key of a text encoder's parameter in a diffusers folder."""
     return "text_model." + pytorch_name(path)
+
+
+def without_pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of a 1x1 convolution, which old files have in the VAE's attention, as a linear layer's."""
+    return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def pytorch_name(path: str) -> str:

@@ -26,8 +26,8 @@ def weights_name(names: Collection[str], component: str, variant: str | None = N
     """The file of a component's weights, or the index of its shards.
 
     Safetensors come before Flax's msgpack. Without a ``variant`` it is the file that names none, or else the only
-    variant there is. With one, it is that; of a component that has no variants at all its plain file, if the variant
-    is there for another component, which is how diffusers reads a repository with, say, a ``non_ema`` U-Net.
+    variant there is. With one, it is that; of a component that lacks it the plain file, if the variant is there for
+    another component, which is how diffusers reads a repository with, say, a ``non_ema`` U-Net.
 
     Args:
         names: of all files, as ``unet/config.json``.
@@ -44,7 +44,7 @@ def weights_name(names: Collection[str], component: str, variant: str | None = N
     if variant in stored:
         return stored[variant]
     if variant is not None and (stored or flax in names):
-        if stored.keys() == {""} and any(variant in variants(names, other) for other in NETWORKS):
+        if "" in stored and any(variant in variants(names, other) for other in NETWORKS):
             return stored[""]
         raise WeightsError(f"{what}/{component}: no variant {variant!r}; there is {listing}")
     if "" in stored or len(stored) == 1:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import hashlib
 import json
+import os
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +18,14 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from afa_jax import files
 from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.errors import InputError
 from afa_jax.models.configs import ConfigError, UNetConfig, VAEConfig
 from afa_jax.weights import folders
 from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.folders import FolderCheckpoint, save_folder, write_folder
+from afa_jax.weights.json_files import read_json
 from afa_jax.weights.load import (
     load_text_encoder,
     load_unet,
@@ -178,6 +185,36 @@ def test_old_vae_attention_is_read(copied, modules, pixels):
     assert_same(load_vae(copied), modules["vae"])
 
 
+def test_a_kernel_of_more_than_one_pixel_is_not_cut(copied):
+    key = "decoder.mid_block.attentions.0.to_q.weight"
+    change(copied / FILES["vae"], lambda tensors: tensors.update({key: tensors[key][:, :, None, None].repeat(3, 2)}))
+    with pytest.raises(WeightsError, match=rf"1 misshapen \({key} is \(.*3, 1\)"):
+        load_vae(copied)
+
+
+@pytest.mark.parametrize("name", ["unet", "vae"])
+def test_a_network_may_be_the_folder_itself(saved, modules, tmp_path, name):
+    folder = shutil.copytree(saved / name, tmp_path / "alone")
+    checkpoint = open_checkpoint(folder)
+    assert checkpoint.components == (name,)
+    assert checkpoint.what(name) == f"{folder}/diffusion_pytorch_model.safetensors"
+    assert checkpoint.what(name, config=True) == f"{folder}/config.json"
+    assert checkpoint.sha256(name) == open_checkpoint(saved).sha256(name)
+    assert_same(LOAD[name](checkpoint), modules[name])
+    as_variant(folder / "diffusion_pytorch_model.safetensors", "fp16")
+    assert_same(LOAD[name](open_checkpoint(folder, variant="fp16")), modules[name])
+    with pytest.raises(WeightsError, match=rf"^{folder}/text_encoder/config\.json: no such file"):
+        load_text_encoder(folder)
+
+
+def test_another_config_in_a_folder_makes_no_network(saved, tmp_path):
+    folder = shutil.copytree(saved / "text_encoder", tmp_path / "clip")
+    assert open_checkpoint(folder).components == ()
+    shutil.copytree(saved / "vae", tmp_path / "clip" / "vae")
+    shutil.copy(saved / "unet" / "config.json", folder)
+    assert open_checkpoint(folder).components == ("vae",)
+
+
 @pytest.mark.parametrize("prefix", ["text_model.", ""])
 def test_both_spellings_of_the_text_encoder_are_read(copied, modules, prefix):
     tensors = {prefix + key: value for key, value in goldens.weights("clip_sd15").items()}
@@ -225,9 +262,19 @@ def test_a_variant_that_is_not_there_lists_those_that_are(copied):
     for component, found in (("unet", "fp16"), ("vae", "one without a variant")):
         with pytest.raises(WeightsError, match=rf"^{copied}/{component}: no variant 'bf16'; there is {found}$"):
             open_checkpoint(copied, variant="bf16").tensors(component)
-    shutil.copy(copied / FILES["vae"], (copied / FILES["vae"]).with_suffix(".non_ema.safetensors"))
-    with pytest.raises(WeightsError, match=r"vae: no variant 'fp16'; there is one without a variant, non_ema$"):
+    as_variant(copied / FILES["vae"], "non_ema")
+    with pytest.raises(WeightsError, match=r"vae: no variant 'fp16'; there is non_ema$"):
         open_checkpoint(copied, variant="fp16").tensors("vae")
+
+
+def test_a_component_without_the_variant_is_its_plain_file_whatever_else_it_has(copied):
+    """SD1.5's repository: the U-Net as non_ema, the others as fp16, and all of them plain."""
+    for name, variant in (("unet", "non_ema"), ("unet", "fp16"), ("vae", "fp16"), ("text_encoder", "fp16")):
+        shutil.copy(copied / FILES[name], (copied / FILES[name]).with_suffix(f".{variant}.safetensors"))
+    checkpoint = open_checkpoint(copied, variant="non_ema")
+    assert checkpoint.what("unet").endswith("/diffusion_pytorch_model.non_ema.safetensors")
+    for name in ("vae", "text_encoder"):
+        assert checkpoint.what(name) == f"{copied}/{FILES[name]}"
 
 
 # Shards
@@ -545,9 +592,138 @@ def test_another_architecture_is_refused(copied):
 
 def test_an_existing_folder_stays(tmp_path, modules):
     (tmp_path / "model").mkdir()
-    with pytest.raises(WeightsError, match=f"{tmp_path}/model exists"):
+    with pytest.raises(InputError, match=f"{tmp_path}/model exists; choose another name, or --overwrite"):
         save_folder(tmp_path / "model", text_encoder=modules["text_encoder"])
     assert [*tmp_path.rglob("*")] == [tmp_path / "model"]
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_what_appears_during_the_writing_stays(tmp_path, monkeypatch, text_only, overwrite):
+    whole, target = folders.write_tensors, tmp_path / "new"
+
+    def meanwhile(path, *rest):
+        whole(path, *rest)
+        target.mkdir()
+        (target / "mine.txt").write_text("mine")
+
+    monkeypatch.setattr(folders, "write_tensors", meanwhile)
+    with pytest.raises(InputError, match=f"^{target}( exists|: not overwritten)"):
+        write_folder(target, open_checkpoint(text_only), overwrite=overwrite)
+    assert content(target) == {"mine.txt": b"mine"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "new"]
+    # And if it appears between the last look and the rename, the rename itself fails.
+    shutil.rmtree(target)
+    monkeypatch.setattr(folders, "check_target", lambda *_: None)
+    monkeypatch.setattr(files, "check_new", lambda *_: None)
+    with pytest.raises(InputError, match=f"^{target} cannot be written \\(Directory not empty"):
+        write_folder(target, open_checkpoint(text_only))
+    assert content(target) == {"mine.txt": b"mine"}
+
+
+@pytest.mark.parametrize(
+    ("out", "overwrite", "message"),
+    [
+        ("file/model", False, "cannot be written (Not a directory"),
+        ("n" * 250, False, "cannot be written (File name too long"),
+        ("n" * 300, False, "cannot be written (File name too long"),
+        (".", True, "not overwritten, for it has no model_index.json"),
+        ("model/..", True, "not overwritten, for it has no model_index.json"),
+        ("/", True, "not overwritten, for it has no model_index.json"),
+        ("/proc/x", False, "cannot be written (No such file or directory"),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_named(tmp_path, text_only, monkeypatch, out, overwrite, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError) as error:
+        write_folder(out, open_checkpoint(text_only), overwrite=overwrite)
+    assert str(error.value).startswith(os.path.realpath(out)) and message in str(error.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "model"]
+
+
+def test_the_folder_one_is_in_can_be_written(text_only, monkeypatch):
+    monkeypatch.chdir(text_only)
+    write_folder(".", open_checkpoint(text_only), overwrite=True)
+    assert set(content(text_only)) == {"model_index.json", "text_encoder/config.json", FILES["text_encoder"]}
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_no_input_error(tmp_path, monkeypatch, text_only, code):
+    def full(path, *rest):
+        raise OSError(code, os.strerror(code), str(path))
+
+    monkeypatch.setattr(folders, "write_tensors", full)
+    with pytest.raises(OSError, match=os.strerror(code)) as error:
+        write_folder(tmp_path / "new", open_checkpoint(text_only))
+    assert error.value.errno == code
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_partial_folders_of_the_dead_are_removed(tmp_path, text_only):
+    with subprocess.Popen(["true"]) as dead:
+        dead.wait()
+    names = {
+        f".new.{dead.pid}.partial": False,
+        f".new.{os.getpid()}.partial": False,
+        f".new.{os.getppid()}.partial": True,
+        ".new.mine.partial": True,
+        f".new.1.{dead.pid}.partial": True,  # of an output new.1
+    }
+    for name in names:
+        (tmp_path / name / "unet").mkdir(parents=True)
+    write_folder(tmp_path / "new", open_checkpoint(text_only))
+    left = {path.name for path in tmp_path.iterdir()} - {"model", "new"}
+    assert left == {name for name, stays in names.items() if stays}
+
+
+# What the folder says
+
+
+@pytest.mark.parametrize(
+    ("channels", "pipeline"),
+    [
+        (4, "StableDiffusionPipeline"),
+        (8, "StableDiffusionInstructPix2PixPipeline"),
+        (9, "StableDiffusionInpaintPipeline"),
+    ],
+)
+def test_the_pipeline_is_the_one_of_the_unets_task(tmp_path, channels, pipeline):
+    unet = tiny.unet(0, dataclasses.replace(tiny.MICRO_UNET, in_channels=channels))
+    save_folder(tmp_path / "model", unet=unet)
+    assert read_json(tmp_path / "model" / "model_index.json")["_class_name"] == pipeline
+    assert_same(load_unet(tmp_path / "model"), unet)
+
+
+def test_the_header_does_not_say_what_was_true_of_another_file(tmp_path, text_only):
+    old = {"format": "np", "modelspec.hash_sha256": "0x1", "afa_jax.configs": "{}", "modelspec.title": "a title"}
+    file = text_only / FILES["text_encoder"]
+    write_tensors(file, read_tensors(file), old)
+    write_folder(tmp_path / "new", open_checkpoint(text_only), metadata={"mine": "1"})
+    expected = {"format": "pt", "modelspec.title": "a title", "mine": "1"}
+    assert read_metadata(tmp_path / "new" / FILES["text_encoder"]) == expected
+
+
+def test_of_a_tokenizers_folder_the_tokenizer_is_copied(tmp_path, text_only):
+    for name in ("vocab.json", "merges.txt", "model.safetensors", "README.md"):
+        (text_only / name).write_text(name)
+    model = dataclasses.replace(MemoryCheckpoint.of(), tokenizer=text_only)
+    write_folder(tmp_path / "new", model)
+    assert set(content(tmp_path / "new")) == {"model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt"}
+
+
+def test_weights_too_large_for_the_dtype_are_named(tmp_path, text_only):
+    key = "text_model.final_layer_norm.bias"
+    change(text_only / FILES["text_encoder"], lambda tensors: tensors[key].__setitem__(3, 1e5))
+    with pytest.raises(WeightsError, match=f"{key} holds values too large for float16; choose bfloat16 or float32"):
+        write_folder(tmp_path / "new", open_checkpoint(text_only), dtype=np.float16)
+    assert not (tmp_path / "new").exists()
+
+
+def test_configs_are_read_before_a_tensor_is_written(tmp_path, copied, monkeypatch):
+    (copied / "scheduler" / "scheduler_config.json").write_text("{")
+    monkeypatch.setattr(folders, "write_tensors", lambda *_: pytest.fail("a tensor was written"))
+    with pytest.raises(WeightsError, match=r"scheduler_config\.json: not readable"):
+        write_folder(tmp_path / "new", open_checkpoint(copied))
 
 
 @pytest.mark.parametrize("writer", ["write_tensors", "write_json"])
@@ -567,12 +743,6 @@ def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, modules, writer)
     with pytest.raises(OSError, match="disk full"):
         save_folder(tmp_path / "model", **parts)
     assert [*tmp_path.iterdir()] == []
-    # What a killed run left is no obstacle.
-    partial = calls[0].parent.parent
-    (partial / "unet").mkdir(parents=True)
-    save_folder(tmp_path / "model", **parts)
-    assert [path.name for path in tmp_path.iterdir()] == ["model"]
-    assert not (tmp_path / "model" / "unet").exists()
 
 
 def content(folder):
@@ -599,10 +769,25 @@ def test_what_is_not_a_diffusers_folder_is_not_overwritten(tmp_path, modules, ki
         target.mkdir()
     mine = target / "thesis.txt" if kind == "folder" else target
     mine.write_text("mine")
-    with pytest.raises(WeightsError, match=rf"^{target}: not overwritten, for it has no model_index\.json"):
+    with pytest.raises(InputError, match=rf"^{target}: not overwritten, for it has no model_index\.json"):
         write_folder(target, MemoryCheckpoint.of(text_encoder=modules["text_encoder"]), overwrite=True)
     assert mine.read_text() == "mine"
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
+
+
+def test_what_no_pipeline_has_is_not_overwritten(text_only, tmp_path):
+    for name in ("safety_checker", "feature_extractor", "image_encoder", "samples", ".git"):
+        (text_only / name).mkdir()
+    (text_only / "README.md").write_text("mine")
+    old, others = content(text_only), r"3 other entries \(\.git, README\.md, samples\)"
+    with pytest.raises(InputError, match=rf"^{text_only}: not overwritten, for it has {others}; move them away"):
+        write_folder(text_only, open_checkpoint(text_only), overwrite=True)
+    assert content(text_only) == old
+    (text_only / "README.md").unlink()
+    for name in ("samples", ".git"):
+        (text_only / name).rmdir()
+    write_folder(text_only, open_checkpoint(text_only), overwrite=True)
+    assert sorted(path.name for path in text_only.iterdir()) == ["model_index.json", "text_encoder"]
 
 
 def test_a_folder_that_could_not_be_replaced_stays(text_only, tmp_path, monkeypatch, modules):
@@ -622,6 +807,6 @@ def test_a_folder_that_could_not_be_replaced_stays(text_only, tmp_path, monkeypa
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
     # Killed between the two renames: the old folder is back before anything else is done.
     whole(text_only, tmp_path / ".model.replaced")
-    with pytest.raises(WeightsError, match=f"{text_only} exists"):
+    with pytest.raises(InputError, match=f"{text_only} exists"):
         write_folder(text_only, new)
     assert content(text_only) == old

@@ -19,8 +19,8 @@ from huggingface_hub import constants, errors
 
 from afa_jax.errors import InputError
 from afa_jax.weights.folders import FolderCheckpoint, save_folder
-from afa_jax.weights.hub import fetch, fetch_run, needed
-from afa_jax.weights.load import load_unet
+from afa_jax.weights.hub import described, fetch, fetch_lora, fetch_run, needed
+from afa_jax.weights.load import load_unet, load_vae
 from tests import tiny
 from tests.weights.test_folders import assert_same
 
@@ -114,20 +114,39 @@ def test_shards_are_wanted_with_their_index(variant, index, shards):
     assert f"text_encoder/{index}" in wanted
 
 
+def test_a_tokenizer_may_be_in_the_root():
+    """As in openai/clip-vit-large-patch14."""
+    texts = ["merges.txt", "special_tokens_map.json", "tokenizer.json", "tokenizer_config.json", "vocab.json"]
+    names = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "pytorch_model.bin", *texts]
+    assert needed(names, ("tokenizer",), None, "o/n") == sorted(["config.json", *texts])
+    assert needed([*NAMES, *texts], ("tokenizer",), None, "o/n") == needed(NAMES, ("tokenizer",), None, "o/n")
+    assert not set(texts) & set(needed([*NAMES, *texts], EXPERT, None, "o/n"))
+
+
 # What is asked of the library
 
 
 @pytest.fixture
-def hub(monkeypatch, tmp_path):
+def contents():
+    """What the files of the hub fixture's repository say, by name; the others are not there after a download."""
+    return dict.fromkeys(NAMES)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, contents):
     """A hub with one repository; a list of what was asked of it."""
     asked: list[tuple] = []
 
     def model_info(self, repo, *, revision=None):
         asked.append(("list", repo, revision))
-        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in NAMES])
+        return SimpleNamespace(siblings=[SimpleNamespace(rfilename=name) for name in contents])
 
     def snapshot_download(repo, *, revision=None, allow_patterns=None):
         asked.append(("snapshot", repo, revision, allow_patterns))
+        for name in allow_patterns:
+            if contents.get(name) is not None:
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+                (tmp_path / name).write_text(json.dumps(contents[name]))
         return str(tmp_path)
 
     def hf_hub_download(repo, file, *, revision=None):
@@ -146,7 +165,97 @@ def hub(monkeypatch, tmp_path):
 def test_a_repository_is_downloaded_at_its_revision(hub, tmp_path, path, keyword):
     assert fetch(path, EXPERT, revision=keyword) == tmp_path
     revision = "refs/pr/1"
-    assert hub == [("list", "o/n", revision), ("snapshot", "o/n", revision, needed(NAMES, EXPERT, None, ""))]
+    assert hub == [
+        ("list", "o/n", revision),
+        ("snapshot", "o/n", revision, described(NAMES, EXPERT)),
+        ("snapshot", "o/n", revision, needed(NAMES, EXPERT, None, "")),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        (
+            "model_index.json",
+            dict(_class_name="StableDiffusionXLPipeline"),
+            r"'StableDiffusionXLPipeline' is not of the",
+        ),
+        ("unet/config.json", dict(_class_name="UNet2DConditionModel", addition_embed_type="text_time"), "addition_emb"),
+    ],
+)
+def test_of_another_family_no_weights_are_downloaded(hub, contents, name, text, message):
+    contents[name] = text
+    with pytest.raises(InputError, match=rf"^o/n: .*{name}: .*{message}"):
+        fetch("o/n", EXPERT)
+    assert hub == [("list", "o/n", None), ("snapshot", "o/n", None, described(NAMES, EXPERT))]
+
+
+@pytest.mark.parametrize(("kind", "component"), [("AutoencoderKL", "vae"), ("UNet2DConditionModel", "unet")])
+def test_a_repository_may_be_one_network(hub, contents, tmp_path, kind, component):
+    """As stabilityai/sd-vae-ft-mse."""
+    weights = "diffusion_pytorch_model.safetensors"
+    own = dict(_class_name=kind, block_out_channels=[32], down_block_types=["DownBlock2D"])
+    contents.clear()
+    contents |= {"README.md": None, weights: None, "diffusion_pytorch_model.bin": None}
+    contents["config.json"] = own | dict(up_block_types=["UpBlock2D"], cross_attention_dim=8)
+    for components in ((component,), ("unet", "vae", "tokenizer", "scheduler")):
+        hub.clear()
+        assert fetch("o/n", components) == tmp_path
+        assert hub[1:] == [("snapshot", "o/n", None, names) for names in (["config.json"], ["config.json", weights])]
+    with pytest.raises(InputError, match=f"^o/n: it is a {component} alone, and has no text_encoder$"):
+        fetch("o/n", ("text_encoder",))
+    contents.pop(weights)
+    with pytest.raises(InputError, match=f"^o/n: {component} is there as a pickle only"):
+        fetch("o/n", (component,))
+
+
+# LoRAs
+
+
+@pytest.mark.parametrize("weights", ["pytorch_lora_weights.safetensors", "adapter_model.safetensors"])
+def test_of_a_loras_repository_the_lora_is_downloaded(hub, contents, tmp_path, weights):
+    contents.clear()
+    contents |= dict.fromkeys(["README.md", "model.safetensors", "sub/adapter_config.json", "x.bin", weights])
+    assert fetch_lora("o/n@v2") == tmp_path
+    contents["adapter_config.json"] = None
+    assert fetch_lora("o/n", revision="v2") == tmp_path
+    listing = ("list", "o/n", "v2")
+    assert hub == [
+        listing,
+        ("snapshot", "o/n", "v2", [weights]),
+        listing,
+        ("snapshot", "o/n", "v2", [weights, "adapter_config.json"]),
+    ]
+
+
+def test_one_lora_is_downloaded_with_the_config_beside_it(hub, contents, tmp_path):
+    contents |= dict.fromkeys(["a.safetensors", "sub/b.safetensors", "sub/adapter_config.json"])
+    assert fetch_lora("o/n/a.safetensors") == tmp_path / "a.safetensors"
+    assert fetch_lora("o/n/sub/b.safetensors@v2") == tmp_path / "sub/b.safetensors"
+    assert [asked[2:] for asked in hub if asked[0] == "snapshot"] == [
+        (None, ["a.safetensors"]),
+        ("v2", ["sub/b.safetensors", "sub/adapter_config.json"]),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("path", "names", "message"),
+    [
+        ("o/n", ["pytorch_lora_weights.bin"], "its LoRA is there as a pickle only (pytorch_lora_weights.bin)"),
+        ("o/n", ["a.bin", "a.safetensors"], "of its 1 others (a.safetensors) name one, owner/name/file.safetensors"),
+        ("o/n", ["README.md"], "neither pytorch_lora_weights.safetensors nor adapter_model.safetensors is there"),
+        ("o/n/b.safetensors", ["a.safetensors"], "the repository o/n has no such file"),
+        ("o/n/a.bin", ["a.bin"], "pickles are not downloaded"),
+        ("model", [], "not a hub id"),
+    ],
+)
+def test_what_is_no_lora_is_said_in_one_line(hub, contents, path, names, message):
+    contents.clear()
+    contents |= dict.fromkeys(names)
+    with pytest.raises(InputError) as error:
+        fetch_lora(path)
+    assert str(error.value).startswith(f"{path}: ") and message in str(error.value) and "\n" not in str(error.value)
+    assert all(asked[0] == "list" for asked in hub)
 
 
 def test_one_file_is_downloaded_alone(hub, tmp_path):
@@ -170,7 +279,19 @@ def test_local_paths_come_first(hub, tmp_path, monkeypatch):
     (tmp_path / "o" / "n.safetensors").touch()
     for path in ("o/n", "o/n@v2", "o/n.safetensors", str(tmp_path / "o")):
         assert fetch(path, EXPERT) == Path(path)
+        assert fetch_lora(path) == Path(path)
     assert fetch_run("o/n") == Path("o/n")
+    for get in (lambda path, **revision: fetch(path, EXPERT, **revision), fetch_lora, fetch_run):
+        with pytest.raises(
+            InputError, match=r"^o/n: revision='v2' is for the hub, and this path is here; leave it out$"
+        ):
+            get("o/n", revision="v2")
+    assert hub == []
+
+
+def test_a_file_on_the_hub_has_no_variant(hub):
+    with pytest.raises(InputError, match=r"^o/n/v1-4\.safetensors: variant='fp16' is for diffusers repositories"):
+        fetch("o/n/v1-4.safetensors", EXPERT, variant="fp16")
     assert hub == []
 
 
@@ -194,7 +315,7 @@ def test_local_paths_come_first(hub, tmp_path, monkeypatch):
 def test_what_is_no_hub_id_is_said_without_asking(hub, path, message):
     with pytest.raises(InputError, match=message) as error:
         fetch(path, EXPERT, revision="v2")
-    assert str(error.value).startswith(path.replace("\0", "\\x00") + ": ") and "\n" not in str(error.value)
+    assert str(error.value).startswith(f"{path}: ".replace("\0", "\\x00")) and "\n" not in str(error.value)
     assert hub == []
 
 
@@ -333,9 +454,43 @@ def test_the_cache_serves_when_the_hub_does_not(offline, monkeypatch):
         fetch("owner/other", ("unet",))
 
 
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [(errors.GatedRepoError, "it is gated"), (errors.RepositoryNotFoundError, "no such repository")],
+)
+def test_the_cache_does_not_hide_that_a_repository_is_closed(offline, monkeypatch, kind, message):
+    def fail(*args, **kwargs):
+        raise answer(kind)
+
+    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    for get in (lambda path: fetch(path, ("unet",)), fetch_lora):
+        with pytest.raises(InputError, match=message):
+            get("owner/name")
+
+
+def test_cached_loras_and_networks_alone_are_read_offline(tmp_path, monkeypatch):
+    save_folder(tmp_path / "model", vae=tiny.vae(0))
+    repository = tmp_path / "model" / "vae"
+    (repository / "adapter_model.safetensors").touch()
+    snapshot = cached(tmp_path / "hub", repository, COMMIT, "main")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    assert fetch_lora("owner/name") == snapshot
+    assert fetch_lora("owner/name/adapter_model.safetensors") == snapshot / "adapter_model.safetensors"
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the cache has no LoRA of it"):
+        fetch_lora("owner/name/other.safetensors")
+    assert fetch("owner/name", ("vae",)) == snapshot
+    assert_same(load_vae(FolderCheckpoint(snapshot)), tiny.vae(0))
+    (snapshot / "diffusion_pytorch_model.safetensors").unlink()
+    with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the cache has no weights of its vae"):
+        fetch("owner/name", ("vae",))
+
+
 # A hub, asked by the library itself
 
 FILES = {name: name.encode() * 3 for name in [*NAMES, "vae/[odd].json"]}
+FILES["model_index.json"] = b'{"_class_name": "StableDiffusionPipeline"}'
 
 
 class Hub(BaseHTTPRequestHandler):
