@@ -26,9 +26,13 @@ from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.keys import Key, flatten, pytorch_name, shape_in_pytorch, text_key, unet_key
-from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, state_dict
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, state_dict
 
-NETWORKS = ("unet", "vae", "text_encoder")  # the components that have weights
+NetworkConfig = UNetConfig | VAEConfig | TextConfig
+NETWORK_CONFIGS: Mapping[str, type[UNetConfig] | type[VAEConfig] | type[TextConfig]] = dict(
+    unet=UNetConfig, vae=VAEConfig, text_encoder=TextConfig
+)
+NETWORKS = tuple(NETWORK_CONFIGS)  # the components that have weights
 
 
 @runtime_checkable
@@ -210,18 +214,7 @@ class _Rounded(DerivedCheckpoint):
     def _rounded(self, tensor: Tensor, name: str, what: str) -> Tensor:
         if tensor.dtype == self.dtype or not jnp.issubdtype(tensor.dtype, jnp.floating):
             return tensor
-
-        def read() -> np.ndarray:
-            array = tensor.read()
-            with np.errstate(over="ignore"):
-                result = array.astype(self.dtype)
-            if np.isfinite(array).all() and not np.isfinite(result).all():
-                raise WeightsError(
-                    f"{what}: {name} holds values too large for {self.dtype}; choose bfloat16 or float32"
-                )
-            return result
-
-        return Tensor(tensor.shape, self.dtype, read)
+        return Tensor(tensor.shape, self.dtype, lambda: cast(tensor.read(), self.dtype, name, what))
 
 
 def rounded(checkpoint: Checkpoint, dtype: DTypeLike) -> Checkpoint:
@@ -247,6 +240,30 @@ def hash_components(checkpoint: Checkpoint, components: Sequence[str]) -> str:
     return hashlib.sha256(b"".join(bytes.fromhex(checkpoint.sha256(name)) for name in components)).hexdigest()
 
 
+def network_config(checkpoint: Checkpoint, component: str) -> NetworkConfig:
+    """The architecture of one of a checkpoint's networks.
+
+    Raises:
+        WeightsError: as the checkpoint's config.
+        ConfigError: an architecture that is not of the Stable Diffusion 1.x/2.x families.
+    """
+    return NETWORK_CONFIGS[component].from_json(checkpoint.config(component), checkpoint.what(component, config=True))
+
+
+def prediction_type(checkpoint: Checkpoint) -> str:
+    """What the U-Net predicts, by the scheduler's config; epsilon where that is silent, as in diffusers.
+
+    Raises:
+        WeightsError: as the checkpoint's config; it is not text.
+    """
+    found = checkpoint.config("scheduler").get("prediction_type") or "epsilon"
+    if not isinstance(found, str):
+        raise WeightsError(
+            f"{checkpoint.path}: its scheduler's prediction_type is {found!r}; make it 'epsilon' or 'v_prediction'"
+        )
+    return found
+
+
 def unet_keys(unet: UNet) -> Key:
     """The key function of this U-Net."""
     last = unet.stages[-1]
@@ -255,7 +272,7 @@ def unet_keys(unet: UNet) -> Key:
 
 
 @functools.lru_cache(maxsize=16)  # making one takes a good part of a second
-def abstract_network(config: UNetConfig | VAEConfig | TextConfig) -> tuple[Any, Key]:
+def abstract_network(config: NetworkConfig) -> tuple[Any, Key]:
     """The shapes of a network of this architecture, and its key function."""
     if isinstance(config, UNetConfig):
         unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
@@ -266,7 +283,7 @@ def abstract_network(config: UNetConfig | VAEConfig | TextConfig) -> tuple[Any, 
 
 
 @functools.lru_cache(maxsize=16)
-def expected_shapes(config: UNetConfig | VAEConfig | TextConfig) -> Mapping[str, tuple[int, ...]]:
+def expected_shapes(config: NetworkConfig) -> Mapping[str, tuple[int, ...]]:
     """The keys of a network of this architecture with their shapes, as a Checkpoint's state dict has them."""
     network, key = abstract_network(config)
     return {key(path): shape_in_pytorch(path, leaf.shape) for path, leaf in flatten(network).items()}

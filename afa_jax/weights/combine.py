@@ -69,10 +69,11 @@ def check_parts(checkpoint: Checkpoint) -> None:
     if "unet" not in checkpoint.components:
         return
     unet = unet_config(checkpoint)
-    if "vae" in checkpoint.components and (channels := vae_config(checkpoint).latent_channels) != unet.in_channels:
+    # Not what it takes: to that inpainting adds a mask and a picture.
+    if "vae" in checkpoint.components and (channels := vae_config(checkpoint).latent_channels) != unet.out_channels:
         raise InputError(
-            f"{checkpoint.what('vae')} has {channels} latent channels, {checkpoint.what('unet')} takes "
-            f"{unet.in_channels}; take the VAE of a model of the same kind"
+            f"{checkpoint.what('vae')} has {channels} latent channels, {checkpoint.what('unet')} makes "
+            f"{unet.out_channels}; take the VAE of a model of the same kind"
         )
     if "text_encoder" in checkpoint.components:
         width = text_config(checkpoint).hidden_size

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import math
 from collections import Counter
 from collections.abc import Iterator
@@ -14,12 +13,12 @@ import numpy as np
 
 from afa_jax.errors import InputError
 from afa_jax.models.configs import UNetConfig, task_of
-from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, prediction_type
 from afa_jax.weights.families import family_of
 from afa_jax.weights.folders import FolderCheckpoint
 from afa_jax.weights.load import check_networks, unet_config
 from afa_jax.weights.single_file import SingleFileCheckpoint, UnknownPrediction
-from afa_jax.weights.tensors import Tensors, WeightsError, open_tensors
+from afa_jax.weights.tensors import Tensors, WeightsError, file_sha256, open_tensors
 
 _PUBLISHED: dict[tuple[int, ...], str] = {
     (320, 640, 1280, 1280, 768): "Stable Diffusion 1.x",
@@ -42,7 +41,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
         result |= dict(family=family(unet), unet=architecture(unet))
     if "scheduler" in checkpoint.components:
         with contextlib.suppress(UnknownPrediction):
-            result["prediction_type"] = checkpoint.config("scheduler").get("prediction_type", "epsilon")
+            result["prediction_type"] = prediction_type(checkpoint)
     networks = [name for name in checkpoint.components if name in NETWORKS]
     result["components"] = {
         name: component(checkpoint.tensors(name)) | dict(sha256=checkpoint.sha256(name)) for name in networks
@@ -118,9 +117,3 @@ def nonfinite(tensors: Tensors) -> Iterator[str]:
         array = tensor.read()
         if array.dtype.kind not in "iub" and not np.isfinite(array).all():
             yield name
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal digits; that of a single file is what sites for models show."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -17,6 +17,8 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 HEAD_WIDTH = 64  # of Stable Diffusion 2's U-Net and of both text encoders
 
+OPEN_CLIP_WIDTH = 1024  # of Stable Diffusion 2's text encoder; that of 1 has 768
+
 
 def found_config(component: str, shapes: Shapes, what: str) -> dict[str, Any]:
     """The config.json fields of a network, as far as shapes and families tell.
@@ -44,9 +46,9 @@ class _Shapes:
 
     def __call__(self, key: str, *ranks: int) -> tuple[int, ...]:
         if key not in self.shapes:
-            raise WeightsError(f"{self.what}: 1 missing ({key}), which tells the architecture")
+            raise WeightsError(f"{self.what}: 1 missing ({key}), which tells the architecture; fetch the file again")
         if len(self.shapes[key]) not in ranks:
-            raise WeightsError(f"{self.what}: 1 misshapen ({key} is {self.shapes[key]})")
+            raise WeightsError(f"{self.what}: 1 misshapen ({key} is {self.shapes[key]}); fetch the file again")
         return self.shapes[key]
 
     def count(self, key: str) -> int:
@@ -131,6 +133,11 @@ def _text(shape: _Shapes) -> dict[str, Any]:
         mlp = f"{model}.encoder.layers.0.mlp.fc1.weight"
         layers = shape.count(model + ".encoder.layers.{}.layer_norm1.weight")
     vocabulary, width = shape(tokens, 2)
+    if width == OPEN_CLIP_WIDTH and not opened:
+        raise WeightsError(
+            f"{shape.what}: its text encoder is Stable Diffusion 2's in transformers' layout, which does not say its "
+            "activation; convert the model from a diffusers folder, or from a file with cond_stage_model.model.* keys"
+        )
     return dict(
         architectures=["CLIPTextModel"],
         model_type="clip_text_model",

@@ -13,10 +13,9 @@ import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 
-from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
-from afa_jax.weights.checkpoint import expected_shapes
+from afa_jax.models.configs import UNetConfig, VAEConfig
+from afa_jax.weights.checkpoint import NetworkConfig, expected_shapes
 
-Config = UNetConfig | VAEConfig | TextConfig
 Table = Mapping[str, tuple[str, ...]]
 """LDM's key -> the diffusers key, or the keys whose rows one after another make its tensor."""
 
@@ -112,7 +111,7 @@ def is_unused(key: str) -> bool:
 
 
 @functools.lru_cache(maxsize=16)
-def ldm_table(config: Config) -> Table:
+def ldm_table(config: NetworkConfig) -> Table:
     """All keys of a network, with LDM's prefixes."""
     table: dict[str, list[str]] = defaultdict(list)
     rename = _rename(config)
@@ -133,7 +132,7 @@ def ema_key(key: str) -> str:
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
-def _rename(config: Config) -> Callable[[str], str]:
+def _rename(config: NetworkConfig) -> Callable[[str], str]:
     if isinstance(config, UNetConfig):
         return functools.partial(_unet_key, _unet_modules(config))
     if isinstance(config, VAEConfig):

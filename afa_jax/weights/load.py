@@ -13,11 +13,18 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, abstract_network, unet_keys
+from afa_jax.weights.checkpoint import (
+    NETWORKS,
+    Checkpoint,
+    abstract_network,
+    expected_shapes,
+    network_config,
+    unet_keys,
+)
 from afa_jax.weights.folders import FolderCheckpoint
 from afa_jax.weights.keys import flatten, pytorch_name, text_key
 from afa_jax.weights.single_file import SingleFileCheckpoint
-from afa_jax.weights.tensors import PICKLES, WeightsError, check_state_dict, load_stack, load_state_dict
+from afa_jax.weights.tensors import PICKLES, WeightsError, check_tensors, load_stack, load_state_dict
 
 Source = Checkpoint | Path | str
 
@@ -46,7 +53,7 @@ def open_checkpoint(
         return FolderCheckpoint(path, variant)
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder")
-    if path.suffix not in (".safetensors", *PICKLES):  # which are refused with what to do
+    if path.suffix.lower() not in (".safetensors", *PICKLES):  # which are refused with what to do
         raise WeightsError(f"{path}: not a .safetensors file or a diffusers folder; convert it to one of these")
     if variant is not None:
         raise WeightsError(f"{path}: variant={variant!r} is for folders; name the file itself")
@@ -163,8 +170,7 @@ def check_network(checkpoint: Source, component: str) -> None:
     """Compare one network's tensors to its architecture; raises as check_networks."""
     checkpoint = open_checkpoint(checkpoint)
     tensors = checkpoint.tensors(component)  # first: what is wrong with a file goes before its architecture
-    network, key = abstract_network(_network_config(checkpoint, component))
-    check_state_dict(network, tensors, key, what=checkpoint.what(component))
+    check_tensors(expected_shapes(network_config(checkpoint, component)), tensors, what=checkpoint.what(component))
 
 
 def unet_blocks(checkpoint: Source) -> dict[str, str]:
@@ -175,9 +181,3 @@ def unet_blocks(checkpoint: Source) -> dict[str, str]:
         head, *rest = path.split(".")
         blocks[key(path)] = unet.stages[int(rest[0])].name if head == "stages" else head
     return blocks
-
-
-def _network_config(checkpoint: Checkpoint, component: str) -> UNetConfig | VAEConfig | TextConfig:
-    if component == "unet":
-        return unet_config(checkpoint)
-    return vae_config(checkpoint) if component == "vae" else text_config(checkpoint)

@@ -20,8 +20,8 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from afa_jax.weights.folders import read_json
-from afa_jax.weights.tensors import PICKLES, Tensor, TensorFile, WeightsError, listed, open_tensors
+from afa_jax.weights.json_files import read_json
+from afa_jax.weights.tensors import PICKLES, Tensor, TensorFile, WeightsError, file_sha256, listed, open_tensors
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what diffusers and PEFT call them
 _PEFT = "base_model.model."  # before every module in the files of PeftModel.save_pretrained
@@ -92,11 +92,10 @@ class Lora:
     @functools.cached_property
     def sha256(self) -> str:
         """The file's; with an adapter_config.json one for both files."""
-        with open(self.path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256")
-        if self.config is not None:
-            digest = hashlib.sha256(digest.digest() + hashlib.sha256(self.config.read_bytes()).digest())
-        return digest.hexdigest()
+        own = file_sha256(self.path)
+        if self.config is None:
+            return own
+        return hashlib.sha256(bytes.fromhex(own + file_sha256(self.config))).hexdigest()
 
 
 def read_lora(path: Path | str) -> Lora:
@@ -163,7 +162,7 @@ def _file(path: Path) -> Path:
     for name in FILES:
         if (path / name).is_file():
             return path / name
-    pickles = sorted(file for file in path.iterdir() if file.suffix in PICKLES)
+    pickles = sorted(file for file in path.iterdir() if file.suffix.lower() in PICKLES)
     if pickles:
         return pickles[0]  # to be refused by name
     raise WeightsError(f"{path}: neither {' nor '.join(FILES)} is there; name the file")

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,24 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from afa_jax.errors import InputError
-from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
-from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, expected_shapes, hash_tensors
+from afa_jax.files import check_new
+from afa_jax.models.configs import TextConfig, VAEConfig
+from afa_jax.weights.checkpoint import (
+    NETWORK_CONFIGS,
+    NETWORKS,
+    Checkpoint,
+    NetworkConfig,
+    expected_shapes,
+    hash_tensors,
+    network_config,
+    prediction_type,
+    rounded,
+)
 from afa_jax.weights.families import family_of
 from afa_jax.weights.ldm_configs import found_config
 from afa_jax.weights.ldm_keys import (
     UNET,
     VAE,
-    Config,
     common_spelling,
     ema_key,
     is_unused,
@@ -38,16 +49,16 @@ from afa_jax.weights.tensors import (
     Tensors,
     WeightsError,
     check_finite,
+    check_names,
+    check_tensors,
     listed,
+    named_output,
     open_tensors,
     write_tensors,
 )
 
 CONFIGS = "afa_jax.configs"
 _PREFIXES = dict(unet=UNET, vae=VAE, text_encoder="cond_stage_model.")
-_CONFIGS: Mapping[str, type[UNetConfig] | type[VAEConfig] | type[TextConfig]] = dict(
-    unet=UNetConfig, vae=VAEConfig, text_encoder=TextConfig
-)
 _SCHEDULER = dict(
     _class_name="DDIMScheduler",
     num_train_timesteps=1000,
@@ -59,8 +70,13 @@ _SCHEDULER = dict(
     set_alpha_to_one=False,
 )
 _PREDICTIONS = dict(epsilon="epsilon", v="v_prediction", v_prediction="v_prediction", sample="sample")
-_STEPS = {875000: "epsilon", 110000: "v_prediction"}  # of the training that published 2.0-base and 2.1
+_STEPS: Mapping[float | None, str] = {
+    875000: "epsilon",
+    110000: "v_prediction",
+}  # of the training that published 2.0-base and 2.1
 _EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
+_REMOVE = "take them out with the safetensors library (load_file, save_file)"
+_INCOMPLETE = "fetch the file again, or convert the model from a diffusers folder"
 
 
 class UnknownPrediction(WeightsError):
@@ -94,7 +110,9 @@ class SingleFileCheckpoint:
         family_of({key: tensor.shape for key, tensor in self._stored.items()}).check(self.path)
         prefixes = tuple(_PREFIXES.values())
         if surplus := sorted(key for key in self._stored if not key.startswith(prefixes) and not is_unused(key)):
-            raise WeightsError(f"{self.path}: {listed('surplus', surplus)}, of no network of Stable Diffusion")
+            raise WeightsError(
+                f"{self.path}: {listed('surplus', surplus)}, of no network of Stable Diffusion; {_REMOVE}"
+            )
 
     @functools.cached_property
     def _file(self) -> TensorFile:
@@ -104,8 +122,10 @@ class SingleFileCheckpoint:
     def _stored(self) -> Tensors:
         """All tensors by LDM's key."""
         tensors = {common_spelling(key): tensor for key, tensor in self._file.tensors.items()}
-        if len(tensors) < len(self._file.tensors):
-            raise WeightsError(f"{self.path}: holds some tensors twice, in two spellings of their keys")
+        spelled = Counter(map(common_spelling, self._file.tensors))
+        used = (key for key in spelled if not is_unused(key) or key.startswith("model_ema."))
+        if twice := sorted(key for key in used if spelled[key] > 1):
+            raise WeightsError(f"{self.path}: {listed('tensors', twice)} twice, in two spellings; of one {_REMOVE}")
         alone = "decoder.conv_in.weight" in tensors
         return {VAE + key: tensor for key, tensor in tensors.items()} if alone else tensors
 
@@ -169,7 +189,8 @@ class SingleFileCheckpoint:
         wanted = {place(key): keys for key, keys in table.items()}
         assert len(wanted) == len(table), "two keys with one name"
         surplus = [key for key in stored.keys() - wanted.keys() if not unused(key)]
-        _check_keys(wanted.keys() - stored.keys(), surplus, str(self.path))
+        missing = wanted.keys() - stored.keys()
+        check_names(missing, surplus, str(self.path), _INCOMPLETE if missing else _REMOVE)
         result: dict[str, Tensor] = {}
         for key, keys in wanted.items():
             tensor = stored[key]
@@ -178,7 +199,7 @@ class SingleFileCheckpoint:
                 continue
             rows, *rest = shapes[keys[0]]
             if tensor.shape != (rows * len(keys), *rest):
-                raise WeightsError(f"{self.path}: 1 misshapen ({key} is {tensor.shape})")
+                raise WeightsError(f"{self.path}: 1 misshapen ({key} is {tensor.shape}); {_INCOMPLETE}")
             for place_of, name in enumerate(keys):
                 result[name] = tensor.apply(_rows(place_of * rows, rows), (rows, *rest))
         return result
@@ -192,13 +213,15 @@ class SingleFileCheckpoint:
 
     def _check_has(self, component: str) -> None:
         if component not in self.components:
-            raise WeightsError(f"{self.path}: has no {component}; it holds {', '.join(self.components)}")
+            raise WeightsError(
+                f"{self.path}: has no {component}; it holds {', '.join(self.components)}; take that from another"
+            )
 
-    def _architecture(self, component: str, fields: Mapping[str, Any]) -> Config:
+    def _architecture(self, component: str, fields: Mapping[str, Any]) -> NetworkConfig:
         """The architecture of these config fields; raises InputError for those that make none."""
         what = self.what(component, config=True)
         try:
-            config = _parsed(component, fields, what)
+            config = NETWORK_CONFIGS[component].from_json(fields, what)
             if _layers(config) > len(self._stored):  # before anything of that length is made
                 raise ValueError("it has more layers than the file has tensors")
             ldm_table(config)
@@ -215,8 +238,8 @@ class SingleFileCheckpoint:
 
     def _scheduler(self) -> dict[str, Any]:
         if "scheduler" in self._own_configs:
-            own = dict(prediction_type="epsilon") | dict(self._own_configs["scheduler"])
-            return own | (dict(prediction_type=self.prediction_type) if self.prediction_type else {})
+            own = dict(self._own_configs["scheduler"])
+            return own | dict(prediction_type=self.prediction_type or own.get("prediction_type") or "epsilon")
         prediction = self.prediction_type or self._prediction()
         if prediction is None:
             raise UnknownPrediction(
@@ -236,7 +259,7 @@ class SingleFileCheckpoint:
         unet = self.config("unet")
         if not unet.get("use_linear_projection") or unet["in_channels"] > unet["out_channels"]:
             return "epsilon"  # 1.x; and of 2.x inpainting, which was published with epsilon only
-        return _STEPS.get(int(self._number("global_step") or 0))
+        return _STEPS.get(self._number("global_step"))
 
 
 def write_single_file(
@@ -259,22 +282,23 @@ def write_single_file(
         overwrite: replace a file that is there.
 
     Raises:
-        FileExistsError: the file exists.
-        InputError: another suffix.
+        InputError: another suffix; the file exists, or its place cannot be written.
         WeightsError: as the checkpoint's readers; a tensor that is not finite, or does not fit into ``dtype``.
     """
     path = Path(path)
-    if path.suffix != ".safetensors":
+    if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path}: a single file's name ends in .safetensors")
-    if path.exists() and not overwrite:
-        raise FileExistsError(f"{path} exists; pass overwrite, or choose another name")
+    with named_output(path):
+        check_new(path, overwrite)
+    if dtype is not None:
+        checkpoint = rounded(checkpoint, dtype)
     tensors: dict[str, Tensor] = {}
     configs: dict[str, dict[str, Any]] = {}
     for component in checkpoint.components:
         if component in NETWORKS:
             configs[component] = checkpoint.config(component)
-            tensors |= _as_ldm(checkpoint, component, dtype)
-    header = {"format": "pt"} | dict(checkpoint.metadata) | dict(metadata or {})
+            tensors |= _as_ldm(checkpoint, component)
+    header = {**checkpoint.metadata, **(metadata or {}), "format": "pt"}
     header.pop("modelspec.hash_sha256", None)  # of the file that was read
     if "scheduler" in checkpoint.components:
         try:
@@ -282,28 +306,28 @@ def write_single_file(
         except UnknownPrediction:
             pass  # and unknown it stays
         else:
-            predicted = configs["scheduler"].get("prediction_type", "epsilon")
+            predicted = prediction_type(checkpoint)
             header["modelspec.prediction_type"] = "v" if predicted == "v_prediction" else predicted
     public = {
         component: {field: value for field, value in config.items() if field != "_name_or_path"}
         for component, config in configs.items()
     }
     header[CONFIGS] = json.dumps(public, sort_keys=True, separators=(",", ":"))
-    write_tensors(path, tensors, header)
+    with named_output(path):
+        write_tensors(path, tensors, header, overwrite=overwrite)
 
 
-def _as_ldm(checkpoint: Checkpoint, component: str, dtype: DTypeLike | None) -> dict[str, Tensor]:
+def _as_ldm(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
     """A network's tensors in LDM's layout; raises WeightsError for keys or shapes that are not its architecture's."""
-    config = _parsed(component, checkpoint.config(component), checkpoint.what(component, config=True))
-    source, shapes, what = checkpoint.tensors(component), expected_shapes(config), checkpoint.what(component)
-    _check_keys(shapes.keys() - source.keys(), source.keys() - shapes.keys(), what)
-    if misshapen := [
-        f"{key} is {source[key].shape}, expected {shape}" for key, shape in shapes.items() if source[key].shape != shape
-    ]:
-        raise WeightsError(f"{what}: {listed('misshapen', misshapen)}")
+    config, source, what = (
+        network_config(checkpoint, component),
+        checkpoint.tensors(component),
+        checkpoint.what(component),
+    )
+    check_tensors(expected_shapes(config), source, what=what)
     result = {}
     for key, keys in ldm_table(config).items():
-        parts = [_rounded(source[name], dtype, name, what) for name in keys]
+        parts = [_finite(source[name], name, what) for name in keys]
         if len(parts) == 1:
             shape = ldm_shape(key, parts[0].shape)
             result[key] = parts[0].apply(_reshaped(shape), shape)
@@ -314,23 +338,13 @@ def _as_ldm(checkpoint: Checkpoint, component: str, dtype: DTypeLike | None) -> 
     return result
 
 
-def _parsed(component: str, fields: Mapping[str, Any], what: str) -> Config:
-    return _CONFIGS[component].from_json(fields, what)
-
-
-def _layers(config: Config) -> int:
+def _layers(config: NetworkConfig) -> int:
     """About how many layers the architecture has."""
     if isinstance(config, TextConfig):
         return config.num_hidden_layers
     if isinstance(config, VAEConfig):
         return config.layers_per_block * len(config.block_out_channels)
     return sum(config.layers_per_level) * max(config.transformer_layers)
-
-
-def _check_keys(missing: Any, surplus: Any, what: str) -> None:
-    if missing or surplus:
-        parts = listed("missing", sorted(missing)), listed("surplus", sorted(surplus))
-        raise WeightsError(f"{what}: " + "; ".join(filter(None, parts)))
 
 
 def _without_pixels(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -347,17 +361,11 @@ def _rows(start: int, count: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: array[start : start + count]
 
 
-def _rounded(tensor: Tensor, dtype: DTypeLike | None, name: str, what: str) -> Tensor:
-    """The tensor in ``dtype``, checked when it is read."""
-    rounded = tensor if dtype is None else tensor.astype(dtype)
-    return Tensor(tensor.shape, rounded.dtype, functools.partial(_checked, tensor, rounded.dtype, name, what))
+def _finite(tensor: Tensor, name: str, what: str) -> Tensor:
+    """The tensor, checked when it is read."""
 
+    def checked(array: np.ndarray) -> np.ndarray:
+        check_finite(array, name, what)
+        return array
 
-def _checked(tensor: Tensor, dtype: Any, name: str, what: str) -> np.ndarray:
-    array = tensor.read()
-    check_finite(array, name, what)
-    with np.errstate(over="ignore"):
-        array = array.astype(dtype, copy=False)
-    if not np.isfinite(array).all():
-        raise WeightsError(f"{what}: {name} does not fit into {dtype}; choose bfloat16 or float32")
-    return array
+    return tensor.apply(checked)

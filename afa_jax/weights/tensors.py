@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
+import hashlib
 import json
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import re
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +24,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError
-from afa_jax.files import sync_folder
+from afa_jax.files import check_new, sync_folder
 from afa_jax.weights.keys import Key, dotted, flatten, from_pytorch, shape_in_pytorch, to_pytorch
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -42,6 +46,8 @@ _DTYPES = {
     "BOOL": np.bool_,
 }
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
+# Of a file that someone sent. A model has some 1100 tensors, and a header of 100 kB besides its metadata.
+_LONGEST_HEADER, _MOST_TENSORS, _MOST_DIMENSIONS, _MOST_NUMBERS = 2**24, 2**16, 32, 2**40
 M = TypeVar("M")
 
 
@@ -100,7 +106,7 @@ def open_tensors(path: Path) -> TensorFile:
     Raises:
         WeightsError: the file is missing, a pickle, truncated, or not safetensors.
     """
-    if path.suffix in PICKLES:
+    if path.suffix.lower() in PICKLES:
         raise WeightsError(
             f"{path}: pickled weights are refused, loading them can run any code. Convert them where you trust them: "
             "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
@@ -108,30 +114,44 @@ def open_tensors(path: Path) -> TensorFile:
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     with _named(path):
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            text = file.read(min(length, _LONGEST_HEADER + 1))
+        if len(text) > _LONGEST_HEADER or text.count(b'"data_offsets"') > _MOST_TENSORS:  # before it takes memory
+            raise WeightsError(
+                f"{path}: its header is of more than {_LONGEST_HEADER >> 20} MB or {_MOST_TENSORS} tensors, which no "
+                "model has; fetch it again"
+            )
         # The library checks what a file may do wrong: the header's length and text, gaps and overlaps, the file's end.
         with safe_open(path, "np"):
             pass
-        with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            header: dict[str, Any] = json.loads(file.read(length))
+        header: dict[str, Any] = json.loads(text)
         metadata = header.pop("__metadata__", None) or {}
         return TensorFile(path, {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata)
 
 
 def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
     if entry["dtype"] not in _DTYPES:
-        raise ValueError(f"the dtype {entry['dtype']} is not known")
+        raise WeightsError(
+            f"{path}: holds tensors of dtype {entry['dtype']}, which cannot be read; fetch the model in float16, "
+            "bfloat16 or float32"
+        )
+    if len(entry["shape"]) > _MOST_DIMENSIONS:
+        raise ValueError(f"a tensor of {len(entry['shape'])} dimensions")
     dtype, shape, (begin, end) = np.dtype(_DTYPES[entry["dtype"]]), tuple(entry["shape"]), entry["data_offsets"]
     if math.prod(shape) * dtype.itemsize != end - begin:
         raise ValueError("a tensor's shape and bytes differ")
-    if len(shape) > 32:
-        raise ValueError(f"a tensor of {len(shape)} dimensions")
-
     return mapped(path, start + begin, shape, dtype)
 
 
 def mapped(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
-    """A tensor whose bytes lie in a file from ``begin`` on; they are mapped into memory each time it is read."""
+    """A tensor whose bytes lie in a file from ``begin`` on; they are mapped into memory each time it is read.
+
+    Raises:
+        ValueError: dimensions beside a 0 that are beyond numpy.
+    """
+    if math.prod(max(n, 1) for n in shape) > _MOST_NUMBERS:
+        raise ValueError(f"a tensor of shape {shape}")
     # Not a function defined here: the tests' type checker takes a millisecond for each definition.
     return Tensor(shape, dtype, functools.partial(_read, path, begin, shape, dtype))
 
@@ -166,13 +186,35 @@ def read_metadata(path: Path) -> dict[str, str]:
     return dict(open_tensors(path).metadata)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str] | None = None) -> None:
+def file_sha256(path: Path) -> str:
+    """sha256 of a file, in hexadecimal digits; that of a single file is what sites for models show."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_tensors(
+    path: Path,
+    tensors: Mapping[str, Any],
+    metadata: Mapping[str, str] | None = None,
+    *,
+    overwrite: bool = True,
+) -> None:
     """Write a safetensors file at once or not at all: to a temporary name beside it, synced, then renamed.
 
     Args:
         tensors: arrays, or Tensors, of which one at a time is read. The same ones give the same bytes.
+        overwrite: replace a file that is there, or that appears meanwhile.
+
+    Raises:
+        InputError: there is a file, and it is not to be overwritten.
+        TypeError: metadata that is not text.
     """
+    texts: Mapping[Any, Any] = metadata or {}
+    for name, value in texts.items():
+        if not isinstance(name, str) or not isinstance(value, str):
+            raise TypeError(f"metadata {name!r} is {value!r}, not text")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_left(path)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         with open(partial, "wb") as file:
@@ -180,10 +222,53 @@ def write_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str,
                 file.write(chunk)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(partial, path)
+        os.replace(partial, path) if overwrite else _rename_new(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def _rename_new(partial: Path, path: Path) -> None:
+    """Give a file its name, which must be free; on file systems without links that is looked up before."""
+    try:
+        os.link(partial, path)
+    except FileExistsError:
+        raise InputError(f"{path} exists; choose another name, or --overwrite") from None
+    except OSError:
+        check_new(path)
+        os.replace(partial, path)
+
+
+def _remove_left(path: Path) -> None:
+    """Remove what runs that were killed left of this file."""
+    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.partial")
+    for left in path.parent.iterdir():
+        match = pattern.fullmatch(left.name)
+        with contextlib.suppress(OSError):
+            # One that grows may be another machine's.
+            if match and not _alive(int(match[1])) and time.time() - left.stat().st_mtime > 60:
+                left.unlink()
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
+
+
+@contextlib.contextmanager
+def named_output(path: Path) -> Iterator[None]:
+    """Turn the errors of a place that cannot be written into an InputError; a full disk is the commands' matter."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
 
 
 def _chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
@@ -200,10 +285,10 @@ def _chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator
     yield len(text).to_bytes(8, "little")
     yield text
     for name in names:
-        array = np.ascontiguousarray(tensors[name])
-        if array.shape != tuple(tensors[name].shape) and array.size != math.prod(tensors[name].shape):
-            raise AssertionError(f"{name} is {array.shape}, not {tensors[name].shape} as it said")
-        yield array.reshape(-1).view(np.uint8).data
+        array, said = np.asarray(tensors[name]), (tuple(tensors[name].shape), np.dtype(tensors[name].dtype))
+        if (array.shape, array.dtype) != said:
+            raise AssertionError(f"{name} is {array.dtype} {array.shape}, not {said[1]} {said[0]} as it said")
+        yield np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[str, Tensor]:
@@ -222,7 +307,6 @@ def load_state_dict(
     *,
     what: str,
     param_dtype: DTypeLike = jnp.float32,
-    ignore: Callable[[str], bool] = lambda name: False,
 ) -> M:
     """Build the module that ``create`` describes with the parameters of ``tensors``.
 
@@ -232,14 +316,14 @@ def load_state_dict(
         key: gives the module's key function.
         what: names the file in errors.
         param_dtype: dtype of the loaded parameters.
-        ignore: keys that may be surplus, such as ``position_ids`` buffers.
 
     Raises:
-        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point or not finite.
+        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point or not finite, or not
+            in ``param_dtype``.
     """
     abstract = jax.eval_shape(create)
     to_key = key(abstract)
-    check_state_dict(abstract, tensors, to_key, what=what, ignore=ignore)
+    check_state_dict(abstract, tensors, to_key, what=what)
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         return jnp.asarray(_loaded(dotted(path), what, tensors, to_key, param_dtype))
@@ -280,38 +364,54 @@ def _loaded(name: str, what: str, tensors: Mapping[str, Any], to_key: Key, dtype
     """One parameter, checked, in our layout."""
     array = np.asarray(tensors[to_key(name)])
     check_finite(array, to_key(name), what)
-    return from_pytorch(name, array).astype(dtype)
+    return cast(from_pytorch(name, array), dtype, to_key(name), what)
 
 
-def check_state_dict(
-    module: Any,
-    tensors: Mapping[str, Any],
-    key: Key,
-    *,
-    what: str,
-    ignore: Callable[[str], bool] = lambda name: False,
-) -> None:
-    """Compare the tensors' names, shapes and kinds to those of a module, whose leaves may be shapes; reads none.
+def check_state_dict(module: Any, tensors: Mapping[str, Any], key: Key, *, what: str) -> None:
+    """As check_tensors for the parameters of a module, whose leaves may be shapes."""
+    wanted = {key(path): shape_in_pytorch(path, leaf.shape) for path, leaf in flatten(module).items()}
+    check_tensors(wanted, tensors, what=what)
+
+
+def check_tensors(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any], *, what: str) -> None:
+    """Compare the tensors' names, shapes and kinds to what is wanted; reads none.
 
     Raises:
         WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point.
     """
-    wanted = {key(path): (path, leaf.shape) for path, leaf in flatten(module).items()}
-    missing = sorted(wanted.keys() - tensors.keys())
-    surplus = sorted(name for name in tensors.keys() - wanted.keys() if not ignore(name))
-    if missing or surplus:
-        raise WeightsError(
-            f"{what}: " + "; ".join(filter(None, (listed("missing", missing), listed("surplus", surplus))))
-        )
+    check_names(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), what)
     misshapen = [
-        f"{name} is {tuple(tensors[name].shape)}, expected {shape_in_pytorch(path, shape)}"
-        for name, (path, shape) in wanted.items()
-        if tuple(tensors[name].shape) != shape_in_pytorch(path, shape)
+        f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+        for name, shape in wanted.items()
+        if tuple(tensors[name].shape) != shape
     ]
     if misshapen:
         raise WeightsError(f"{what}: " + listed("misshapen", misshapen))
     if wrong := [name for name in wanted if not jnp.issubdtype(tensors[name].dtype, jnp.floating)]:
         raise WeightsError(f"{what}: {listed('not floating point', wrong)}")
+
+
+def check_names(missing: Collection[str], surplus: Collection[str], what: str, advice: str = "") -> None:
+    """Raise WeightsError if there are any, with what to do (``advice``) at its end."""
+    if missing or surplus:
+        parts = listed("missing", sorted(missing)), listed("surplus", sorted(surplus))
+        raise WeightsError(f"{what}: " + "; ".join(filter(None, (*parts, advice))))
+
+
+def cast(array: np.ndarray, dtype: DTypeLike, name: str, what: str) -> np.ndarray:
+    """A copy in a dtype; NaN and infinity stay.
+
+    Raises:
+        WeightsError: finite values become infinite; by the tensor's name and the file's (``what``).
+    """
+    with np.errstate(over="ignore"):
+        result = array.astype(dtype)
+    narrower = not np.can_cast(array.dtype, result.dtype)
+    if narrower and not np.isfinite(result).all() and np.isfinite(array).all():
+        raise WeightsError(
+            f"{what}: {printable(name)} holds values too large for {np.dtype(dtype)}; choose bfloat16 or float32"
+        )
+    return result
 
 
 def check_finite(array: np.ndarray, name: str, what: str) -> None:

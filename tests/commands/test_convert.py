@@ -200,6 +200,37 @@ def test_parts_of_other_kinds_of_models_are_refused(root, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("channels", [9, 8], ids=["inpainting", "pix2pix"])
+def test_models_of_other_tasks_are_converted(root, tmp_path, channels):
+    """Their U-Nets take more channels than a VAE makes: a mask, a picture."""
+    unet = tiny.unet(1, dataclasses.replace(tiny.MICRO_UNET, in_channels=channels))
+    save_folder(tmp_path / "model", unet=unet, text_encoder=tiny.text_encoder(1))
+    single, back = tmp_path / "model.safetensors", tmp_path / "back"
+    base = ["--base", str(root / "base")]
+    assert run(convert.main, [str(tmp_path / "model"), "--out", str(single), *base]) == 0
+    assert run(convert.main, [str(single), "--out", str(back), *base]) == 0
+    assert_same(single, back)
+    found, own = weights(back), weights(tmp_path / "model")
+    assert found["unet conv_in.weight"].shape[1] == channels
+    assert all(np.array_equal(found[key], array) for key, array in own.items())
+
+
+def test_a_vae_of_other_latents_is_refused(root, tmp_path, capsys):
+    unet = tiny.unet(1, dataclasses.replace(tiny.MICRO_UNET, in_channels=8, out_channels=8))
+    save_folder(tmp_path / "wide", unet=unet)
+    arguments = [str(tmp_path / "wide"), "--out", str(tmp_path / "out"), "--base", str(root / "base")]
+    assert run(convert.main, arguments) == 2
+    error = capsys.readouterr().err
+    assert "has 4 latent channels" in error and "makes 8; take the VAE" in error
+
+
+def test_a_place_that_cannot_be_written_is_one_line(single, tmp_path, capsys):
+    (tmp_path / "file").write_bytes(b"")
+    out = tmp_path / "file" / "model.safetensors"
+    assert run(convert.main, [str(single), "--out", str(out)]) == 2
+    assert f"error: {out} cannot be written (" in capsys.readouterr().err
+
+
 # Looking
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
+import os
 import weakref
 from typing import Any
 
@@ -24,6 +26,7 @@ from afa_jax.models.configs import ConfigError, TextConfig, UNetConfig, VAEConfi
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import NETWORKS, MemoryCheckpoint, expected_shapes
+from afa_jax.weights.describe import describe
 from afa_jax.weights.families import family_of
 from afa_jax.weights.folders import write_folder
 from afa_jax.weights.ldm_configs import found_config
@@ -327,7 +330,9 @@ def test_what_no_network_needs_is_left_alone(foreign, models, name):
 def test_missing_surplus_and_misshapen_keys_are_named_as_the_file_has_them(foreign, ours, component, spoilt):
     array = ours["sd2"][spoilt]
     file = foreign("sd2", {spoilt: None, f"{spoilt}s": array}, prediction_type="epsilon")
-    with pytest.raises(WeightsError, match=rf"^{file.path}: 1 missing \({spoilt}\); 1 surplus \({spoilt}s\)$"):
+    with pytest.raises(
+        WeightsError, match=rf"^{file.path}: 1 missing \({spoilt}\); 1 surplus \({spoilt}s\); fetch the "
+    ):
         file.tensors(component)
     file = foreign("sd2", {spoilt: array[1:]}, prediction_type="epsilon")
     with pytest.raises(WeightsError, match=rf"^{file.path}.*: 1 misshapen \(.*"):
@@ -335,16 +340,37 @@ def test_missing_surplus_and_misshapen_keys_are_named_as_the_file_has_them(forei
 
 
 def test_keys_of_no_network_and_architectures_that_cannot_be_told_are_named(foreign):
-    with pytest.raises(WeightsError, match=r"model\.safetensors: 1 surplus \(surprise\.weight\), of no network"):
+    with pytest.raises(
+        WeightsError, match=r"model\.safetensors: 1 surplus \(surprise\.weight\), of no network.*; take them out with"
+    ):
         foreign("sd1", {"surprise.weight": np.ones(3, np.float32)})
     key = "model.diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_k.weight"
-    with pytest.raises(WeightsError, match=rf"1 missing \({key}\), which tells the architecture"):
+    with pytest.raises(WeightsError, match=rf"1 missing \({key}\), which tells the architecture; fetch the file again"):
         load_unet(foreign("sd1", {key: None}))
-    with pytest.raises(WeightsError, match=r"1 misshapen \(model\.diffusion_model\.out\.2\.weight is \(4,\)\)"):
+    with pytest.raises(
+        WeightsError, match=r"1 misshapen \(model\.diffusion_model\.out\.2\.weight is \(4,\)\); fetch the file again"
+    ):
         load_unet(foreign("sd1", {"model.diffusion_model.out.2.weight": np.ones(4, np.float32)}))
     key = "cond_stage_model.transformer.text_model.embeddings.token_embedding.weight"
     with pytest.raises(WeightsError, match="text encoder of width 40 could have any number of attention heads"):
         load_text_encoder(foreign("sd1", {key: np.ones((20, 40), np.float32)}))
+
+
+@pytest.mark.parametrize("unet", ["sd1", "sd2"])
+def test_a_text_encoder_of_2_must_say_its_activation(foreign, ours, unet):
+    """In transformers' layout it would be read as 1's, with quick_gelu."""
+    clip = "cond_stage_model.transformer.text_model."
+    layer = f"{clip}encoder.layers.0"
+    shapes = {
+        f"{clip}embeddings.token_embedding.weight": (20, 1024),
+        f"{clip}embeddings.position_embedding.weight": (8, 1024),
+        f"{layer}.mlp.fc1.weight": (96, 1024),
+        f"{layer}.layer_norm1.weight": (1024,),
+    }
+    others = {key: None for key in ours[unet] if key.startswith("cond_stage_model.")}
+    file = foreign(unet, others | {key: np.ones(shape, np.float32) for key, shape in shapes.items()})
+    with pytest.raises(WeightsError, match="does not say its activation; convert the model from a diffusers folder"):
+        file.config("text_encoder")
 
 
 # Spellings
@@ -379,8 +405,18 @@ def test_other_prefixes_are_read(foreign, ours, models):
 
 def test_two_spellings_of_one_tensor_are_refused(foreign, ours):
     key = "first_stage_model.encoder.mid.attn_1.q.bias"
-    with pytest.raises(WeightsError, match="holds some tensors twice"):
+    with pytest.raises(WeightsError, match=rf"1 tensors \({key}\) twice, in two spellings; of one take them out"):
         foreign("sd1", {key.replace(".q.", ".to_q."): ours["sd1"][key]})
+    averaged = {key: np.ones(3, np.float32) for key in ("model_ema.a", "state_dict.model_ema.a")}
+    with pytest.raises(WeightsError, match=r"1 tensors \(model_ema\.a\) twice"):
+        foreign("sd1", averaged, ema=True)
+
+
+def test_two_spellings_of_what_no_network_needs_are_left_alone(foreign, models):
+    model, ids = "cond_stage_model.transformer.", np.arange(8)[None]
+    keys = (f"{model}embeddings.position_ids", f"{model}text_model.embeddings.position_ids")
+    file = foreign("sd1", dict.fromkeys(keys, ids))
+    assert_same(file.tensors("text_encoder"), models["sd1"].tensors("text_encoder"))
 
 
 # Parts of a model
@@ -404,7 +440,7 @@ def test_the_moving_average_is_taken_when_asked_for(foreign, ours, models, tmp_p
     assert averaged.has_ema and not pruned.has_ema
     assert_same(pruned.tensors("unet"), doubled)
     del ema["model_ema.diffusion_modelout2bias"]
-    with pytest.raises(WeightsError, match=r"1 missing \(model_ema\.diffusion_modelout2bias\)$"):
+    with pytest.raises(WeightsError, match=r"1 missing \(model_ema\.diffusion_modelout2bias\); fetch the file again"):
         foreign("sd1", ema, ema=True).tensors("unet")
     with pytest.raises(WeightsError, match=r"has no moving average of its U-Net .*leave out ema"):
         foreign("sd1", ema=True).tensors("unet")
@@ -428,7 +464,9 @@ def test_files_without_some_networks_say_so(foreign, ours, models, tmp_path, pre
     for name in {*components} & {*NETWORKS}:
         assert_same(part.tensors(name), models["sd1"].tensors(name))
     for name in {*NETWORKS} - {*components}:
-        with pytest.raises(WeightsError, match=rf"part\.safetensors: has no {name}; it holds {', '.join(components)}$"):
+        with pytest.raises(
+            WeightsError, match=rf"part\.safetensors: has no {name}; it holds {', '.join(components)}; take"
+        ):
             part.tensors(name)
 
 
@@ -455,11 +493,13 @@ def test_an_autoencoder_alone_is_read_without_its_prefix(tmp_path, ours, models)
         ("sd2", {"global_step": 875000}, {}, "epsilon"),
         ("sd2", {"global_step": 110000}, {}, "v_prediction"),
         ("sd2", {"global_step": 7}, {}, None),
+        ("sd2", {"global_step": float("nan")}, {}, None),
+        ("sd2", {"global_step": float("inf")}, {}, None),
         ("sd2", {}, {}, None),
     ],
 )
 def test_the_prediction_type_is_what_the_file_says(foreign, tmp_path, name, marks, metadata, expected):
-    changes = {key: np.zeros(0, np.float32) if value == () else np.int64(value) for key, value in marks.items()}
+    changes = {key: np.zeros(0, np.float32) if value == () else np.asarray(value) for key, value in marks.items()}
     file = foreign(name, changes, metadata)
     write_single_file(tmp_path / "written.safetensors", file)
     for opened in (file, open_checkpoint(tmp_path / "written.safetensors")):
@@ -470,6 +510,25 @@ def test_the_prediction_type_is_what_the_file_says(foreign, tmp_path, name, mark
             assert NoiseSchedule.from_json(opened.config("scheduler")) == NoiseSchedule(prediction_type=expected)
     given = foreign(name, changes, metadata, prediction_type="v_prediction")
     assert given.config("scheduler")["prediction_type"] == "v_prediction"
+
+
+@pytest.mark.parametrize("given", [None, "", "sample"])
+def test_a_config_that_leaves_the_prediction_type_open_means_epsilon(tmp_path, models, given):
+    """As diffusers reads it. JSON's null may not get into a header, which holds text only."""
+    path, expected = tmp_path / "model.safetensors", given or "epsilon"
+    model = dataclasses.replace(models["sd1"], scheduler=SCHEDULER | dict(prediction_type=given))
+    write_folder(tmp_path / "model", model)
+    write_single_file(path, open_checkpoint(tmp_path / "model"))
+    assert read_metadata(path)["modelspec.prediction_type"] == expected
+    assert open_checkpoint(path).config("scheduler")["prediction_type"] == expected
+    assert describe(open_checkpoint(tmp_path / "model"))["prediction_type"] == expected
+
+
+def test_a_prediction_type_that_is_not_text_is_refused(tmp_path, models):
+    model = dataclasses.replace(models["sd1"], scheduler=SCHEDULER | dict(prediction_type=["v"]))
+    with pytest.raises(WeightsError, match=r"prediction_type is \['v'\]; make it 'epsilon' or 'v_prediction'"):
+        write_single_file(tmp_path / "model.safetensors", model)
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_schedule_that_ends_in_pure_noise_is_known_and_refused(foreign):
@@ -486,9 +545,12 @@ def test_a_scale_factor_in_the_file_is_the_vaes(foreign):
 
 
 def test_metadata_is_kept_and_extended(foreign, tmp_path):
-    source = foreign("sd1", metadata={"modelspec.title": "Fox", "modelspec.hash_sha256": "0x12", "ss_tags": "{}"})
+    source = foreign(
+        "sd1", metadata={"modelspec.title": "Fox", "modelspec.hash_sha256": "0x12", "ss_tags": "{}", "format": "tf"}
+    )
     path = tmp_path / "written.safetensors"
-    write_single_file(path, source, metadata={"afa_jax.recipe": "{}", "ss_tags": "new"})
+    more = {"afa_jax.recipe": "{}", "ss_tags": "new", "format": "flax", "modelspec.hash_sha256": "0x34"}
+    write_single_file(path, source, metadata=more)
     found = read_metadata(path)
     assert json.loads(found.pop(CONFIGS)).keys() == {*NETWORKS, "scheduler"}
     assert found == {
@@ -634,6 +696,7 @@ def test_the_families_that_are_read_have_names(ours, name, changes):
     ("file", "content", "options", "message"),
     [
         ("a.ckpt", b"x", {}, "pickled weights are refused"),
+        ("a.CKPT", b"x", {}, "pickled weights are refused"),
         ("a.gguf", b"x", {}, "not a .safetensors file or a diffusers folder"),
         ("a.safetensors", b"", {}, "not a complete safetensors file"),
         ("a.safetensors", (2**60).to_bytes(8, "little") + b"{}", {}, "not a complete safetensors file"),
@@ -663,20 +726,44 @@ def test_a_prediction_type_that_is_none_is_refused(foreign):
 def test_a_file_that_is_there_stays_unless_told(tmp_path, models):
     path = tmp_path / "model.safetensors"
     path.write_bytes(b"precious")
-    with pytest.raises(FileExistsError, match=rf"^{path} exists"):
+    with pytest.raises(InputError, match=rf"^{path} exists; choose another name, or --overwrite"):
         write_single_file(path, models["sd1"])
     assert path.read_bytes() == b"precious"
     write_single_file(path, models["sd1"], overwrite=True)
     check_networks(path)
     with pytest.raises(InputError, match=r"model\.ckpt: a single file's name ends in \.safetensors"):
         write_single_file(tmp_path / "model.ckpt", models["sd1"])
+    write_single_file(tmp_path / "LOUD.SAFETENSORS", models["sd1"])
+    assert (tmp_path / "LOUD.SAFETENSORS").read_bytes() == path.read_bytes()
+    check_networks(tmp_path / "LOUD.SAFETENSORS")
+
+
+@pytest.mark.parametrize("name", ["file/model.safetensors", f"{'long' * 60}.safetensors", "folder.safetensors"])
+def test_a_place_that_cannot_be_written_is_one_line(tmp_path, models, name):
+    (tmp_path / "file").write_bytes(b"")
+    (tmp_path / "folder.safetensors" / "sub").mkdir(parents=True)
+    before = sorted(tmp_path.rglob("*"))
+    path = tmp_path / name
+    with pytest.raises(InputError, match=rf"^{path} cannot be written \(.*\); choose another place$"):
+        write_single_file(path, models["sd1"], overwrite=True)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_full_disk_is_left_to_the_commands(tmp_path, models, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        write_single_file(tmp_path / "model.safetensors", models["sd1"])
+    assert not [*tmp_path.iterdir()]
 
 
 @pytest.mark.parametrize(
     ("component", "spoil", "message"),
     [
         ("vae", lambda array: np.full_like(array, np.nan), "holds NaN or infinity"),
-        ("vae", lambda array: np.full_like(array, 1e5), "does not fit into float16; choose bfloat16 or float32"),
+        ("vae", lambda array: np.full_like(array, 1e5), "too large for float16; choose bfloat16 or float32"),
         ("text_encoder", lambda array: array[1:], "misshapen"),
         ("unet", lambda array: None, "missing"),
     ],
