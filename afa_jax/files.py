@@ -33,9 +33,14 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def check_new(path: Path, overwrite: bool = False) -> None:
-    """Raise InputError for an output that is there already, unless it may be replaced; before any work is done."""
-    with writing(path):
-        if os.path.lexists(path) and not overwrite:
+    """Before any work is done, look at where an output is to be.
+
+    Raises:
+        InputError: it is there already and may not be replaced, or has a name that no file can have.
+    """
+    with writing(path), contextlib.suppress(FileNotFoundError):
+        path.lstat()
+        if not overwrite:
             raise InputError(f"{path} exists; choose another name, or --overwrite")
 
 
