@@ -39,8 +39,8 @@ class Experts:
 
     Attributes:
         names: unique.
-        hashes: sha256 of each expert's U-Net and text encoder files.
-        vae_hash: sha256 of the VAE's file.
+        hashes: sha256 of the tensors of each expert's U-Net and text encoder, whatever file they are in.
+        vae_hash: sha256 of the VAE's tensors.
         unet: a stack of N U-Nets.
         text_encoder: a stack of N text encoders.
         vae, tokenizer, schedule: of the base model, shared.

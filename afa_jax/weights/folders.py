@@ -15,7 +15,6 @@ that are older than some fields (old_configs.py). A U-Net or VAE alone may be in
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import os
 import re
 import shutil
@@ -32,12 +31,12 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint, rounded
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint, hash_tensors, rounded
 from afa_jax.weights.flax_folders import open_flax
 from afa_jax.weights.json_files import read_json, write_json
 from afa_jax.weights.keys import OLD_VAE_ATTENTION, without_pixels
 from afa_jax.weights.old_configs import todays
-from afa_jax.weights.shards import open_shards, shard_files
+from afa_jax.weights.shards import open_shards
 from afa_jax.weights.single_file import CONFIGS
 from afa_jax.weights.tensors import (
     Tensor,
@@ -135,15 +134,7 @@ class FolderCheckpoint:
         return str(self._folder(component) / "config.json" if config else self.weights(component))
 
     def sha256(self, component: str) -> str:
-        """Of one file its own hash; of shards that of their hashes, in the order of their names."""
-        hashes = []
-        for path in self.files(component):
-            if not path.is_file():
-                raise WeightsError(f"{path}: no such file")
-            with open(path, "rb") as file:
-                hashes.append(hashlib.file_digest(file, "sha256"))
-        whole = hashes[0] if len(hashes) == 1 else hashlib.sha256(b"".join(one.digest() for one in hashes))
-        return whole.hexdigest()
+        return hash_tensors(self.tensors(component))
 
     def weights(self, component: str) -> Path:
         """The file of a component's weights, or the index of its shards.
@@ -161,15 +152,6 @@ class FolderCheckpoint:
         }
         found = weights_name(names, component, self.variant, str(self.path))
         return folders[component] / found.removeprefix(f"{component}/")
-
-    def files(self, component: str) -> list[Path]:
-        """The files that hold a component's weights.
-
-        Raises:
-            WeightsError: as weights_name and shard_files.
-        """
-        path = self.weights(component)
-        return shard_files(path) if path.suffix == ".json" else [path]
 
     def _folder(self, component: str) -> Path:
         return self.path if component == self.bare else self.path / component
