@@ -28,7 +28,7 @@ from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.combine import COMPONENTS, check_parts, compose
 from afa_jax.weights.compare import EXPERT, comparison, expert_blocks
 from afa_jax.weights.describe import component, container, describe, describe_file, file_sha256
-from afa_jax.weights.folders import write_folder
+from afa_jax.weights.folders import check_target, write_folder
 from afa_jax.weights.hub import fetch
 from afa_jax.weights.load import check_networks, open_checkpoint
 from afa_jax.weights.single_file import SingleFileCheckpoint, write_single_file
@@ -141,11 +141,12 @@ def check_out(out: Path, overwrite: bool) -> None:
     """Raise InputError for an output that is there, or whose name asks for a pickle."""
     if out.suffix.lower() in PICKLES:
         raise InputError(f"--out {out}: pickles are not written; end it in .safetensors, or name a folder")
-    check_new(out, overwrite)
-    if out.exists() and is_single(out) == out.is_dir():
-        raise InputError(f"{out} is a {'folder' if out.is_dir() else 'file'}; choose another name")
-    if out.is_dir() and not (out / "model_index.json").is_file():
-        raise InputError(f"{out} does not look like a diffusers folder (no model_index.json); remove it yourself")
+    if is_single(out):
+        check_new(out, overwrite)
+        if out.is_dir():
+            raise InputError(f"{out} is a folder; choose another name")
+    else:
+        check_target(out, overwrite)
 
 
 def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overwrite: bool = False) -> None:

@@ -29,7 +29,7 @@ from afa_jax.data.split import hold_out
 from afa_jax.errors import InputError
 from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
 from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, mismatches
-from afa_jax.files import check_new, replace_bytes, replace_folder
+from afa_jax.files import check_new, partial_name, remove_leftovers, replace_bytes, replace_folder, writing
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
 from afa_jax.generate import make_denoiser
 from afa_jax.ingredients import bake
@@ -88,7 +88,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"no expert {options.bake[0]!r}; there are {', '.join(checkpoints)}")
 
     if options.pair:
-        export_pair(fetch_run(options.workdir), options.pair, checkpoints)
+        export_pair(fetch_run(options.workdir), Path(os.path.realpath(options.pair)), checkpoints, options.overwrite)
     if options.bake:
         name, out = options.bake
         expert = with_base(checkpoints[name], base)
@@ -108,7 +108,7 @@ def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
     return compose(expert, **others)
 
 
-def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint]) -> None:
+def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], overwrite: bool = False) -> None:
     """Copy the aggregators and their record into a folder, both or none.
 
     Raises:
@@ -117,12 +117,15 @@ def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint]) -> 
     record = [dict(name=name, sha256=hash_components(checkpoint, EXPERT)) for name, checkpoint in checkpoints.items()]
     check_record(read_record(run), record, str(run))
     check_aggregators(run)
-    partial = out.with_name(f".{out.name}.{os.getpid()}.partial")
+    partial = partial_name(out)
     try:
-        partial.mkdir(parents=True)
-        for name in (WEIGHTS, RECORD):
-            replace_bytes(partial / name, (run / name).read_bytes())
-        replace_folder(out, partial)
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(out)
+            partial.mkdir()
+            for name in (WEIGHTS, RECORD):
+                replace_bytes(partial / name, (run / name).read_bytes())
+            replace_folder(out, partial, overwrite)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     print(f"wrote {out}: {WEIGHTS} (sha256 {aggregators_hash(out)}), {RECORD}")

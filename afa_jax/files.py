@@ -8,6 +8,7 @@ import glob
 import os
 import re
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,22 +66,23 @@ def remove_leftovers(path: Path) -> None:
     """Remove the partial outputs at ``partial_name`` of processes that were killed, and this one's own."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         match = re.fullmatch(r"(\d{1,9})\.partial", left.name.removeprefix(f".{path.name}."))
-        if match and not _is_another(int(match[1])):
+        if match and _abandoned(left, int(match[1])):
             if left.is_dir() and not left.is_symlink():
                 shutil.rmtree(left, ignore_errors=True)
             else:
                 left.unlink(missing_ok=True)
 
 
-def _is_another(pid: int) -> bool:
-    """Whether there is a process of this number that is not this one."""
+def _abandoned(partial: Path, pid: int) -> bool:
+    """Whether nobody works on it: its process is gone, and unlike another machine's it was at rest for a minute."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return pid != os.getpid()
+        with contextlib.suppress(OSError):
+            return time.time() - partial.stat().st_mtime > 60
+    except OSError:
+        pass
+    return pid == os.getpid()
 
 
 def replace_folder(folder: Path, new: Path, overwrite: bool = True) -> None:

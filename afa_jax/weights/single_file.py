@@ -19,7 +19,7 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from afa_jax.errors import InputError
-from afa_jax.files import check_new
+from afa_jax.files import check_new, writing
 from afa_jax.models.configs import TextConfig, VAEConfig
 from afa_jax.weights.checkpoint import (
     NETWORK_CONFIGS,
@@ -52,7 +52,6 @@ from afa_jax.weights.tensors import (
     check_names,
     check_tensors,
     listed,
-    named_output,
     open_tensors,
     write_tensors,
 )
@@ -288,7 +287,7 @@ def write_single_file(
     path = Path(path)
     if path.suffix.lower() != ".safetensors":
         raise InputError(f"{path}: a single file's name ends in .safetensors")
-    with named_output(path):
+    with writing(path):
         check_new(path, overwrite)
     if dtype is not None:
         checkpoint = rounded(checkpoint, dtype)
@@ -313,7 +312,7 @@ def write_single_file(
         for component, config in configs.items()
     }
     header[CONFIGS] = json.dumps(public, sort_keys=True, separators=(",", ":"))
-    with named_output(path):
+    with writing(path):
         write_tensors(path, tensors, header, overwrite=overwrite)
 
 

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import functools
 import hashlib
 import json
 import math
 import os
-import re
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,7 +21,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError
-from afa_jax.files import check_new, sync_folder
+from afa_jax.files import check_new, partial_name, remove_leftovers, sync_folder
 from afa_jax.weights.keys import Key, dotted, flatten, from_pytorch, shape_in_pytorch, to_pytorch
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
@@ -214,8 +211,8 @@ def write_tensors(
         if not isinstance(name, str) or not isinstance(value, str):
             raise TypeError(f"metadata {name!r} is {value!r}, not text")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_left(path)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    remove_leftovers(path)
+    partial = partial_name(path)
     try:
         with open(partial, "wb") as file:
             for chunk in _chunks(tensors, metadata or {}):
@@ -237,38 +234,6 @@ def _rename_new(partial: Path, path: Path) -> None:
     except OSError:
         check_new(path)
         os.replace(partial, path)
-
-
-def _remove_left(path: Path) -> None:
-    """Remove what runs that were killed left of this file."""
-    pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.partial")
-    for left in path.parent.iterdir():
-        match = pattern.fullmatch(left.name)
-        with contextlib.suppress(OSError):
-            # One that grows may be another machine's.
-            if match and not _alive(int(match[1])) and time.time() - left.stat().st_mtime > 60:
-                left.unlink()
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:
-        pass
-    return True
-
-
-@contextlib.contextmanager
-def named_output(path: Path) -> Iterator[None]:
-    """Turn the errors of a place that cannot be written into an InputError; a full disk is the commands' matter."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
 
 
 def _chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:

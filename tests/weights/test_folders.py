@@ -661,17 +661,20 @@ def test_a_full_disk_is_no_input_error(tmp_path, monkeypatch, text_only, code):
 
 
 def test_the_partial_folders_of_the_dead_are_removed(tmp_path, text_only):
-    with subprocess.Popen(["true"]) as dead:
-        dead.wait()
+    with subprocess.Popen(["true"]) as dead, subprocess.Popen(["true"]) as other:
+        dead.wait(), other.wait()
     names = {
         f".new.{dead.pid}.partial": False,
         f".new.{os.getpid()}.partial": False,
         f".new.{os.getppid()}.partial": True,
+        f".new.{other.pid}.partial": True,  # another machine's, which is writing it
         ".new.mine.partial": True,
         f".new.1.{dead.pid}.partial": True,  # of an output new.1
     }
     for name in names:
         (tmp_path / name / "unet").mkdir(parents=True)
+        if name != f".new.{other.pid}.partial":
+            os.utime(tmp_path / name, (0, 0))
     write_folder(tmp_path / "new", open_checkpoint(text_only))
     left = {path.name for path in tmp_path.iterdir()} - {"model", "new"}
     assert left == {name for name, stays in names.items() if stays}

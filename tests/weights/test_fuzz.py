@@ -5,6 +5,7 @@ The examples are the same every time (derandomize, see conftest.py).
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -318,7 +319,10 @@ MODULES = ("lora_unet_mid_block_attentions_0_proj_in", "lora_te_text_model_encod
 # Of a model the few weights that the LoRAs below are for.
 MODEL = MemoryCheckpoint(
     {
-        "unet": ({}, {"mid_block.attentions.0.proj_in.weight": Tensor.of(np.ones((8, 8), np.float32))}),
+        "unet": (
+            dataclasses.asdict(tiny.MICRO_UNET),
+            {"mid_block.attentions.0.proj_in.weight": Tensor.of(np.ones((8, 8), np.float32))},
+        ),
         "text_encoder": ({}, {"text_model.encoder.layers.0.mlp.fc1.weight": Tensor.of(np.ones((16, 8), np.float32))}),
     }
 )
