@@ -242,9 +242,9 @@ def _rename_new(partial: Path, path: Path) -> None:
 def _remove_left(path: Path) -> None:
     """Remove what runs that were killed left of this file."""
     pattern = re.compile(rf"\.{re.escape(path.name)}\.(\d{{1,9}})\.partial")
-    for left in path.parent.iterdir():
-        match = pattern.fullmatch(left.name)
-        with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):
+        for left in path.parent.iterdir():
+            match = pattern.fullmatch(left.name)
             # One that grows may be another machine's.
             if match and not _alive(int(match[1])) and time.time() - left.stat().st_mtime > 60:
                 left.unlink()
