@@ -268,7 +268,9 @@ def named_output(path: Path) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
-        raise InputError(f"{path} cannot be written ({error.strerror or error}); choose another place") from error
+        raise InputError(
+            f"{path} cannot be written ({error.strerror or error}); choose another name or place"
+        ) from error
 
 
 def _chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:

@@ -744,7 +744,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path, models, name):
     (tmp_path / "folder.safetensors" / "sub").mkdir(parents=True)
     before = sorted(tmp_path.rglob("*"))
     path = tmp_path / name
-    with pytest.raises(InputError, match=rf"^{path} cannot be written \(.*\); choose another place$"):
+    with pytest.raises(InputError, match=rf"^{path} cannot be written \(.*\); choose another name or place$"):
         write_single_file(path, models["sd1"], overwrite=True)
     assert sorted(tmp_path.rglob("*")) == before
 
