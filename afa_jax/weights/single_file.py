@@ -69,10 +69,8 @@ _SCHEDULER = dict(
     set_alpha_to_one=False,
 )
 _PREDICTIONS = dict(epsilon="epsilon", v="v_prediction", v_prediction="v_prediction", sample="sample")
-_STEPS: Mapping[float | None, str] = {
-    875000: "epsilon",
-    110000: "v_prediction",
-}  # of the training that published 2.0-base and 2.1
+# By the steps of the training that published 2.0-base and 2.1.
+_STEPS: Mapping[float | None, str] = {875000: "epsilon", 110000: "v_prediction"}
 _EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 _REMOVE = "take them out with the safetensors library (load_file, save_file)"
 _INCOMPLETE = "fetch the file again, or convert the model from a diffusers folder"
@@ -213,7 +211,7 @@ class SingleFileCheckpoint:
     def _check_has(self, component: str) -> None:
         if component not in self.components:
             raise WeightsError(
-                f"{self.path}: has no {component}; it holds {', '.join(self.components)}; take that from another"
+                f"{self.path}: has no {component}; it holds {', '.join(self.components)}; take it from another"
             )
 
     def _architecture(self, component: str, fields: Mapping[str, Any]) -> NetworkConfig:
@@ -318,11 +316,8 @@ def write_single_file(
 
 def _as_ldm(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
     """A network's tensors in LDM's layout; raises WeightsError for keys or shapes that are not its architecture's."""
-    config, source, what = (
-        network_config(checkpoint, component),
-        checkpoint.tensors(component),
-        checkpoint.what(component),
-    )
+    config, what = network_config(checkpoint, component), checkpoint.what(component)
+    source = checkpoint.tensors(component)
     check_tensors(expected_shapes(config), source, what=what)
     result = {}
     for key, keys in ldm_table(config).items():
