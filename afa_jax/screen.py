@@ -66,7 +66,7 @@ def main(arguments: Sequence[str]) -> int:
     print_mismatches(list(checkpoints), misfits)
     if pairs:
         print_weights(pairs)
-    refusal = refuse(misfits, pairs, hashes)
+    refusal = refuse(misfits, pairs)
     gain = None
     if refusal is None:
         gain = measure(config, options.pairs, options.draws, options.seed)
@@ -81,8 +81,7 @@ def main(arguments: Sequence[str]) -> int:
             experts=[dict(name=name, sha256=sha) for name, sha in hashes.items()],
             mismatches=[misfit._asdict() for misfit in misfits],
             weights=[
-                dict(experts=pair, kind=found.kind, same_files=hashes[pair[0]] == hashes[pair[1]], total=found.total)
-                | dict(blocks=found.blocks)
+                dict(experts=pair, kind=found.kind, total=found.total) | dict(blocks=found.blocks)
                 for pair, found in pairs.items()
             ],
             routing=None if gain is None else record(list(checkpoints), gain),
@@ -157,13 +156,13 @@ def by_hash(length: int, seed: int) -> Iterator[int]:
             yield index
 
 
-def refuse(misfits: Sequence[Mismatch], pairs: Pairs, hashes: Mapping[str, str]) -> str | None:
+def refuse(misfits: Sequence[Mismatch], pairs: Pairs) -> str | None:
     """The verdict on experts that need no measurement, if they do not: they do not fit, or one is there twice."""
     if misfits:
         return f"not worth training: {misfits[0].message}"
     for (one, other), found in pairs.items():
-        if hashes[one] == hashes[other]:
-            return f"not worth training: experts {one!r} and {other!r} are the same files; leave one out"
+        if found.kind == "identical":
+            return f"not worth training: experts {one!r} and {other!r} have the same weights; leave one out"
         if found.kind != "different":
             apart = f"weights differ by {found.total:.1e} in all"
             return f"not worth training: experts {one!r} and {other!r} are {found.kind} ({apart}); leave one out"

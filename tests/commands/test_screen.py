@@ -68,16 +68,19 @@ def test_one_file_under_two_names_is_found(root, tmp_path, experts, capsys):
     shutil.copytree(root / "a", tmp_path / "copy")
     arguments = experts(a=root / "a", b=root / "b", copy=tmp_path / "copy")
     assert run(screen.main, [*arguments, "--out", str(tmp_path / "screen.json")]) == 3
-    assert last_line(capsys).startswith("verdict: not worth training: experts 'a' and 'copy' are the same files")
+    assert last_line(capsys).startswith("verdict: not worth training: experts 'a' and 'copy' have the same weights")
     results = json.loads((tmp_path / "screen.json").read_text())
     pairs = {tuple(pair["experts"]): pair for pair in results["weights"]}
-    assert pairs["a", "copy"]["same_files"] and pairs["a", "copy"]["total"] == 0
-    assert not pairs["a", "b"]["same_files"] and pairs["a", "b"]["kind"] == "different"
+    assert pairs["a", "copy"]["kind"] == "identical" and pairs["a", "copy"]["total"] == 0
+    assert pairs["a", "b"]["kind"] == "different"
     assert results["routing"] is None and results["answer"] == "no"
 
 
-@pytest.mark.parametrize(("dtype", "kind"), [(jnp.float32, "identical"), (jnp.float16, "near-identical")])
-def test_one_model_in_two_files_is_found(root, tmp_path, experts, capsys, dtype, kind):
+@pytest.mark.parametrize(
+    ("dtype", "found"),
+    [(jnp.float32, "have the same weights"), (jnp.float16, "are near-identical (weights differ by")],
+)
+def test_one_model_in_two_files_is_found(root, tmp_path, experts, capsys, dtype, found):
     save_folder(
         tmp_path / "copy",
         unet=tiny.unet(1, tiny.MICRO_UNET),
@@ -86,7 +89,7 @@ def test_one_model_in_two_files_is_found(root, tmp_path, experts, capsys, dtype,
         metadata=dict(by="me"),
     )
     assert run(screen.main, experts(a=root / "a", copy=tmp_path / "copy")) == 3
-    assert f"experts 'a' and 'copy' are {kind} (weights differ by" in last_line(capsys)
+    assert f"experts 'a' and 'copy' {found}" in last_line(capsys)
 
 
 @pytest.mark.parametrize(
