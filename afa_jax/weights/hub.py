@@ -33,7 +33,8 @@ def fetch(path: str, components: Sequence[str], *, revision: str | None = None, 
     Args:
         path: a local file or folder; a diffusers repository, ``owner/name``, or one of a U-Net or VAE alone; or a file
             of a repository, ``owner/name/file.safetensors``. The last two may end in ``@revision``.
-        components: those that are read; of a repository nothing else is downloaded, and never a pickle.
+        components: those that are read, of the networks as many as there are; of a repository nothing else is
+            downloaded, and never a pickle.
         revision: a branch, tag or commit of the repository.
         variant: as FolderCheckpoint's.
 
@@ -68,6 +69,9 @@ def fetch(path: str, components: Sequence[str], *, revision: str | None = None, 
             if component in NETWORKS and weights_name(names, component, variant, path) not in names:
                 raise InputError(f"{path}: {_why_not()}, and the cache has no weights of its {component} ({cached})")
         return cached
+    held = [part for part in components if part not in NETWORKS or any(name.startswith(f"{part}/") for name in names)]
+    if any(part in NETWORKS for part in held):  # a repository may lack one, as a local folder may
+        components = held
     wanted = {name.removeprefix(prefix) for name in needed(names, components, variant, path)}
     # All of it once more: the branch may have moved since the texts were downloaded.
     return _download(path, repo, revision, sorted(wanted)) if wanted - set(texts) else folder

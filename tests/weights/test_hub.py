@@ -209,6 +209,15 @@ def test_a_repository_may_be_one_network(hub, contents, tmp_path, kind, componen
         fetch("o/n", (component,))
 
 
+def test_a_repository_may_lack_a_network(hub, contents, tmp_path):
+    for name in [name for name in contents if name.startswith("text_encoder/")]:
+        contents.pop(name)
+    assert fetch("o/n", EXPERT) == tmp_path
+    assert hub[-1][-1] == needed(list(contents), [part for part in EXPERT if part != "text_encoder"], None, "")
+    with pytest.raises(InputError, match=r"^o/n: no text_encoder/model\.safetensors there"):
+        fetch("o/n", ("text_encoder",))
+
+
 # LoRAs
 
 
