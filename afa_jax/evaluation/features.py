@@ -20,7 +20,8 @@ from jaxtyping import Float
 from afa_jax.models.layers import Conv
 from afa_jax.types import Feature, Images
 from afa_jax.weights.keys import pytorch_name
-from afa_jax.weights.tensors import load_state_dict, read_tensors
+from afa_jax.weights.state_dicts import load_state_dict
+from afa_jax.weights.tensors import read_tensors
 
 WEIGHTS = Path(__file__).with_name("efficientnet_lite0.safetensors")
 # Pixels a side that pictures are enlarged to; the network was trained at 224. The accuracy on real scenes of a judge

@@ -17,15 +17,8 @@ from afa_jax.fusion.sabw import Aggregators, SABWConfig
 from afa_jax.models.unet import UNet
 from afa_jax.weights.json_files import read_json
 from afa_jax.weights.keys import pytorch_name
-from afa_jax.weights.tensors import (
-    WeightsError,
-    check_finite,
-    load_state_dict,
-    open_tensors,
-    read_tensors,
-    state_dict,
-    write_tensors,
-)
+from afa_jax.weights.state_dicts import load_state_dict, state_dict
+from afa_jax.weights.tensors import WeightsError, check_finite, open_tensors, read_tensors, write_tensors
 
 WEIGHTS, RECORD = "aggregators.safetensors", "ensemble.json"
 

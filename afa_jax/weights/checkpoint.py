@@ -26,7 +26,8 @@ from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.keys import Key, flatten, pytorch_name, shape_in_pytorch, text_key, unet_key
-from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, state_dict
+from afa_jax.weights.state_dicts import state_dict
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast
 
 NetworkConfig = UNetConfig | VAEConfig | TextConfig
 NETWORK_CONFIGS: Mapping[str, type[UNetConfig] | type[VAEConfig] | type[TextConfig]] = dict(

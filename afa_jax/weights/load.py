@@ -24,7 +24,8 @@ from afa_jax.weights.checkpoint import (
 from afa_jax.weights.folders import FolderCheckpoint
 from afa_jax.weights.keys import flatten, pytorch_name, text_key
 from afa_jax.weights.single_file import SingleFileCheckpoint
-from afa_jax.weights.tensors import PICKLES, WeightsError, check_tensors, load_stack, load_state_dict
+from afa_jax.weights.state_dicts import check_tensors, load_stack, load_state_dict
+from afa_jax.weights.tensors import PICKLES, WeightsError
 
 Source = Checkpoint | Path | str
 

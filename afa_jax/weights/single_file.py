@@ -43,6 +43,7 @@ from afa_jax.weights.ldm_keys import (
     ldm_shape,
     ldm_table,
 )
+from afa_jax.weights.state_dicts import check_tensors
 from afa_jax.weights.tensors import (
     Tensor,
     TensorFile,
@@ -50,7 +51,6 @@ from afa_jax.weights.tensors import (
     WeightsError,
     check_finite,
     check_names,
-    check_tensors,
     listed,
     open_tensors,
     write_tensors,

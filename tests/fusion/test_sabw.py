@@ -12,7 +12,8 @@ from safetensors.numpy import load_file
 from afa_jax.fusion.sabw import SABW, SABWConfig
 from afa_jax.weights.aggregators import aggregator_key, load_aggregators, save_aggregators
 from afa_jax.weights.keys import pytorch_name
-from afa_jax.weights.tensors import WeightsError, load_state_dict, read_tensors, state_dict, write_tensors
+from afa_jax.weights.state_dicts import load_state_dict, state_dict
+from afa_jax.weights.tensors import WeightsError, read_tensors, write_tensors
 from tests import tiny
 from tests.reference.weights import random_input, random_state_dict
 

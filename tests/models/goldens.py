@@ -20,7 +20,7 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import unet_keys
 from afa_jax.weights.keys import pytorch_name, text_key
-from afa_jax.weights.tensors import load_state_dict
+from afa_jax.weights.state_dicts import load_state_dict
 from tests.reference.weights import random_input, random_state_dict
 
 GOLDENS = Path(__file__).parent.parent / "goldens"

@@ -17,16 +17,8 @@ from safetensors.numpy import load_file
 
 from afa_jax.errors import InputError
 from afa_jax.weights import tensors
-from afa_jax.weights.tensors import (
-    Tensor,
-    WeightsError,
-    load_stack,
-    load_state_dict,
-    open_tensors,
-    read_metadata,
-    read_tensors,
-    write_tensors,
-)
+from afa_jax.weights.state_dicts import load_stack, load_state_dict
+from afa_jax.weights.tensors import Tensor, WeightsError, open_tensors, read_metadata, read_tensors, write_tensors
 
 OLD = {"a": np.arange(6.0, dtype=np.float32).reshape(2, 3)}
 

@@ -1,0 +1,117 @@
+"""Strict exchange of state dicts between checkpoints and modules, one tensor in memory at a time."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from afa_jax.weights.keys import Key, dotted, flatten, from_pytorch, shape_in_pytorch, to_pytorch
+from afa_jax.weights.tensors import Tensor, WeightsError, cast, check_finite, check_names, listed
+
+M = TypeVar("M")
+
+
+def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[str, Tensor]:
+    """The parameters by checkpoint key, in PyTorch's layout; floating-point ones rounded to ``dtype`` if given."""
+    result = {}
+    for path, leaf in flatten(module).items():
+        tensor = Tensor.of(leaf).apply(functools.partial(to_pytorch, path), shape_in_pytorch(path, leaf.shape))
+        result[key(path)] = tensor if dtype is None else tensor.astype(dtype)
+    return result
+
+
+def load_state_dict(
+    create: Callable[[], M],
+    tensors: Mapping[str, Any],
+    key: Callable[[M], Key],
+    *,
+    what: str,
+    param_dtype: DTypeLike = jnp.float32,
+) -> M:
+    """Build the module that ``create`` describes with the parameters of ``tensors``.
+
+    Args:
+        create: makes the module; only its shapes are evaluated.
+        tensors: Tensors or arrays by checkpoint key, in PyTorch's layout.
+        key: gives the module's key function.
+        what: names the file in errors.
+        param_dtype: dtype of the loaded parameters.
+
+    Raises:
+        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point or not finite, or not
+            in ``param_dtype``.
+    """
+    abstract = jax.eval_shape(create)
+    to_key = key(abstract)
+    check_state_dict(abstract, tensors, to_key, what=what)
+
+    def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        return jnp.asarray(_loaded(dotted(path), what, tensors, to_key, param_dtype))
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def load_stack(
+    create: Callable[[], M],
+    states: Sequence[tuple[str, Mapping[str, Any]]],
+    key: Callable[[M], Key],
+    *,
+    param_dtype: DTypeLike = jnp.float32,
+) -> M:
+    """As load_state_dict for N models of one architecture, as one whose leaves have a leading axis N.
+
+    In memory are the stack and the N tensors of one leaf, never a model beside the stack.
+
+    Args:
+        states: of each model what to call its file in errors, and its tensors.
+
+    Raises:
+        WeightsError: as load_state_dict.
+    """
+    abstract = jax.eval_shape(create)
+    to_key = key(abstract)
+    for what, tensors in states:
+        check_state_dict(abstract, tensors, to_key, what=what)
+
+    def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        name = dotted(path)
+        return jnp.asarray(np.stack([_loaded(name, *state, to_key, param_dtype) for state in states]))
+
+    return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _loaded(name: str, what: str, tensors: Mapping[str, Any], to_key: Key, dtype: DTypeLike) -> np.ndarray:
+    """One parameter, checked, in our layout."""
+    array = np.asarray(tensors[to_key(name)])
+    check_finite(array, to_key(name), what)
+    return cast(from_pytorch(name, array), dtype, to_key(name), what)
+
+
+def check_state_dict(module: Any, tensors: Mapping[str, Any], key: Key, *, what: str) -> None:
+    """As check_tensors for the parameters of a module, whose leaves may be shapes."""
+    wanted = {key(path): shape_in_pytorch(path, leaf.shape) for path, leaf in flatten(module).items()}
+    check_tensors(wanted, tensors, what=what)
+
+
+def check_tensors(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any], *, what: str) -> None:
+    """Compare the tensors' names, shapes and kinds to what is wanted; reads none.
+
+    Raises:
+        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point.
+    """
+    check_names(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), what)
+    misshapen = [
+        f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
+        for name, shape in wanted.items()
+        if tuple(tensors[name].shape) != shape
+    ]
+    if misshapen:
+        raise WeightsError(f"{what}: " + listed("misshapen", misshapen))
+    if wrong := [name for name in wanted if not jnp.issubdtype(tensors[name].dtype, jnp.floating)]:
+        raise WeightsError(f"{what}: {listed('not floating point', wrong)}")
