@@ -59,9 +59,8 @@ def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"
     if min(len(one), len(two)) < 2:
         raise ValueError(f"{len(one)} and {len(two)} pictures: a covariance needs two")
     one, two = one.astype(np.float64), two.astype(np.float64)
-    roots: list[np.ndarray] = [
-        np.linalg.qr((rows - rows.mean(0)) / np.sqrt(len(rows) - 1), mode="r") for rows in (one, two)
-    ]
+    scaled = [(rows - rows.mean(0)) / np.sqrt(len(rows) - 1) for rows in (one, two)]
+    roots = [np.asarray(np.linalg.qr(rows, mode="r")) for rows in scaled]
     # With C = A'A and C' = B'B, the trace of (C C')^1/2 is the sum of the singular values of A B'.
     shared = np.linalg.svd(roots[0] @ roots[1].T, compute_uv=False).sum()
     means = np.square(one.mean(0) - two.mean(0)).sum()
