@@ -12,13 +12,16 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
+
+# typing's own, before Python 3.12, reads every property to tell whether it is there: some open files.
+from typing_extensions import Protocol, runtime_checkable
 
 from afa_jax.errors import InputError
 from afa_jax.models.clip import TextEncoder
