@@ -104,7 +104,7 @@ def replace_folder(folder: Path, new: Path, overwrite: bool = True) -> None:
             old.rename(folder)
         raise
     shutil.rmtree(old, ignore_errors=True)
-    sync_folder(folder.parent)
+    sync(folder.parent)
 
 
 def aside(folder: Path) -> Path:
@@ -112,10 +112,10 @@ def aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
-def sync_folder(path: Path) -> None:
-    """Make the new names in a folder outlive a power cut, too."""
-    folder = os.open(path, os.O_RDONLY)
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk: they outlive a power cut, too."""
+    descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(folder)
+        os.fsync(descriptor)
     finally:
-        os.close(folder)
+        os.close(descriptor)

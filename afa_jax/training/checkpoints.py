@@ -15,7 +15,6 @@ import functools
 import json
 import logging
 import math
-import os
 import shutil
 import sys
 import zlib
@@ -27,7 +26,7 @@ import jax
 import numpy as np
 
 from afa_jax.errors import InputError
-from afa_jax.files import replace_text
+from afa_jax.files import replace_text, sync
 from afa_jax.weights.keys import flatten, unflatten
 
 _DELETED = ".deleted"  # suffix of a checkpoint that is being removed
@@ -135,7 +134,7 @@ class Checkpoints:
             self._checkpointer.check_for_errors()
         if (self.folder / str(self._saving)).is_dir():
             with self._explained():
-                _sync(self.folder)  # the new name is on the disk before old ones go
+                sync(self.folder)  # the new name is on the disk before old ones go
             self._saving = None
             kept = {*self.steps()[-self.keep :], self.best()}
             self._delete([step for step in self.steps() if step not in kept])
@@ -225,7 +224,7 @@ class Checkpoints:
         replace_text(folder / "sums.json", json.dumps(sums, indent=2) + "\n")
         # Orbax leaves them to the system, which may write the new name first: a power cut must not lose both.
         for path in (*folder.rglob("*"), folder):
-            _sync(path)
+            sync(path)
 
     def _rank(self, step: int) -> tuple[float, int]:
         return self._scores[step], step
@@ -296,15 +295,6 @@ def _difference(stored: Mapping[str, list[Any]], other: Mapping[str, list[Any]])
         if crc and other_crc and crc != other_crc:
             return f"the bytes of {name} have changed"
     return ""
-
-
-def _sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _sum_of_file(path: Path) -> int:

@@ -43,7 +43,7 @@ from afa_jax.weights.tensors import (
     TensorFile,
     Tensors,
     WeightsError,
-    check_finite,
+    checked,
     listed,
     open_tensors,
     write_tensors,
@@ -191,8 +191,9 @@ def write_folder(
     files: dict[str, Tensors] = {}
     for name in [name for name in checkpoint.components if name in NETWORKS]:
         what = checkpoint.what(name)
-        checked = {key: _finite(tensor, key, what) for key, tensor in checkpoint.tensors(name).items()}
-        files[f"{name}/{PYTORCH[name]}.safetensors"] = checked
+        files[f"{name}/{PYTORCH[name]}.safetensors"] = {
+            key: checked(tensor, key, what) for key, tensor in checkpoint.tensors(name).items()
+        }
     configs = _configs(checkpoint)
     with writing(folder):
         if not folder.exists() and aside(folder).exists():
@@ -280,11 +281,3 @@ def as_linear(component: str, key: str, tensor: Tensor) -> Tensor:
     """Old files store the VAE's attention projections as 1x1 convolutions."""
     shape = without_pixels(tensor.shape) if component == "vae" and ".attentions." in key else tensor.shape
     return tensor if shape == tensor.shape else tensor.apply(lambda array: array.reshape(shape), shape)
-
-
-def _finite(tensor: Tensor, name: str, what: str) -> Tensor:
-    def checked(array: Any) -> Any:
-        check_finite(array, name, what)
-        return array
-
-    return tensor.apply(checked)

@@ -49,8 +49,8 @@ from afa_jax.weights.tensors import (
     TensorFile,
     Tensors,
     WeightsError,
-    check_finite,
     check_names,
+    checked,
     listed,
     open_tensors,
     write_tensors,
@@ -321,7 +321,7 @@ def _as_ldm(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
     check_tensors(expected_shapes(config), source, what=what)
     result = {}
     for key, keys in ldm_table(config).items():
-        parts = [_finite(source[name], name, what) for name in keys]
+        parts = [checked(source[name], name, what) for name in keys]
         if len(parts) == 1:
             shape = ldm_shape(key, parts[0].shape)
             result[key] = parts[0].apply(_reshaped(shape), shape)
@@ -353,13 +353,3 @@ def _reshaped(shape: tuple[int, ...]) -> Callable[[np.ndarray], np.ndarray]:
 
 def _rows(start: int, count: int) -> Callable[[np.ndarray], np.ndarray]:
     return lambda array: array[start : start + count]
-
-
-def _finite(tensor: Tensor, name: str, what: str) -> Tensor:
-    """The tensor, checked when it is read."""
-
-    def checked(array: np.ndarray) -> np.ndarray:
-        check_finite(array, name, what)
-        return array
-
-    return tensor.apply(checked)

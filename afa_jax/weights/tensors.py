@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError
-from afa_jax.files import check_new, partial_name, remove_leftovers, sync_folder
+from afa_jax.files import check_new, partial_name, remove_leftovers, sync
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _DTYPES = {
@@ -220,7 +220,7 @@ def write_tensors(
         os.replace(partial, path) if overwrite else _rename_new(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
 def _rename_new(partial: Path, path: Path) -> None:
@@ -281,6 +281,16 @@ def check_finite(array: np.ndarray, name: str, what: str) -> None:
     """Raise WeightsError for a tensor with NaN or infinity, by its name and the file's (``what``)."""
     if not np.isfinite(array).all():
         raise WeightsError(f"{what}: {printable(name)} holds NaN or infinity; fetch or convert this file again")
+
+
+def checked(tensor: Tensor, name: str, what: str) -> Tensor:
+    """A tensor that goes through check_finite when it is read."""
+
+    def finite(array: np.ndarray) -> np.ndarray:
+        check_finite(array, name, what)
+        return array
+
+    return tensor.apply(finite)
 
 
 def listed(what: str, names: list[str], most: int = 8) -> str:
