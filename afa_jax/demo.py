@@ -17,13 +17,15 @@ from ml_collections import ConfigDict
 
 from afa_jax import train
 from afa_jax.commands import Parser, load_config, run
-from afa_jax.experts import Experts, load_experts
+from afa_jax.data.pictures import save_png
 from afa_jax.files import replace_text
-from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
-from afa_jax.report.maps import COLOURS, contact_sheet, legend, paint
-from afa_jax.report.page import image, line_chart, page, table
+from afa_jax.generate import Picture, Request, SampleOptions, generate
+from afa_jax.methods import Method, Models, make_method
+from afa_jax.report.charts import line_chart, points_of, swatch
+from afa_jax.report.maps import contact_sheet, legend, mean_maps, paint
+from afa_jax.report.page import image, page, table
 from afa_jax.report.sheet import labelled_grid
-from afa_jax.sample import recipe_of, save_png, slug
+from afa_jax.sample import file_name, recipe_of, slug
 from afa_jax.training.workdir import read_metrics
 
 ROOT = Path(__file__).parent.parent
@@ -55,42 +57,44 @@ def main(arguments: Sequence[str]) -> None:
     train.main(["--config", spec, "--workdir", str(options.out), *flags, *overrides])
     trained = time.perf_counter()
     config = load_config(spec, [override.removeprefix("--config.") for override in overrides])
-    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
-    methods = [f"expert:{name}" for name in experts.names] + ["uniform", "afa"]
+    models = Models(config, options.out)
+    experts = models.experts
+    entries = [*(dict(kind="expert", expert=name) for name in experts.names), dict(kind="uniform"), dict(kind="afa")]
     pictures: dict[str, list[Picture]] = {}
-    for method in methods:
-        print(f"sampling {len(PROMPTS)} pictures: {method}")
-        pictures[method] = _sample(method, experts, config, options.out, options.seed)
+    for method in (make_method(entry, models) for entry in entries):
+        print(f"sampling {len(PROMPTS)} pictures: {method.name}")
+        pictures[method.name] = _sample(method, config, options.out, options.seed)
     sampled = time.perf_counter()
     write_comparison(options.out, pictures)
-    write_page(options.out, pictures, experts, config, seconds=(trained - started, sampled - trained))
+    timesteps = [int(t) for t in experts.schedule.timesteps(config.sample.steps)]
+    stages = [stage.name for stage in experts.unet.stages]
+    seconds = trained - started, sampled - trained
+    write_page(options.out, pictures, experts.names, stages, timesteps, batch=config.train.batch, seconds=seconds)
     print(f"open {options.out / 'index.html'}")
 
 
-def _sample(method: str, experts: Experts, config: ConfigDict, out: Path, seed: int) -> list[Picture]:
+def _sample(method: Method, config: ConfigDict, out: Path, seed: int) -> list[Picture]:
     sampling = SampleOptions(
         size=tuple(config.sample.size),
         steps=config.sample.steps,
         guidance=config.sample.guidance,
         batch=len(PROMPTS),
-        maps=method == "afa",
+        maps=method.kind == "afa",
     )
-    denoiser = make_denoiser(method, experts, out)
-    made = list(generate([Request(prompt=p) for p in PROMPTS], denoiser, experts, seed=seed, options=sampling))
+    requests = [Request(prompt=prompt) for prompt in PROMPTS]
+    made = list(generate(requests, method.denoiser, method.experts, seed=seed, options=sampling))
     folder = out / "pictures"
     folder.mkdir(exist_ok=True)
     for picture in made:
-        name = f"{method.replace(':', '_')}_{slug(picture.request.prompt)}.png"
-        save_png(
-            folder / name, picture.pixels, recipe_of(picture.request, method, seed, sampling, experts, config, out)
-        )
+        name = f"{file_name(method)}_{slug(picture.request.prompt)}.png"
+        save_png(folder / name, picture.pixels, recipe_of(picture.request, method, seed, sampling, config))
     return made
 
 
 def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
     """Write ``out/comparison.png``: a prompt a row, a method a column, and whom AFA's last site trusted where."""
     rows = [
-        [*(made[i].pixels for made in pictures.values()), paint(_overall(pictures["afa"][i].maps[-1:]))]
+        [*(made[i].pixels for made in pictures.values()), paint(mean_maps(pictures["afa"][i].maps[-1:]).mean(0))]
         for i in range(len(PROMPTS))
     ]
     sheet = labelled_grid(rows, PROMPTS, [*pictures, "AFA's last maps"])
@@ -100,41 +104,48 @@ def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
 
 
 def write_page(
-    out: Path, pictures: dict[str, list[Picture]], experts: Experts, config: ConfigDict, *, seconds: tuple[float, float]
+    out: Path,
+    pictures: dict[str, list[Picture]],
+    experts: Sequence[str],
+    stages: Sequence[str],
+    timesteps: Sequence[int],
+    *,
+    batch: int,
+    seconds: tuple[float, float],
 ) -> None:
-    """Write ``out/index.html`` from the pictures of each method and the run's metrics."""
+    """Write ``out/index.html`` from the pictures of each method and the run's metrics.
+
+    Args:
+        out: folder of the run.
+        pictures: by method; those of afa with maps.
+        experts, stages: names.
+        timesteps: of the sampling steps.
+        batch: of the training.
+        seconds: of training and of sampling.
+    """
     metrics = read_metrics(out)
     afa = pictures["afa"]
-    timesteps = [int(t) for t in experts.schedule.timesteps(config.sample.steps)]
-    sites = [stage.name for stage in experts.unet.stages][-len(afa[0].maps) :]
+    sites = stages[-len(afa[0].maps) :]
     rows = []
     for i, prompt in enumerate(PROMPTS):
-        trust = paint(_overall(afa[i].maps))
+        trust = paint(mean_maps(afa[i].maps).mean(0))
         cells = [image(made[i].pixels, f"{method}: {prompt}", scale=2) for method, made in pictures.items()]
         rows.append(
             [html.escape(prompt), *cells, image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1])]
         )
-    colours = "".join(
-        f'<span class="swatch" style="background:{colour}"></span>{html.escape(name)}'
-        for name, colour in legend(experts.names)
-    )
+    colours = "".join(swatch(*key) for key in legend(experts))
 
-    def curve(key: str) -> list[tuple[float, float]]:
-        return [(float(line["step"]), line[key]) for line in metrics if key in line]
-
-    loss = [("loss", "#bbb", curve("loss")), ("mean of 20 steps", "#0072b2", _smooth(curve("loss")))]
-    weights = [
-        (name, "rgb({:.0f},{:.0f},{:.0f})".format(*COLOURS[k]), curve(f"weight_{k}"))
-        for k, name in enumerate(experts.names)
-    ]
-    entropy = [("entropy over log N", "#0072b2", curve("entropy"))]
+    losses = points_of(metrics, "loss")
+    loss = [("loss", "#bbb", losses), ("mean of 20 steps", "#0072b2", _smooth(losses))]
+    weights = [(*key, points_of(metrics, f"weight_{k}")) for k, key in enumerate(legend(experts))]
+    entropy = [("entropy over log N", "#0072b2", points_of(metrics, "entropy"))]
     sheets = "".join(
         f"<h3>{html.escape(p.request.prompt)}</h3>" + image(contact_sheet(p.maps, sites, timesteps), p.request.prompt)
         for p in afa[:3]
     )
     intro = (
-        f"<p>{len(experts.names)} frozen experts ({html.escape(', '.join(experts.names))}), each fine-tuned on its own "
-        f"topic from one base model. Aggregators trained for {metrics[-1]['step']} steps of {config.train.batch} in "
+        f"<p>{len(experts)} frozen experts ({html.escape(', '.join(experts))}), each fine-tuned on its own "
+        f"topic from one base model. Aggregators trained for {metrics[-1]['step']} steps of {batch} in "
         f"{seconds[0]:.0f} s; {len(pictures)} x {len(PROMPTS)} pictures in {seconds[1]:.0f} s, both with compiling. "
         "Same prompts, same noise in every column.</p>"
     )
@@ -160,15 +171,6 @@ def write_page(
         ],
     )
     replace_text(out / "index.html", content)
-
-
-def _overall(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over steps and sites of ``[steps, n, h, w]`` maps, at the size of the largest: ``[n, h, w]``."""
-    rows, columns = max(site.shape[2] for site in maps), max(site.shape[3] for site in maps)
-    enlarged = [
-        site.mean(0).repeat(rows // site.shape[2], axis=1).repeat(columns // site.shape[3], axis=2) for site in maps
-    ]
-    return np.mean(enlarged, axis=0)
 
 
 def _smooth(points: Sequence[tuple[float, float]], width: int = 20) -> list[tuple[float, float]]:

@@ -1,121 +1,327 @@
-"""Compare methods on emoji scenes: ``python -m afa_jax.evaluate --config configs/emoji.py --workdir DIR --out FILE``.
+"""Is the ensemble worth it? ``python -m afa_jax.evaluate --config configs/emoji.py --workdir DIR``.
 
-For each topic, for mixed scenes and for what training held out (subjects in styles they were never seen in, and topics
-that never stood side by side): the noise MSE on scenes that were not trained on, and for pictures of the same prompts
-and seeds the judge's accuracies (with their ceiling and floor) and the KID to real scenes.
+Makes pictures of the same prompts and seeds by every method that the config lists (its experts alone and inside the
+ensemble, merges, other ways of combining, AFA and its ablations), measures them, and writes report.json and
+report.html into ``--out``: figures with intervals over prompts, paired differences to the best expert, the best merge
+and AFA, what each costs, curves over steps, and the pictures. What is finished is not made again; a method that changed
+makes its own. With ``--method`` or ``--prompts`` the report goes to ``part`` within ``--out``: the whole one stays.
+
+torch (the published metrics) and JAX share a GPU: JAX takes memory as it needs it here, unless
+XLA_PYTHON_CLIENT_PREALLOCATE says otherwise. The metrics' networks need about 12 GB there if all are asked for.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-import time
-from collections.abc import Sequence
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
+import afa_jax
 from afa_jax.commands import Parser, parse, run
-from afa_jax.data.emoji.scenes import UNSEEN, SceneSource, evaluation_prompts
-from afa_jax.data.emoji.vocabulary import read_vocabulary
-from afa_jax.data.pictures import to_images, to_pixels
+from afa_jax.data.emoji.scenes import UNSEEN, SceneSource
+from afa_jax.data.loader import loading
+from afa_jax.data.pictures import read_png, to_images, to_pixels
+from afa_jax.data.sources import make_source
 from afa_jax.errors import InputError
-from afa_jax.evaluation.distances import kernel_distance
-from afa_jax.evaluation.features import HEAD
-from afa_jax.evaluation.judge import accuracy, ceiling, floor, load_judge, real_scenes
-from afa_jax.evaluation.noise import noise_errors
-from afa_jax.experts import load_experts
+from afa_jax.evaluation.bootstrap import Resamples
+from afa_jax.evaluation.comparison import (
+    Entry,
+    Measured,
+    Protocol,
+    at_equal_time,
+    compare,
+    curves,
+    entries_of,
+    measure,
+)
+from afa_jax.evaluation.prompts import Item, load_items
+from afa_jax.evaluation.scores import bounds_of, load_scorers
 from afa_jax.files import replace_text
-from afa_jax.generate import Request, SampleOptions, generate, make_denoiser
-from afa_jax.weights.hub import fetch_run
+from afa_jax.generate import Request, SampleOptions, generate
+from afa_jax.method_specs import parse_method
+from afa_jax.methods import Models, NotTrained, check_entry, make_method
+from afa_jax.report.comparison import write_comparison
+from afa_jax.report.maps import mean_maps
+from afa_jax.screen import choose_pairs
 
-TOPICS = read_vocabulary().topics
-GROUPS: dict[str, dict[str, Any]] = {
-    **{topic: dict(kind=topic) for topic in TOPICS},
-    "mixed": dict(kind="mixed"),
-    "held-out pairs": dict(kind="mixed", split="held_out", held_out="pairs"),
-    "held-out combinations": dict(kind="mixed", split="held_out", held_out="combinations"),
-}
+MAIN = 3  # metrics that stand out in the report: the first ones of the config's
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Evaluate every method and print a table."""
+    """Make, measure, compare, write."""
     parser = Parser(prog="python -m afa_jax.evaluate", description=__doc__)
-    parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for the method afa)")
+    parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id, for methods that name none")
+    parser.add_argument("--out", type=Path, help="folder of pictures and report (default: WORKDIR/evaluation)")
+    parser.add_argument("--method", action="append", metavar="NAME|KIND[,OPTION=VALUE]...", help="only these methods")
+    parser.add_argument("--prompts", type=int, help="only so many prompts, of all groups alike")
     parser.add_argument(
-        "--method", action="append", help="default: every expert, uniform, and afa if there is a workdir"
+        "--pictures_only",
+        action="store_true",
+        help="make pictures, no report: to share the work, start one process for each --method",
     )
-    parser.add_argument("--group", action="append", choices=GROUPS, help="of scenes; default: all")
-    parser.add_argument(
-        "--prompts", type=int, default=32, help="pictures of each group and method; 0 for noise MSE only"
-    )
-    parser.add_argument("--scenes", type=int, default=64, help="scenes of each group for the noise MSE")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--out", type=Path, required=True, help="JSON file with all figures")
     options, config = parse(parser, arguments)
-    if options.out.exists():
-        raise InputError(f"{options.out} exists; choose another --out or remove it")
-    if options.scenes % 16 or options.scenes < 16:
-        raise InputError(f"--scenes {options.scenes}; choose a multiple of 16")
-    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
-    methods = options.method or [f"expert:{name}" for name in experts.names] + ["uniform"]
-    if options.workdir and not options.method:
-        methods.append("afa")
-    sampling = SampleOptions(
-        size=tuple(config.sample.size), steps=config.sample.steps, guidance=config.sample.guidance, batch=8
+    if "evaluation" not in config:
+        raise InputError("the config has no evaluation; configs/emoji.py and configs/sd15.py show what it says")
+    if options.out is None and options.workdir is None:
+        raise InputError("--out is missing; without --workdir there is no folder for the report")
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when JAX first needs the device
+    own = config.evaluation
+    check_fields(own)
+    out, sampling = options.out or options.workdir / "evaluation", sample_options(config)
+    known = entries_of(config)
+    entries = chosen(known, options.method)
+    items = fewer(load_items(own.prompts), options.prompts)
+    pairs = None if options.pictures_only else noise_pairs(config)
+    models = Models(config, options.workdir, sampling.steps)
+    sampling.check(models.experts)
+    models.experts.tokenizer([item.prompt for item in items])  # words it does not know are found before the work
+    reference = make_method(dict(kind="expert", expert=models.experts.names[0]), models)
+    protocol = Protocol(
+        items=items,
+        seeds=tuple(own.seeds),
+        options=sampling,
+        scorers=[],
+        main=own.main,
+        resamples=Resamples(prompts=len(items), count=own.resamples),
+        pairs=pairs,
+        root=out / "pictures",
     )
-    workdir = fetch_run(options.workdir) if options.workdir and "afa" in methods else None
-    denoisers = {method: make_denoiser(method, experts, workdir) for method in methods}
-    roundtrip = jax.jit(lambda x: to_pixels(experts.vae.decode(experts.vae.encode(to_images(x)))))
+    if options.pictures_only:
+        make_pictures(entries, models, protocol)
+        return
+    weights = {key: path for key, path in own.get("weights", {}).items() if path}
+    scorers, absent_metrics = load_scorers(own.metrics, items, weights, size=sampling.size, seeds=len(own.seeds))
+    protocol = dataclasses.replace(protocol, scorers=scorers)
+    if own.main not in (names := [info.name for info in protocol.infos]):
+        why = absent_metrics.get(own.main, f"it is none of the metrics: {', '.join(names)}")
+        raise InputError(f"evaluation.main={own.main!r}: {why}")
+
+    measured: list[Measured] = []
+    absent: dict[str, str] = {}
+    for name, entry in entries.items():
+        print(f"{name}", flush=True)
+        try:
+            measured.append(measure(entry, models, protocol, reference))
+        except NotTrained as error:
+            absent[name] = str(error)
+            print(f"  left out: {error}")
+    if not measured:
+        raise InputError("no method could be measured: " + "; ".join(f"{n}: {why}" for n, why in absent.items()))
+    for name in own.get("equal_time", ()):
+        for one in [one for one in measured if one.row["name"] == name]:
+            if (entry_at := at_equal_time(one)) is not None:
+                print(entry_at["name"], flush=True)
+                measured.append(measure(entry_at, models, protocol, reference))
+    named = compare(measured, protocol)
+    lines = curves(own.get("curves", ConfigDict()), entries, models, protocol, reference)
+    report = assemble(config, protocol, measured, named, absent, absent_metrics, lines, bounds(models, items))
+    trusted = example_maps(measured, named.get("afa"), models, protocol, report["examples"]["prompts"])
+    place = out / "part" if options.method or options.prompts else out
+    write(place, report, measured, protocol, trusted, models.experts.names)
+    print_table(report)
+    print(place / "report.html")
+
+
+def make_pictures(entries: Mapping[str, Entry], models: Models, protocol: Protocol) -> None:
+    """Make the methods' missing pictures, and nothing else."""
+    for name, entry in entries.items():
+        print(f"{name}", flush=True)
+        try:
+            protocol.make(make_method(entry, models))
+        except NotTrained as error:
+            print(f"  left out: {error}")
+
+
+def check_fields(own: ConfigDict) -> None:
+    """Raise InputError for a field that every ``evaluation`` must have and this one has not."""
+    for field in ("prompts", "seeds", "metrics", "main", "resamples", "methods"):
+        if field not in own:
+            raise InputError(f"evaluation.{field} is missing; configs/emoji.py shows what it says")
+    if not own.seeds:
+        raise InputError("evaluation.seeds has none; choose one or more, such as (0,)")
+
+
+def sample_options(config: ConfigDict) -> SampleOptions:
+    """How ``evaluation`` samples; what it does not say is as in ``sample``."""
+    own, shared = config.evaluation, config.sample
+    return SampleOptions(
+        size=tuple(own.get("size", shared.size)),
+        steps=own.get("steps", shared.steps),
+        guidance=float(own.get("guidance", shared.guidance)),
+        eta=float(own.get("eta", 0.0)),
+        batch=own.get("batch", shared.batch),
+        one_by_one=own.get("one_by_one", None),
+    )
+
+
+def chosen(entries: Mapping[str, Entry], names: Sequence[str] | None) -> dict[str, Entry]:
+    """The methods that ``--method`` names, of the config's list or by their kinds; all of the list without."""
+    if not names:
+        return dict(entries)
+    result: dict[str, Entry] = {}
+    for name in names:
+        if name in entries:
+            result[name] = entries[name]
+        else:
+            entry = parse_method(name)
+            check_entry(entry)
+            result[str(entry.setdefault("name", name))] = entry
+    return result
+
+
+def fewer(items: Sequence[Item], count: int | None) -> list[Item]:
+    """As many prompts, the first ones of each group in its share."""
+    if count is None or count >= len(items):
+        return list(items)
+    if count < 2:
+        raise InputError(f"--prompts {count}; choose 2 or more")
+    sizes, places = Counter(item.group for item in items), Counter[str]()
+    shares = []
+    for row, item in enumerate(items):  # where it stands within its group, from 0 to 1
+        shares.append((places[item.group] / sizes[item.group], row))
+        places[item.group] += 1
+    return [items[row] for row in sorted(row for _, row in sorted(shares)[:count])]
+
+
+def noise_pairs(config: ConfigDict) -> tuple[np.ndarray, list[str]] | None:
+    """Pairs that nothing was trained on, for the noise MSE: emoji scenes, or ``evaluation.noise.data``."""
+    own = config.evaluation.get("noise", ConfigDict())
+    count = int(own.get("pairs", 0))
+    if not count:
+        return None
+    if own.get("data"):
+        source: Any = make_source(own.data)
+        if len(source) < count:
+            raise InputError(f"evaluation.noise.pairs={count}: evaluation.noise.data has only {len(source)} examples")
+        return choose_pairs(source, loading(own.data)["crop"], count, 0)
+    if config.evaluation.prompts.get("kind") != "emoji":
+        raise InputError("evaluation.noise.data is missing: pictures with captions; or evaluation.noise.pairs=0")
+    scenes = SceneSource(seed=UNSEEN, mixed=True, single=0.0)
+    rows = [scenes[i] for i in range(count)]
+    return np.stack([row["image"] for row in rows]), [row["caption"] for row in rows]
+
+
+def bounds(models: Models, items: Sequence[Item]) -> dict[str, Any]:
+    """The ceiling and the floor of the metrics, as far as they are known."""
+    roundtrip = jax.jit(lambda vae, pixels: to_pixels(vae.decode(vae.encode(to_images(pixels)))))
 
     def reconstruct(pictures: np.ndarray) -> np.ndarray:
-        return np.concatenate([np.asarray(roundtrip(pictures[i : i + 32])) for i in range(0, len(pictures), 32)])
+        parts = [roundtrip(models.experts.vae, pictures[first : first + 32]) for first in range(0, len(pictures), 32)]
+        return np.concatenate([np.asarray(part) for part in parts])
 
-    results: dict[str, Any] = dict(config=config.to_dict(), seed=options.seed, experts=experts.record, groups={})
-    judge = load_judge() if options.prompts else None
-    for group in options.group or GROUPS:
-        row: dict[str, Any] = {}
-        results["groups"][group] = row
-        which = dict(GROUPS[group])
-        kind = which.pop("kind")
-        mixed = kind == "mixed"
-        source = SceneSource(seed=UNSEEN, topics=None if mixed else (kind,), mixed=mixed, single=0.0, **which)
-        scenes = [source[i] for i in range(options.scenes)]
-        pixels, captions = np.stack([s["image"] for s in scenes]), [s["caption"] for s in scenes]
-        for method, denoiser in denoisers.items():
-            errors = noise_errors(denoiser, experts, pixels, captions).mean(1)
-            row[method] = dict(noise_mse=float(errors.mean()), noise_mse_se=float(errors.std() / len(errors) ** 0.5))
-        if judge is not None:
-            prompts = evaluation_prompts(kind, options.prompts, options.seed, **which)
-            real = judge(real_scenes(prompts, seed=1))  # crops of one prompt are not independent: one each
-            row["real scenes (ceiling)"] = dict(ceiling(judge, prompts))
-            row["reconstructions"] = dict(ceiling(judge, prompts, through=reconstruct))
-            row["other captions (floor)"] = dict(floor(judge, prompts))
-            for method, denoiser in denoisers.items():
-                started = time.perf_counter()
-                requests = [Request(prompt=prompt.caption, number=i) for i, prompt in enumerate(prompts)]
-                made = list(generate(requests, denoiser, experts, seed=options.seed, options=sampling))
-                seconds = (time.perf_counter() - started) / len(made)
-                seen = judge(np.stack([picture.pixels for picture in made]))
-                row[method] |= dict(accuracy(seen, prompts)) | dict(seconds_per_image=seconds)
-                if options.prompts >= 20:
-                    kid = kernel_distance(seen.features.reshape(-1, HEAD), real.features.reshape(-1, HEAD))
-                    row[method] |= dict(kid=kid.value, kid_se=kid.error)
-        print_table(group, row)
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(options.out, json.dumps(results, indent=2) + "\n")
-    print(options.out)
+    return bounds_of(items, reconstruct)
 
 
-def print_table(group: str, row: dict[str, dict[str, float]]) -> None:
-    """Print one group's figures, a method a line."""
-    known = ("noise_mse", "subject", "subject_top5", "topic", "subject_in_topic", "style", "kid", "seconds_per_image")
-    columns = [column for column in known if any(column in figures for figures in row.values())]
-    print(f"\n{group}\n{'':24}" + "".join(f"{column[:15]:>16}" for column in columns))
-    for method, figures in row.items():
-        cells = [f"{figures[column]:16.4f}" if column in figures else f"{'':16}" for column in columns]
-        print(f"{method:24}" + "".join(cells))
+def assemble(
+    config: ConfigDict,
+    protocol: Protocol,
+    measured: Sequence[Measured],
+    named: Mapping[str, str],
+    absent: Mapping[str, str],
+    absent_metrics: Mapping[str, str],
+    lines: Sequence[Mapping[str, Any]],
+    found: Mapping[str, Any],
+) -> dict[str, Any]:
+    """report.json."""
+    options, infos = protocol.options, protocol.infos
+    order = [protocol.main, *(info.name for info in infos if info.name != protocol.main)]
+    stands_out = set(config.evaluation.get("stand_out", order[:MAIN]))
+    groups = protocol.groups()
+    examples = [rows[i] for i in range(max(map(len, groups.values()))) for rows in groups.values() if i < len(rows)]
+    return dict(
+        version=1,
+        afa_jax=afa_jax.__version__,
+        device=jax.devices()[0].device_kind,
+        config=json.loads(config.to_json_best_effort()),
+        protocol=dict(
+            prompts=len(protocol.items),
+            seeds=list(protocol.seeds),
+            steps=options.steps,
+            guidance=options.guidance,
+            eta=options.eta,
+            sampler="ddim",
+            size=list(options.size),
+            groups={group: len(rows) for group, rows in groups.items()},
+            resamples=protocol.resamples.count,
+        ),
+        metrics=[
+            dict(name=i.name, better=i.better, what=i.what, level=i.level, digits=i.digits, main=i.name in stands_out)
+            for i in sorted(infos, key=lambda info: order.index(info.name))
+        ],
+        absent_metrics=dict(absent_metrics),
+        absent_methods=dict(absent),
+        references=dict(named),
+        bounds=dict(found),
+        methods=[one.row for one in measured],
+        curves=list(lines),
+        examples=dict(
+            prompts=[protocol.items[row].prompt for row in examples[: config.evaluation.get("examples", 8)]],
+            seed=protocol.seeds[0],
+            methods=[one.row["name"] for one in measured],
+        ),
+    )
+
+
+def example_maps(
+    measured: Sequence[Measured], name: str | None, models: Models, protocol: Protocol, prompts: Sequence[str]
+) -> dict[tuple[str, str], np.ndarray]:
+    """Whom AFA trusted where in the example pictures: by (method, prompt), ``[n, h, w]``, mean over sites and steps.
+
+    They are kept beside AFA's pictures.
+    """
+    chosen = [one for one in measured if one.row["name"] == name]
+    if not chosen:
+        return {}
+    items, seed = {item.prompt: item for item in protocol.items}, protocol.seeds[0]
+
+    def measure() -> dict[str, Any]:
+        method = make_method(chosen[0].entry, models)
+        options = dataclasses.replace(protocol.options_of(method), maps=True, batch=1)  # maps of one picture at a time
+        requests = [Request(prompt=prompt, number=items[prompt].number(seed)) for prompt in prompts]
+        made = generate(requests, method.denoiser, method.experts, seed=0, options=options)
+        return {p.request.prompt: np.round(mean_maps(p.maps).mean(0), 4).tolist() for p in made}
+
+    maps = chosen[0].pictures.kept("maps", dict(prompts=list(prompts), seed=seed), measure)
+    return {(chosen[0].row["name"], prompt): np.asarray(own, np.float32) for prompt, own in maps.items()}
+
+
+def write(
+    out: Path,
+    report: Mapping[str, Any],
+    measured: Sequence[Measured],
+    protocol: Protocol,
+    trusted: Mapping[tuple[str, str], np.ndarray],
+    experts: Sequence[str],
+) -> None:
+    """report.json and report.html."""
+    out.mkdir(parents=True, exist_ok=True)
+    replace_text(out / "report.json", json.dumps(report, indent=1) + "\n")
+    folders = {one.row["name"]: one.pictures for one in measured}
+    items = {item.prompt: item for item in protocol.items}
+
+    def picture(method: str, prompt: str) -> np.ndarray | None:
+        return read_png(folders[method].path(items[prompt], protocol.seeds[0]))
+
+    write_comparison(out, dict(report), picture, lambda method, prompt: trusted.get((method, prompt)), experts)
+
+
+def print_table(report: Mapping[str, Any]) -> None:
+    """Print the main figures, a method a line."""
+    metrics = [metric["name"] for metric in report["metrics"]]
+    width = max(len(row["name"]) for row in report["methods"]) + 2
+    print(" " * width + "".join(f"{name:>14}" for name in [*metrics, "evaluations", "time ratio"]))
+    for row in report["methods"]:
+        values = [row["metrics"].get(name, {}).get("value") for name in metrics]
+        cells = ["" if value is None else f"{value:.4g}" for value in [*values, row["evaluations"], row["time_ratio"]]]
+        print(f"{row['name']:{width}}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 if __name__ == "__main__":

@@ -15,9 +15,9 @@ from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule, ScheduleError
 from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import different_architectures
+from afa_jax.fusion.kinds import Fusion, assemble
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig
-from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode, map_experts
 from afa_jax.types import ExpertTextStates, TokenIds
@@ -41,7 +41,7 @@ class Experts:
         names: unique.
         hashes: sha256 of the tensors of each expert's U-Net and text encoder, whatever file they are in.
         vae_hash: sha256 of the VAE's tensors.
-        unet: a stack of N U-Nets.
+        unet: a stack of N U-Nets; along the time axis a tuple of N, if their architectures differ.
         text_encoder: a stack of N text encoders.
         vae, tokenizer, schedule: of the base model, shared.
     """
@@ -49,7 +49,7 @@ class Experts:
     names: tuple[str, ...]
     hashes: tuple[str, ...]
     vae_hash: str
-    unet: UNet
+    unet: Any
     text_encoder: TextEncoder
     vae: VAE
     tokenizer: Tokenizer
@@ -67,7 +67,8 @@ class Experts:
 
     def check_size(self, size: Sequence[int]) -> None:
         """Raise InputError for pictures whose sides, in pixels, VAE and U-Net cannot halve often enough."""
-        factor = self.vae.config.factor * self.unet.config.factor
+        unets = self.unet if isinstance(self.unet, tuple) else (self.unet,)
+        factor = self.vae.config.factor * max(unet.config.factor for unet in unets)
         if any(side < factor or side % factor for side in size):
             raise InputError(f"size {size[0]}x{size[1]}: both sides must be multiples of {factor}")
 
@@ -174,6 +175,11 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
             yield Mismatch(name, "latents", f"the base model's VAE has {channels} latent channels, {taken}")
 
 
+def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
+    """Names and hashes of experts that are not loaded, as ``Experts.record`` has them."""
+    return [dict(name=name, sha256=hash_components(own, EXPERT)) for name, own in checkpoints.items()]
+
+
 def encode_prompts(text_encoder: TextEncoder, ids: TokenIds, mode: Mode | None = None) -> ExpertTextStates:
     """The text states ``[n, b, s, d]`` of N stacked text encoders for the same token ids."""
     return map_experts(lambda encoder, ids: encoder(ids), (text_encoder,), (ids,), mode)
@@ -204,3 +210,13 @@ def _different_fields(one: TextConfig, other: TextConfig) -> list[str]:
 def frozen(experts: Experts) -> dict[str, Any]:
     """The arrays of a run that never change, as one argument of a jitted step."""
     return dict(unet=experts.unet, text_encoder=experts.text_encoder, vae=experts.vae)
+
+
+def with_fusion(fusion: Fusion, experts: Experts) -> tuple[Any, Experts]:
+    """The Denoiser of a trained fusion, and the experts to sample it with.
+
+    These are the same, except for block weights: their U-Net and text encoder are merged here, once, and take the
+    experts' place as stacks of one.
+    """
+    denoiser, text_encoder = assemble(fusion, experts.unet, experts.text_encoder)
+    return denoiser, dataclasses.replace(experts, unet=denoiser.experts, text_encoder=text_encoder)

@@ -31,19 +31,24 @@ from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
 from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, mismatches
 from afa_jax.files import check_new, partial_name, remove_leftovers, replace_bytes, replace_folder, writing
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
-from afa_jax.generate import make_denoiser
 from afa_jax.ingredients import bake
 from afa_jax.parallel import stack
 from afa_jax.report.checkpoints import print_table
 from afa_jax.screen import choose_pairs, unseen
-from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, check_aggregators, read_record
+from afa_jax.weights.aggregators import (
+    RECORD,
+    WEIGHTS,
+    aggregators_hash,
+    check_aggregators,
+    load_aggregators,
+    read_record,
+)
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
-from afa_jax.weights.combine import Composed, average, check_parts, compose
+from afa_jax.weights.combine import BASES, average, check_parts, with_base
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.hub import fetch_run
 from afa_jax.weights.load import check_networks, load_text_encoder, load_unet
 
-BASES = ("vae", "scheduler", "tokenizer")  # what an ensemble has of its base model
 NOTE = (
     "A static approximation of an ensemble: each block of weights is the average of the experts' with fixed weights, "
     "where the ensemble chooses anew for every pixel, timestep and prompt."
@@ -102,12 +107,6 @@ def main(arguments: Sequence[str]) -> None:
         export_snapshot(fetch_run(options.workdir), base, checkpoints, config, options)
 
 
-def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
-    """An expert with the VAE, tokenizer and schedule that it has in the ensemble: the base's."""
-    others = {name: base for name in BASES if name in base.components}
-    return compose(expert, **others)
-
-
 def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], overwrite: bool = False) -> None:
     """Copy the aggregators and their record into a folder, both or none.
 
@@ -136,8 +135,8 @@ def export_snapshot(
 ) -> None:
     """Measure the router, average the experts, measure what that loses, write."""
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
-    ensemble = make_denoiser("afa", experts, run)
-    assert isinstance(ensemble, Ensemble)
+    check_record(read_record(run), experts.record, str(run))
+    ensemble = Ensemble(experts=experts.unet, aggregators=load_aggregators(run, experts.unet, len(experts.names)))
     source, held_out = router_pairs(config)
     pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
     experts.check_size(pixels.shape[1:3])

@@ -2,14 +2,18 @@
 
 The ordinary latent-diffusion objective on a U-Net and its text encoder, as the fine-tunes that people make of Stable
 Diffusion are made. Used for the emoji default: one base model on everything, then experts from it, each on its domain.
+``timesteps=(low, high)`` in the config restricts it to noise levels ``low <= t < high``: experts along the time axis
+(configs/emoji_time.py). ``init`` is a diffusers folder or a single file; ``data`` is as in afa_jax.train, with ``size``
+for pictures that are not emoji scenes.
 """
 
 from __future__ import annotations
 
 import itertools
+import json
 import math
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +27,11 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from afa_jax.commands import Parser, parse, run
+from afa_jax.data.loader import loading
 from afa_jax.data.pictures import to_images
-from afa_jax.data.sources import PictureSource, make_source
+from afa_jax.data.sources import BadExample, PictureSource, make_source
 from afa_jax.data.text import Tokenizer
+from afa_jax.data.transform import Crop
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.models.attention import Attention
@@ -34,13 +40,16 @@ from afa_jax.models.configs import TextConfig, UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import data_mesh, replicate, split_batch
+from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
 from afa_jax.training.loss import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import make_optimizer, update_average
 from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
+from afa_jax.weights.checkpoint import hash_components
+from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.folders import save_folder
 from afa_jax.weights.keys import flatten, unflatten
-from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
+from afa_jax.weights.load import load_text_encoder, load_unet, load_vae, open_checkpoint
 
 Model = tuple[UNet, TextEncoder]
 ENCODED_AT_ONCE = 64
@@ -53,6 +62,7 @@ def main(arguments: Sequence[str]) -> None:
     options, config = parse(parser, arguments)
     vae, tokenizer = load_vae(config.vae), Tokenizer(config.tokenizer)
     schedule = NoiseSchedule.from_json(config.schedule.to_dict())
+    timesteps = interval(config.get("timesteps"), schedule)
     if config.init:
         model: Model = (load_unet(config.init), load_text_encoder(config.init))
     else:
@@ -74,7 +84,12 @@ def main(arguments: Sequence[str]) -> None:
         drop_keys, loss_keys = jax.random.split(key, (2, len(ids)))
         states = text_encoder(drop_captions(ids, no_caption, config.caption_dropout, drop_keys))
         return diffusion_loss(
-            lambda x, t: unet(x, t, states), schedule, latents, loss_keys, min_snr_gamma=config.min_snr_gamma
+            lambda x, t: unet(x, t, states),
+            schedule,
+            latents,
+            loss_keys,
+            min_snr_gamma=config.min_snr_gamma,
+            timesteps=timesteps,
         )
 
     @jax.jit
@@ -93,11 +108,31 @@ def main(arguments: Sequence[str]) -> None:
     for name, number, unit in (("batch", config.batch, mesh.size), ("scenes", config.scenes, ENCODED_AT_ONCE)):
         if number % unit:
             raise InputError(f"{name}={number}; choose a multiple of {unit}")
-    source = make_source(ConfigDict(dict(kind="emoji") | config.data.to_dict()))
+    data = ConfigDict(dict(kind="emoji") | config.data.to_dict())
+    source, reading = make_source(data), loading(data)
+    if config.scenes > len(source):
+        raise InputError(f"scenes={config.scenes}, but data has {len(source)} pictures; choose fewer")
+    started = dict(
+        init=hash_components(open_checkpoint(config.init), EXPERT) if config.init else "",
+        data=source.fingerprint,
+        loading=[data.get("size"), data.get("flip"), data.get("bad")],
+        timesteps=timesteps,
+        vae=hash_components(open_checkpoint(config.vae), ("vae",)),
+        tokenizer=tokenizer.sha256,
+        schedule=schedule.to_json(),
+        **{name: config[name] for name in ("seed", "batch", "scenes", "caption_dropout", "min_snr_gamma", "ema")},
+    )
+    identity = json.loads(json.dumps(started, default=list))
     open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
-    if not options.resume:
+    # What goes on from a checkpoint keeps its config until that is found to fit.
+    if not any(path.name.isdecimal() for path in (options.workdir / "checkpoints").glob("*")):
         write_config(options.workdir, config)
-    scenes = encode_scenes(source, config.scenes, vae, tokenizer, mesh)
+
+    def on_resume(facts: Mapping[str, Any]) -> None:
+        check_identity(facts.get("data", {}), identity, f"the checkpoint in {options.workdir}")
+        write_config(options.workdir, config)
+
+    scenes = encode_scenes(source, config.scenes, vae, tokenizer, mesh, crop=reading["crop"], bad=reading["bad"])
 
     def batch_at(step: int) -> dict[str, jax.Array]:
         rows = np.arange(step * config.batch, (step + 1) * config.batch) % config.scenes
@@ -113,7 +148,8 @@ def main(arguments: Sequence[str]) -> None:
         workdir=options.workdir,
         resume=options.resume,
         resume_step=options.resume_step,
-        on_resume=lambda facts: write_config(options.workdir, config),
+        facts=dict(data=identity),
+        on_resume=on_resume,
         log_every=config.log_every,
         save_every=config.save_every,
     )
@@ -128,9 +164,25 @@ def main(arguments: Sequence[str]) -> None:
         tokenizer=Path(config.tokenizer) / "tokenizer",
         scheduler=schedule.to_json(),
         dtype=jnp.float16,
-        metadata=dict(trained_by=f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}"),
+        metadata=dict(trained_by=f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}")
+        | (dict(timesteps=f"{timesteps[0]} <= t < {timesteps[1]}") if timesteps else {}),
     )
     print(target)
+
+
+def interval(timesteps: Any, schedule: NoiseSchedule) -> tuple[int, int] | None:
+    """The field ``timesteps`` of a config: ``(low, high)``, to learn ``low <= t < high`` only; None for all.
+
+    Raises:
+        InputError: not two timesteps of the schedule in this order.
+    """
+    if timesteps is None:
+        return None
+    total = schedule.num_train_timesteps
+    match list(timesteps):
+        case [int(low), int(high)] if 0 <= low < high <= total:
+            return low, high
+    raise InputError(f"timesteps={timesteps}; choose (low, high) with 0 <= low < high <= {total}, or None for all")
 
 
 def make_text_audible(unet: UNet, text_encoder: TextEncoder) -> None:
@@ -151,21 +203,49 @@ def make_text_audible(unet: UNet, text_encoder: TextEncoder) -> None:
 
 
 def encode_scenes(
-    source: PictureSource, count: int, vae: VAE, tokenizer: Tokenizer, mesh: Mesh
+    source: PictureSource,
+    count: int,
+    vae: VAE,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    crop: Crop | None = None,
+    bad: str = "error",
 ) -> dict[str, np.ndarray]:
-    """The latents and token ids of the first ``count`` scenes, ``[count, ...]``: training then spares the VAE.
+    """The latents and token ids of the first ``count`` pictures, ``[count, ...]``: training then spares the VAE.
 
     Args:
         count: a multiple of ENCODED_AT_ONCE.
+        crop: to one size, each picture always alike; None takes pictures that are of one size as they are.
+        bad: "skip" leaves out pictures that cannot be read.
+
+    Raises:
+        InputError: fewer pictures that can be read; unless they are skipped, the first one that cannot.
     """
     vae = replicate(vae, mesh)
     encode = jax.jit(lambda vae, pixels: vae.encode(to_images(pixels)))
-    latents, captions = [], []
-    for first in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", dynamic_ncols=True):
-        scenes = [source[first + i] for i in range(ENCODED_AT_ONCE)]
-        captions += [scene["caption"] for scene in scenes]
-        latents.append(np.asarray(encode(vae, split_batch(np.stack([scene["image"] for scene in scenes]), mesh))))
+    latents: list[np.ndarray] = []
+    captions: list[str] = []
+    examples = _readable(source, crop, bad == "skip")
+    for _ in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", dynamic_ncols=True):
+        scenes = list(itertools.islice(examples, ENCODED_AT_ONCE))
+        if len(scenes) < ENCODED_AT_ONCE:
+            raise InputError(f"scenes={count}, but of data only {len(captions) + len(scenes)} pictures can be read")
+        captions += [caption for _, caption in scenes]
+        latents.append(np.asarray(encode(vae, split_batch(np.stack([image for image, _ in scenes]), mesh))))
     return dict(latents=np.concatenate(latents), ids=tokenizer(captions))
+
+
+def _readable(source: PictureSource, crop: Crop | None, skip: bool) -> Iterator[tuple[np.ndarray, str]]:
+    for index in range(len(source)):
+        try:
+            example = source[index]
+        except BadExample:
+            if not skip:
+                raise
+            continue
+        image = example["image"] if crop is None else crop(example["image"], np.random.default_rng((0, index)))
+        yield image, example["caption"]
 
 
 if __name__ == "__main__":

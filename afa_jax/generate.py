@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,13 +12,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from afa_jax.data.pictures import to_pixels
-from afa_jax.diffusion.guidance import Denoiser, guided
+from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
 from afa_jax.diffusion.samplers import ddim, image_noise
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, check_record, encode_prompts
-from afa_jax.fusion.ensemble import Ensemble, SingleExpert
-from afa_jax.weights.aggregators import load_aggregators, read_record
+from afa_jax.experts import Experts, encode_prompts
+from afa_jax.fusion.routing import routing_of
+from afa_jax.parallel import take
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,8 @@ class SampleOptions:
         eta: of DDIM.
         batch: pictures at once. The last batch is filled up, so that there is one compilation.
         maps: keep the maps too.
+        routing: keep what the maps of each step say in sum, ``routing_of``; a few numbers a step, whatever the size.
+        path: keep the clean picture that each step's prediction implies.
         one_by_one: run the pictures of a batch after one another, so that each is bit for bit the same whatever its
             batch and its place in it; together, the last bit of a float can depend on the place. None: on a CPU only,
             where it costs little.
@@ -44,6 +45,8 @@ class SampleOptions:
     eta: float = 0.0
     batch: int = 4
     maps: bool = False
+    routing: bool = False
+    path: bool = False
     one_by_one: bool | None = None
 
     def check(self, experts: Experts) -> None:
@@ -67,40 +70,29 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture, uint8 ``[rows, columns, 3]``, and its maps ``[steps, n, h, w]`` by site, if they were kept."""
+    """A picture, and of its sampling what was to be kept.
+
+    Attributes:
+        pixels: uint8 ``[rows, columns, 3]``.
+        maps: by site ``[steps, n, h, w]``.
+        routing: ``weights`` ``[steps, sites, n]`` and ``entropy`` ``[steps, sites]``, means over the pixels.
+        path: the clean picture implied by each step's prediction, uint8 ``[steps, rows, columns, 3]``.
+    """
 
     request: Request
     pixels: np.ndarray
     maps: tuple[np.ndarray, ...] = ()
-
-
-def make_denoiser(method: str, experts: Experts, workdir: Path | None = None) -> Denoiser:
-    """The Denoiser that a method's name stands for.
-
-    ``afa`` (trained aggregators from ``workdir``), ``uniform`` (every map 1/N), ``expert:<name>`` (that expert alone),
-    ``inside:<name>`` (that expert inside the ensemble: its maps are one everywhere).
-
-    Raises:
-        InputError: an unknown method or expert, no trained aggregators, or aggregators of other experts.
-    """
-    count = len(experts.names)
-    kind, _, name = method.partition(":")
-    if method == "afa":
-        if workdir is None:
-            raise InputError("--workdir is missing; --method afa needs the workdir of a trained run, or its hub id")
-        check_record(read_record(workdir), experts.record, str(workdir))
-        return Ensemble(experts=experts.unet, aggregators=load_aggregators(workdir, experts.unet, count))
-    if method == "uniform":
-        return Ensemble(experts=experts.unet, weights=jnp.full((count,), 1 / count))
-    if kind == "expert":
-        return SingleExpert(experts=experts.unet, index=experts.index(name))
-    if kind == "inside":
-        return Ensemble(experts=experts.unet, weights=jax.nn.one_hot(experts.index(name), count))
-    raise InputError(f"unknown method {method!r}; choose afa, uniform, expert:<name> or inside:<name>")
+    routing: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    path: np.ndarray | None = None
 
 
 def generate(
-    requests: Sequence[Request], denoiser: Denoiser, experts: Experts, *, seed: int, options: SampleOptions
+    requests: Sequence[Request],
+    denoiser: Denoiser | PathDenoiser,
+    experts: Experts,
+    *,
+    seed: int,
+    options: SampleOptions,
 ) -> Iterator[Picture]:
     """Sample the requests in order, a batch at a time.
 
@@ -109,8 +101,11 @@ def generate(
             Denoiser without them.
     """
     options.check(experts)
-    if options.maps and not isinstance(denoiser, Ensemble):
-        raise InputError("maps exist only in an ensemble: choose the method afa, uniform or inside:<name>")
+    if (options.maps or options.routing) and not hasattr(denoiser, "with_maps"):
+        raise InputError(
+            "maps exist only in an ensemble: choose the method afa, gate, router, uniform, inside:<name>, maxfusion, "
+            "or learned_mbw"
+        )
     positive = experts.tokenizer([r.prompt for r in requests])
     negative = experts.tokenizer([r.negative_prompt for r in requests])
 
@@ -118,16 +113,28 @@ def generate(
         for first in range(0, len(requests), options.batch):
             rows = np.minimum(np.arange(first, first + options.batch), len(requests) - 1)  # the last one fills up
             numbers = np.asarray([requests[row].number for row in rows])
-            pixels, maps = jax.device_get(
+            made = jax.device_get(
                 _sample(
                     denoiser, experts.text_encoder, experts.vae, (positive[rows], negative[rows], numbers), seed,
                     schedule=experts.schedule, options=options,
                 )
             )  # fmt: skip
             for i, request in enumerate(requests[first : first + options.batch]):
-                yield Picture(request=request, pixels=pixels[i], maps=tuple(site[:, :, i] for site in maps))
+                yield Picture(request=request, **take(made, i))
 
     return pictures()
+
+
+def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options: SampleOptions) -> int:
+    """Bytes that the compiled sampler of a batch holds on a device: arguments, temporaries and results."""
+    ids, numbers = experts.tokenizer([""] * options.batch), np.zeros(options.batch, np.int64)
+    lowered = _sample.lower(
+        denoiser, experts.text_encoder, experts.vae, (ids, ids, numbers), 0, schedule=experts.schedule, options=options
+    )
+    memory = lowered.compile().memory_analysis()
+    if memory is None:
+        return 0  # a backend that does not say
+    return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
 
 
 @functools.partial(jax.jit, static_argnames=("schedule", "options"))
@@ -140,38 +147,52 @@ def _sample(
     *,
     schedule: NoiseSchedule,
     options: SampleOptions,
-) -> tuple[jax.Array, tuple[jax.Array, ...]]:
-    """Rows of (token ids, negative token ids, numbers) -> pixels ``[b, ...]`` and maps ``[steps, n, b, h, w]``."""
+) -> dict[str, Any]:
+    """Rows of (token ids, negative token ids, numbers) -> a Picture's fields, with a leading axis for the rows."""
     factor = vae.config.factor
     shape = (options.size[0] // factor, options.size[1] // factor, vae.config.latent_channels)
     key = jax.random.key(seed)
 
-    def together(rows: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+    def together(rows: tuple[jax.Array, jax.Array, jax.Array]) -> dict[str, Any]:
         positive, negative, numbers = rows
         states = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
         conditional, unconditional = jnp.split(states, 2, axis=1)
-        predict = guided(
-            denoiser.with_maps if options.maps else denoiser,
-            conditional,
-            unconditional,
-            options.guidance,
-            has_maps=options.maps,
-        )
-        result = ddim(
+        noise = image_noise(key, numbers, shape)
+        has_maps = options.maps or options.routing
+
+        def predict(x: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
+            maps: Any = ()
+            if isinstance(denoiser, PathDenoiser):
+                prediction, memory = denoiser.guided(x, t, conditional, unconditional, options.guidance, memory)
+            else:
+                function = denoiser.with_maps if has_maps else denoiser
+                answer = guided(function, conditional, unconditional, options.guidance, has_maps=has_maps)(x, t)
+                prediction, maps = answer if has_maps else (answer, ())
+            # Rows first, as in the result; the steps come before them in the scan.
+            aux: dict[str, Any] = {}
+            if options.maps:
+                aux["maps"] = jax.tree.map(lambda site: jnp.moveaxis(site, 1, 0), maps)
+            if options.routing:
+                aux["routing"] = routing_of(maps)
+            if options.path:
+                aux["path"] = to_pixels(vae.decode(schedule.clean(x, prediction, t)))
+            return (prediction, aux), memory
+
+        latents, aux = ddim(
             predict,
             schedule,
-            image_noise(key, numbers, shape),
+            noise,
             steps=options.steps,
             eta=options.eta,
             # Keys of the steps' noise; those of the starting noise are fold_in(key, number) directly.
             noise_at=lambda step: image_noise(jax.random.fold_in(jax.random.split(key)[1], step), numbers, shape),
-            has_aux=options.maps,
+            has_aux=True,
+            carry=denoiser.start(noise) if isinstance(denoiser, PathDenoiser) else (),
         )
-        latents, maps = result if options.maps else (result, ())
-        return to_pixels(vae.decode(latents)), maps
+        return dict(pixels=to_pixels(vae.decode(latents))) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
 
     one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
     if not one_by_one:
         return together(rows)
-    pixels, maps = jax.lax.map(lambda row: together(jax.tree.map(lambda x: x[None], row)), rows)
-    return pixels[:, 0], jax.tree.map(lambda site: jnp.moveaxis(site[:, :, :, 0], 0, 2), maps)
+    made = jax.lax.map(lambda row: together(jax.tree.map(lambda x: x[None], row)), rows)
+    return jax.tree.map(lambda leaf: leaf[:, 0], made)

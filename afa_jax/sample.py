@@ -6,41 +6,46 @@ row.
 
 from __future__ import annotations
 
-import json
+import argparse
+import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 import afa_jax
 from afa_jax.commands import Parser, parse, run
-from afa_jax.data.pictures import grid
+from afa_jax.data.pictures import grid, save_png
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, load_experts
-from afa_jax.generate import Picture, Request, SampleOptions, generate, make_denoiser
+from afa_jax.evaluation.comparison import entries_of
+from afa_jax.generate import Picture, Request, SampleOptions, generate
+from afa_jax.method_specs import parse_method
+from afa_jax.methods import KINDS, SAMPLING, Method, Models, make_method, method_name
 from afa_jax.report.maps import contact_sheet
-from afa_jax.weights.aggregators import aggregators_hash
-from afa_jax.weights.hub import fetch_run
 
 
 def main(arguments: Sequence[str]) -> None:
     """Sample every prompt ``--num_images`` times into ``--out``."""
     parser = Parser(prog="python -m afa_jax.sample", description=__doc__)
-    parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for --method afa)")
+    parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id")
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
     parser.add_argument("--negative_prompt", default="", metavar="TEXT")
     parser.add_argument("--num_images", type=int, default=1, metavar="K", help="pictures of each prompt")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the config's)")
-    parser.add_argument("--eta", type=float, default=0.0, help="0: deterministic DDIM, 1: as much noise as DDPM")
+    parser.add_argument("--eta", type=float, help="0 (default): deterministic DDIM, 1: as much noise as DDPM")
     parser.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the config's)")
-    parser.add_argument("--method", default="afa", help="afa, uniform, expert:<name> or inside:<name>")
+    parser.add_argument(
+        "--method",
+        default="afa",
+        metavar="NAME|KIND[:EXPERT][,OPTION=VALUE]...",
+        help=f"one of the config's, by its name, or a kind: {', '.join(KINDS)} (afa_jax/methods/kinds.py)",
+    )
     parser.add_argument("--maps", action="store_true", help="also write the maps of every picture")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures of the same name")
@@ -52,46 +57,46 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--seed {options.seed}; choose 0 to {2**31 - 1}")
     if not all(prompt.strip() for prompt in options.prompt):
         raise InputError("--prompt is empty; say what to draw")
-    if options.eta < 0:
+    if options.eta is not None and options.eta < 0:
         raise InputError(f"--eta {options.eta}; choose 0 or more")
     defaults = config.sample
     sampling = SampleOptions(
         size=parse_size(options.size) if options.size else tuple(defaults.size),
         steps=defaults.steps if options.steps is None else options.steps,
         guidance=float(defaults.guidance if options.guidance is None else options.guidance),
-        eta=options.eta,
+        eta=options.eta or 0.0,
         batch=min(defaults.batch, len(options.prompt) * options.num_images),
         maps=options.maps,
     )
-    workdir = fetch_run(options.workdir) if options.workdir and options.method == "afa" else None
-    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
-    sampling.check(experts)
-    denoiser = make_denoiser(options.method, experts, workdir)
+    models = Models(config, options.workdir, sampling.steps)
+    sampling.check(models.experts)
+    method = make_method(find_method(options.method, config, options), models)
+    sampling = dataclasses.replace(sampling, **method.sampling)  # type: ignore[arg-type]
+    experts = method.experts
     requests = [
         Request(prompt=prompt, number=number, negative_prompt=options.negative_prompt)
         for prompt in options.prompt
         for number in range(options.num_images)
     ]
     names = [
-        f"{options.method.replace(':', '_')}_{i // options.num_images:03d}_{request.number:03d}_{slug(request.prompt)}"
+        f"{file_name(method)}_{i // options.num_images:03d}_{request.number:03d}_{slug(request.prompt)}"
         for i, request in enumerate(requests)
     ]
-    grid_path = options.out / f"{options.method.replace(':', '_')}_grid.png"
+    grid_path = options.out / f"{file_name(method)}_grid.png"
     if not options.overwrite:
         for path in (*(options.out / f"{name}.png" for name in names), grid_path):
             if path.exists():
                 raise InputError(f"{path} exists; choose another --out, or --overwrite")
 
     pictures: list[Picture] = []
-    made = generate(requests, denoiser, experts, seed=options.seed, options=sampling)
+    made = generate(requests, method.denoiser, experts, seed=options.seed, options=sampling)
     for picture, name in zip(tqdm(made, total=len(requests), unit="image"), names, strict=True):
         options.out.mkdir(parents=True, exist_ok=True)
-        recipe = recipe_of(picture.request, options.method, options.seed, sampling, experts, config, workdir)
+        recipe = recipe_of(picture.request, method, options.seed, sampling, config)
         save_png(options.out / f"{name}.png", picture.pixels, recipe)
         if options.maps:
             timesteps = [int(t) for t in experts.schedule.timesteps(sampling.steps)]
-            sites = [stage.name for stage in experts.unet.stages][-len(picture.maps) :]
-            contact_sheet(picture.maps, sites, timesteps).save(options.out / f"{name}_maps.png")
+            contact_sheet(picture.maps, method.sites, timesteps).save(options.out / f"{name}_maps.png")
         pictures.append(picture)
     rows = [
         [picture.pixels for picture in pictures[i : i + options.num_images]]
@@ -118,23 +123,34 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
 
 
+def find_method(text: str, config: ConfigDict, given: argparse.Namespace) -> dict[str, Any]:
+    """The method of that name in the config's ``evaluation.methods``, or what ``text`` says by itself.
+
+    Steps, guidance and eta that the user gives as flags are the method's, whatever its own are.
+    """
+    named = entries_of(config) if "evaluation" in config else {}
+    entry = dict(named[text]) if text in named else parse_method(text)
+    flags = {field: value for field in SAMPLING if (value := getattr(given, field, None)) is not None}
+    entry = {field: value for field, value in entry.items() if field not in flags}
+    return dict(name=method_name(entry)) | entry | flags
+
+
+def file_name(method: Method) -> str:
+    """A method as part of a file name."""
+    return re.sub(r"[^A-Za-z0-9.=-]+", "_", method.name).strip("_")
+
+
 def recipe_of(
-    request: Request,
-    method: str,
-    seed: int,
-    options: SampleOptions,
-    experts: Experts,
-    config: ConfigDict,
-    workdir: Path | None,
+    request: Request, method: Method, seed: int, options: SampleOptions, config: ConfigDict
 ) -> dict[str, object]:
     """Everything that makes a picture again, on the same kind of device."""
-    recipe = dict(
+    return dict(
         version=afa_jax.__version__,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
         number=request.number,
         seed=seed,
-        method=method,
+        method=method.name,
         size=list(options.size),
         steps=options.steps,
         guidance=options.guidance,
@@ -142,20 +158,9 @@ def recipe_of(
         sampler="ddim",
         dtype=config.dtype,
         base=config.base,
-        experts=experts.record,
+        experts=method.experts.record,
+        made_by=dict(method.record),
     )
-    if method == "afa" and workdir is not None:
-        recipe["aggregators_sha256"] = aggregators_hash(workdir)
-    return recipe
-
-
-def save_png(path: Path, pixels: np.ndarray, recipe: dict[str, object]) -> None:
-    """Write a picture with its recipe at once or not at all."""
-    info = PngInfo()
-    info.add_itxt("afa_jax", json.dumps(recipe))
-    partial = path.with_name(f".{path.name}.partial")
-    Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Train the aggregators of an ensemble: ``python -m afa_jax.train --config configs/emoji.py --workdir DIR``.
 
-Only the aggregators train; experts, text encoders and VAE stay as they are. The workdir gets metrics.jsonl,
+Only the aggregators train; experts, text encoders and VAE stay as they are. Instead of AFA's aggregators it can be a
+rival: ``config.fusion`` with the kind gate, router or mbw (afa_jax/fusion/kinds.py). The workdir gets metrics.jsonl,
 validation.jsonl and samples/, checkpoints to resume from, and at the end aggregators.safetensors and ensemble.json,
 which ``afa_jax.sample`` reads; with validation, the pair of the step with the lowest loss is in best/.
 """
@@ -20,18 +21,19 @@ from afa_jax.data.bad_examples import BadExamples
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts, check_record, load_experts
 from afa_jax.fusion.ensemble import REMATS
-from afa_jax.fusion.sabw import Aggregators, SABWConfig, parameter_count
+from afa_jax.fusion.kinds import REMATERIALISED, Fusion, FusionConfig, fusion_config, init_fusion, kind_of
+from afa_jax.fusion.sabw import parameter_count
 from afa_jax.generate import SampleOptions
 from afa_jax.training.checkpoints import Checkpoints
 from afa_jax.training.data import check_identity, make_training_data
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_aggregators, init_state, make_train_step, published
+from afa_jax.training.state import init_state, make_train_step, published
 from afa_jax.training.stopping import nothing_to_save
 from afa_jax.training.validation import Pairs, Validation
 from afa_jax.training.workdir import add_workdir_arguments, check_positive, check_workdir, open_workdir, write_config
 from afa_jax.training.writers import check_writers
-from afa_jax.weights.aggregators import save_aggregators
+from afa_jax.weights.aggregators import save_fusion
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
 
 
@@ -45,21 +47,22 @@ def main(arguments: Sequence[str]) -> None:
 
     # Everything that can be wrong with the input is found before the workdir is touched.
     check_options(config)
+    fusing = configured_fusion(config)
     check_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     with nothing_to_save():
         experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+        fusion = init_fusion(fusing, experts.unet, len(experts.names), train.seed)
         sampling = validation_sampling(config, experts)
         data = make_training_data(config, experts, progress=not options.quiet)
         pairs = data.validation_pairs(experts, config.validation) if config.validation.every else None
     optimizer = make_optimizer(train.optimizer, train.steps)
-    aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     # What goes on from a checkpoint keeps its config until that is found to fit.
     if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
         write_config(workdir, config)
 
     train_step = make_train_step(
-        aggregators,
+        fusion,
         data.frozen,
         optimizer,
         experts.schedule,
@@ -81,14 +84,14 @@ def main(arguments: Sequence[str]) -> None:
 
     print(
         f"{len(experts.names)} experts ({', '.join(experts.names)}), "
-        f"{parameter_count(aggregators):,} trainable parameters at {len(aggregators.at)} sites, "
+        f"{parameter_count(fusion):,} trainable parameters ({kind_of(fusing)}) at {len(fusion.at)} sites, "
         f"{data.loader.length:,} pictures"
     )
-    arrays, like, key = flatten(data.frozen), shapes_of(aggregators), jax.random.key(train.seed)
+    arrays, like, key = flatten(data.frozen), shapes_of(fusion), jax.random.key(train.seed)
     bad = BadExamples(workdir / "bad_examples.jsonl", data.length, train.batch, epoch=data.loader.length)
     state = run_loop(
         lambda state, batch, _: train_step(state, batch, arrays, key),  # a step's keys come from its positions
-        init_state(aggregators, optimizer, average=bool(train.ema)),
+        init_state(fusion, optimizer, average=bool(train.ema)),
         lambda first: data.batches(first, bad),
         steps=train.steps,
         seed=train.seed,
@@ -98,7 +101,7 @@ def main(arguments: Sequence[str]) -> None:
         facts=record | dict(data=identity),
         on_resume=on_resume,
         describe=data.names,
-        every=validation(config, experts, aggregators, pairs, sampling, workdir),
+        every=validation(config, experts, fusion, pairs, sampling, workdir),
         writers=train.writers,
         log_every=train.log_every,
         save_every=train.save_every,
@@ -110,13 +113,13 @@ def main(arguments: Sequence[str]) -> None:
         schedule=dataclasses.asdict(experts.schedule),
         training=dict(steps=train.steps, batch=train.batch, config=config.to_dict()),
     )
-    save_aggregators(workdir, unflatten(like, published(state)), record)
+    save_fusion(workdir, unflatten(like, published(state)), record)
     with Checkpoints(workdir, train.keep) as checkpoints:
         best = checkpoints.best()
         if best is not None:
             state = checkpoints.restore(state, best)[1]
             record["training"]["steps"] = best
-            save_aggregators(workdir / "best", unflatten(like, published(state)), record)
+            save_fusion(workdir / "best", unflatten(like, published(state)), record)
     print(workdir)
 
 
@@ -142,6 +145,29 @@ def check_options(config: ConfigDict) -> None:
         check_positive(config.validation, "every", "pairs", "buckets", "batch", "num_images")
 
 
+def configured_fusion(config: ConfigDict) -> FusionConfig:
+    """What a config trains: its ``fusion``; without one, AFA's aggregators, whose options are in ``sabw``.
+
+    Raises:
+        InputError: an unknown kind or option, or a part of the config that the kind has no use for.
+    """
+    options = dict(config.get("fusion") or dict(kind="afa"))
+    kind = options.pop("kind", None)
+    if kind == "afa":
+        if options:
+            raise InputError(f"fusion.{next(iter(options))}: AFA's options are in sabw; write sabw=dict(...)")
+        return fusion_config(kind, dict(config.sabw))
+    fusion = fusion_config(str(kind), options)
+    if config.train.remat != "none" and kind not in REMATERIALISED:
+        raise InputError(f"train.remat={config.train.remat}: it has no effect with fusion.kind={kind}; choose none")
+    if config.cache.path and kind == "mbw":
+        raise InputError(
+            "cache.path: the cache holds the experts' text states, and fusion.kind=mbw trains the text encoder's "
+            "weights too; leave it empty"
+        )
+    return fusion
+
+
 def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions | None:
     """How validation samples its prompts; None without any.
 
@@ -162,7 +188,7 @@ def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions |
 def validation(
     config: ConfigDict,
     experts: Experts,
-    aggregators: Aggregators,
+    fusion: Fusion,
     pairs: Pairs | None,
     sampling: SampleOptions | None,
     workdir: Path,
@@ -174,7 +200,7 @@ def validation(
     measure = Validation(
         workdir,
         experts,
-        aggregators,
+        fusion,
         pairs,
         every=options.every,
         buckets=options.buckets,

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from afa_jax.commands import load_config
 from afa_jax.experts import load_experts
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
+from afa_jax.fusion.kinds import init_fusion
 from afa_jax.fusion.sabw import SABWConfig
-from afa_jax.training.state import init_aggregators
 
 
 def main() -> None:
@@ -31,7 +31,7 @@ def main() -> None:
     config = load_config(options.config)
     experts = load_experts(config)
     n, unet, vae = len(experts.names), experts.unet.config, experts.vae.config
-    aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, n, 0)
+    aggregators = init_fusion(SABWConfig(**config.sabw), experts.unet, n, 0)
     height, width = (side // vae.factor for side in config.sample.size)
     latents = jax.random.normal(jax.random.key(0), (options.batch, height, width, unet.in_channels))
     t = jnp.full((options.batch,), 500)

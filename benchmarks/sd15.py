@@ -32,6 +32,7 @@ from jax.sharding import SingleDeviceSharding
 from afa_jax.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.fusion.ensemble import REMATS, Ensemble
+from afa_jax.fusion.kinds import init_fusion
 from afa_jax.fusion.sabw import SABWConfig, parameter_count
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
@@ -39,7 +40,7 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import MODES
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_aggregators, init_state, make_train_step
+from afa_jax.training.state import init_state, make_train_step
 from afa_jax.weights.keys import dotted, flatten
 
 
@@ -109,7 +110,7 @@ def main() -> None:
     )
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
     sabw = SABWConfig(**config.sabw)
-    aggregators = jax.eval_shape(lambda: init_aggregators(sabw, frozen["unet"], count, 0))
+    aggregators = jax.eval_shape(lambda: init_fusion(sabw, frozen["unet"], count, 0))
     state = jax.eval_shape(lambda aggregators: init_state(aggregators, optimizer), aggregators)
     step = make_train_step(
         aggregators,
@@ -147,7 +148,7 @@ def main() -> None:
     if options.compile_only:
         return
     arrays = flatten(jax.tree_util.tree_map_with_path(fill, frozen))
-    state = init_state(init_aggregators(sabw, frozen["unet"], count, 0), optimizer)
+    state = init_state(init_fusion(sabw, frozen["unet"], count, 0), optimizer)
     data = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), inputs) | dict(position=np.arange(batch))
     for number in range(2):
         started, cpu = time.perf_counter(), time.process_time()

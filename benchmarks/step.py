@@ -25,9 +25,10 @@ from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import make_source
 from afa_jax.experts import encode_prompts, frozen, load_experts
 from afa_jax.fusion.ensemble import REMATS
+from afa_jax.fusion.kinds import init_fusion
 from afa_jax.fusion.sabw import SABWConfig
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_aggregators, init_state, make_train_step
+from afa_jax.training.state import init_state, make_train_step
 from afa_jax.weights.keys import flatten, shapes_of
 
 
@@ -47,7 +48,7 @@ def main() -> None:
     batch = loader.at(0)
     batch.pop("bad", None)
     optimizer = make_optimizer(train.optimizer, train.steps)
-    aggregators = init_aggregators(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
+    aggregators = init_fusion(SABWConfig(**config.sabw), experts.unet, len(experts.names), train.seed)
     parts, no_caption = frozen(experts), jnp.asarray(experts.tokenizer([""])[0])
 
     def measure(name: str, parts: dict[str, Any], batch: Any, no_caption: Any, remat: Any) -> None:

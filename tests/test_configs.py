@@ -1,5 +1,6 @@
 """Every config loads, and the run of record's training step has the shapes it should, without any weights."""
 
+import re
 from pathlib import Path
 
 import jax
@@ -10,21 +11,30 @@ from flax import nnx
 from afa_jax.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
+from afa_jax.evaluation.comparison import entries_of
+from afa_jax.evaluation.metrics import METRICS, WEIGHTS
+from afa_jax.fusion.kinds import KINDS, init_fusion, kind_of
 from afa_jax.fusion.sabw import SABWConfig, parameter_count
+from afa_jax.methods import check_entry
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.train import configured_fusion
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_aggregators, init_state, make_train_step
+from afa_jax.training.state import init_state, make_train_step
 from afa_jax.weights.keys import flatten
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = {
-    "emoji": ("", "base"),
+    "emoji": (
+        *("", "full", "short", "no_time", "no_text", "one_weight", "last_site", "shared"),
+        *("router", "gate", "mbw"),
+    ),
     "emoji_base": ("", "start", "words"),
     "emoji_expert": ("animals", "food", "things", "noto", "animals_words"),
-    "sd15": ("", "group1", "group2", "256"),
+    "emoji_time": ("", "root", "low", "middle", "high", "uniform0", "uniform1", "uniform2"),
+    "sd15": ("", "group1", "group2", "256", "coco", "drawbench", "group2_coco", "router", "gate", "mbw"),
 }
 
 
@@ -33,10 +43,57 @@ def test_every_config_and_variant_loads_and_is_locked(path):
     for variant in VARIANTS.get(path.stem, ("",)):
         config = load_config(f"{path}:{variant}" if variant else str(path))
         assert config.is_locked
+        if "fusion" in config:
+            assert kind_of(configured_fusion(config)) == (variant if variant in KINDS else "afa")
     with pytest.raises(InputError, match="no variant 'nonsense'"):
         load_config(f"{path}:nonsense")
     with pytest.raises(InputError, match="no such field"):
         load_config(f"{path}:{VARIANTS.get(path.stem, ('',))[0]}", ["sed=1"])
+
+
+def test_the_methods_of_every_comparison_have_options_that_exist():
+    """Found before the first picture is made, and here."""
+    emoji = entries_of(load_config(str(CONFIGS / "emoji.py")))
+    for variant in ("", "coco", "group2_drawbench"):
+        config = load_config(f"{CONFIGS / 'sd15.py'}:{variant}")
+        entries = entries_of(config)
+        assert {"average", "noise_average", "superdiff eta=1", "maxfusion", "afa", "uniform"} <= set(entries) & set(
+            emoji
+        )
+        assert set(config.evaluation.weights) == set(WEIGHTS)  # so that each can be given on the command line
+        assert set(METRICS) >= set(config.evaluation.metrics) and config.evaluation.main in config.evaluation.metrics
+
+
+def test_the_papers_protocol():
+    coco, drawbench = (load_config(f"{CONFIGS / 'sd15.py'}:{name}").evaluation for name in ("coco", "drawbench"))
+    assert coco.size == (256, 256) and coco.metrics == ("fid", "is", "clip_i", "clip_t")
+    assert drawbench.size == (512, 512) and len(drawbench.seeds) == 4 and len(drawbench.metrics) == 4
+    for own in (coco, drawbench):
+        assert (own.steps, own.guidance, own.eta) == (50, 7.5, 0.0)
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
+def test_a_comparison_names_methods_that_there_are(path):
+    """A misspelt option would be found hours into it."""
+    variant = VARIANTS.get(path.stem, ("",))[0]
+    config = load_config(f"{path}:{variant}" if variant else str(path))
+    if "evaluation" not in config:
+        pytest.skip("no comparison")
+    for entry in config.evaluation.methods:
+        check_entry(entry)
+
+
+def test_what_emojis_comparison_takes_is_what_its_commands_write():
+    """Each run in the list of methods is a variant's, or is written by a command that the configs say."""
+    text = (CONFIGS / "emoji.py").read_text() + (CONFIGS / "emoji_time.py").read_text()
+    variants = {f"runs/emoji_{name}" for name in VARIANTS["emoji"]}
+    variants |= {f"runs/emoji_time_{name}" for name in VARIANTS["emoji_time"]}
+    documented = set(re.findall(r"(?:--workdir|--snapshot|--out) (runs/\S+)", text))
+    for entry in load_config(str(CONFIGS / "emoji.py")).evaluation.methods:
+        for part in (entry, *(expert for expert in entry.get("experts", ()) if not isinstance(expert, str))):
+            wanted = part.get("workdir") or part.get("path")
+            folder = None if wanted is None else wanted.removesuffix("/model").removesuffix("/best.json")
+            assert folder is None or folder in variants | documented, wanted
 
 
 def test_the_run_of_record_has_a_training_step():
@@ -55,7 +112,7 @@ def test_the_run_of_record_has_a_training_step():
         vae=jax.eval_shape(lambda: VAE(VAEConfig(), rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)),
     )
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)
-    aggregators = jax.eval_shape(lambda: init_aggregators(SABWConfig(**config.sabw), frozen["unet"], count, 0))
+    aggregators = jax.eval_shape(lambda: init_fusion(SABWConfig(**config.sabw), frozen["unet"], count, 0))
     state = jax.eval_shape(lambda aggregators: init_state(aggregators, optimizer), aggregators)
     assert parameter_count(state["params"]) == 45_132_416
     step = make_train_step(

@@ -1,11 +1,18 @@
-"""Pictures as numbers."""
+"""Pictures as numbers and as files."""
 
 from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
+from afa_jax.files import partial_name
 from afa_jax.types import Images, Pixels
 
 
@@ -29,3 +36,18 @@ def grid(pictures: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
             y, x = i * (height + gap), j * (width + gap)
             canvas[y : y + height, x : x + width] = picture
     return canvas
+
+
+def save_png(path: Path, pixels: np.ndarray, recipe: Mapping[str, object]) -> None:
+    """Write a picture with its recipe (text chunk "afa_jax", JSON), at once or not at all; processes do not meet."""
+    info = PngInfo()
+    info.add_itxt("afa_jax", json.dumps(recipe))
+    partial = partial_name(path)
+    Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
+    partial.replace(path)
+
+
+def read_png(path: Path) -> np.ndarray:
+    """A picture, uint8 ``[rows, columns, 3]``."""
+    with Image.open(path) as picture:
+        return np.asarray(picture.convert("RGB"))

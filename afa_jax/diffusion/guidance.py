@@ -1,4 +1,4 @@
-"""What a sampler drives: the Denoiser protocol, and classifier-free guidance around it."""
+"""What a sampler drives: the Denoiser protocols, and classifier-free guidance around them."""
 
 from __future__ import annotations
 
@@ -17,6 +17,27 @@ class Denoiser(Protocol):
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
         """Latents ``[b, h, w, c]``, timesteps ``[b]``, text states ``[n, b, s, d]`` -> prediction, float32."""
+        ...
+
+
+@runtime_checkable
+class PathDenoiser(Protocol):
+    """A way that needs each expert's conditional and unconditional prediction, or remembers the path it came."""
+
+    def start(self, latents: Latents) -> Any:
+        """What it remembers before the first step: a tree of arrays, ``()`` for nothing."""
+        ...
+
+    def guided(
+        self,
+        latents: Latents,
+        t: Timesteps,
+        conditional: ExpertTextStates,
+        unconditional: ExpertTextStates,
+        scale: float | int,
+        memory: Any,
+    ) -> tuple[Latents, Any]:
+        """The guided prediction, float32, and what to remember; t is the same in all rows."""
         ...
 
 

@@ -16,7 +16,7 @@ from jax import Array
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.types import Latents, Timesteps
+from afa_jax.types import Latents
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def ddim_step(
 
 
 def ddim(
-    predict: Callable[[Latents, Timesteps], Any],
+    predict: Callable[..., Any],
     schedule: NoiseSchedule,
     x: Latents,
     *,
@@ -96,6 +96,7 @@ def ddim(
     strength: float = 1.0,
     noise_at: Callable[[Array], Latents] | None = None,
     has_aux: bool = False,
+    carry: Any = None,
 ) -> Any:
     """Sample: from x at the first timestep to clean latents, one ``lax.scan`` over the timesteps.
 
@@ -106,6 +107,8 @@ def ddim(
         eta: fresh noise in each step; needs ``noise_at``.
         noise_at: ``step index -> noise`` shaped like x.
         has_aux: ``predict`` returns ``(prediction, aux)``; the result is then ``(x, aux)``, aux stacked over the steps.
+        carry: what a method remembers along the path, before the first step. ``predict`` is then ``(x, t, carry) ->
+            (answer, carry)``, its answer what it would be without.
 
     Raises:
         InputError: steps, eta or strength out of range.
@@ -115,14 +118,15 @@ def ddim(
         raise ValueError("eta > 0 needs noise_at")
     constants = ddim_constants(schedule, steps, eta, strength)
 
-    def step(x: Latents, scanned: tuple[Array, StepConstants]) -> tuple[Latents, Any]:
-        index, k = scanned
-        answer = predict(x, jnp.broadcast_to(k.t, x.shape[:1]))
+    def step(state: tuple[Latents, Any], scanned: tuple[Array, StepConstants]) -> tuple[tuple[Latents, Any], Any]:
+        (x, memory), (index, k) = state, scanned
+        t = jnp.broadcast_to(k.t, x.shape[:1])
+        answer, memory = (predict(x, t), None) if carry is None else predict(x, t, memory)
         prediction, aux = answer if has_aux else (answer, None)
         noise = noise_at(index) if eta and noise_at is not None else None
-        return ddim_step(schedule, k, x, prediction, noise), aux
+        return (ddim_step(schedule, k, x, prediction, noise), memory), aux
 
-    x, aux = jax.lax.scan(step, x, (jnp.arange(len(constants.t)), constants))
+    (x, _), aux = jax.lax.scan(step, (x, carry), (jnp.arange(len(constants.t)), constants))
     return (x, aux) if has_aux else x
 
 

@@ -139,6 +139,10 @@ class NoiseSchedule:
         """The noise that a prediction at x_t implies, whatever its type."""
         return self.split(xt, prediction, *self._scales(t))[1]
 
+    def clean(self, xt: Latents, prediction: Latents, t: Timesteps) -> Latents:
+        """The clean latents that a prediction at x_t implies, whatever its type."""
+        return self.split(xt, prediction, *self._scales(t))[0]
+
     def timesteps(self, steps: int) -> np.ndarray:
         """The ``steps`` training timesteps that a sampler visits, descending, int32.
 

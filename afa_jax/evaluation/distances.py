@@ -1,4 +1,4 @@
-"""Distances between two sets of pictures, by their features.
+"""Distances between two sets of pictures, by their features; and the inception score of one.
 
 Kernel distance (KID; Binkowski et al. 2018, arXiv 1801.01401) is unbiased: two halves of one set are 0 apart on
 average, however small they are. Frechet distance (FID; Heusel et al. 2017, arXiv 1706.08500) is not, and needs
@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+
+_ROWS = 1024  # of a kernel matrix, in memory at once
 
 
 class Estimate(NamedTuple):
@@ -26,8 +28,8 @@ def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]
     Papers give the mean and the spread over random subsets, for want of memory. This is the value that such a mean
     tends to, from all pairs of pictures at once, and its standard error by the jackknife: each picture is left out in
     turn. Measured on normal samples of 40, that error is right where the sets differ, and 1.4 times too large where
-    they do not; pictures that belong together (crops of one, places of one canvas) make it too small. Memory grows
-    with the square of the sets: 5,000 pictures each take about a gigabyte.
+    they do not; pictures that belong together (crops of one, places of one canvas) make it too small. Time grows with
+    the square of the sets, memory does not.
 
     Raises:
         ValueError: a set of fewer than three pictures.
@@ -35,17 +37,14 @@ def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]
     n, m = len(one), len(two)
     if min(n, m) < 3:
         raise ValueError(f"{n} and {m} pictures: the error of a kernel distance needs three of each")
-    within_one, within_two, across = _kernel(one, one), _kernel(two, two), _kernel(one, two)
-    np.fill_diagonal(within_one, 0)
-    np.fill_diagonal(within_two, 0)
-    a, b, c = within_one.sum(), within_two.sum(), across.sum()
+    one, two = one.astype(np.float64), two.astype(np.float64)
+    # Of each picture, with all others of its set, and with all of the other set.
+    within_one, within_two = (_kernel_sums(rows, rows)[0] - _kernel_of_itself(rows) for rows in (one, two))
+    across_one, across_two = _kernel_sums(one, two)
+    a, b, c = within_one.sum(), within_two.sum(), across_one.sum()
     value = a / (n * (n - 1)) + b / (m * (m - 1)) - 2 * c / (n * m)
-    without_one = (
-        (a - 2 * within_one.sum(1)) / ((n - 1) * (n - 2)) + b / (m * (m - 1)) - 2 * (c - across.sum(1)) / ((n - 1) * m)
-    )
-    without_two = (
-        a / (n * (n - 1)) + (b - 2 * within_two.sum(1)) / ((m - 1) * (m - 2)) - 2 * (c - across.sum(0)) / (n * (m - 1))
-    )
+    without_one = (a - 2 * within_one) / ((n - 1) * (n - 2)) + b / (m * (m - 1)) - 2 * (c - across_one) / ((n - 1) * m)
+    without_two = a / (n * (n - 1)) + (b - 2 * within_two) / ((m - 1) * (m - 2)) - 2 * (c - across_two) / (n * (m - 1))
     variance = (n - 1) * without_one.var() + (m - 1) * without_two.var()
     return Estimate(float(value), float(np.sqrt(variance)))
 
@@ -67,5 +66,40 @@ def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"
     return float(means + sum(np.square(root).sum() for root in roots) - 2 * shared)
 
 
-def _kernel(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    return (one.astype(np.float64) @ two.astype(np.float64).T / one.shape[1] + 1) ** 3
+def inception_score(logits: Float[np.ndarray, "n classes"], parts: int = 10) -> Estimate:
+    """exp(mean KL(p(class | picture) || p(class))) of a set (Salimans et al. 2016, arXiv 1606.03498), in float64.
+
+    As ever since, its mean over ``parts`` equal parts of the set, here shuffled once and for all, with their standard
+    deviation for an error. It grows with the pictures in a part: papers have 5,000.
+
+    Raises:
+        ValueError: fewer pictures than parts.
+    """
+    if len(logits) < parts:
+        raise ValueError(f"{len(logits)} pictures: an inception score of {parts} parts needs as many")
+    shuffled = logits.astype(np.float64)[np.random.default_rng(0).permutation(len(logits))]
+    log = shuffled - shuffled.max(1, keepdims=True)
+    log -= np.log(np.exp(log).sum(1, keepdims=True))
+    scores = []
+    for part in np.array_split(log, parts):
+        p = np.exp(part)
+        mean = p.mean(0)
+        # A class that no picture of the part can be of adds nothing.
+        entropy = -(mean * np.log(mean, out=np.zeros_like(mean), where=mean > 0)).sum()
+        scores.append(np.exp(entropy + (p * part).sum(1).mean()))
+    return Estimate(float(np.mean(scores)), float(np.std(scores)))
+
+
+def _kernel_sums(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the kernels of all pairs, the sum for each row of ``one``, and for each of ``two``."""
+    ones, twos = np.empty(len(one)), np.zeros(len(two))
+    for start in range(0, len(one), _ROWS):
+        rows = slice(start, start + _ROWS)
+        kernel = (one[rows] @ two.T / one.shape[1] + 1) ** 3
+        ones[rows] = kernel.sum(1)
+        twos += kernel.sum(0)
+    return ones, twos
+
+
+def _kernel_of_itself(rows: np.ndarray) -> np.ndarray:
+    return (np.square(rows).sum(1) / rows.shape[1] + 1) ** 3

@@ -158,6 +158,28 @@ def accuracy(judgement: Judgement, prompts: Sequence[Asked]) -> dict[str, float]
         ValueError: if the prompts are not as many as the pictures judged, or if all their places are empty.
         KeyError: for a subject or style that is not in the vocabulary.
     """
+    seen = hits(judgement, prompts)
+    asked = np.isfinite(seen["subject"])
+    if not asked.any():
+        raise ValueError("no prompt asks for a subject")
+    vocabulary = read_vocabulary()
+    topic_of = {subject.name: subject.topic for subject in vocabulary.subjects}
+    topics = np.array([[topic_of.get(name, "") for name in (prompt.left, prompt.right)] for prompt in prompts])
+    result: dict[str, float] = {}
+    for prefix, chosen in (("", asked), *((f"{topic}/", topics == topic) for topic in vocabulary.topics)):
+        if chosen.any():
+            result[f"{prefix}places"] = float(chosen.sum())
+            result |= {f"{prefix}{name}": float(values[chosen].mean()) for name, values in seen.items()}
+    return result
+
+
+def hits(judgement: Judgement, prompts: Sequence[Asked]) -> dict[str, Float[np.ndarray, "pictures 2"]]:
+    """What ``accuracy`` averages: 1 or 0 for each place, NaN for an empty one.
+
+    Raises:
+        ValueError: if the prompts are not as many as the pictures judged.
+        KeyError: for a subject or style that is not in the vocabulary.
+    """
     if len(prompts) != len(judgement.subject_logits):
         raise ValueError(f"{len(prompts)} prompts for {len(judgement.subject_logits)} pictures")
     vocabulary = read_vocabulary()
@@ -165,32 +187,22 @@ def accuracy(judgement: Judgement, prompts: Sequence[Asked]) -> dict[str, float]
     styles = {style.name: i for i, style in enumerate(vocabulary.styles)}
     topics = np.array([subject.topic for subject in vocabulary.subjects])
 
-    asked = [
-        (picture, place, subjects[name], styles[prompt.style])
-        for picture, prompt in enumerate(prompts)
-        for place, name in enumerate((prompt.left, prompt.right))
-        if name
-    ]
-    if not asked:
-        raise ValueError("no prompt asks for a subject")
-    picture, place, subject, style = np.array(asked).T
-    logits = judgement.subject_logits[picture, place]
-    topic = topics[subject]
-    rank = (logits > np.take_along_axis(logits, subject[:, None], 1)).sum(1)
-    within = np.where(topics == topic[:, None], logits, -np.inf)
+    names = [(prompt.left, prompt.right) for prompt in prompts]
+    subject = np.array([[subjects[name] if name else 0 for name in both] for both in names])
+    style = np.array([[styles[prompt.style]] * 2 for prompt in prompts])
+    logits = judgement.subject_logits
+    topic, best = topics[subject], logits.argmax(-1)
+    rank = (logits > np.take_along_axis(logits, subject[..., None], -1)).sum(-1)
+    within = np.where(topics == topic[..., None], logits, -np.inf)
     right = {
-        "subject": logits.argmax(1) == subject,
+        "subject": best == subject,
         "subject_top5": rank < 5,
-        "topic": topics[logits.argmax(1)] == topic,
-        "subject_in_topic": within.argmax(1) == subject,
-        "style": judgement.style_logits[picture, place].argmax(1) == style,
+        "topic": topics[best] == topic,
+        "subject_in_topic": within.argmax(-1) == subject,
+        "style": judgement.style_logits.argmax(-1) == style,
     }
-    result: dict[str, float] = {}
-    for prefix, chosen in (("", np.ones(len(asked), bool)), *((f"{t}/", topic == t) for t in vocabulary.topics)):
-        if chosen.any():
-            result[f"{prefix}places"] = float(chosen.sum())
-            result |= {f"{prefix}{name}": float(hits[chosen].mean()) for name, hits in right.items()}
-    return result
+    empty = np.array([[not name for name in both] for both in names])
+    return {name: np.where(empty, np.nan, values) for name, values in right.items()}
 
 
 def ceiling(

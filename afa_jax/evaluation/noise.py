@@ -34,10 +34,9 @@ def noise_errors(
     noise from ``fold_in(fold_in(key(0), i), k)``: the same for every method.
 
     Args:
-        pixels: uint8 ``[pictures, rows, columns, 3]``; their number must be a multiple of ``batch``.
+        pixels: uint8 ``[pictures, rows, columns, 3]``.
+        batch: pictures at once; the last time it is filled up.
     """
-    if len(pixels) % batch:
-        raise ValueError(f"{len(pixels)} pictures are not a multiple of the batch {batch}")
     result = np.empty((len(pixels), draws), np.float32)
     for rows, draw, inputs in fixed_draws(experts, pixels, captions, draws=draws, batch=batch):
         result[rows, draw] = _errors(denoiser, experts.vae, experts.text_encoder, inputs, schedule=experts.schedule)
@@ -52,13 +51,35 @@ def fixed_draws(
     Yields:
         Rows, draw, and what ``noised`` takes.
     """
-    count, total, ids = len(pixels), experts.schedule.num_train_timesteps, experts.tokenizer(captions)
-    parts = np.random.default_rng(0).permutation(count * draws).reshape(count, draws)
-    timesteps = ((parts + 0.5) * total / (count * draws)).astype(np.int32)
+    count, ids = len(pixels), experts.tokenizer(captions)
+    timesteps = draw_timesteps(count, draws, experts.schedule.num_train_timesteps)
     for first in range(0, count, batch):
         rows = np.minimum(np.arange(first, first + batch), count - 1)
         for draw in range(draws):
             yield rows, draw, (pixels[rows], ids[rows], timesteps[rows, draw], rows, draw)
+
+
+def draw_timesteps(pictures: int, draws: int, total: int) -> np.ndarray:
+    """The timesteps of fixed_draws, int32 ``[pictures, draws]``."""
+    parts = np.random.default_rng(0).permutation(pictures * draws).reshape(pictures, draws)
+    return ((parts + 0.5) * total / (pictures * draws)).astype(np.int32)
+
+
+def bucket_errors(
+    denoiser: Denoiser,
+    experts: Experts,
+    pixels: np.ndarray,
+    captions: Sequence[str],
+    *,
+    buckets: int = 4,
+    draws: int = 4,
+    batch: int = 16,
+) -> list[float]:
+    """noise_errors averaged within equal ranges of timesteps, from little noise to much."""
+    errors = noise_errors(denoiser, experts, pixels, captions, draws=draws, batch=batch)
+    total = experts.schedule.num_train_timesteps
+    bucket = draw_timesteps(len(pixels), draws, total) * buckets // total
+    return [float(errors[bucket == i].mean()) for i in range(buckets)]
 
 
 def noised(vae: VAE, inputs: tuple[Any, ...], schedule: NoiseSchedule) -> tuple[Array, Array, Array, Any]:

@@ -16,7 +16,7 @@ from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.evaluation.noise import fixed_draws, noised
 from afa_jax.experts import Experts, encode_prompts
 from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.training.state import routing_of
+from afa_jax.fusion.routing import routing_of
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

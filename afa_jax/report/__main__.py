@@ -1,12 +1,21 @@
-"""How a run is doing: ``python -m afa_jax.report --workdir runs/emoji --out run.html``.
+"""How a run is doing, or a comparison's table: ``python -m afa_jax.report --workdir runs/emoji --out run.html``.
 
 A self-contained page of what a workdir of ``afa_jax.train`` holds, while it runs or afterwards: loss, validation by
 timestep, norms, speed, how even the maps are, whom each site trusts at which timesteps, and the sampled grids.
+
+``python -m afa_jax.report --into README.md [--table report.json] [--check]`` writes the tables of what
+``afa_jax.evaluate`` measured into Markdown files, between the lines ``<!-- table: report.json -->`` and
+``<!-- end table -->``; afa_jax/report/readme.py says which table.
+
+``python -m afa_jax.report --sheet runs/emoji/evaluation --out sheet.png [--method NAME ...] [--prompts N]`` draws the
+pictures of a comparison, a row for each method and a column for each prompt.
 """
 
 from __future__ import annotations
 
+import functools
 import html
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,9 +26,12 @@ from PIL import Image
 
 from afa_jax.commands import Parser, run
 from afa_jax.errors import InputError
-from afa_jax.files import replace_text
+from afa_jax.files import replace_bytes, writing
+from afa_jax.report.charts import line_chart, points_of
+from afa_jax.report.comparison_sheet import comparison_sheet
 from afa_jax.report.maps import legend
-from afa_jax.report.page import image, line_chart, page, table
+from afa_jax.report.page import image, page, table
+from afa_jax.report.readme import update_tables
 from afa_jax.training.validation import read_validation
 from afa_jax.training.workdir import read_metrics
 
@@ -27,20 +39,49 @@ GREYS = ("#08306b", "#2171b5", "#6baed6", "#c6dbef", "#fdae6b", "#e6550d", "#a63
 GRIDS = 6  # of samples, spread over the run
 
 
-def main(arguments: Sequence[str]) -> None:
-    """Write the page."""
+def main(arguments: Sequence[str]) -> int:
+    """Write the page, the tables or the sheet."""
     parser = Parser(prog="python -m afa_jax.report", description=__doc__)
-    parser.add_argument("--workdir", type=Path, required=True, help="a run of afa_jax.train")
-    parser.add_argument("--out", type=Path, required=True, help="the page to write; replaced if it is there")
+    parser.add_argument("--workdir", type=Path, help="a run of afa_jax.train")
+    parser.add_argument("--out", type=Path, help="the run's page, or the sheet; replaced if it is there")
+    parser.add_argument("--into", type=Path, nargs="+", metavar="FILE", help="Markdown files whose tables are written")
+    parser.add_argument("--table", type=Path, metavar="REPORT", help="with --into: only the tables of this report.json")
+    parser.add_argument("--check", action="store_true", help="with --into: write nothing, 1 if a table is out of date")
+    parser.add_argument("--sheet", type=Path, metavar="DIR", help="a comparison: the --out of afa_jax.evaluate")
+    parser.add_argument("--method", nargs="+", action="extend", default=[], metavar="NAME", help="the sheet's rows")
+    parser.add_argument("--prompts", type=int, metavar="N", help="the sheet's columns (default: all of the examples)")
     options = parser.parse_args(list(arguments))
+    if options.into:
+        return _tables(options.into, options.table, options.check)
+    if options.sheet and options.out:
+        data = io.BytesIO()
+        comparison_sheet(options.sheet, options.method, options.prompts).save(data, format="PNG", optimize=True)
+        _write(options.out, data.getvalue())
+        return 0
+    if not (options.workdir and options.out):
+        parser.error("name --workdir and --out for a run's page, --sheet and --out for pictures, or --into for tables")
     if not (options.workdir / "metrics.jsonl").is_file():
         raise InputError(f"{options.workdir}: no run there (no metrics.jsonl)")
     lines = read_metrics(options.workdir)
     if not any("loss" in line for line in lines):
         raise InputError(f"{options.workdir}: the run has not logged a step yet")
-    options.out.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(options.out, report(options.workdir, lines))
-    print(options.out)
+    _write(options.out, report(options.workdir, lines).encode())
+    return 0
+
+
+def _write(path: Path, data: bytes) -> None:
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(path, data)
+    print(path)
+
+
+def _tables(files: Sequence[Path], only: Path | None, check: bool) -> int:
+    same = [update_tables(path, only, check=check) for path in files]
+    for path, is_same in zip(files, same, strict=True):
+        said = "is out of date; run this without --check" if check else "written"
+        print(f"{path} {'as it should be' if is_same else said}")
+    return 1 if check and not all(same) else 0
 
 
 def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
@@ -49,10 +90,7 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     if "train" not in config or "experts" not in config:
         raise InputError(f"{workdir}: not a run of afa_jax.train")
     names = [expert["name"] for expert in config["experts"]]
-    validation = read_validation(workdir)
-
-    def curve(key: str) -> list[tuple[float, float]]:
-        return [(float(line["step"]), line[key]) for line in lines if key in line]
+    validation, curve = read_validation(workdir), functools.partial(points_of, lines)
 
     def chart(title: str, *series: tuple[str, str, Sequence[tuple[float, float]]]) -> tuple[str, str]:
         return title, line_chart([s for s in series if s[2]], x_label="step", y_label=title.split(",")[0])
@@ -67,7 +105,11 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     buckets = list(validation[-1]["loss"]) if validation else []
     sections = [
         ("", intro),
-        chart("loss", ("training", "#bbb", curve("loss")), ("validation", "#0072b2", curve("val_loss"))),
+        chart(
+            "loss",
+            ("training", "#bbb", curve("loss")),
+            ("validation", "#0072b2", curve("val_loss")),
+        ),
         chart(
             "validation loss, by timestep",
             *((bucket, GREYS[i % len(GREYS)], curve(f"val_loss_{bucket}")) for i, bucket in enumerate(buckets)),

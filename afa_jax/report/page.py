@@ -5,41 +5,109 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 _STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 70rem; padding: 0 1rem; color: #222; }
-h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-table { border-collapse: collapse; } td, th { padding: .25rem .6rem; text-align: left; vertical-align: middle; }
-th { font-weight: 600; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-tr:nth-child(even) { background: #f6f6f6; } img { image-rendering: pixelated; display: block; max-width: 100%; }
-.swatch { display: inline-block; width: .9em; height: .9em; margin: 0 .3em 0 1em; border-radius: 2px; }
-.note { color: #666; } .wide { overflow-x: auto; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 88rem; padding: 0 1rem; color: #222; }
+h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin-top: 2.2rem; }
+h3 { font-size: 1rem; margin: 1.2rem 0 .4rem; } p { max-width: 60rem; } svg { max-width: 100%; height: auto; }
+table { border-collapse: collapse; } td, th { padding: .25rem .45rem; text-align: left; vertical-align: middle; }
+th { font-weight: 600; vertical-align: bottom; } td.number, th.number { text-align: right; }
+td.number { font-variant-numeric: tabular-nums; white-space: nowrap; }
+td small { display: block; color: #666; font-weight: 400; }
+tr:nth-child(even) td, tr:nth-child(even) th { background: #f6f6f6; }
+img { image-rendering: pixelated; display: block; max-width: 100%; } td img { max-width: none; }
+tbody th { font-weight: 400; vertical-align: middle; position: sticky; z-index: 1; left: 0; background: #fff; }
+tfoot td, tfoot th { color: #555; font-weight: 400; border-top: 1px solid #ddd; } td.best { font-weight: 600; }
+thead button { font: inherit; color: inherit; text-align: inherit; background: none; border: 0; padding: 0; }
+thead button::after { content: " \\2195"; color: #aaa; } thead small { display: block; color: #666; }
+thead small { font-weight: 400; white-space: nowrap; }
+th[aria-sort=ascending] button::after { content: " \\2191"; color: #222; }
+th[aria-sort=descending] button::after { content: " \\2193"; color: #222; }
+.swatch { display: inline-block; width: .8em; height: .8em; margin-right: .35em; border-radius: 2px; }
+.key { margin-right: 1.1em; white-space: nowrap; } .note { color: #666; } .wide { overflow-x: auto; }
+.pair { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 34rem), 1fr)); gap: 0 1.5rem; }
+.pair > div { min-width: 0; }
+code { font-size: .85em; overflow-wrap: anywhere; } dt { font-weight: 600; } summary { margin: .5rem 0; }
+summary, thead button { cursor: pointer; }
+@media (max-width: 40rem) { body { margin: 1rem auto; } td, th { padding: .2rem .4rem; } table { font-size: .85rem; } }
 """
+
+# A column's button sorts the rows by what the cells' data-value says, the better end first; empty cells come last.
+_SORT = """
+for (const button of document.querySelectorAll("thead button")) button.addEventListener("click", () => {
+  const head = button.parentElement, body = head.closest("table").tBodies[0], old = head.getAttribute("aria-sort");
+  const order = old ? (old == "ascending" ? "descending" : "ascending") : head.dataset.first;
+  for (const other of head.parentElement.cells) other.removeAttribute("aria-sort");
+  head.setAttribute("aria-sort", order);
+  const value = row => row.cells[head.cellIndex].dataset.value ?? "", sign = order == "ascending" ? 1 : -1;
+  const compare = (a, b) => isNaN(a) || isNaN(b) ? a.localeCompare(b) : a - b;
+  const rows = [...body.rows].map(row => [value(row), row]);
+  rows.sort(([a], [b]) => a === "" || b === "" ? (a === "") - (b === "") : sign * compare(a, b));
+  body.append(...rows.map(([, row]) => row));
+});
+"""
+
+
+class Column(NamedTuple):
+    """A column of a table that can be sorted.
+
+    Attributes:
+        note: small, below the name.
+        number: right-aligned.
+        first: the order at the first click, "ascending" or "descending".
+    """
+
+    name: str
+    note: str = ""
+    number: bool = True
+    first: str = "descending"
+
+
+class Cell(NamedTuple):
+    """A cell: HTML, the value that it is sorted by ("" or None: none), and whether it is the column's best."""
+
+    content: str
+    value: float | int | str | None = None
+    best: bool = False
 
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     """A whole page from (heading, HTML) sections; the first heading may be empty."""
     body = "".join(f"<h2>{html.escape(heading)}</h2>{content}" if heading else content for heading, content in sections)
+    script = f"<script>{_SORT}</script>" if "<button" in body else ""
     return (
         f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}</body></html>\n"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}{script}</body></html>\n"
     )
 
 
-def image(picture: Image.Image | np.ndarray, alt: str, *, scale: int = 1) -> str:
-    """A picture as an ``<img>`` with its data inside, shown ``scale`` times as large."""
+def image(picture: Image.Image | np.ndarray, alt: str, *, scale: int = 1, widest: int | None = None) -> str:
+    """A picture as an ``<img>`` with its data inside, shown ``scale`` times as large.
+
+    Args:
+        widest: a picture of as many pixels in a row or more is stored with some loss, and made that small.
+    """
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
-    data = io.BytesIO()
-    picture.save(data, format="PNG", optimize=True)
-    encoded = base64.b64encode(data.getvalue()).decode()
-    width, height = picture.width * scale, picture.height * scale
-    return f'<img alt="{html.escape(alt)}" width="{width}" height="{height}" src="data:image/png;base64,{encoded}">'
+    data, kind = io.BytesIO(), "png"
+    if widest is not None and picture.width >= widest:
+        rows = max(1, round(picture.height * widest / picture.width))
+        picture, scale, kind = picture.resize((widest, rows), Image.Resampling.LANCZOS), 1, "webp"
+        picture.save(data, format="WEBP", quality=85)
+    else:
+        picture.save(data, format="PNG", optimize=True)
+    return _embedded(data.getvalue(), kind, alt, (picture.width * scale, picture.height * scale))
+
+
+def stored_image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> str:
+    """A picture that is a file already, ``kind`` "png" or "webp", as an ``<img>`` of this (width, height)."""
+    return _embedded(data, kind, alt, size)
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
@@ -51,60 +119,42 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequen
         + "</tr>"
         for row in rows
     )
-    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
-def round_numbers(low: float | int, high: float | int, about: int = 5) -> list[float]:
-    """The multiples of 1, 2 or 5 times a power of ten from ``low`` to ``high``, around ``about`` of them."""
-    rough = (high - low) / about
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
-    return [step * i for i in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
-
-
-def line_chart(
-    series: Sequence[tuple[str, str, Sequence[tuple[float, float]]]],
-    *,
-    x_label: str,
-    y_label: str,
-    size: tuple[int, int] = (760, 260),
+def sortable_table(
+    columns: Sequence[Column], rows: Sequence[Sequence[Cell]], foot: Sequence[Sequence[Cell]] = ()
 ) -> str:
-    """Lines as SVG.
+    """A table that a click on a column's head sorts, or the Enter key there.
 
     Args:
-        series: (name, CSS colour, points).
-        size: (width, height) in pixels.
+        rows: the first cell of each is its head.
+        foot: rows that stay below, whatever is sorted.
     """
-    points = [point for _, _, line in series for point in line]
-    if not points:
-        return '<p class="note">no data</p>'
-    (width, height), left, bottom = size, 64, 36
-    (x0, x1), (y0, y1) = ((min(v), max(v)) for v in zip(*points, strict=True))
-    x1, y1 = (x1 if x1 > x0 else x0 + 1), (y1 if y1 > y0 else y0 + 1)
+    top = "".join(
+        f'<th scope="col" class="{"number" if column.number else ""}" data-first="{column.first}">'
+        f'<button type="button">{html.escape(column.name)}</button>'
+        + (f"<small>{html.escape(column.note)}</small>" if column.note else "")
+        + "</th>"
+        for column in columns
+    )
 
-    def place(x: float, y: float) -> tuple[float, float]:
-        return left + (x - x0) / (x1 - x0) * (width - left - 8), 8 + (y1 - y) / (y1 - y0) * (height - bottom - 8)
+    def line(row: Sequence[Cell]) -> str:
+        parts = []
+        for index, (column, cell) in enumerate(zip(columns, row, strict=True)):
+            classes = " ".join(["number"] * column.number + ["best"] * cell.best)
+            value = "" if cell.value is None else html.escape(str(cell.value))
+            tag = "td" if index else 'th scope="row"'
+            parts.append(f'<{tag} class="{classes}" data-value="{value}">{cell.content}</{tag[:2]}>')
+        return f"<tr>{''.join(parts)}</tr>"
 
-    lines = "".join(
-        f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="'
-        + " ".join("{:.1f},{:.1f}".format(*place(x, y)) for x, y in line)
-        + f'"><title>{html.escape(name)}</title></polyline>'
-        for name, colour, line in series
-    )
-    ticks = "".join(
-        f'<text x="{left - 6}" y="{place(x0, y)[1] + 4:.1f}" text-anchor="end">{y:.4g}</text>'
-        f'<line x1="{left}" x2="{width - 8}" y1="{place(x0, y)[1]:.1f}" y2="{place(x0, y)[1]:.1f}" stroke="#ddd"/>'
-        for y in round_numbers(y0, y1)
-    ) + "".join(
-        f'<text x="{place(x, y0)[0]:.1f}" y="{height - bottom + 18}" text-anchor="middle">{x:.4g}</text>'
-        for x in round_numbers(x0, x1)
-    )
-    names = "".join(
-        f'<span class="swatch" style="background:{colour}"></span>{html.escape(name)}' for name, colour, _ in series
-    )
+    body, below = ("".join(map(line, some)) for some in (rows, foot))
+    tail = f"<tfoot>{below}</tfoot>" if below else ""
+    return f'<div class="wide"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody>{tail}</table></div>'
+
+
+def _embedded(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> str:
+    encoded = base64.b64encode(data).decode()
     return (
-        f'<svg width="{width}" height="{height}" font-size="11" font-family="sans-serif">{ticks}{lines}'
-        f'<text x="{width / 2}" y="{height - 4}" text-anchor="middle">{html.escape(x_label)}</text>'
-        f'<text transform="translate(12 {height / 2}) rotate(-90)" text-anchor="middle">{html.escape(y_label)}</text>'
-        f"</svg><p>{names}</p>"
+        f'<img alt="{html.escape(alt)}" width="{size[0]}" height="{size[1]}" src="data:image/{kind};base64,{encoded}">'
     )

@@ -16,7 +16,13 @@ Predictor = Callable[[Latents, Timesteps], Latents]
 
 
 def diffusion_loss(
-    predict: Predictor, schedule: NoiseSchedule, latents: Latents, keys: Array, *, min_snr_gamma: float = 0.0
+    predict: Predictor,
+    schedule: NoiseSchedule,
+    latents: Latents,
+    keys: Array,
+    *,
+    min_snr_gamma: float = 0.0,
+    timesteps: tuple[int, int] | None = None,
 ) -> Array:
     """Mean squared error of a prediction at uniformly random timesteps, in float32 (Ho et al. 2020, eq. 14).
 
@@ -24,11 +30,13 @@ def diffusion_loss(
         latents: clean, scaled latents.
         keys: ``[b]``, one a row: what an example meets does not depend on its batch-mates.
         min_snr_gamma: weights min(SNR, gamma) / SNR of Hang et al. 2023 (arXiv 2303.09556) if positive.
+        timesteps: ``(low, high)``, of which ``low <= t < high`` are drawn; None draws all.
     """
+    low, high = timesteps or (0, schedule.num_train_timesteps)
 
     def draw(key: Array) -> tuple[Array, Array]:
         t_key, noise_key = jax.random.split(key)
-        t = jax.random.randint(t_key, (), 0, schedule.num_train_timesteps)
+        t = jax.random.randint(t_key, (), low, high)
         return t, jax.random.normal(noise_key, latents.shape[1:], jnp.float32)
 
     t, noise = jax.vmap(draw)(keys)

@@ -1,7 +1,7 @@
-"""AFA's training step: only the aggregators change.
+"""The training step of a fusion, AFA's aggregators or a rival's: only the fusion changes.
 
-Aggregators and frozen parts cross the jitted step as flat dictionaries: a tree of modules takes Python 12 ms to take
-apart and put together, at every step.
+Its parameters and the frozen parts cross the jitted step as flat dictionaries: a tree of modules takes Python 12 ms to
+take apart and put together, at every step.
 """
 
 from __future__ import annotations
@@ -12,35 +12,28 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from flax import nnx
 from jax import Array
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import Ensemble, Remat
-from afa_jax.fusion.sabw import Aggregators, SABWConfig
-from afa_jax.models.unet import UNet
+from afa_jax.fusion.ensemble import Remat
+from afa_jax.fusion.kinds import Fusion, assemble
+from afa_jax.fusion.routing import routing_of
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import Mode
 from afa_jax.training.inputs import latents_and_states, row_keys
 from afa_jax.training.loss import diffusion_loss
 from afa_jax.training.optimizer import update_average
-from afa_jax.types import SiteMaps
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
 
 State = dict[str, Any]
-"""``params`` (the aggregators' arrays by dotted path), ``opt`` (optimizer state), ``step``, and where it is asked for
+"""``params`` (the fusion's arrays by dotted path), ``opt`` (optimizer state), ``step``, and where it is asked for
 ``average`` (of the parameters)."""
 
 
-def init_aggregators(config: SABWConfig, unet: UNet, experts: int, seed: int) -> Aggregators:
-    """Fresh aggregators for a stack of ``experts`` U-Nets, float32."""
-    return Aggregators(config, experts, list(unet.stages), unet.config, rngs=nnx.Rngs(seed))
-
-
-def init_state(aggregators: Aggregators, optimizer: optax.GradientTransformation, *, average: bool = False) -> State:
+def init_state(fusion: Fusion, optimizer: optax.GradientTransformation, *, average: bool = False) -> State:
     """The state before the first step."""
-    params = flatten(aggregators)
+    params = flatten(fusion)
     state = dict(params=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
     return state | dict(average=params) if average else state
 
@@ -51,7 +44,7 @@ def published(state: State) -> dict[str, Array]:
 
 
 def make_train_step(
-    aggregators: Aggregators,
+    fusion: Fusion,
     frozen: dict[str, Any],
     optimizer: optax.GradientTransformation,
     schedule: NoiseSchedule,
@@ -67,13 +60,14 @@ def make_train_step(
 ) -> Callable[[State, dict[str, Array], dict[str, Any], Array], tuple[State, dict[str, Array]]]:
     """The jitted step ``(state, batch, flatten(frozen), key) -> (state, metrics)``; ``key`` is that of the run.
 
-    Gradient and optimizer see the aggregators only. All that is random about an example comes from
+    Gradient and optimizer see the fusion only. All that is random about an example comes from
     ``fold_in(key, position)``, so it depends neither on the step nor on the batch-mates. Metrics: loss, norms of
     gradient, parameters and update, and over all sites and pixels the mean weight of each expert and the maps' entropy.
 
     Args:
-        aggregators: only its structure is used; its leaves may be shapes.
-        frozen: likewise; holds unet (a stack) and, unless batches are cached, text_encoder (a stack) and vae.
+        fusion: only its structure is used; its leaves may be shapes.
+        frozen: likewise; holds unet (a stack) and, unless batches are cached, text_encoder (a stack) and vae. Block
+            weights cannot have cached batches: the text encoder is theirs.
         vae: for cached batches, which need its configuration only; its leaves may be shapes.
         no_caption: token ids of the empty prompt ``[tokens]``, or for cached batches its text states ``[n, s, d]``.
         accumulate: parts that a batch is worked on in, one after another; the same step in less memory.
@@ -83,17 +77,18 @@ def make_train_step(
     Raises:
         InputError: when traced with a batch that ``accumulate`` does not divide.
     """
-    like_aggregators, like_frozen = shapes_of(aggregators), shapes_of(frozen)
+    like_fusion, like_frozen = shapes_of(fusion), shapes_of(frozen)
 
     def loss_of(params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array) -> Any:
-        aggregators, frozen = unflatten(like_aggregators, params), dict(vae=vae) | unflatten(like_frozen, arrays)
+        fusion, frozen = unflatten(like_fusion, params), dict(vae=vae) | unflatten(like_frozen, arrays)
+        denoiser, text_encoder = assemble(fusion, frozen["unet"], frozen.get("text_encoder"), mode=mode, remat=remat)
+        frozen = frozen | dict(text_encoder=text_encoder)
         keys = row_keys(key, batch["position"])
         latents, states = latents_and_states(frozen, batch, keys, caption_dropout, no_caption, mode)
-        ensemble = Ensemble(experts=frozen["unet"], aggregators=aggregators, mode=mode, remat=remat)
         routing: list[dict[str, Array]] = []
 
         def predict(x: Array, t: Array) -> Array:
-            prediction, maps = ensemble.with_maps(x, t, states)
+            prediction, maps = denoiser.with_maps(x, t, states)
             routing.append(jax.tree.map(lambda site: site.mean(0), routing_of(maps)))
             return prediction
 
@@ -139,20 +134,3 @@ def make_train_step(
         return new, metrics | {f"weight_{i}": weight for i, weight in enumerate(routing["weights"])}
 
     return train_step
-
-
-def routing_of(maps: SiteMaps) -> dict[str, Array]:
-    """What the maps of a forward say of each row and site.
-
-    Returns:
-        ``weights`` ``[b, sites, n]``, the mean over the pixels; and ``entropy`` ``[b, sites]``, the mean over the
-        pixels of the maps' entropy over log(n): 1 trusts all experts alike, 0 one alone.
-    """
-
-    def entropy(site: Array) -> Array:
-        nats = -(site * jnp.log(jnp.maximum(site, 1e-30))).sum(0).mean((1, 2))
-        return nats / jnp.log(max(2, site.shape[0]))
-
-    return dict(
-        weights=jnp.stack([site.mean((2, 3)).T for site in maps], 1), entropy=jnp.stack([entropy(m) for m in maps], 1)
-    )

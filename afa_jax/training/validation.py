@@ -16,13 +16,13 @@ from jax import Array
 from PIL import Image
 
 from afa_jax.data.pictures import grid, to_images
-from afa_jax.experts import Experts, encode_prompts
+from afa_jax.experts import Experts, encode_prompts, with_fusion
 from afa_jax.files import replace_text
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.fusion.sabw import Aggregators
+from afa_jax.fusion.block_weights import BlockWeights
+from afa_jax.fusion.kinds import Fusion, assemble, site_names
+from afa_jax.fusion.routing import routing_of
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.training.loss import prediction_errors
-from afa_jax.training.state import routing_of
 from afa_jax.weights.keys import shapes_of, unflatten
 
 FILE = "validation.jsonl"
@@ -35,10 +35,12 @@ class Pairs:
     Attributes:
         latents: ``[pairs, h, w, c]``, the posterior's means, scaled.
         states: ``[pairs, n, s, d]``, the experts' text states.
+        ids: ``[pairs, s]``, the captions' tokens, for a fusion that has a text encoder of its own.
     """
 
     latents: Array
     states: Array
+    ids: Array
 
     @staticmethod
     def encode(experts: Experts, images: np.ndarray, captions: Sequence[str], batch: int) -> Pairs:
@@ -53,18 +55,18 @@ class Pairs:
             encode(experts.vae, experts.text_encoder, images[rows], ids[rows]) for rows in _rows(len(images), batch)
         ]
         latents, states = (jnp.concatenate(leaves)[: len(images)] for leaves in zip(*parts, strict=True))
-        return Pairs(latents=latents, states=states)
+        return Pairs(latents=latents, states=states, ids=jnp.asarray(ids))
 
 
 class Validation:
-    """Measures an ensemble on ``pairs`` and writes ``validation.jsonl`` and ``samples/step_<step>.png``.
+    """Measures a fusion on ``pairs`` and writes ``validation.jsonl`` and ``samples/step_<step>.png``.
 
     Each pair meets one noise in every timestep bucket, drawn from ``fold_in(fold_in(key(seed), pair), bucket)``; its
     timestep lies at its own place of the bucket. Nothing of that changes from one validation to the next, so that
     small differences show.
 
     Args:
-        like: the aggregators, or their shapes.
+        like: the fusion, or its shapes.
         every: steps between validations; one in between, where a run ended, is forgotten by a run that goes on.
         buckets: equal parts of the schedule.
         prompts: a row of pictures each.
@@ -75,7 +77,7 @@ class Validation:
         self,
         workdir: Path,
         experts: Experts,
-        like: Aggregators,
+        like: Fusion,
         pairs: Pairs,
         *,
         every: int = 1,
@@ -90,24 +92,28 @@ class Validation:
         self.every, self.buckets, self.batch, self.seed = every, buckets, batch, seed
         self.prompts, self.num_images, self.options = prompts, num_images, options
         self._like = shapes_of(like)
-        self._sites = [experts.unet.stages[index].name for index in like.at]
+        self._sites = site_names(like, experts.unet)
+        # What a step needs of the experts: the text encoders only where they are merged.
+        self._frozen = (experts.unet, experts.text_encoder if isinstance(like, BlockWeights) else None)
         schedule, total = experts.schedule, experts.schedule.num_train_timesteps
 
         @jax.jit
         def measure(
-            unet: Any, params: dict[str, Array], rows: tuple[Array, Array, Array], bucket: Array
+            frozen: tuple[Any, Any], params: dict[str, Array], rows: tuple[Array, ...], bucket: Array
         ) -> dict[str, Array]:
-            latents, states, index = rows
+            latents, states, ids, index = rows
             place = (index + 0.5) / len(pairs.latents)
             t = ((bucket + place) * total / buckets).astype(jnp.int32)
             root = jax.random.key(seed)
             noise = jax.vmap(
                 lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(root, i), bucket), latents.shape[1:])
             )(index)
-            ensemble, kept = Ensemble(experts=unet, aggregators=unflatten(self._like, params)), []
+            denoiser, text_encoder = assemble(unflatten(self._like, params), *frozen)
+            states = jnp.moveaxis(states, 1, 0) if text_encoder is None else encode_prompts(text_encoder, ids)
+            kept = []
 
             def predict(x: Array, t: Array) -> Array:
-                prediction, maps = ensemble.with_maps(x, t, jnp.moveaxis(states, 1, 0))
+                prediction, maps = denoiser.with_maps(x, t, states)
                 kept.append(routing_of(maps))
                 return prediction
 
@@ -127,8 +133,8 @@ class Validation:
         for bucket in range(self.buckets):
             parts = []
             for rows in _rows(count, self.batch):
-                row = (self.pairs.latents[rows], self.pairs.states[rows], rows)
-                parts.append(jax.device_get(self._measure(self.experts.unet, params, row, np.int32(bucket))))
+                row = (*(leaf[rows] for leaf in (self.pairs.latents, self.pairs.states, self.pairs.ids)), rows)
+                parts.append(jax.device_get(self._measure(self._frozen, params, row, np.int32(bucket))))
             joined = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
             measured.append({name: values.astype(np.float64).mean(0) for name, values in joined.items()})
         edges = [bucket * total // self.buckets for bucket in range(self.buckets + 1)]
@@ -158,11 +164,10 @@ class Validation:
     def _sample(self, params: dict[str, Array], step: int) -> dict[str, np.ndarray]:
         if not self.prompts or self.options is None:
             return {}
-        ensemble = Ensemble(experts=self.experts.unet, aggregators=unflatten(self._like, params))
+        denoiser, experts = with_fusion(unflatten(self._like, params), self.experts)
         requests = [Request(prompt=prompt, number=i) for prompt in self.prompts for i in range(self.num_images)]
         made = [
-            picture.pixels
-            for picture in generate(requests, ensemble, self.experts, seed=self.seed, options=self.options)
+            picture.pixels for picture in generate(requests, denoiser, experts, seed=self.seed, options=self.options)
         ]
         pixels = grid([made[i : i + self.num_images] for i in range(0, len(made), self.num_images)])
         folder = self.workdir / "samples"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +11,13 @@ import numpy as np
 
 from afa_jax.errors import InputError
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint
-from afa_jax.weights.load import check_network, text_config, unet_blocks, unet_config, vae_config
+from afa_jax.weights.load import text_config, unet_config, vae_config
+from afa_jax.weights.same_network import SameNetwork
 from afa_jax.weights.single_file import CONFIGS
-from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, check_finite
+from afa_jax.weights.tensors import Tensors, WeightsError
 
 COMPONENTS = (*NETWORKS, "scheduler", "tokenizer")
+BASES = ("vae", "scheduler", "tokenizer")  # what an ensemble has of its base model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,6 +86,12 @@ def check_parts(checkpoint: Checkpoint) -> None:
             )
 
 
+def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
+    """An expert with the VAE, tokenizer and schedule that it has in the ensemble: the base's."""
+    others = {name: base for name in BASES if name in base.components}
+    return compose(expert, **others)
+
+
 def average(checkpoints: Sequence[Checkpoint], weights: Mapping[str, Sequence[float]]) -> MemoryCheckpoint:
     """The static average of experts of one architecture, a tensor at a time: U-Net and text encoder.
 
@@ -98,33 +106,16 @@ def average(checkpoints: Sequence[Checkpoint], weights: Mapping[str, Sequence[fl
     Raises:
         WeightsError: as load_unet and load_text_encoder, without reading a tensor; when one is read, not finite.
     """
-    first, states = checkpoints[0], {}
-    block_of = unet_blocks(first)
+    states = {}
     for component in ("unet", "text_encoder"):
-        for checkpoint in checkpoints:
-            check_network(checkpoint, component)
-        tensors = [checkpoint.tensors(component) for checkpoint in checkpoints]
-        whats = [checkpoint.what(component) for checkpoint in checkpoints]
-        states[component] = (
-            first.config(component),
-            {
-                key: _average([own[key] for own in tensors], weights[block_of.get(key, component)], key, whats)
-                for key in tensors[0]
-            },
-        )
+        network = SameNetwork(component, dict(enumerate(checkpoints)))
+        states[component] = checkpoints[0].config(component), network.merged(block_average(network, weights))
     return MemoryCheckpoint(states, path=Path("the average of the experts"))
 
 
-def _average(tensors: Sequence[Tensor], weights: Sequence[float], key: str, whats: Sequence[str]) -> Tensor:
-    dtypes = {tensor.dtype for tensor in tensors}
-    dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
-
-    def read() -> np.ndarray:
-        total = np.zeros(tensors[0].shape, np.float32)
-        for tensor, weight, what in zip(tensors, weights, whats, strict=True):
-            array = np.asarray(tensor, np.float32)
-            check_finite(array, key, what)
-            total += np.float32(weight) * array
-        return total.astype(dtype)
-
-    return Tensor(tensors[0].shape, dtype, read)
+def block_average(
+    network: SameNetwork, weights: Mapping[str, Sequence[float]], of: Sequence[Any] | None = None
+) -> Callable[[str], np.ndarray]:
+    """The rule of ``average`` (which see) for the sources ``of``, all by default, in the order of the weights."""
+    sources = list(network.sources if of is None else of)
+    return lambda key: network.weighted_sum(dict(zip(sources, weights[network.block_of[key]], strict=True)), key)

@@ -1,5 +1,6 @@
 """The commands as a user runs them, on tiny experts: train, resume, sample; and every bad input in one line."""
 
+import argparse
 import json
 import shutil
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import load_file
 
@@ -93,7 +95,8 @@ def test_pictures_carry_their_recipe_and_do_not_depend_on_their_batch(root, trai
         with Image.open(pictures[0]) as picture:
             recipe = json.loads(picture.info["afa_jax"])
         assert recipe["seed"] == 5 and recipe["steps"] == 3 and recipe["method"] == "afa"
-        assert recipe["aggregators_sha256"] == aggregators_hash(trained) and recipe["base"] == f"{root}/base"
+        assert recipe["made_by"]["aggregators_sha256"] == aggregators_hash(trained)
+        assert recipe["base"] == f"{root}/base"
         return {path.name.split("_", 2)[2]: np.asarray(Image.open(path)) for path in pictures}
 
     alone = make("alone", prompts[:1])
@@ -123,6 +126,18 @@ def test_maps_grid_and_methods(root, trained, tmp_path):
     assert np.abs(expert - uniform).max() > 1
 
 
+def test_flags_come_before_what_a_method_has_of_its_own():
+    own = dict(name="superdiff eta=1", kind="superdiff", eta=1.0, steps=5)
+    config = ConfigDict(dict(evaluation=dict(methods=[own])))
+    nothing = argparse.Namespace(eta=None, steps=None, guidance=None)
+    assert sample.find_method("superdiff eta=1", config, nothing) == own
+    given = argparse.Namespace(eta=0.0, steps=None, guidance=2.0)
+    assert sample.find_method("superdiff eta=1", config, given) == own | dict(eta=0.0, guidance=2.0)
+    assert sample.find_method("uniform,eta=1,steps=4", config, given) == dict(
+        name="uniform steps=4", kind="uniform", eta=0.0, guidance=2.0, steps=4
+    )
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -137,7 +152,7 @@ def test_maps_grid_and_methods(root, trained, tmp_path):
         (["--prompt", "fox", "--size", "big"], "--size 'big'"),
         (["--prompt", "fox", "--workdir", "nowhere"], "nowhere: no such file or folder"),
         (["--prompt", "fox", "--method", "expert:z"], "no expert 'z'; there are a, b, c"),
-        (["--prompt", "fox", "--method", "magic"], "unknown method 'magic'"),
+        (["--prompt", "fox", "--method", "magic"], "no method 'magic'; there are expert, inside"),
         (["--prompt", "fox", "--guidance", "0.5"], "guidance 0.5"),
         (["--prompt", "fox", "--num_images", "0"], "--num_images 0"),
         (["--prompt", "fox", "--method", "expert:a", "--maps"], "maps exist only in an ensemble"),

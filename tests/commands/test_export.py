@@ -13,9 +13,8 @@ import pytest
 from afa_jax import convert, export
 from afa_jax.commands import load_config, run
 from afa_jax.evaluation.snapshot import block_weights
-from afa_jax.experts import load_experts
-from afa_jax.generate import make_denoiser
-from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, save_aggregators
+from afa_jax.methods import Models, make_method
+from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, save_fusion
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.load import load_unet, open_checkpoint, unet_blocks
@@ -28,7 +27,7 @@ def save_run(workdir: Path, experts: dict[str, Path]) -> None:
     """The pair that a run leaves, with random aggregators: their maps are far from even."""
     record = [dict(name=name, sha256=hash_components(open_checkpoint(path), EXPERT)) for name, path in experts.items()]
     aggregators = tiny.randomised(tiny.aggregators(len(experts), tiny.MICRO_UNET), seed=1)
-    save_aggregators(workdir, aggregators, dict(experts=record))
+    save_fusion(workdir, aggregators, dict(experts=record))
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +48,7 @@ def test_the_pair_is_copied_and_can_be_used(root, arguments, tmp_path, capsys):
     for name in (WEIGHTS, RECORD):
         assert (out / name).read_bytes() == (root / "exported" / name).read_bytes()
     assert aggregators_hash(out) in capsys.readouterr().out
-    make_denoiser("afa", load_experts(load_config(f"{root}/config.py")), out)
+    make_method(dict(kind="afa"), Models(load_config(f"{root}/config.py"), out))
     assert run(export.main, [*arguments, "--pair", str(out)]) == 2
     assert "exists; choose another name, or --overwrite" in capsys.readouterr().err
     assert run(export.main, [*arguments, "--pair", str(out), "--overwrite"]) == 0

@@ -5,17 +5,29 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 from flax import nnx
+from ml_collections import ConfigDict
+from PIL import Image
 
-from afa_jax import finetune
-from afa_jax.commands import run
-from afa_jax.finetune import make_text_audible
+from afa_jax import convert, finetune
+from afa_jax.commands import load_config, run
+from afa_jax.data.loader import loading
+from afa_jax.data.sources import BadExample, make_source
+from afa_jax.data.text import Tokenizer
+from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.errors import InputError
+from afa_jax.finetune import encode_scenes, make_text_audible
+from afa_jax.fusion.time_experts import TimeExperts, binary_tree_edges, uniform_edges
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
+from afa_jax.parallel import data_mesh
 from afa_jax.train_vae import MAX_GAIN, whiten
+from afa_jax.training.loss import diffusion_loss
 from afa_jax.weights.keys import flatten
-from afa_jax.weights.load import load_text_encoder, load_unet
+from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
 from tests import tiny
+from tests.commands.conftest import TOKENIZER
 
 
 def test_whitening_changes_the_latents_and_no_picture() -> None:
@@ -93,6 +105,103 @@ def test_finetune_changes_the_model_and_resumes_bit_for_bit(root, tmp_path, caps
         np.testing.assert_array_equal(array, parts[name], err_msg=name)
     assert any(float(jnp.abs(whole[name] - started[name]).max()) > 1e-4 for name in whole)
     capsys.readouterr()
+    # Of another run it is neither continued nor, when finished, named anew.
+    config_json = (tmp_path / "parts" / "config.json").read_text()
+    for other in (f"--config.init={root}/b", "--config.data.seed=77"):
+        assert train("parts", "--config.steps=2", "--resume", other) == 2
+        field = other.split("=")[0].split(".")[1]
+        assert f"was trained on other data ({field} changed)" in capsys.readouterr().err
+    assert (tmp_path / "parts" / "config.json").read_text() == config_json
     assert train("bad", "--config.steps=2", "--config.scenes=100") == 2
     assert "scenes=100; choose a multiple of 64" in capsys.readouterr().err
     assert not (tmp_path / "bad").exists()
+
+
+def test_pictures_of_any_size_are_cut_and_bad_ones_left_out(tmp_path):
+    rng = np.random.default_rng(0)
+    for i in range(66):
+        pixels = rng.integers(0, 256, (16 + i % 3, 20 + i, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{i:02d}.png")
+        (tmp_path / f"{i:02d}.txt").write_text("octopus")
+    (tmp_path / "01.png").write_text("no picture")
+    data = ConfigDict(dict(kind="folder", path=str(tmp_path), captions="", bad="skip", size=(16, 16)))
+    source, crop = make_source(data), loading(data)["crop"]
+    arguments = (tiny.vae(0), Tokenizer(TOKENIZER.parent), data_mesh())
+    made = encode_scenes(source, 64, *arguments, crop=crop, bad="skip")
+    assert made["latents"].shape == (64, 4, 4, 4) and len(made["ids"]) == 64
+    np.testing.assert_array_equal(
+        encode_scenes(source, 64, *arguments, crop=crop, bad="skip")["latents"], made["latents"]
+    )
+    with pytest.raises(BadExample, match=r"01\.png"):
+        encode_scenes(source, 64, *arguments, crop=crop)
+    with pytest.raises(InputError, match="scenes=128, but of data only 65 pictures can be read"):
+        encode_scenes(source, 128, *arguments, crop=crop, bad="skip")
+
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+def test_timesteps_are_drawn_from_the_interval_and_all_of_it():
+    schedule, latents = NoiseSchedule(), jnp.zeros((2048, 1, 1, 4))
+    keys = jax.random.split(jax.random.key(0), len(latents))
+    met: list[np.ndarray] = []
+
+    def predict(x, t):
+        met.append(np.asarray(t))
+        return x
+
+    def loss(timesteps=None, gamma=0.0):
+        return float(diffusion_loss(predict, schedule, latents, keys, min_snr_gamma=gamma, timesteps=timesteps))
+
+    loss((200, 300))
+    assert set(met[-1]) == set(range(200, 300))
+    counts = np.bincount(met[-1] - 200, minlength=100)
+    assert np.square(counts - 20.48).sum() / 20.48 < 149  # chi-squared of 99 degrees of freedom, 99.9 %
+    loss((999, 1000), gamma=5.0)
+    assert set(met[-1]) == {999}
+    # Without an interval the draws are what they were before there were intervals: all timesteps, from the same keys.
+    everything = loss()
+    expected = [jax.random.randint(jax.random.split(key)[0], (), 0, 1000) for key in keys[:16]]
+    np.testing.assert_array_equal(met[-1][:16], expected)
+    assert loss((0, 1000)) == everything and met[-1].min() < 10 and met[-1].max() > 990
+
+
+def test_an_expert_of_an_interval_from_a_single_file(root, tmp_path, capsys):
+    """It learns, remembers its interval, and a wrong interval is refused before anything is written."""
+    single = tmp_path / "a.safetensors"
+    assert run(convert.main, [f"{root}/a", "--out", str(single)]) == 0
+
+    def train(workdir: str, *more: str) -> int:
+        overrides = dict(init=single, vae=f"{root}/base", batch=8, scenes=64, save_every=1, log_every=1, steps=1)
+        arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
+        config = f"{CONFIGS / 'emoji_time.py'}:high"
+        return run(finetune.main, ["--config", config, "--workdir", str(tmp_path / workdir), *arguments, *more])
+
+    assert train("high") == 0
+    model = open_checkpoint(tmp_path / "high" / "model")
+    assert model.metadata["timesteps"] == "750 <= t < 1000"
+    before, after = flatten(load_unet(single)), flatten(load_unet(model))
+    assert any(float(jnp.abs(after[name] - before[name]).max()) > 1e-4 for name in before)
+    # A finished run is not written anew under another interval.
+    capsys.readouterr()
+    assert train("high", "--resume", "--config.timesteps=(0, 250)") == 2
+    assert "was trained on other data (timesteps changed)" in capsys.readouterr().err
+    assert open_checkpoint(tmp_path / "high" / "model").metadata["timesteps"] == "750 <= t < 1000"
+    for wrong in ("(500, 500)", "(-1, 500)", "(0, 1001)", "(0, 1, 2)", "(0.0, 0.5)"):
+        capsys.readouterr()
+        assert train("bad", f"--config.timesteps={wrong}") == 2
+        assert f"timesteps={wrong}; choose (low, high) with 0 <= low < high <= 1000" in capsys.readouterr().err
+        assert not (tmp_path / "bad").exists()
+
+
+def test_the_leaves_cover_the_time_axis_without_overlap():
+    for names, edges in (
+        (("low", "middle", "high"), binary_tree_edges()),
+        (("uniform0", "uniform1", "uniform2"), uniform_edges(3)),
+    ):
+        intervals = [load_config(f"{CONFIGS / 'emoji_time.py'}:{name}").timesteps for name in names]
+        denoiser = TimeExperts(experts=(), edges=edges, order=(0, 1, 2))
+        t = np.arange(1000)
+        within = np.array([(low <= t) & (t < high) for low, high in intervals])
+        assert (within.sum(0) == 1).all()
+        np.testing.assert_array_equal(within.argmax(0), denoiser.expert_at(jnp.asarray(t)))

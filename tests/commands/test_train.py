@@ -146,4 +146,4 @@ def test_a_published_run_is_read_by_its_hub_id(cached, root, tmp_path, monkeypat
     assert asked == [("owner/afa-emoji", ["aggregators.safetensors", "ensemble.json"])]
     with Image.open(tmp_path / "afa_000_000_octopus-noto-style.png") as picture:
         recipe = json.loads(picture.info["afa_jax"])
-    assert recipe["aggregators_sha256"] == aggregators_hash(folder / "run")
+    assert recipe["made_by"]["aggregators_sha256"] == aggregators_hash(folder / "run")

@@ -123,3 +123,16 @@ def test_guidance_mixes_the_fused_prediction_and_keeps_the_conditional_maps():
 def test_options_out_of_range_are_refused(arguments, message):
     with pytest.raises(InputError, match=message):
         ddim(lambda x, t: x, SD15, jnp.zeros((1, 4, 4, 1)), **arguments)
+
+
+def test_what_is_carried_along_the_path_meets_every_step_in_order():
+    seen = ddim(
+        lambda x, t, carry: ((jnp.zeros_like(x), carry), carry * 10 + t[0] % 10),
+        SD15,
+        jnp.zeros((1, 4, 4, 1)),
+        steps=3,
+        has_aux=True,
+        carry=jnp.zeros((), jnp.int32),
+    )[1]
+    last = [int(t) % 10 for t in SD15.timesteps(3)]
+    assert list(map(int, seen)) == [0, last[0], last[0] * 10 + last[1]]

@@ -1,10 +1,11 @@
-"""Kernel and Frechet distance against plain computations, and what they are for."""
+"""Kernel and Frechet distance and inception score against plain computations, and what they are for."""
 
 import numpy as np
 import pytest
 import scipy.linalg
 
-from afa_jax.evaluation.distances import frechet_distance, kernel_distance
+from afa_jax.evaluation import distances
+from afa_jax.evaluation.distances import frechet_distance, inception_score, kernel_distance
 
 
 def sample(rows: int, seed: int, shift: float = 0.0, width: int = 6) -> np.ndarray:
@@ -35,6 +36,13 @@ def test_kernel_distance_is_its_definition():
     np.testing.assert_allclose(estimate.error, np.sqrt(variance), rtol=1e-6)
 
 
+def test_kernel_distance_does_not_depend_on_how_much_of_the_kernel_is_in_memory(monkeypatch):
+    one, two = sample(24, 0), sample(31, 1, 0.4)
+    whole = kernel_distance(one, two)
+    monkeypatch.setattr(distances, "_ROWS", 7)
+    np.testing.assert_allclose(kernel_distance(one, two), whole, rtol=1e-12)
+
+
 def test_kernel_distance_of_one_distribution_is_zero_within_its_error_however_few_the_pictures():
     values, errors = np.array([kernel_distance(sample(20, 2 * i), sample(25, 2 * i + 1)) for i in range(200)]).T
     assert abs(values.mean()) < 3 * values.std() / np.sqrt(200)
@@ -58,8 +66,28 @@ def test_frechet_distance_is_its_definition(rows):
     np.testing.assert_allclose(frechet_distance(one, one), 0, atol=1e-9)
 
 
+def test_inception_score_is_its_definition():
+    logits = sample(43, 5, width=7) * 3
+    order = np.random.default_rng(0).permutation(43)
+    p = np.exp(logits.astype(np.float64)) / np.exp(logits.astype(np.float64)).sum(1, keepdims=True)
+    scores = []
+    for part in np.array_split(p[order], 4):
+        divergences = [sum(x * np.log(x / m) for x, m in zip(row, part.mean(0), strict=True)) for row in part]
+        scores.append(np.exp(np.mean(divergences)))
+    np.testing.assert_allclose(inception_score(logits, parts=4), (np.mean(scores), np.std(scores)), rtol=1e-6)
+
+
+def test_inception_score_is_one_to_the_number_of_classes():
+    np.testing.assert_allclose(inception_score(np.tile(sample(1, 0), (40, 1))).value, 1, rtol=1e-12)
+    # Sure of its class, each of the six as often as the others; exp(-1000) is 0 in float64.
+    sure = np.tile(1000 * np.eye(6, dtype=np.float32), (5, 1))
+    np.testing.assert_allclose(inception_score(sure, parts=1), (6, 0), rtol=1e-12)
+
+
 def test_too_few_pictures_are_refused():
     with pytest.raises(ValueError, match="2 and 50 pictures"):
         kernel_distance(sample(2, 0), sample(50, 1))
     with pytest.raises(ValueError, match="1 and 50 pictures"):
         frechet_distance(sample(1, 0), sample(50, 1))
+    with pytest.raises(ValueError, match="9 pictures: an inception score of 10 parts"):
+        inception_score(sample(9, 0))

@@ -1,5 +1,6 @@
 """The facts that must hold of an ensemble, whatever the weights."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -102,6 +103,9 @@ def test_parameter_counts_of_sd15():
     counts = {2: 42_425_344, 3: 45_132_416, 4: 47_839_488, 5: 50_546_560, 6: 53_253_632}
     assert {n: count(n) for n in counts} == counts
     assert count(3, transformer_layers=1) == 32_790_016
+    # The 25 conv_in as before, and one trunk instead of 25.
+    conv_in = sum(3 * stage.channels * 128 + 128 for stage in stages)
+    assert count(3, shared=True) == conv_in + (counts[3] - conv_in) // 25
     assert [stage.channels for stage in stages] == ([320] * 4 + [640] * 3 + [1280] * 12 + [640] * 3 + [320] * 2 + [4])
 
 
@@ -127,6 +131,37 @@ def test_only_aggregators_learn_and_all_of_them_do(experts):
     # A key projection's gradient can be tiny but not zero; biases before a softmax over tokens are not used.
     zero = [path for path, g in jax.tree_util.tree_leaves_with_path(second) if float(jnp.abs(g).max()) == 0]
     assert not zero
+
+
+def test_a_shared_trunk_keeps_the_facts():
+    """Uniform untrained, whatever model its copies are, every parameter learns, and sites differ."""
+    config = dataclasses.replace(tiny.SABW, shared=True)
+    aggregators = tiny.aggregators(3, tiny.MICRO_UNET, config)
+    own = tiny.aggregators(3, tiny.MICRO_UNET)
+    trunk = parameter_count(own.sites[0]) - parameter_count(own.sites[0].conv_in)
+    assert parameter_count(aggregators) == parameter_count(own) - 4 * trunk
+    latents, t, states = tiny.inputs(2, 3)
+
+    @jax.jit
+    def gradient(aggregators, experts, states):
+        def loss(aggregators):
+            prediction, maps = Ensemble(experts=experts, aggregators=aggregators).with_maps(latents, t, states)
+            return jnp.square(prediction).mean(), (prediction, maps)
+
+        return jax.grad(loss, has_aux=True)(aggregators)
+
+    experts = stack([tiny.unet(seed, tiny.MICRO_UNET) for seed in range(3)])
+    _, (_, maps) = gradient(aggregators, experts, states)
+    for site in maps:
+        np.testing.assert_array_equal(site, np.float32(1 / 3))
+    trained = tiny.randomised(aggregators, 7)
+    learns, (_, maps) = gradient(trained, experts, states)
+    assert not [path for path, g in jax.tree_util.tree_leaves_with_path(learns) if float(jnp.abs(g).max()) == 0]
+    assert np.abs(maps[1] - maps[2]).max() > 0.01 and maps[1].shape == maps[2].shape
+    one = tiny.unet(5, tiny.MICRO_UNET)
+    alone = run_one(one, latents, t, states[0])
+    _, (fused, _) = gradient(trained, stack([one] * 3), jnp.repeat(states[:1], 3, axis=0))
+    np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
 @pytest.mark.parametrize("mode", MODES)

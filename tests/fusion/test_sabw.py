@@ -10,7 +10,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from afa_jax.fusion.sabw import SABW, SABWConfig
-from afa_jax.weights.aggregators import aggregator_key, load_aggregators, save_aggregators
+from afa_jax.weights.aggregators import aggregator_key, load_aggregators, save_fusion
 from afa_jax.weights.keys import pytorch_name
 from afa_jax.weights.state_dicts import load_state_dict, state_dict
 from afa_jax.weights.tensors import WeightsError, read_tensors, write_tensors
@@ -47,7 +47,7 @@ def test_parity_with_pytorch(case, request):
 def test_a_pytorch_state_dict_goes_in_and_comes_back(tmp_path):
     aggregators = tiny.randomised(tiny.aggregators(3), 1)
     unet = tiny.unet(0)
-    save_aggregators(tmp_path, aggregators, dict(experts=[]))
+    save_fusion(tmp_path, aggregators, dict(experts=[]))
     tensors = read_tensors(tmp_path / "aggregators.safetensors")
     assert tensors["aggregators.0.conv_in.weight"].shape == (8, 24, 1, 1)
     assert tensors["aggregators.8.conv_out.weight"].shape == (3, 8, 1, 1)
@@ -63,7 +63,7 @@ def test_a_pytorch_state_dict_goes_in_and_comes_back(tmp_path):
 
 
 def test_aggregators_of_other_experts_are_refused_by_name(tmp_path):
-    save_aggregators(tmp_path, tiny.aggregators(3), dict(experts=[]))
+    save_fusion(tmp_path, tiny.aggregators(3), dict(experts=[]))
     with pytest.raises(
         WeightsError, match=r"aggregators\.safetensors.*aggregators\.0\.conv_in\.weight is \(8, 24, 1, 1\)"
     ):

@@ -6,34 +6,33 @@ import re
 import numpy as np
 from PIL import Image
 
-from afa_jax.commands import load_config
-from afa_jax.demo import PROMPTS, ROOT, write_comparison, write_page
-from afa_jax.experts import load_experts
+from afa_jax.demo import PROMPTS, write_comparison, write_page
 from afa_jax.generate import Picture, Request
 
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
-    config = load_config(str(ROOT / "configs" / "emoji.py"))
-    experts = load_experts(config)
+    experts, timesteps = ("animals", "food", "things"), [801, 601, 401, 201, 1]
     rng = np.random.default_rng(0)
-    steps = config.sample.steps
+    steps = len(timesteps)
     maps = [rng.dirichlet(np.ones(3), (steps, *size)).transpose(0, 3, 1, 2) for size in ((8, 16), (2, 4))]
 
     def picture(prompt: str, *maps: np.ndarray) -> Picture:
         pixels = rng.integers(0, 256, (32, 64, 3), np.uint8)
         return Picture(request=Request(prompt=prompt), pixels=pixels, maps=maps)
 
-    methods = [*(f"expert:{name}" for name in experts.names), "uniform"]
+    methods = [*(f"expert:{name}" for name in experts), "uniform"]
     pictures = {method: [picture(prompt) for prompt in PROMPTS] for method in methods}
     pictures["afa"] = [picture(prompt, *maps) for prompt in PROMPTS]
     lines = [dict(step=i, loss=1 / i, entropy=0.9, weight_0=0.5, weight_1=0.3, weight_2=0.2) for i in range(1, 31)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    write_page(tmp_path, pictures, experts, config, seconds=(1.0, 2.0))
+    write_page(
+        tmp_path, pictures, experts, ["conv_in", "mid_block", "conv_out"], timesteps, batch=16, seconds=(1.0, 2.0)
+    )
     page = (tmp_path / "index.html").read_text()
     # Every method and one map a prompt, and the sheets of three prompts; all of it inside the file.
     assert page.count("<img") == page.count("data:image/png;base64,") == len(PROMPTS) * 6 + 3
     assert not re.search(r"(src|href)=\"(?!data:)", page)
-    for text in (*PROMPTS, *methods, "afa", *experts.names):
+    for text in (*PROMPTS, *methods, "afa", *experts):
         assert text in page
     assert page.count("<svg") == 3
     write_comparison(tmp_path, pictures)

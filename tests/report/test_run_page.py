@@ -10,7 +10,7 @@ from PIL import Image
 
 from afa_jax.commands import run
 from afa_jax.report.__main__ import main
-from afa_jax.report.page import round_numbers
+from afa_jax.report.charts import round_numbers
 
 SITES, BUCKETS = ("conv_in", "mid_block"), ("t0_500", "t500_1000")
 

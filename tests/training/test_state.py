@@ -12,7 +12,7 @@ from afa_jax.errors import InputError
 from afa_jax.experts import encode_prompts
 from afa_jax.parallel import stack
 from afa_jax.training.optimizer import update_average
-from afa_jax.training.state import init_state, make_train_step, published, routing_of
+from afa_jax.training.state import init_state, make_train_step, published
 from afa_jax.weights.keys import flatten, shapes_of
 from tests import tiny
 
@@ -111,12 +111,3 @@ def test_a_cached_batch_makes_the_same_step_and_an_average_follows(aggregators, 
     expected = update_average(flatten(aggregators), plain[0]["params"], jnp.int32(0), 0.9)
     for name, array in state["average"].items():
         np.testing.assert_allclose(array, expected[name], atol=2e-5, rtol=1e-4, err_msg=name)
-
-
-def test_routing_tells_even_maps_from_hard_ones():
-    even, hard = np.full((2, 3, 4, 4), 0.5, np.float32), np.zeros((2, 3, 2, 2), np.float32)
-    hard[0, :2], hard[1, 2] = 1, 1
-    routing = routing_of((jnp.asarray(even), jnp.asarray(hard)))
-    np.testing.assert_allclose(routing["entropy"], [[1, 0]] * 3, atol=1e-6)
-    np.testing.assert_allclose(routing["weights"][:, 0], [[0.5, 0.5]] * 3)
-    np.testing.assert_allclose(routing["weights"][:, 1], [[1, 0], [1, 0], [0, 1]])

@@ -1,0 +1,118 @@
+"""Confidence intervals over prompts, the same resamples for every method so that differences are paired.
+
+A percentile bootstrap: prompts are drawn with replacement, each with all its pictures, which are not independent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Resamples:
+    """How often each prompt is drawn in each resample.
+
+    Attributes:
+        prompts: how many there are.
+        count: of resamples.
+    """
+
+    prompts: int
+    count: int = 2000
+    seed: int = 0
+
+    @functools.cached_property
+    def draws(self) -> Float[np.ndarray, "resamples prompts"]:
+        """Times that each prompt is drawn."""
+        random = np.random.default_rng(self.seed)
+        return random.multinomial(self.prompts, np.full(self.prompts, 1 / self.prompts), self.count).astype(np.float64)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A measured value and what it is in each resample (NaN where a resample has nothing to measure)."""
+
+    value: float
+    resampled: np.ndarray
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The 95 % interval."""
+        values = self.resampled[np.isfinite(self.resampled)]
+        if not len(values):
+            return float("nan"), float("nan")
+        low, high = np.quantile(values, (0.025, 0.975))
+        return float(low), float(high)
+
+    def to_json(self) -> dict[str, Any]:
+        """``value``, ``low``, ``high``; None for what is not a number."""
+        numbers = dict(zip(("value", "low", "high"), (self.value, *self.interval), strict=True))
+        return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
+
+    def minus(self, other: Figure) -> Figure:
+        """The paired difference."""
+        return Figure(value=self.value - other.value, resampled=self.resampled - other.resampled)
+
+
+def mean(
+    scores: Float[np.ndarray, "prompts pictures"], resamples: Resamples, rows: Sequence[int] | None = None
+) -> Figure:
+    """The mean of the pictures' scores over all prompts, or over some."""
+    chosen = np.arange(len(scores)) if rows is None else np.asarray(rows)
+    own, draws = scores[chosen].mean(1), resamples.draws[:, chosen]
+    with np.errstate(invalid="ignore"):
+        return Figure(value=float(own.mean()), resampled=draws @ own / draws.sum(1))
+
+
+def kernel(
+    features: Float[np.ndarray, "prompts pictures d"],
+    real: Float[np.ndarray, "prompts real d"],
+    resamples: Resamples,
+    rows: Sequence[int] | None = None,
+) -> Figure:
+    """The kernel distance (distances.py) of pictures to real ones of the same prompts, over all prompts or some.
+
+    Pairs of one prompt are left out everywhere: within the pictures, which share it, within the real ones, and between
+    them, where pictures that show what was asked would be closer for that alone. So the value is unbiased for prompts
+    that are independent, and a resample's prompt that is drawn twice is not compared to itself. Real pictures are
+    not resampled. NaN for fewer than two prompts.
+    """
+    chosen = np.arange(len(features)) if rows is None else np.asarray(rows)
+    own, real = features[chosen].astype(np.float64), real[chosen].astype(np.float64)
+    count = len(own)
+    within, among, across = _kernels(own, own), _kernels(real, real), _kernels(own, real)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        reals, across_of = among.sum() / np.float64(count * (count - 1)), across.sum(1) / np.float64(count - 1)
+
+    def distance(draws: np.ndarray) -> Any:
+        total = draws.sum(-1)
+        pairs = total**2 - np.square(draws).sum(-1)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return ((draws @ within) * draws).sum(-1) / pairs + reals - 2 * draws @ across_of / total
+
+    return Figure(value=float(distance(np.ones(count))), resampled=distance(resamples.draws[:, chosen]))
+
+
+def _kernels(one: np.ndarray, two: np.ndarray) -> np.ndarray:
+    """The mean kernel between each prompt's pictures ``[n, k, d]`` and each one's ``[n, l, d]``; 0 for the same one."""
+    count, _, d = one.shape
+    other, result = two.reshape(-1, d).T, np.empty((count, count))
+    for i, pictures in enumerate(one):  # a prompt at a time: all pairs of 20,000 pictures are 3 GB
+        result[i] = ((pictures @ other / d + 1) ** 3).reshape(len(pictures), count, -1).mean((0, 2))
+    np.fill_diagonal(result, 0)
+    return result
+
+
+def wins(
+    one: Float[np.ndarray, "prompts pictures"], other: Float[np.ndarray, "prompts pictures"], higher: bool = True
+) -> dict[str, int]:
+    """On how many prompts ``one`` is better, worse and as good, by the mean of a prompt's pictures."""
+    apart = (one.mean(1) - other.mean(1)) * (1 if higher else -1)
+    better, worse = int((apart > 1e-12).sum()), int((apart < -1e-12).sum())
+    return dict(wins=better, losses=worse, ties=len(apart) - better - worse)

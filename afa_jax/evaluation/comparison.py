@@ -1,0 +1,279 @@
+"""A comparison of methods: the same prompts, seeds and sampler for all, from entries of a config to figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+from afa_jax.evaluation.bootstrap import Figure, Resamples, wins
+from afa_jax.evaluation.cost import cost_of
+from afa_jax.evaluation.noise import bucket_errors
+from afa_jax.evaluation.pictures import PictureFolder, record_of
+from afa_jax.evaluation.prompts import Item
+from afa_jax.evaluation.scores import Scorer, Scores, scored
+from afa_jax.generate import SampleOptions
+from afa_jax.methods import SAMPLING, Method, Models, NotTrained, check_entry, make_method, method_name
+
+Entry = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Protocol:
+    """What all methods share.
+
+    Attributes:
+        items, seeds: a picture of each prompt with each seed.
+        options: of the sampler; a method may have its own eta, steps and guidance.
+        scorers: the metrics.
+        main: the name of the metric that chooses the best expert and the best merge.
+        resamples: of the prompts, for the intervals.
+        pairs: pictures and captions for the noise MSE, none for none.
+        root: folder of the pictures.
+    """
+
+    items: Sequence[Item]
+    seeds: Sequence[int]
+    options: SampleOptions
+    scorers: Sequence[Scorer]
+    main: str
+    resamples: Resamples
+    pairs: tuple[np.ndarray, Sequence[str]] | None
+    root: Path
+
+    @property
+    def infos(self) -> list[Any]:
+        """Of all metrics."""
+        return [info for scorer in self.scorers for info in scorer.infos]
+
+    def options_of(self, method: Method) -> SampleOptions:
+        """How a method samples."""
+        own: dict[str, Any] = {
+            field: method.sampling[field] if field == "steps" else float(method.sampling[field])
+            for field in SAMPLING
+            if field in method.sampling
+        }
+        return dataclasses.replace(self.options, **own)
+
+    def folder_of(self, method: Method) -> PictureFolder:
+        """Where a method's pictures are."""
+        return PictureFolder(self.root, record_of(method, self.options_of(method)))
+
+    def make(self, method: Method) -> PictureFolder:
+        """Make a method's missing pictures."""
+        folder = self.folder_of(method)
+        folder.make(method, self.options_of(method), self.items, self.seeds)
+        return folder
+
+    def groups(self) -> dict[str, list[int]]:
+        """The prompts' positions by group."""
+        names = dict.fromkeys(item.group for item in self.items)
+        return {name: [i for i, item in enumerate(self.items) if item.group == name] for name in names}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Measured:
+    """One method's figures; not the method, whose networks are not to stay in memory.
+
+    Attributes:
+        row: of report.json, without the comparisons to others.
+        entry: that it was made of.
+        scores: by scorer, of single pictures only.
+        figures: by metric, over all prompts.
+        pictures: where they are.
+    """
+
+    row: dict[str, Any]
+    entry: Entry
+    scores: Sequence[Scores]
+    figures: Mapping[str, Figure]
+    pictures: PictureFolder
+
+
+def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method) -> Measured:
+    """Make a method's missing pictures, score them, and take its cost and noise MSE.
+
+    Raises:
+        NotTrained: its trained part is not there.
+    """
+    method = make_method(entry, models)
+    options, folder = protocol.options_of(method), protocol.make(method)
+    cost = cost_of(method, options, (reference, protocol.options), folder)
+    scores = scored(protocol.scorers, folder, protocol.items, protocol.seeds)
+    figures = figures_of(protocol, scores)
+    row = dict(
+        name=method.name,
+        kind=method.kind,
+        family=method.family,
+        what=method.what,
+        options=dict(method.options),
+        steps=options.steps,
+        eta=options.eta,
+        guidance=options.guidance,
+        evaluations=method.evaluations(options),
+        seconds_per_image=cost["seconds_per_image"],
+        time_ratio=cost["time_ratio"],
+        memory_bytes=cost["memory_bytes"],
+        pictures=len(protocol.items) * len(protocol.seeds),
+        folder=folder.folder.name,
+        metrics={name: figure.to_json() for name, figure in figures.items()},
+        groups={
+            group: {name: figure.to_json() for name, figure in figures_of(protocol, scores, rows).items()}
+            for group, rows in protocol.groups().items()
+        },
+        noise_mse=None,
+        recipe=method.recipe,
+        record=dict(method.record),
+    )
+    # It is a property of the prediction: the same for any number of steps, and nothing where there is none.
+    if protocol.pairs is not None and not method.on_path and not method.sampling:
+        pixels, captions = protocol.pairs
+        condition = hashlib.sha256(pixels.tobytes() + "\n".join(captions).encode()).hexdigest()
+
+        def noise() -> dict[str, Any]:
+            denoiser: Any = method.denoiser
+            buckets = bucket_errors(denoiser, method.experts, pixels, captions, batch=options.batch)
+            return dict(mean=float(np.mean(buckets)), buckets=buckets)
+
+        row["noise_mse"] = folder.kept("noise", condition, noise)
+    kept = [{name: values for name, values in own.items() if name in row["metrics"]} for own in scores]
+    return Measured(row=row, entry=entry, scores=kept, figures=figures, pictures=folder)
+
+
+def figures_of(protocol: Protocol, scores: Sequence[Scores], rows: Sequence[int] | None = None) -> dict[str, Figure]:
+    """The figures of all metrics, over all prompts or some."""
+    result: dict[str, Figure] = {}
+    for scorer, own in zip(protocol.scorers, scores, strict=True):
+        result |= scorer.figures(own, protocol.resamples, rows)
+    return result
+
+
+def references(measured: Sequence[Measured], protocol: Protocol) -> dict[str, str]:
+    """Who the others are compared to: the best single expert, the best merge and AFA, as far as they are there."""
+    sign = next(1 if info.better == "higher" else -1 for info in protocol.infos if info.name == protocol.main)
+
+    def best(rows: Sequence[Measured]) -> str | None:
+        return max(rows, key=lambda m: sign * m.figures[protocol.main].value).row["name"] if rows else None
+
+    found = dict(
+        # At the shared number of steps: a row with more of them is there for its time.
+        best=best([m for m in measured if m.row["kind"] == "expert" and m.row["steps"] == protocol.options.steps]),
+        # A model from a file may be anything: a fine-tune is no merge.
+        merge=best([m for m in measured if m.row["family"] == "parameter space" and m.row["kind"] != "checkpoint"]),
+        afa=next((m.row["name"] for m in measured if m.row["kind"] == "afa" and m.row["family"] == "AFA"), None),
+    )
+    return {key: name for key, name in found.items() if name is not None}
+
+
+def compare(measured: Sequence[Measured], protocol: Protocol) -> dict[str, str]:
+    """Add to each row its paired differences to the references; returns the references' names."""
+    named, by_name = references(measured, protocol), {m.row["name"]: m for m in measured}
+    for one in measured:
+        one.row["against"] = {}
+        for key, name in named.items():
+            other = by_name[name]
+            if other is one:
+                continue
+            one.row["against"][key] = {
+                info.name: _difference(one, other, info) for info in protocol.infos if info.name in one.figures
+            }
+    return named
+
+
+def _difference(one: Measured, other: Measured, info: Any) -> dict[str, Any]:
+    apart = one.figures[info.name].minus(other.figures[info.name]).to_json()
+    result = dict(difference=apart["value"], low=apart["low"], high=apart["high"])
+    for own, others in zip(one.scores, other.scores, strict=True):
+        if info.level == "picture" and info.name in own:
+            result |= wins(own[info.name], others[info.name], info.better == "higher")
+    return result
+
+
+def at_equal_time(measured: Measured) -> Entry | None:
+    """A costlier method's entry with as many steps as one expert's time allows; None for one that is not costlier."""
+    steps = measured.row["steps"]
+    fewer = max(1, int(steps / measured.row["time_ratio"]))
+    if fewer >= steps:
+        return None
+    name = f"{measured.row['name']} in one expert's time"
+    return dict(measured.entry) | dict(
+        name=name, steps=fewer, family="control", what=f"{fewer} steps instead of {steps}"
+    )
+
+
+def curves(
+    config: ConfigDict, entries: Mapping[str, Entry], models: Models, protocol: Protocol, reference: Method
+) -> list[dict[str, Any]]:
+    """Quality over steps and seconds of some methods, on ``prompts`` prompts: the first ones of each group.
+
+    Args:
+        config: ``evaluation.curves``: methods (names), steps, prompts, seeds.
+        entries: by name.
+        models, protocol: as measure.
+        reference: one expert.
+    """
+    if not config.get("methods"):
+        return []
+    taken = [row for rows in protocol.groups().values() for row in _first(rows, config.prompts, len(protocol.items))]
+    items = [protocol.items[row] for row in sorted(taken)]
+    smaller = dataclasses.replace(
+        protocol,
+        items=items,
+        seeds=tuple(config.seeds),
+        pairs=None,
+        resamples=Resamples(prompts=len(items), count=protocol.resamples.count),
+        scorers=[scorer.of(items) for scorer in protocol.scorers],
+    )
+    result = []
+    for name in (name for name in config.methods if name in entries):
+        points = []
+        for steps in config.steps:
+            entry = dict(entries[name]) | dict(name=f"{name} {steps} steps", steps=steps)
+            try:
+                row = measure(entry, models, smaller, reference).row
+            except NotTrained:
+                break
+            wanted = ("steps", "evaluations", "seconds_per_image", "time_ratio", "metrics")
+            points.append({key: row[key] for key in wanted})
+        if points:
+            result.append(dict(method=name, prompts=len(items), seeds=list(smaller.seeds), points=points))
+    return result
+
+
+def _first(rows: Sequence[int], prompts: int, total: int) -> Sequence[int]:
+    return rows[: max(1, round(prompts * len(rows) / total))]
+
+
+def entries_of(config: ConfigDict) -> dict[str, Entry]:
+    """The methods of ``evaluation.methods`` by name.
+
+    Raises:
+        InputError: two have one name; a kind or option that no method has; equal_time or curves name none of them.
+    """
+    entries: dict[str, Entry] = {}
+    for entry in config.evaluation.methods:
+        options = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
+        check_entry(options)
+        name = options.setdefault("name", method_name(options))
+        if name in entries:
+            raise InputError(f"evaluation.methods: two are called {name!r}; give one a name of its own")
+        entries[name] = options
+    own = config.evaluation
+    for field, names in (
+        ("equal_time", own.get("equal_time", ())),
+        ("curves.methods", _curves(own).get("methods", ())),
+    ):
+        for name in names:
+            if name not in entries:
+                raise InputError(f"evaluation.{field}: no method {name!r}; there are {', '.join(entries)}")
+    return entries
+
+
+def _curves(config: ConfigDict) -> Any:
+    return config.get("curves") or {}

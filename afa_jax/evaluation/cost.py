@@ -1,0 +1,61 @@
+"""What a method costs: seconds a picture, beside one expert in the same run, and memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from afa_jax.evaluation.pictures import PictureFolder, record_of
+from afa_jax.generate import Request, SampleOptions, generate, program_memory
+from afa_jax.methods import Method
+
+ROUNDS = 3  # each beside one of the reference's
+
+
+def cost_of(
+    method: Method, options: SampleOptions, reference: tuple[Method, SampleOptions], folder: PictureFolder
+) -> dict[str, Any]:
+    """Seconds a picture (the median batch), its ratio to the reference's, and the bytes that the program holds.
+
+    Batches of both alternate, and the ratio is the median over the pairs; on a CPU, which other work shares, it is of
+    CPU time. Kept beside the pictures, and measured again on another device, with other options or beside another
+    reference. The bytes are the compiler's count of the program's arguments, temporaries and results.
+    """
+
+    def measure() -> dict[str, Any]:
+        own, other = _timer(method, options), _timer(*reference)
+        own(), other()  # compile
+        pairs = np.asarray([(*own(), *other()) for _ in range(ROUNDS)])
+        column = 1 if jax.default_backend() == "cpu" else 0
+        return dict(
+            seconds_per_image=float(np.median(pairs[:, 0])) / options.batch,
+            time_ratio=float(np.median(pairs[:, column] / pairs[:, column + 2])),
+            ratio_of="CPU time" if column else "time",
+            memory_bytes=program_memory(method.denoiser, method.experts, options),
+        )
+
+    condition = dict(
+        device=jax.devices()[0].device_kind,
+        rounds=ROUNDS,
+        options=dataclasses.asdict(options),
+        reference=record_of(*reference),
+        reference_options=dataclasses.asdict(reference[1]),
+    )
+    return folder.kept("cost", condition, measure)
+
+
+def _timer(method: Method, options: SampleOptions) -> Callable[[], tuple[float, float]]:
+    """A function that samples one batch and returns its seconds and its seconds of CPU time."""
+    requests = [Request(prompt="", number=i) for i in range(options.batch)]
+
+    def run() -> tuple[float, float]:
+        started, cpu = time.perf_counter(), time.process_time()
+        list(generate(requests, method.denoiser, method.experts, seed=0, options=options))
+        return time.perf_counter() - started, time.process_time() - cpu
+
+    return run

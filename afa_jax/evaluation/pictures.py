@@ -1,0 +1,118 @@
+"""The pictures of one method on disk: made once, found again, never mixed up with those of a changed method."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from PIL import Image
+from tqdm import tqdm
+
+from afa_jax.data.pictures import save_png
+from afa_jax.evaluation.prompts import Item
+from afa_jax.files import replace_text, writing
+from afa_jax.generate import Request, SampleOptions, generate
+from afa_jax.methods import Method
+
+RECORD = "method.json"
+
+
+def record_of(method: Method, options: SampleOptions) -> dict[str, Any]:
+    """All that decides a method's pictures: models, noise schedule and sampling options.
+
+    What the method is called is not in it, nor where its files are, whose hashes are; nor the batch and the like, which
+    change no picture but by rounding.
+    """
+    return dict(
+        method=_without_paths(method.record),
+        vae=method.shared.vae_hash,
+        tokenizer=method.shared.tokenizer.sha256,
+        dtype=str(jax.tree.leaves(method.shared.unet)[0].dtype),
+        schedule=dataclasses.asdict(method.shared.schedule),
+        size=list(options.size),
+        steps=options.steps,
+        guidance=float(options.guidance),
+        eta=float(options.eta),
+        sampler="ddim",
+    )
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(own) for key, own in value.items() if key != "path"}
+    return [_without_paths(own) for own in value] if isinstance(value, list) else value
+
+
+class PictureFolder:
+    """A folder of PNGs, named by the kind of method and the hash of what made them.
+
+    Args:
+        root: of the folders of all methods.
+        record: record_of the method.
+    """
+
+    def __init__(self, root: Path, record: Mapping[str, Any]):
+        self.record = dict(record)
+        self.digest = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+        self.folder = root / f"{self.record['method']['kind']}-{self.digest[:12]}"
+
+    def path(self, item: Item, seed: int) -> Path:
+        """Where a picture is, or will be."""
+        return self.folder / f"{hashlib.sha256(item.prompt.encode()).hexdigest()[:16]}_{seed}.png"
+
+    def missing(self, items: Sequence[Item], seeds: Sequence[int]) -> list[tuple[Item, int]]:
+        """Those that are not there or cannot be read."""
+        return [(item, seed) for seed in seeds for item in items if not _readable(self.path(item, seed))]
+
+    def make(self, method: Method, options: SampleOptions, items: Sequence[Item], seeds: Sequence[int]) -> int:
+        """Make what is missing, with progress, each picture whole or not at all; returns how many that were.
+
+        Args:
+            method, options: whose record this folder has; it does not keep the method, whose networks are large.
+            items, seeds: a picture of each item with each seed.
+        """
+        missing = self.missing(items, seeds)
+        if not missing:
+            return 0
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            replace_text(self.folder / RECORD, json.dumps(self.record, indent=2) + "\n")
+        requests = [Request(prompt=item.prompt, number=item.number(seed)) for item, seed in missing]
+        made = generate(requests, method.denoiser, method.experts, seed=0, options=options)
+        bar = tqdm(made, total=len(missing), unit="image", desc=method.name, dynamic_ncols=True, disable=None)
+        for (item, seed), picture in zip(missing, bar, strict=True):
+            recipe = dict(prompt=item.prompt, seed=seed, number=item.number(seed)) | self.record
+            save_png(self.path(item, seed), picture.pixels, recipe)
+        return len(missing)
+
+    def kept(self, name: str, condition: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``measure`` says, kept in ``<name>.json`` beside the pictures as long as ``condition`` is the same.
+
+        Both are values that JSON has.
+        """
+        path, condition = self.folder / f"{name}.json", json.loads(json.dumps(condition))
+        try:
+            stored = json.loads(path.read_text())
+            if stored["condition"] == condition:
+                return dict(stored["measured"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        measured = measure()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(dict(condition=condition, measured=measured), indent=2) + "\n")
+        return measured
+
+
+def _readable(path: Path) -> bool:
+    """Whether there is a whole picture: a power cut may leave an empty one."""
+    try:
+        with Image.open(path) as picture:
+            picture.verify()
+    except (OSError, SyntaxError):
+        return False
+    return True

@@ -1,0 +1,179 @@
+"""What a search for merge weights needs: the weights from few parameters, the merge in memory, and a score.
+
+autoMBW searches, as a black box, for the weights of each block of a merge (the LDM blocks of afa_jax/weights/blocks.py)
+that make a score of generated pictures best. The U-Nets stay stacked in memory and their weighted sum is an argument of
+one compiled sampler, so a trial compiles nothing and writes no file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float
+
+from afa_jax.data.emoji.scenes import UNSEEN, Prompt, evaluation_prompts
+from afa_jax.errors import InputError
+from afa_jax.evaluation.distances import kernel_distance
+from afa_jax.evaluation.features import HEAD
+from afa_jax.evaluation.judge import accuracy, hits, load_judge, real_scenes
+from afa_jax.experts import Experts
+from afa_jax.fusion.block_weights import merge_stacks
+from afa_jax.fusion.ensemble import SingleExpert
+from afa_jax.generate import Request, SampleOptions, generate
+from afa_jax.weights.blocks import BASE, block_names
+
+Kind = Literal["blocks", "experts", "curve"]
+KINDS: tuple[Kind, ...] = ("blocks", "experts", "curve")
+JUDGED = ("subject", "both", "subject_top5", "topic", "subject_in_topic", "style")
+LIMIT = 3.0
+"""Of a logit, either way: of three experts one can have 0.5 to 99.5 % of a block."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Space:
+    """Weights of N experts in every block, as a softmax of parameters between -LIMIT and LIMIT; 0 is the average.
+
+    Attributes:
+        kind: "blocks" (N parameters a block), "experts" (N in all, the same weights everywhere) or "curve" (N for each
+            of ``points`` control points along the depth, logits between them linear, and N for BASE).
+        experts: their names.
+        stages: names of the U-Net's stages.
+        points: of a curve.
+    """
+
+    kind: Kind
+    experts: tuple[str, ...]
+    stages: tuple[str, ...]
+    points: int = 4
+
+    def __post_init__(self) -> None:
+        if len(self.experts) < 2:
+            raise InputError("a search for merge weights needs two experts or more; name them in the config")
+        if not 2 <= self.points <= len(self.stages):
+            raise InputError(f"--points {self.points}; choose 2 to {len(self.stages)}, the number of blocks")
+
+    @property
+    def blocks(self) -> tuple[str, ...]:
+        """One for each stage, in order, and BASE."""
+        return tuple(dict.fromkeys(block_names(self.stages).values()))
+
+    @property
+    def knots(self) -> tuple[str, ...]:
+        """What has N parameters of its own."""
+        points = tuple(f"point{i}" for i in range(self.points))
+        return dict(blocks=self.blocks, experts=("all",), curve=(*points, BASE))[self.kind]
+
+    @property
+    def average(self) -> dict[str, float]:
+        """The parameters of the uniform average, which also says how all parameters are called."""
+        return {f"{knot}/{name}": 0.0 for knot in self.knots for name in self.experts}
+
+    def weights(self, parameters: Mapping[str, float]) -> Float[np.ndarray, "blocks n"]:
+        """Each expert's weight in every one of ``blocks``; rows sum to 1."""
+        logits = np.array([[parameters[f"{knot}/{name}"] for name in self.experts] for knot in self.knots])
+        if self.kind == "experts":
+            logits = np.repeat(logits, len(self.blocks), axis=0)
+        elif self.kind == "curve":
+            depth = np.linspace(0, self.points - 1, len(self.stages))
+            curves = [np.interp(depth, np.arange(self.points), logits[:-1, n]) for n in range(len(self.experts))]
+            logits = np.concatenate([np.stack(curves, 1), logits[-1:]])
+        exponentials = np.exp(logits - logits.max(1, keepdims=True))
+        return exponentials / exponentials.sum(1, keepdims=True)
+
+    def by_block(self, weights: Float[np.ndarray, "blocks n"]) -> dict[str, dict[str, float]]:
+        """The weights as the merge ``mbw`` takes them: by block and name."""
+        rows = zip(self.blocks, weights.tolist(), strict=True)
+        return {block: dict(zip(self.experts, row, strict=True)) for block, row in rows}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Score:
+    """A figure of pictures that were made for a list of prompts.
+
+    Attributes:
+        metric: its name.
+        better: "higher" or "lower".
+        captions: the prompts.
+        of: uint8 pictures ``[rows, columns, 3]``, one for each caption in order -> the figure.
+    """
+
+    metric: str
+    better: str
+    captions: tuple[str, ...]
+    of: Callable[[Sequence[np.ndarray]], float]
+
+
+def emoji_score(metric: str, count: int) -> Score:
+    """The judge's accuracy, one of JUDGED, or the kernel distance to real scenes, ``kid``.
+
+    The prompts are ``evaluation_prompts("mixed", count, UNSEEN)``: trained pairs and combinations only, and another
+    list than an evaluation's, which takes small seeds.
+
+    Raises:
+        InputError: an unknown metric, or too few prompts for it.
+    """
+    least = 3 if metric == "kid" else 1
+    if metric not in (*JUDGED, "kid"):
+        raise InputError(f"--metric {metric}: of emoji scenes there are {', '.join(JUDGED)} and kid")
+    if count < least:
+        raise InputError(f"--prompts {count}; choose {least} or more")
+    prompts = evaluation_prompts("mixed", count, UNSEEN)
+    of = functools.partial(_distance if metric == "kid" else _accuracy, metric, prompts)
+    better = "lower" if metric == "kid" else "higher"
+    return Score(metric=metric, better=better, captions=tuple(prompt.caption for prompt in prompts), of=of)
+
+
+def _accuracy(metric: str, prompts: Sequence[Prompt], pictures: Sequence[np.ndarray]) -> float:
+    judgement = load_judge()(np.stack(pictures))
+    if metric == "both":  # of the places of a picture, which are no empty ones here
+        return float((hits(judgement, prompts)["subject"] == 1).all(1).mean())
+    return accuracy(judgement, prompts)[metric]
+
+
+def _distance(metric: str, prompts: Sequence[Prompt], pictures: Sequence[np.ndarray]) -> float:
+    made, real = (load_judge()(images).features.reshape(-1, HEAD) for images in (np.stack(pictures), _real(*prompts)))
+    return kernel_distance(made, real).value
+
+
+@functools.cache
+def _real(*prompts: Prompt) -> np.ndarray:
+    return real_scenes(prompts, seed=1)
+
+
+def full_scale_score(metric: str, captions: Sequence[str], weights: Mapping[str, str] | None = None) -> Score:
+    """The mean over the pictures of a metric of afa_jax/evaluation/metrics.py, such as ``pickscore``.
+
+    Args:
+        weights: local files instead of the published weights, as ``load_metric`` takes them.
+
+    Raises:
+        InputError: unknown, not there (its library or weights), or one that compares with real pictures.
+    """
+    from afa_jax.evaluation.metrics import PictureMetric, load_metric
+
+    loaded = load_metric(metric, weights)
+    if not isinstance(loaded, PictureMetric) or metric == "clip_i":
+        raise InputError(f"--metric {metric} needs more than pictures and prompts; choose clip_t, pickscore, ...")
+    better = next(info.better for info in loaded.infos if info.name == metric)
+    return Score(
+        metric=metric,
+        better=better,
+        captions=tuple(captions),
+        of=lambda pictures: float(np.mean(loaded(pictures, captions)[metric])),
+    )
+
+
+def score_weights(
+    weights: Float[np.ndarray, "blocks n"], experts: Experts, score: Score, *, seed: int, options: SampleOptions
+) -> float:
+    """The score of the merge with these weights: a picture for each caption, from the seed's noise."""
+    unet, text_encoder = merge_stacks(experts.unet, experts.text_encoder, jnp.asarray(weights, jnp.float32))
+    merged = dataclasses.replace(experts, unet=unet, text_encoder=text_encoder)
+    requests = [Request(prompt=caption, number=i) for i, caption in enumerate(score.captions)]
+    made = generate(requests, SingleExpert(experts=unet, index=0), merged, seed=seed, options=options)
+    return score.of([picture.pixels for picture in made])

@@ -1,0 +1,135 @@
+"""What the maps of an ensemble say, whom it trusts and how surely; and other routing than was trained.
+
+``Sharpened``, ``TopK`` and ``Permuted`` stand where the aggregators they change do in an Ensemble.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from afa_jax.errors import InputError
+from afa_jax.fusion.sabw import fuse
+from afa_jax.types import Feature, Features, Maps, SiteMaps, TextStates, TimeEmbedding
+
+
+def routing_of(maps: SiteMaps) -> dict[str, Array]:
+    """What the maps of a forward say of each row and site.
+
+    Returns:
+        ``weights`` ``[b, sites, n]``, the mean over the pixels; and ``entropy`` ``[b, sites]``, the mean over the
+        pixels of the maps' entropy over log(n): 1 trusts all experts alike, 0 one alone.
+    """
+
+    def entropy(site: Array) -> Array:
+        nats = -(site * jnp.log(jnp.maximum(site, 1e-30))).sum(0).mean((1, 2))
+        return nats / jnp.log(max(2, site.shape[0]))
+
+    return dict(
+        weights=jnp.stack([site.mean((2, 3)).T for site in maps], 1), entropy=jnp.stack([entropy(m) for m in maps], 1)
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Rerouted:
+    """Aggregators, or what stands for them, whose fusers' maps are changed before the features are fused."""
+
+    aggregators: Any
+
+    def site(self, stage: int) -> Changed | None:
+        """The fuser after a stage, None where the experts are not fused."""
+        fuser = self.aggregators.site(stage)
+        return None if fuser is None else Changed(fuser=fuser, by=dataclasses.replace(self, aggregators=None))
+
+    def change(self, maps: Maps) -> Maps:
+        """The maps that count."""
+        raise TypeError(f"{type(self).__name__} does not say how it changes maps")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Sharpened(Rerouted):
+    """Aggregators whose maps are ``softmax(logits / temperature)``: below 1 sharper, above 1 more even.
+
+    Computed from the maps, ``m^(1 / temperature)`` over its sum, so it works for any fuser. At 1 the maps are the same
+    up to rounding.
+
+    Raises:
+        InputError: a temperature that is not positive.
+    """
+
+    temperature: float | int
+
+    def __post_init__(self) -> None:
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature}; choose more than 0")
+
+    def change(self, maps: Maps) -> Maps:
+        """The maps with that temperature."""
+        return jax.nn.softmax(jnp.log(maps) / self.temperature, axis=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class TopK(Rerouted):
+    """Aggregators of whose maps each pixel keeps the k largest weights, over their sum; k = 1 is a hard choice.
+
+    Of equal weights those of the first experts stay. With k = n the maps are the same up to rounding.
+
+    Raises:
+        InputError: k below 1.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise InputError(f"k={self.k}; choose 1 or more")
+
+    def change(self, maps: Maps) -> Maps:
+        """The maps with zeros but for k experts at each pixel."""
+        rank = jnp.argsort(jnp.argsort(-maps, axis=0, stable=True), axis=0)
+        # By a softmax, so that a weight that stays alone is exactly one.
+        return jax.nn.softmax(jnp.where(rank < self.k, jnp.log(maps), -jnp.inf), axis=0)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Permuted(Rerouted):
+    """Aggregators whose maps go to other experts: expert i gets the map of expert ``order[i]``.
+
+    The control that tells whether a router knows its experts. In the identity order the maps are the same bit for bit.
+
+    Raises:
+        InputError: an order that is no permutation; when called, one of another number of experts.
+    """
+
+    order: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        if sorted(self.order) != list(range(len(self.order))):
+            raise InputError(f"order={self.order} is not a permutation of 0 to {len(self.order) - 1}")
+
+    def change(self, maps: Maps) -> Maps:
+        """The maps in the other order."""
+        if len(self.order) != len(maps):
+            raise InputError(f"order={self.order} is not one of {len(maps)} experts")
+        return maps[jnp.asarray(self.order)]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Changed:
+    """A fuser with its maps changed: the features are fused by what ``by.change`` makes of them."""
+
+    fuser: Any
+    by: Any
+
+    def __call__(self, features: Features, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
+        maps = self.by.change(self.fuser(features, temb, text)[1])
+        return fuse(features, maps), maps
+
+
+for _wrapper, _options in ((Sharpened, ["temperature"]), (TopK, ["k"]), (Permuted, ["order"])):
+    jax.tree_util.register_dataclass(_wrapper, data_fields=["aggregators"], meta_fields=_options)
+jax.tree_util.register_dataclass(Changed, data_fields=["fuser", "by"], meta_fields=[])

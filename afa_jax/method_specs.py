@@ -1,0 +1,76 @@
+"""How the command line names a method and its options: ``KIND[:EXPERT][,FIELD=VALUE]...``.
+
+    ties,density=0.3                           dict(kind="ties", density=0.3)
+    expert:photo                               dict(kind="expert", expert="photo")
+    average,weights.a=0.3,weights.b=0.7        dict(kind="average", weights=dict(a=0.3, b=0.7))
+    slerp,a=photo,b=anime,name=half            dict(kind="slerp", a="photo", b="anime", name="half")
+
+A value is a Python literal (a number, True, None, a list, a dict, a quoted string), else text as it stands. Commas
+within brackets and quotes are part of a value.
+"""
+
+from __future__ import annotations
+
+import ast
+from typing import Any
+
+from afa_jax.errors import InputError
+
+_CLOSING = {"(": ")", "[": "]", "{": "}"}
+
+
+def parse_method(text: str) -> dict[str, Any]:
+    """A method as a config names it, ``dict(kind=..., **fields)``, from the command line's.
+
+    Raises:
+        InputError: no kind, something that is not FIELD=VALUE, a field that is there twice, a bracket or quote that
+            does not close.
+    """
+    first, *others = _split(text)
+    kind, colon, expert = first.partition(":")
+    if not kind or "=" in kind or (colon and not expert):
+        raise InputError(f"--method {text}: write KIND, or KIND:EXPERT, then FIELD=VALUE after commas")
+    method: dict[str, Any] = dict(kind=kind) | (dict(expert=expert) if colon else {})
+    for other in others:
+        path, equals, value = other.partition("=")
+        *parents, field = path.split(".")
+        if not equals or not value or "" in (*parents, field):
+            raise InputError(f"--method {text}: {other!r} is not FIELD=VALUE; commas separate fields")
+        node: Any = method
+        for parent in parents:
+            node = node.setdefault(parent, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or field in node:
+            raise InputError(f"--method {text}: {path} is there twice; give it once")
+        node[field] = _value(value)
+    return method
+
+
+def _value(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return text
+
+
+def _split(text: str) -> list[str]:
+    """The parts between the commas that are outside of brackets and quotes."""
+    parts, quote = [""], ""
+    expected: list[str] = []  # brackets that are to close
+    for character in text:
+        if character == "," and not expected and not quote:
+            parts.append("")
+            continue
+        parts[-1] += character
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"" and (expected or parts[-1].endswith(f"={character}")):  # not the apostrophe of a name
+            quote = character
+        elif character in _CLOSING:
+            expected.append(_CLOSING[character])
+        elif expected and character == expected[-1]:
+            expected.pop()
+    if expected or quote:
+        raise InputError(f"--method {text}: {(quote or expected[-1])!r} is missing")
+    return parts

@@ -1,0 +1,185 @@
+"""Every way of making pictures that ``--method`` or a config's list of methods can name, ready to sample.
+
+A method is ``dict(kind=..., **options)``, on the command line ``KIND[:EXPERT][,OPTION=VALUE]...`` (method_specs.py).
+The kinds and their options are the functions of kinds.py; all of them also have ``name``, and ``eta``, ``steps`` and
+``guidance`` in place of what all methods of a comparison share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
+from afa_jax.errors import InputError
+from afa_jax.experts import Experts
+from afa_jax.fusion.kinds import sites_of
+from afa_jax.generate import SampleOptions
+from afa_jax.methods.kinds import KINDS, Loaded
+from afa_jax.methods.loading import Models, NotTrained
+from afa_jax.weights.merge_options import number
+from afa_jax.weights.merging import KINDS as MERGES
+from afa_jax.weights.merging import check_options
+
+__all__ = [
+    "FAMILIES",
+    "KINDS",
+    "SAMPLING",
+    "Method",
+    "Models",
+    "NotTrained",
+    "check_entry",
+    "make_method",
+    "method_name",
+]
+
+SAMPLING = ("eta", "steps", "guidance")
+LEAST = dict(eta=0, steps=1, guidance=1)
+EVERYWHERE = ("name", "family", "what", *SAMPLING)
+"""Options of every kind."""
+FAMILIES = (*dict.fromkeys(kind.family for kind in KINDS.values()), "ablation")
+_REVISION = 1  # raise it when a kind makes other pictures of the same record: kept pictures are then made again
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Method:
+    """A way of making pictures.
+
+    Attributes:
+        name: in tables and files.
+        kind, options: as it was asked for.
+        family: "control", "parameter space", "output space", "feature space", "time axis", "AFA" or "ablation".
+        what: one line on what it does.
+        load: loads the weights; ``denoiser`` and ``experts`` do so when they are first asked for.
+        shared: experts whose VAE, tokenizer and schedule are the method's; loaded already, and not its own U-Nets.
+        on_path: whether the denoiser is a PathDenoiser.
+        cost: U-Net evaluations a picture at a timestep with a guidance scale.
+        sampling: those of SAMPLING that it does not share.
+        record: all that decides its pictures, but for the sampling; JSON values.
+        recipe: how its trained part is made, if it has one.
+    """
+
+    name: str
+    kind: str
+    options: Mapping[str, Any]
+    family: str
+    what: str
+    load: Callable[[], Loaded]
+    shared: Experts
+    on_path: bool
+    cost: Callable[[int, float | int], int]
+    sampling: Mapping[str, float | int]
+    record: Mapping[str, Any]
+    recipe: str | None = None
+
+    @functools.cached_property
+    def _loaded(self) -> Loaded:
+        return self.load()
+
+    @property
+    def denoiser(self) -> Denoiser | PathDenoiser:
+        """What the sampler drives."""
+        return self._loaded[0]
+
+    @property
+    def experts(self) -> Experts:
+        """Whose text encoders feed it; VAE, tokenizer and schedule. Of a merge a stack of one."""
+        return self._loaded[1]
+
+    @property
+    def sites(self) -> list[str]:
+        """What each of its maps belongs to; none where it has no maps."""
+        return sites_of(self.denoiser)
+
+    def evaluations(self, options: SampleOptions) -> int:
+        """U-Net evaluations for one picture, conditional and unconditional ones counted."""
+        return sum(self.cost(int(t), options.guidance) for t in self.shared.schedule.timesteps(options.steps))
+
+
+def check_entry(entry: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """The entry of a method as a dictionary: its kind is known, so are its options, and none is missing.
+
+    Nothing is loaded for it: of a long list all can be checked first.
+
+    Raises:
+        InputError: that is not so, or a number to sample with makes no sense.
+    """
+    options = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
+    kind = str(options.get("kind"))
+    if kind not in KINDS:
+        raise InputError(f"no method {kind!r}; there are {', '.join(KINDS)}")
+    if options.get("family", KINDS[kind].family) not in FAMILIES:
+        raise InputError(f"method {kind}: family={options['family']!r}; choose {', '.join(FAMILIES)}")
+    for field in SAMPLING:
+        if field in options:
+            value = options[field] = number(f"method {kind}: {field}", options[field])
+            if value < LEAST[field] or (field == "steps" and value % 1):
+                raise InputError(f"method {kind}: {field}={value:g}; choose {LEAST[field]} or more")
+    if "steps" in options:
+        options["steps"] = int(options["steps"])
+    known = _parameters(kind)
+    own = [option for option in options if option not in ("kind", *EVERYWHERE)]
+    if all(parameter.kind != parameter.VAR_KEYWORD for parameter in known.values()):
+        names = [name for name in known if name != "steps"]
+        for option in own:
+            if option not in names:
+                raise InputError(f"method {kind}: no option {option!r}; it has {', '.join(names) or 'none'}")
+    for name, parameter in known.items():
+        needed = parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name != "steps"
+        if needed and name not in options:
+            raise InputError(f"method {kind}: the option {name} is missing")
+    if kind in MERGES:
+        check_options(kind, {option: options[option] for option in own})
+    return options
+
+
+def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method:
+    """A method, whose own weights are loaded when they are needed.
+
+    Raises:
+        NotTrained: its trained part is not there.
+        InputError: as check_entry, or what the kind's function raises.
+    """
+    options = check_entry(entry)
+    kind = options.pop("kind")
+    name = str(options.pop("name", None) or method_name(dict(kind=kind) | options))
+    sampling = {field: options.pop(field) for field in SAMPLING if field in options}
+    family, what = options.pop("family", KINDS[kind].family), options.pop("what", KINDS[kind].what)
+    steps = dict(steps=sampling.get("steps", models.steps)) if "steps" in _parameters(kind) else {}
+    built = KINDS[kind].build(models, **options, **steps)
+    own = {option: value for option, value in options.items() if option != "workdir"}  # its hash is what counts
+    record = dict(revision=_REVISION, kind=kind, options=own, experts=built.experts) | dict(built.record)
+    return Method(
+        name=name,
+        kind=kind,
+        options=options,
+        family=family,
+        what=what,
+        load=built.load,
+        shared=models.experts,
+        on_path=built.on_path,
+        cost=built.evaluations,
+        sampling=sampling,
+        record=json.loads(json.dumps(record, default=list)),
+        recipe=built.recipe,
+    )
+
+
+def method_name(entry: Mapping[str, Any]) -> str:
+    """What a method is called that has no name of its own: ``ties density=0.3``, ``expert:food``."""
+    options = {field: value for field, value in entry.items() if field not in ("kind", "workdir")}
+    expert = options.pop("expert", None)
+    parts = [f"{field}={value}" for field, value in options.items() if not isinstance(value, Mapping)]
+    return " ".join([f"{entry['kind']}:{expert}" if expert else str(entry["kind"]), *parts])
+
+
+def _parameters(kind: str) -> dict[str, inspect.Parameter]:
+    """The options of a kind; ``steps`` where it depends on those of the sampler."""
+    _, *parameters = inspect.signature(KINDS[kind].build).parameters.values()
+    return {parameter.name: parameter for parameter in parameters}

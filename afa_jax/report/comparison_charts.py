@@ -1,0 +1,136 @@
+"""The charts of a comparison's page: paired differences, quality against cost, curves."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Sequence
+
+from afa_jax.report import figures
+from afa_jax.report.charts import Mark, Row, forest_chart, line_chart, scatter_chart
+from afa_jax.report.figures import Figure, Method, Metric, Report, figure, number
+
+_LINES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#8c6bb1")
+_COSTS = (("seconds_per_image", "seconds a picture"), ("evaluations", "U-Net evaluations a picture"))
+_REFERENCES = dict(best="Against the best single expert", merge="Against the best merge", afa="Against AFA")
+
+
+def differences(report: Report) -> list[tuple[str, str]]:
+    """A section for each reference: a chart for each metric, the main ones open."""
+    sections = []
+    methods, main = figures.by_family(report), [m["name"] for m in figures.main_metrics(report)]
+    for key, heading in _REFERENCES.items():
+        reference = figures.reference_name(report, key)
+        content, rest = "", ""
+        for metric in report["metrics"]:
+            chart = _forest([m for m in methods if m["name"] != reference], key, metric)
+            if chart and metric["name"] in main:
+                content += f"<h3>{html.escape(metric['name'])}</h3>{chart}"
+            elif chart:
+                rest += f"<h3>{html.escape(metric['name'])}</h3>{chart}"
+        if not content + rest:
+            continue
+        intro = (
+            f"<p>The method's value minus {html.escape(reference or 'the reference')}'s, over the same prompts and "
+            "seeds, with the 95 % interval of that difference; the best is above. At the right wins : losses, "
+            "prompts on which it is better or worse, where the metric says so of single pictures."
+        )
+        if key in ("best", "merge") and report["metrics"]:
+            name = html.escape(report["metrics"][0]["name"])
+            intro += f" The reference is the one with the best {name} on these prompts, and profits from that choice."
+        intro += "</p>"
+        more = f"<details><summary>Other metrics</summary>{rest}</details>" if rest else ""
+        sections.append((f"{heading} ({reference})" if reference else heading, intro + content + more))
+    return sections
+
+
+def _forest(methods: Sequence[Method], key: str, metric: Metric) -> str:
+    found = []
+    for method in methods:
+        own = ((method.get("against") or {}).get(key) or {}).get(metric["name"])
+        value = number((own or {}).get("difference"))
+        if own is None or value is None:
+            continue
+        low, high = number(own.get("low")), number(own.get("high"))
+        note = figures.written(value, metric, sign=True)
+        if low is not None and high is not None:
+            note += f" ({figures.interval(Figure(value, low, high), metric, sign=True)})"
+        if own.get("wins") is not None:
+            note += f" · {own['wins']} : {own['losses']}"
+        found.append(Row(method["name"], figures.colour(method), value, low, high, note))
+    found.sort(key=lambda row: row.value, reverse=metric["better"] == "higher")
+    label = f"difference in {metric['name']} ({metric['better']} is better)"
+    return forest_chart(found, label=label) if found else ""
+
+
+def costs(report: Report) -> str:
+    """The main metrics against what a picture costs; named are the references and whom no other one beats in both."""
+    charts, references = [], set((report.get("references") or {}).values())
+    for metric in figures.main_metrics(report):
+        for key, label in _COSTS:
+            named = []
+            for method in figures.by_family(report):
+                cost, found = number(method.get(key)), figure(method.get("metrics"), metric["name"])
+                if found is not None and cost is not None and cost > 0:
+                    named.append((method["name"], figures.colour(method), Mark(cost, *found)))
+            if named:
+                title = f"<h3>{html.escape(metric['name'])} against {label}</h3>"
+                y_label = f"{metric['name']} ({metric['better']} is better)"
+                shown = references | _front(named, higher=metric["better"] == "higher")
+                chart = scatter_chart(named, x_label=f"{label} (logarithmic)", y_label=y_label, log_x=True, shown=shown)
+                charts.append(title + chart)
+    if not charts:
+        return ""
+    return (
+        '<p class="note">Named are AFA, the best single expert, the best merge, and the methods for which no other one '
+        "is both better and no costlier; a pointer on any other point says which it is.</p>"
+    ) + _pairs(charts)
+
+
+def _front(named: Sequence[tuple[str, str, Mark]], *, higher: bool) -> set[str]:
+    """The Pareto front: those that no other one is at least as good and as cheap as, and more so in one of both."""
+    points = [(name, mark.x, -mark.y if higher else mark.y) for name, _, mark in named]
+    return {name for name, x, y in points if not any(a <= x and b <= y and (a, b) != (x, y) for _, a, b in points)}
+
+
+def curves(report: Report) -> str:
+    """The main metrics over steps and over seconds, of the methods that have curves."""
+    charts = []
+    for metric in figures.main_metrics(report):
+        for key, label in (("steps", "sampling steps"), ("seconds_per_image", "seconds a picture")):
+            series = []
+            for index, curve in enumerate(report.get("curves") or []):
+                marks = []
+                for point in curve["points"]:
+                    x, found = number(point.get(key)), figure(point.get("metrics"), metric["name"])
+                    if found is not None and x is not None and x > 0:
+                        marks.append(Mark(x, *found))
+                if marks:
+                    series.append((curve["method"], _LINES[index % len(_LINES)], sorted(marks)))
+            if series:
+                y_label = f"{metric['name']} ({metric['better']} is better)"
+                chart = line_chart(
+                    series, x_label=f"{label} (logarithmic)", y_label=y_label, log_x=True, points=True, size=(640, 300)
+                )
+                charts.append(f"<h3>{html.escape(metric['name'])} over {label}</h3>{chart}")
+    return _of_which(report) + _pairs(charts) if charts else ""
+
+
+def _of_which(report: Report) -> str:
+    """What the curves are measured on, where that is not what the tables are."""
+    found = next((curve for curve in report.get("curves") or [] if curve.get("prompts")), None)
+    if found is None:
+        return ""
+    prompts, seeds = found["prompts"], found.get("seeds")
+    count = prompts if isinstance(prompts, int) else len(prompts)
+    whole = report["protocol"]
+    if count == whole["prompts"] and seeds in (None, whole.get("seeds")):
+        return ""
+    text = f"Measured on {count} of the {whole['prompts']} prompts"
+    if seeds:
+        text += f", {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
+    return f'<p class="note">{text}: compare the points with one another, not with the tables.</p>'
+
+
+def _pairs(charts: Sequence[str]) -> str:
+    """Charts side by side where there is room."""
+    return f'<div class="pair">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>' if charts else ""

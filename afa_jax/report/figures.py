@@ -1,0 +1,189 @@
+"""What report.json holds, read for people: the methods in their order, the figures as text, and which is the best.
+
+Any figure may be null or absent: it is None here, and an empty cell in every table.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from afa_jax.errors import InputError
+
+FAMILIES = {
+    "control": "#777777",
+    "parameter space": "#e69f00",
+    "output space": "#0072b2",
+    "feature space": "#cc79a7",
+    "time axis": "#009e73",
+    "AFA": "#d55e00",
+    "ablation": "#8c6bb1",
+}
+"""The families of methods in the order of every table, with their colours."""
+
+VERSION = 1
+Report = Mapping[str, Any]
+Method = Mapping[str, Any]
+Metric = Mapping[str, Any]
+
+
+class Figure(NamedTuple):
+    """A figure and its 95 % interval, where there is one."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """The report of ``afa_jax.evaluate`` in a file.
+
+    Raises:
+        InputError: no such file, no JSON, or not such a report.
+    """
+    try:
+        report = json.loads(path.read_text())
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; name the report.json that afa_jax.evaluate wrote") from error
+    except ValueError as error:
+        raise InputError(f"{path}: not JSON ({error}); make it again with afa_jax.evaluate") from error
+    if not isinstance(report, dict) or not {"metrics", "methods", "protocol"} <= report.keys():
+        raise InputError(f"{path}: not a report of afa_jax.evaluate (it has metrics, methods and protocol)")
+    if report.get("version") != VERSION:
+        raise InputError(f"{path}: a report of version {report.get('version')}, this is for version {VERSION}")
+    return report
+
+
+def by_family(report: Report) -> list[Method]:
+    """The methods, family by family; within one in the report's order."""
+    order = list(FAMILIES)
+    return sorted(report["methods"], key=lambda m: order.index(m["family"]) if m["family"] in order else len(order))
+
+
+def colour(method: Method) -> str:
+    """The colour of a method's family."""
+    return FAMILIES.get(method["family"], "#333333")
+
+
+def main_metrics(report: Report) -> list[Metric]:
+    """The metrics that the report calls main; if it calls none so, the first one."""
+    return [metric for metric in report["metrics"] if metric.get("main")] or list(report["metrics"][:1])
+
+
+def metric_named(report: Report, name: str) -> Metric:
+    """A metric of the report.
+
+    Raises:
+        InputError: it has none of this name; lists those there are.
+    """
+    for metric in report["metrics"]:
+        if metric["name"] == name:
+            return metric
+    known = ", ".join(metric["name"] for metric in report["metrics"])
+    raise InputError(f"the report has no metric {name!r}; it has {known}")
+
+
+def figure(figures: Mapping[str, Any] | None, name: str) -> Figure | None:
+    """The figure of this name among some, from a dict with value, low and high or from a plain number."""
+    found = (figures or {}).get(name)
+    if isinstance(found, Mapping):
+        value = number(found.get("value"))
+        return None if value is None else Figure(value, number(found.get("low")), number(found.get("high")))
+    value = number(found)
+    return None if value is None else Figure(value)
+
+
+def number(value: Any) -> float | None:
+    """A finite number as float, else None."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def best(metric: Metric, methods: Iterable[Method]) -> float | None:
+    """The best value of a metric among some methods."""
+    found = [f.value for f in (figure(method.get("metrics"), metric["name"]) for method in methods) if f is not None]
+    if not found:
+        return None
+    return max(found) if metric["better"] == "higher" else min(found)
+
+
+def written(value: float | None, metric: Metric, *, sign: bool = False) -> str:
+    """A value with the metric's digits; nothing for None."""
+    if value is None:
+        return ""
+    text = f"{value:{'+' if sign else ''}.{metric.get('digits', 3)}f}"
+    return text.lstrip("+-") if not float(text) and not sign else text
+
+
+def interval(found: Any, metric: Metric, *, sign: bool = False) -> str:
+    """The 95 % interval of a Figure; nothing if it has none."""
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{written(found.low, metric, sign=sign)} to {written(found.high, metric, sign=sign)}"
+
+
+def size(value: float | int | None) -> str:
+    """Bytes as people read them."""
+    if value is None:
+        return ""
+    power = min(3, max(0, int(math.log2(value) // 10))) if value else 0
+    return f"{value / 1024**power:.3g} {('B', 'KiB', 'MiB', 'GiB')[power]}"
+
+
+def seconds(value: float | None) -> str:
+    """Three significant digits."""
+    return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
+
+
+def protocol_sentence(report: Report) -> str:
+    """How the pictures were made and the intervals computed, in one paragraph of plain text."""
+    p = report["protocol"]
+    seeds, resamples = p.get("seeds") or [], p.get("resamples")
+    parts = [f"{p['prompts']} prompts"]
+    if groups := p.get("groups"):
+        parts[0] += f" ({', '.join(f'{name} {count}' for name, count in groups.items())})"
+    if seeds:
+        parts.append(f"{len(seeds)} {'seed' if len(seeds) == 1 else 'seeds'} ({', '.join(map(str, seeds))})")
+    text = (
+        f"{' and '.join(parts)}, the same for every method, each picture from the same starting noise. "
+        f"{str(p.get('sampler', 'ddim')).upper()}, {p['steps']} steps, guidance {p['guidance']:g}, "
+        f"eta {p.get('eta', 0):g} where a method has none of its own"
+    )
+    if shape := p.get("size"):
+        text += f", {shape[0]} x {shape[1]} pixels (rows x columns)"
+    text += f"; measured on {report['device']}." if report.get("device") else "."
+    if resamples:
+        text += f" Intervals: 95 %, bootstrap over prompts ({resamples:,} resamples)"
+        without = [metric for metric in report["metrics"] if not _has_intervals(report, metric["name"])]
+        text += f"; {names_of(without)}, of whole sets of pictures: without." if without else "."
+    return text
+
+
+def _has_intervals(report: Report, metric: str) -> bool:
+    """Whether a metric's figures have intervals, or there are none of it."""
+    found = [own for method in report["methods"] if (own := figure(method.get("metrics"), metric)) is not None]
+    return not found or any(own.low is not None for own in found)
+
+
+def own_sampling(report: Report, method: Method) -> dict[str, Any]:
+    """Steps, guidance and eta of a method that are not those of all."""
+    shared = report["protocol"]
+    return {
+        field: method[field]
+        for field in ("steps", "guidance", "eta")
+        if method.get(field) is not None and method[field] != shared.get(field)
+    }
+
+
+def reference_name(report: Report, key: str) -> str | None:
+    """The method that ``against[key]`` compares with."""
+    return (report.get("references") or {}).get(key)
+
+
+def names_of(items: Sequence[Mapping[str, Any]]) -> str:
+    """Names in a row, with commas."""
+    return ", ".join(str(item["name"]) for item in items)

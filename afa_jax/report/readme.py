@@ -1,0 +1,173 @@
+"""Tables of a comparison inside Markdown files, written by ``python -m afa_jax.report --into README.md``.
+
+What stands between these two lines is the table of that report, and nothing else may:
+
+    <!-- table: docs/emoji/report.json metrics=subject,kid methods=main -->
+    <!-- end table -->
+
+The report's path is relative to the Markdown file, as a link's is. Options, all of which may be left out:
+
+    metrics   names, or "all"; by default those that the report calls main
+    methods   names and families (in quotes where they have a space), "all" (the default) or "main": the controls and
+              AFA, and of every other family but the ablations the best by the table's first metric
+    by        "family" puts a line above the methods of each family
+    costs     "no" leaves out the columns of what a picture costs
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from afa_jax.errors import InputError
+from afa_jax.files import replace_text
+from afa_jax.report import figures
+from afa_jax.report.figures import Figure, Method, Metric, Report, figure
+
+_OPTIONS = ("metrics", "methods", "by", "costs")
+_BEGIN, _END = re.compile(r"<!-- table: (?P<spec>.*?) ?-->"), "<!-- end table -->"
+
+
+def update_tables(path: Path, report: Path | None = None, *, check: bool = False) -> bool:
+    """Write every table of a Markdown file anew.
+
+    Args:
+        report: only tables of this one.
+        check: leave the file as it is.
+
+    Returns:
+        Whether the file was as it should be.
+
+    Raises:
+        InputError: no such file, no table in it, a marker without its end, or one that asks for what is not there.
+    """
+    try:
+        text = path.read_text()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; name a Markdown file") from error
+    new = with_tables(text, path, report)
+    if new != text and not check:
+        replace_text(path, new)
+    return new == text
+
+
+def with_tables(text: str, path: Path, report: Path | None = None) -> str:
+    """The text of the Markdown file at ``path`` with its tables made anew; as update_tables."""
+    lines, done, found = text.splitlines(), [], 0
+    rows = iter(enumerate(lines, 1))
+    for number, line in rows:
+        done.append(line)
+        match = _BEGIN.fullmatch(line.strip())
+        if match is None:
+            continue
+        begun = len(done)
+        for _, inner in rows:
+            done.append(inner)
+            if inner.strip() == _END or _BEGIN.fullmatch(inner.strip()):
+                break
+        if done[-1].strip() != _END or len(done) == begun:
+            raise InputError(f"{path}:{number}: a table without its end; add the line {_END}")
+        name, options = _parse(match["spec"], f"{path}:{number}")
+        source = path.parent / name
+        if report is not None and source.resolve() != report.resolve():
+            continue
+        found += 1
+        try:
+            made = markdown(figures.read_report(source), **options)
+        except InputError as error:
+            raise InputError(f"{path}:{number}: {error}") from error
+        done[begun:] = ["", *made.splitlines(), "", _END]
+    if not found:
+        what = f"no table of {report}" if report else "no table"
+        raise InputError(f"{path}: {what}; write the lines <!-- table: REPORT.json --> and {_END} where it is to be")
+    return "\n".join(done) + ("\n" if text.endswith("\n") else "")
+
+
+def _parse(spec: str, where: str) -> tuple[str, dict[str, str]]:
+    try:
+        source, *rest = shlex.split(spec)
+        options = dict(option.split("=", 1) for option in rest)
+    except ValueError as error:
+        raise InputError(f"{where}: write <!-- table: REPORT.json option=value ... -->, values in quotes") from error
+    for name in options:
+        if name not in _OPTIONS:
+            raise InputError(f"{where}: no option {name!r} of a table; there are {', '.join(_OPTIONS)}")
+    return source, options
+
+
+def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = "", costs: str = "yes") -> str:
+    """The Markdown table of a report, its bounds, and a line that says how it was measured; options as above.
+
+    Raises:
+        InputError: a metric, method or family that the report does not have.
+    """
+    if by not in ("", "family") or costs not in ("yes", "no"):
+        raise InputError(f"by={by}, costs={costs}: choose by=family or none, costs=yes or no")
+    if metrics == "all":
+        columns = list(report["metrics"])
+    elif metrics:
+        columns = [figures.metric_named(report, name.strip()) for name in metrics.split(",")]
+    else:
+        columns = figures.main_metrics(report)
+    chosen = _chosen(report, methods, columns[0])
+    tops = [figures.best(metric, chosen) for metric in columns]
+    price: list[tuple[str, str, Callable[[Any], str]]] = [
+        ("evaluations", "U-Net evaluations", str),
+        ("seconds_per_image", "s a picture", figures.seconds),
+    ]
+    shown = [cost for cost in price if costs == "yes" and any(method.get(cost[0]) is not None for method in chosen)]
+    arrows = dict(higher="&uarr;", lower="&darr;")
+    heads = ["method", *(f"{m['name']} {arrows[m['better']]}" for m in columns), *(head for _, head, _ in shown)]
+    lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
+    family = None
+    for method in chosen:
+        if by == "family" and method["family"] != family:
+            family = method["family"]
+            lines.append(_line([f"*{family}*", *[""] * (len(heads) - 1)]))
+        cells = []
+        for metric, top in zip(columns, tops, strict=True):
+            found = figure(method.get("metrics"), metric["name"])
+            cells.append(_cell(found, metric, bold=found is not None and found.value == top))
+        cells += ["" if method.get(key) is None else text(method[key]) for key, _, text in shown]
+        lines.append(_line([method["name"], *cells]))
+    for name, bound in (report.get("bounds") or {}).items():
+        values = [figure(bound, metric["name"]) for metric in columns]
+        if any(values):
+            cells = [figures.written(v.value, m) if v else "" for v, m in zip(values, columns, strict=True)]
+            lines.append(_line([f"*{name}*", *cells, *[""] * len(shown)]))
+    return "\n".join(lines) + f"\n\n{figures.protocol_sentence(report)} Bold: the best value of a column."
+
+
+def _chosen(report: Report, methods: str, metric: Metric) -> list[Method]:
+    ordered = figures.by_family(report)
+    if methods == "all":
+        return ordered
+    if methods == "main":
+        kept = []
+        for method in ordered:
+            family = [other for other in ordered if other["family"] == method["family"]]
+            found, top = figure(method.get("metrics"), metric["name"]), figures.best(metric, family)
+            best = found is not None and found.value == top
+            if method["family"] in ("control", "AFA") or (best and method["family"] != "ablation"):
+                kept.append(method)
+        return kept
+    wanted = [name.strip() for name in methods.split(",")]
+    known = {method[key] for method in ordered for key in ("name", "family")}
+    for name in wanted:
+        if name not in known:
+            raise InputError(f"the report has no method or family {name!r}; it has {figures.names_of(ordered)}")
+    return [method for method in ordered if {method["name"], method["family"]} & set(wanted)]
+
+
+def _cell(found: Figure | None, metric: Metric, *, bold: bool) -> str:
+    if found is None:
+        return ""
+    text, between = figures.written(found.value, metric), figures.interval(found, metric)
+    return (f"**{text}**" if bold else text) + (f" ({between})" if between else "")
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"

@@ -1,0 +1,54 @@
+"""Options of merges, checked: numbers, and numbers by experts' names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+
+
+def number(what: str, value: Any) -> float:
+    """A finite number; raises InputError for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise InputError(f"{what}={value!r}; make it a finite number")
+    return float(value)
+
+
+def share(what: str, value: Any) -> float:
+    """A number above 0, up to 1; raises InputError for anything else."""
+    if not 0 < number(what, value) <= 1:
+        raise InputError(f"{what}={value:g}; choose a share above 0, up to 1")
+    return float(value)
+
+
+def fractions(weights: Any, experts: Sequence[str], what: str) -> list[float]:
+    """The experts' weights in their order from those given by name, 0 where none is.
+
+    Raises:
+        InputError: it is no mapping of experts' names to finite numbers, or they do not sum to 1.
+    """
+    own = numbers(weights, experts, what)
+    total = math.fsum(own.values())
+    if abs(total - 1) > 1e-6:
+        raise InputError(f"{what}: the weights sum to {total:g}; make it 1")
+    return [own.get(name, 0.0) for name in experts]
+
+
+def numbers(values: Any, experts: Sequence[str], what: str) -> dict[str, float]:
+    """Finite numbers by experts' names, some or all of them.
+
+    Raises:
+        InputError: it is none of this.
+    """
+    if not isinstance(values, Mapping | ConfigDict):
+        raise InputError(f"{what}: {values!r} names no experts; write dict({experts[0]}=...)")
+    found = {}
+    for name, value in values.items():
+        if name not in experts:
+            raise InputError(f"{what}: no expert {name!r}; there are {', '.join(experts)}")
+        found[name] = number(f"{what}: {name}", value)
+    return found

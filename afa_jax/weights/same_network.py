@@ -1,0 +1,92 @@
+"""One network of several checkpoints, to make one of: what every merge reads, and how its result is kept."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import numpy as np
+
+from afa_jax.weights.checkpoint import Checkpoint
+from afa_jax.weights.load import check_network, unet_blocks
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, check_finite
+
+
+@dataclasses.dataclass(frozen=True)
+class SameNetwork:
+    """One network of several checkpoints of one architecture, a tensor at a time in float32.
+
+    Attributes:
+        component: ``unet`` or ``text_encoder``.
+        sources: the checkpoints, by whatever they are called.
+        keys: of the tensors, the same in all.
+    """
+
+    component: str
+    sources: Mapping[Any, Checkpoint]
+
+    def __post_init__(self) -> None:
+        """Raise WeightsError, without reading a tensor, as load_unet, or for another architecture than the first's."""
+        for checkpoint in self.sources.values():
+            check_network(checkpoint, self.component)
+        shapes = [{key: tensor.shape for key, tensor in own.items()} for own in self.tensors.values()]
+        first, *_ = self.whats.values()
+        for own, what in zip(shapes, self.whats.values(), strict=True):
+            if own != shapes[0]:
+                raise WeightsError(f"{what} is of another architecture than {first}; merge models of one kind")
+
+    @functools.cached_property
+    def tensors(self) -> dict[Any, Tensors]:
+        """The state dicts by source."""
+        return {name: checkpoint.tensors(self.component) for name, checkpoint in self.sources.items()}
+
+    @functools.cached_property
+    def whats(self) -> dict[Any, str]:
+        """The files by source, for messages; looking for them in a folder takes as long as reading a tensor."""
+        return {name: checkpoint.what(self.component) for name, checkpoint in self.sources.items()}
+
+    @functools.cached_property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(next(iter(self.tensors.values())))
+
+    @functools.cached_property
+    def block_of(self) -> dict[str, str]:
+        """By key the name of a tensor's stage, ``time_embedding`` or ``text_encoder``."""
+        if self.component != "unet":
+            return dict.fromkeys(self.keys, self.component)
+        return unet_blocks(next(iter(self.sources.values())))
+
+    def read(self, source: Any, key: str) -> np.ndarray:
+        """A tensor of a source in float32; raises WeightsError for one that is not finite."""
+        array = np.asarray(self.tensors[source][key], np.float32)
+        check_finite(array, key, self.whats[source])
+        return array
+
+    def weighted_sum(self, weights: Mapping[Any, float], key: str) -> np.ndarray:
+        """The sum of sources' tensors by their weights; weight 0 is not read, a single weight of 1 keeps the bits."""
+        total: np.ndarray | None = None
+        for source, weight in weights.items():
+            if weight:
+                term = np.float32(weight) * self.read(source, key)
+                total = term if total is None else np.add(total, term, out=total)
+        return np.zeros(self.tensors[next(iter(weights))][key].shape, np.float32) if total is None else total
+
+    def merged(self, rule: Callable[[str], np.ndarray], of: Iterable[Any] | None = None) -> Tensors:
+        """Tensors that ``rule(key)`` makes when they are read, in the one dtype that ``of``'s have, else float32.
+
+        Reading one raises WeightsError for values that are too large for the dtype.
+
+        Args:
+            of: sources, all by default.
+        """
+        sources = list(self.sources if of is None else of)
+
+        def tensor(key: str) -> Tensor:
+            dtypes = {np.dtype(self.tensors[source][key].dtype) for source in sources}
+            dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+            shape = self.tensors[sources[0]][key].shape
+            return Tensor(shape, dtype, lambda: cast(rule(key), dtype, key, "the merged weights"))
+
+        return {key: tensor(key) for key in self.keys}

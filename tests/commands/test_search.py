@@ -1,0 +1,271 @@
+"""The search for merge weights: its spaces, its merge in memory, that it goes on as it was, and the command."""
+
+import json
+import math
+import os
+import signal
+import sys
+import threading
+from collections.abc import Mapping
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from afa_jax import search as command
+from afa_jax.commands import load_config, run
+from afa_jax.errors import InputError, Stopped
+from afa_jax.evaluation import metrics
+from afa_jax.evaluation import search as searching
+from afa_jax.evaluation.prompts import load_items
+from afa_jax.evaluation.search import KINDS, LIMIT, Space, emoji_score, full_scale_score, merge_stacks, score_weights
+from afa_jax.experts import load_experts
+from afa_jax.generate import SampleOptions
+from afa_jax.parallel import stack, take
+from afa_jax.search import search, summary
+from afa_jax.weights.keys import flatten
+from afa_jax.weights.load import load_text_encoder, load_unet
+from tests import tiny
+
+STAGES = tuple(stage.name for stage in tiny.unet(0, tiny.MICRO_UNET).stages)
+NAMES = ("a", "b", "c")
+
+
+def space(kind, points=3):
+    return Space(kind=kind, experts=NAMES, stages=STAGES, points=points)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_of_a_space(kind):
+    own = space(kind)
+    assert own.blocks == ("IN00", "IN01", "M00", "OUT00", "OUT01", "BASE")
+    np.testing.assert_allclose(own.weights(own.average), 1 / 3, rtol=1e-15)
+    rng = np.random.default_rng(0)
+    parameters = {name: float(rng.uniform(-LIMIT, LIMIT)) for name in own.average}
+    weights = own.weights(parameters)
+    assert weights.shape == (6, 3)
+    np.testing.assert_allclose(weights.sum(1), 1, rtol=1e-15)
+    exponentials = {knot: np.exp([parameters[f"{knot}/{name}"] for name in NAMES]) for knot in own.knots}
+    knots = {knot: values / values.sum() for knot, values in exponentials.items()}
+    expected = {
+        "blocks": dict(enumerate(own.blocks)),
+        "experts": dict.fromkeys(range(6), "all"),
+        "curve": {0: "point0", 2: "point1", 4: "point2", 5: "BASE"},
+    }[kind]
+    for row, knot in expected.items():
+        np.testing.assert_allclose(weights[row], knots[knot], rtol=1e-12)
+    if kind == "curve":  # half-way between two control points it is their geometric mean, normalised
+        between = np.sqrt(knots["point0"] * knots["point1"])
+        np.testing.assert_allclose(weights[1], between / between.sum(), rtol=1e-12)
+    assert own.by_block(weights)["M00"] == dict(zip(NAMES, weights[2].tolist(), strict=True))
+
+
+def test_what_no_space_can_be():
+    with pytest.raises(InputError, match="two experts or more"):
+        Space(kind="blocks", experts=("a",), stages=STAGES)
+    for points in (1, 6):
+        with pytest.raises(InputError, match="choose 2 to 5"):
+            space("curve", points)
+
+
+def test_the_merge_in_memory():
+    unets, encoders = [tiny.unet(i, tiny.MICRO_UNET) for i in range(3)], [tiny.text_encoder(i) for i in range(3)]
+    stacks = stack(unets), stack(encoders)
+    one_hot = jnp.asarray(np.eye(3)[[0, 1, 2, 0, 1, 2]], jnp.float32)
+    unet, encoder = merge_stacks(*stacks, one_hot)
+    owners = dict(enumerate((0, 1, 2, 0, 1))) | {-1: 2}
+    own = [flatten(unet) for unet in unets]
+    for path, leaf in flatten(unet).items():
+        head, index, *_ = path.split(".")
+        owner = owners[int(index)] if head == "stages" else 2  # the time embedding is of BASE
+        np.testing.assert_array_equal(leaf[0], own[owner][path], err_msg=path)
+    for ours, theirs in zip(jax.tree.leaves(encoder), jax.tree.leaves(encoders[2]), strict=True):
+        np.testing.assert_array_equal(ours[0], theirs)
+    rows = np.random.default_rng(0).dirichlet(np.ones(3), 6)
+    unet, _ = merge_stacks(*stacks, jnp.asarray(rows, jnp.float32))
+    for path, leaf in flatten(unet).items():
+        head, index, *_ = path.split(".")
+        row = rows[int(index)] if head == "stages" else rows[-1]
+        expected = sum(row[n] * np.asarray(own[n][path], np.float64) for n in range(3))
+        np.testing.assert_allclose(leaf[0], expected, atol=1e-6, err_msg=path)
+
+
+def bowl(parameters: Mapping[str, float]) -> float:
+    """A score that is best where every expert's logit is its number."""
+    return -sum((value - "abc".index(name[-1])) ** 2 for name, value in parameters.items())
+
+
+def trials_of(study: Any) -> list[tuple[Any, ...]]:
+    return [(t.number, t.value, t.params) for t in study.get_trials(deepcopy=False) if t.value is not None]
+
+
+@pytest.mark.parametrize("sampler", command.SAMPLERS)
+def test_a_search_goes_on_as_if_it_had_never_stopped(sampler, tmp_path):
+    """After a stop between trials, a crash within one, and SIGTERM; also the first trial is the average."""
+    own = space("experts")
+
+    def go(name, trials, evaluate=bowl):
+        kwargs = dict(better="higher", sampler=sampler, seed=3, trials=trials)
+        return search(tmp_path / name, evaluate, own, **kwargs)
+
+    whole = go("whole", 25)
+    assert trials_of(whole)[0] == (0, bowl(own.average), own.average)
+    assert whole.best_value > bowl(own.average)
+    go("parts", 4)
+    calls = []
+
+    def crash(parameters):
+        calls.append(parameters)
+        if len(calls) == 9:
+            raise RuntimeError("a power cut")
+        return bowl(parameters)
+
+    with pytest.raises(RuntimeError, match="a power cut"):
+        go("parts", 25, crash)
+    stopped = threading.Event()
+
+    def signalled(parameters):
+        calls.append(parameters)
+        if len(calls) == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+            stopped.wait(30)
+        return bowl(parameters)
+
+    with pytest.raises(Stopped, match="stopped by SIGTERM at step 17; continue with --resume"):
+        go("parts", 25, signalled)
+    stopped.set()
+    assert trials_of(go("parts", 25)) == trials_of(whole)
+
+
+def test_a_lower_score_may_be_the_better_one(tmp_path):
+    own = space("experts")
+    study = search(
+        tmp_path / "log", lambda parameters: -bowl(parameters), own, better="lower", sampler="cmaes", seed=0, trials=60
+    )
+    found = summary(study, own, dict(metric="kid"))
+    assert found["score"] == min(score for _, score in found["history"]) < found["average"] == -bowl(own.average)
+    assert len(found["history"]) == found["trials"] == 60
+
+
+def test_time_is_a_budget_too(tmp_path, monkeypatch):
+    clock = iter(range(0, 10_000, 30))
+    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    study = search(
+        tmp_path / "log", bowl, space("experts"), better="higher", sampler="tpe", seed=0, trials=99, minutes=2
+    )
+    assert len(trials_of(study)) == 3  # begun after 30, 60 and 90 seconds
+
+
+@pytest.mark.parametrize("sampler", command.SAMPLERS)
+def test_a_score_that_is_no_number_is_the_worst(sampler, tmp_path):
+    own, calls = space("experts"), []
+
+    def broken(parameters):
+        calls.append(parameters)
+        return math.nan if len(calls) % 3 == 2 else bowl(parameters)
+
+    kwargs: dict[str, Any] = dict(better="higher", sampler=sampler, seed=0, trials=14)
+    found = summary(search(tmp_path / "log", broken, own, **kwargs), own, dict(metric="subject"))
+    assert [i for i, (_, score) in enumerate(found["history"]) if score is None] == [1, 4, 7, 10, 13]
+    assert found["trials"] == len(calls) == 14 and found["score"] >= found["average"] == bowl(own.average)
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(InputError, match="the uniform average scores nan; try another --metric"):
+        search(tmp_path / "first", lambda parameters: math.nan, own, **kwargs)
+
+
+def test_both_is_the_share_of_pictures_with_both_subjects(monkeypatch):
+    subjects = np.array([[1, 1], [1, 0], [0, 0], [1, 1]])
+    monkeypatch.setattr(searching, "load_judge", lambda: np.copy)
+    monkeypatch.setattr(searching, "hits", lambda judgement, prompts: dict(subject=subjects[: len(judgement)]))
+    score = emoji_score("both", 4)
+    assert score.of([np.zeros((32, 64, 3), np.uint8)] * 4) == 0.5 and score.better == "higher"
+
+
+def test_the_command(root, tmp_path, capsys):
+    """It searches, resumes, refuses other settings; the weights it found score what it says, and are the merge's."""
+    workdir, out = tmp_path / "search", tmp_path / "merged.safetensors"
+
+    def go(*more: str) -> int:
+        arguments = ["--config", str(root / "config.py"), "--workdir", str(workdir), "--prompts", "2", "--steps", "1"]
+        return run(command.main, [*arguments, "--guidance", "1", "--batch", "2", *more])
+
+    assert go("--trials", "2") == 0
+    first = json.loads((workdir / "best.json").read_text())
+    told = tmp_path / "new" / "best.json"
+    assert go("--trials", "3", "--resume", "--write", str(out), "--out", str(told)) == 0
+    best = json.loads(told.read_text())
+    assert best["history"][:2] == first["history"] and best["trials"] == 3
+    assert best["average"] == best["history"][0][1] <= best["score"]
+
+    config = load_config(str(root / "config.py"))
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)  # as the command: one compilation
+    rows = np.array([[best["weights"][block][name] for name in NAMES] for block in space("blocks").blocks])
+    options = SampleOptions(size=(32, 64), steps=1, guidance=1.0, batch=2)
+    assert score_weights(rows, experts, emoji_score("subject", 2), seed=1000, options=options) == best["score"]
+    merged = merge_stacks(experts.unet, experts.text_encoder, jnp.asarray(rows, jnp.float32))
+    for module, stored in zip(merged, (load_unet(out), load_text_encoder(out)), strict=True):
+        written = flatten(stored)
+        for path, leaf in flatten(take(module, 0)).items():
+            np.testing.assert_allclose(leaf, written[path], atol=1e-6, err_msg=path)
+
+    capsys.readouterr()
+    assert go("--trials", "3") == 2
+    assert "is not empty: continue it with --resume" in capsys.readouterr().err
+    assert go("--trials", "3", "--resume", "--metric", "style") == 2
+    assert "searched with other metric; give it again, or another --workdir" in capsys.readouterr().err
+    assert go("--trials", "3", "--resume", "--config.dtype=bfloat16") == 2
+    assert "searched with other dtype; give it again, or another --workdir" in capsys.readouterr().err
+
+
+def test_what_the_command_refuses(root, tmp_path, capsys, monkeypatch):
+    def error(*more: str) -> str:
+        arguments = ["--config", str(root / "config.py"), "--workdir", str(tmp_path / "none"), *more]
+        assert run(command.main, arguments) == 2
+        assert not (tmp_path / "none").exists()
+        return capsys.readouterr().err
+
+    assert "--metric beauty: of emoji scenes there are subject," in error("--metric", "beauty")
+    assert "--prompts 2; choose 3 or more" in error("--metric", "kid", "--prompts", "2")
+    assert "--trials 0; choose 1 or more" in error("--trials", "0")
+    assert "--minutes 0.0; choose more than 0" in error("--minutes", "0")
+    assert "no such file" in error("--prompt_file", str(tmp_path / "absent.txt"))
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    assert "needs optuna, which is not installed: pip install -r requirements-search.txt" in error()
+
+
+def test_a_metric_of_full_scale_is_a_score(monkeypatch):
+    """Its mean over the pictures; those that compare with real pictures are refused."""
+    info = metrics.MetricInfo(name="brightness", better="lower", what="", level="picture", digits=1)
+
+    class Brightness:
+        infos = (info,)
+
+        def __call__(self, pictures, prompts, references=None):
+            assert prompts == ["one", "two"]
+            return dict(brightness=np.array([picture.mean() for picture in pictures]), other=np.zeros(2))
+
+    class Distance:
+        infos = (info,)
+
+        def features(self, pictures): ...
+        def distance(self, features, real): ...
+
+    monkeypatch.setattr(metrics, "load_metric", lambda name, weights: Brightness())
+    score = full_scale_score("brightness", ["one", "two"])
+    assert (score.metric, score.better, score.captions) == ("brightness", "lower", ("one", "two"))
+    assert score.of([np.full((2, 2, 3), 10, np.uint8), np.full((4, 2, 3), 20, np.uint8)]) == 15
+    monkeypatch.setattr(metrics, "load_metric", lambda name, weights: Distance())
+    with pytest.raises(InputError, match="--metric fid needs more than pictures and prompts"):
+        full_scale_score("fid", ["one"])
+
+
+def test_the_searchs_prompts_are_not_those_of_evaluations():
+    searched = set(emoji_score("subject", 64).captions)
+    config = load_config(str(Path(command.__file__).parents[1] / "configs" / "emoji.py"))
+    items = load_items(config.evaluation.prompts)
+    assert len(searched) == 64 and len(items) == 200
+    assert not searched & {item.prompt for item in items}

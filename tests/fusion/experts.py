@@ -1,0 +1,34 @@
+"""Experts of a few numbers, whose predictions a test can choose."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Echo:
+    """An expert that predicts its text states ``[b, h * w, c]``; ``stacked`` only says how many there are."""
+
+    stacked: Any
+
+    def __call__(self, latents: Any, t: Any, text: Any) -> Any:
+        return text.reshape(latents.shape).astype(jnp.float32)
+
+
+jax.tree_util.register_dataclass(Echo, data_fields=["stacked"], meta_fields=[])
+
+
+def echoes(count: int) -> Echo:
+    """A stack of them."""
+    return Echo(jnp.zeros(count))
+
+
+def as_text(predictions: np.ndarray) -> jax.Array:
+    """Predictions ``[n, b, h, w, c]`` as the text states that make Echo say them."""
+    n, b, h, w, c = predictions.shape
+    return jnp.asarray(predictions, jnp.float32).reshape(n, b, h * w, c)
