@@ -7,7 +7,6 @@ maps.html, the figures in maps.json.
 
 from __future__ import annotations
 
-import dataclasses
 import io
 import json
 from collections.abc import Iterator, Sequence
@@ -72,8 +71,7 @@ def main(arguments: Sequence[str]) -> None:
     models = Models(config, options.workdir, whole.steps)
     whole.check(models.experts)
     method = make_method(find_method(options.method, config, options), models)
-    own: dict[str, Any] = dict(method.sampling)
-    whole, reduced = (dataclasses.replace(each, **own) for each in (whole, reduced))
+    whole, reduced = (method.sampled_with(each) for each in (whole, reduced))
     experts = method.experts
     timesteps = [int(t) for t in experts.schedule.timesteps(whole.steps)]
     sites = method.sites

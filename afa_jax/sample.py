@@ -7,7 +7,6 @@ row.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
     models = Models(config, options.workdir, sampling.steps)
     sampling.check(models.experts)
     method = make_method(find_method(options.method, config, options), models)
-    sampling = dataclasses.replace(sampling, **method.sampling)  # type: ignore[arg-type]
+    sampling = method.sampled_with(sampling)
     experts = method.experts
     requests = [
         Request(prompt=prompt, number=number, negative_prompt=options.negative_prompt)

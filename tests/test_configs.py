@@ -72,13 +72,10 @@ def test_the_papers_protocol():
         assert (own.steps, own.guidance, own.eta) == (50, 7.5, 0.0)
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.py")), ids=lambda path: path.stem)
-def test_a_comparison_names_methods_that_there_are(path):
+@pytest.mark.parametrize("name", ["emoji", "sd15"])
+def test_a_comparison_names_methods_that_there_are(name):
     """A misspelt option would be found hours into it."""
-    variant = VARIANTS.get(path.stem, ("",))[0]
-    config = load_config(f"{path}:{variant}" if variant else str(path))
-    if "evaluation" not in config:
-        pytest.skip("no comparison")
+    config = load_config(str(CONFIGS / f"{name}.py"))
     for entry in config.evaluation.methods:
         check_entry(entry)
 

@@ -19,7 +19,7 @@ from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.evaluation.prompts import Item
 from afa_jax.evaluation.scores import Scorer, Scores, scored
 from afa_jax.generate import SampleOptions
-from afa_jax.methods import SAMPLING, Method, Models, NotTrained, check_entry, make_method, method_name
+from afa_jax.methods import Method, Models, NotTrained, check_entry, make_method, method_name
 
 Entry = Mapping[str, Any]
 
@@ -54,12 +54,7 @@ class Protocol:
 
     def options_of(self, method: Method) -> SampleOptions:
         """How a method samples."""
-        own: dict[str, Any] = {
-            field: method.sampling[field] if field == "steps" else float(method.sampling[field])
-            for field in SAMPLING
-            if field in method.sampling
-        }
-        return dataclasses.replace(self.options, **own)
+        return method.sampled_with(self.options)
 
     def folder_of(self, method: Method) -> PictureFolder:
         """Where a method's pictures are."""

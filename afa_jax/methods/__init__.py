@@ -97,6 +97,11 @@ class Method:
         """What each of its maps belongs to; none where it has no maps."""
         return sites_of(self.denoiser)
 
+    def sampled_with(self, shared: SampleOptions) -> SampleOptions:
+        """How it samples: as all do, but for what it has of its own."""
+        own: dict[str, Any] = dict(self.sampling)
+        return dataclasses.replace(shared, **own)
+
     def evaluations(self, options: SampleOptions) -> int:
         """U-Net evaluations for one picture, conditional and unconditional ones counted."""
         return sum(self.cost(int(t), options.guidance) for t in self.shared.schedule.timesteps(options.steps))
