@@ -116,7 +116,8 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
     tops = [figures.best(metric, chosen) for metric in columns]
     price: list[tuple[str, str, Callable[[Any], str]]] = [
         ("evaluations", "U-Net evaluations", str),
-        ("seconds_per_image", "s a picture", figures.seconds),
+        # Not seconds, which are those of the machine and of what else it did.
+        ("time_ratio", "time", lambda ratio: f"{ratio:.1f}"),
     ]
     shown = [cost for cost in price if costs == "yes" and any(method.get(cost[0]) is not None for method in chosen)]
     arrows = dict(higher="&uarr;", lower="&darr;")
@@ -138,7 +139,8 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
         if any(values):
             cells = [figures.written(v.value, m) if v else "" for v, m in zip(values, columns, strict=True)]
             lines.append(_line([f"*{name}*", *cells, *[""] * len(shown)]))
-    return "\n".join(lines) + f"\n\n{figures.protocol_sentence(report)} Bold: the best value of a column."
+    explained = " Time: of a picture, over one expert's." if any(cost[0] == "time_ratio" for cost in shown) else ""
+    return "\n".join(lines) + f"\n\n{figures.protocol_sentence(report)} Bold: the best value of a column.{explained}"
 
 
 def _chosen(report: Report, methods: str, metric: Metric) -> list[Method]:

@@ -40,7 +40,7 @@ def test_a_table_is_written_between_its_markers_and_checked(readme, capsys):
     text = readme.read_text()
     assert text.startswith("# Title\n\n<!-- table: docs/report.json methods=afa,merge -->\n\n| method | subject")
     assert text.endswith("\n\n<!-- end table -->\n\nlast\n") and "\nold\n" not in text
-    assert "| merge | 0.388 (0.358 to 0.418) | 0.350 (0.310 to 0.390) | 20 | 0.07 |" in text
+    assert "| merge | 0.388 (0.358 to 0.418) | 0.350 (0.310 to 0.390) | 20 | 1.0 |" in text
     assert "| afa | **0.531** (0.501 to 0.561) | **0.280** (0.240 to 0.320) | 60 | 0.31 |" in text
     assert run(main, ["--into", str(readme), "--check"]) == 0
     # A figure that changed makes it out of date.
@@ -74,7 +74,7 @@ def test_main_methods_are_controls_afa_and_the_best_of_each_family():
     assert names(made)[3:5] == ["merge", "average"] and made.startswith("| method | kid &darr; | subject &uarr; |")
     made = markdown(example.report(), methods="output space,AFA", costs="no", metrics="style")
     assert names(made) == ["average", "magicfusion", "afa", *bounds[:2]]
-    assert "| magicfusion |  |" in made and "s a picture" not in made
+    assert "| magicfusion |  |" in made and " time " not in made
 
 
 def test_by_family_every_method_and_metric_is_there():
@@ -84,7 +84,8 @@ def test_by_family_every_method_and_metric_is_there():
     assert {method["name"] for method in example.report()["methods"]} <= set(found)
     assert len({line.count("|") for line in made.splitlines() if line.startswith("|")}) == 1
     assert (
-        made.endswith("Bold: the best value of a column.") and "200 prompts (two topics 104, unseen pairs 96)" in made
+        made.endswith("Bold: the best value of a column. Time: of a picture, over one expert's.")
+        and "200 prompts (two topics 104, unseen pairs 96)" in made
     )
 
 
