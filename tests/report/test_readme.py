@@ -41,7 +41,7 @@ def test_a_table_is_written_between_its_markers_and_checked(readme, capsys):
     assert text.startswith("# Title\n\n<!-- table: docs/report.json methods=afa,merge -->\n\n| method | subject")
     assert text.endswith("\n\n<!-- end table -->\n\nlast\n") and "\nold\n" not in text
     assert "| merge | 0.388 (0.358 to 0.418) | 0.350 (0.310 to 0.390) | 20 | 1.0 |" in text
-    assert "| afa | **0.531** (0.501 to 0.561) | **0.280** (0.240 to 0.320) | 60 | 0.31 |" in text
+    assert "| afa | **0.531** (0.501 to 0.561) | **0.280** (0.240 to 0.320) | 60 | 4.4 |" in text
     assert run(main, ["--into", str(readme), "--check"]) == 0
     # A figure that changed makes it out of date.
     report = example.report()
