@@ -10,6 +10,7 @@ import importlib.util
 import os
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -32,32 +33,67 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     Returns:
         The exit status: what the command returns, 0 for None; 0 too for a run that saved and stopped at SIGTERM; 2
         after one line on stderr for an InputError (something to mend: an argument, a file, a full disk, a loss that is
-        not finite); 130 for SIGINT.
+        not finite); 130 for SIGINT. Of several processes each ends when the others have come as far, and with 1 when
+        one of them has left it.
     """
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
+    failure: BaseException | None = None
     try:
-        return command(sys.argv[1:] if arguments is None else arguments) or 0
-    except InputError as error:
+        status = command(sys.argv[1:] if arguments is None else arguments) or 0
+    except BaseException as error:
+        explained, failure = _explain(error), error
+        if explained is None:
+            raise
+        status = explained
+    finally:
+        warnings.showwarning = show
+    if "afa_jax.distributed" in sys.modules:  # else the command knows nothing of other processes, nor of jax perhaps
+        from afa_jax.distributed import finish
+
+        status = finish(status, failure)
+    return _without_compiling(status) if isinstance(failure, Stopped | KeyboardInterrupt) else status
+
+
+def _explain(error: BaseException) -> int | None:
+    """The exit status for what ended a command, which it says in a line; None for an error of our own."""
+    if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return 2
-    except OSError as error:
+    if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = "no space left on the disk; make room there"
         elif error.filename is not None and error.errno in _PLACES:
             reason = f"{error.strerror}; choose another place, or mend that"
         else:
-            raise
+            return _unexpected(error)
         print(f"error: {error.filename or 'a file'}: {reason}", file=sys.stderr)
         return 2
-    except Stopped as stopped:
-        print(stopped, file=sys.stderr)
-        return _without_compiling(stopped.status)
-    except KeyboardInterrupt:
+    if isinstance(error, Stopped):
+        print(error, file=sys.stderr)
+        return error.status
+    if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
-        return _without_compiling(130)
-    finally:
-        warnings.showwarning = show
+        return 130
+    return None if isinstance(error, SystemExit) else _unexpected(error)
+
+
+def _unexpected(error: BaseException) -> int | None:
+    """One of several processes must not be raised out of: it would wait for the others at its exit."""
+    from afa_jax.distributed import lost, several
+
+    if not several():
+        return None
+    if lost(error):
+        reason = str(error).strip().splitlines()[0]
+        print(
+            f"error: another process has ended, or cannot be reached ({reason}); see what it said, mend that, and "
+            "start all of them again with --resume",
+            file=sys.stderr,
+        )
+    else:
+        traceback.print_exception(error)
+    return 1
 
 
 def _without_compiling(status: int) -> int:

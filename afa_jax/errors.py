@@ -1,5 +1,7 @@
 """The errors that a user can cause and mend, and the end of a run that was asked to stop."""
 
+from __future__ import annotations
+
 import signal
 
 COMPILING = "compiling"  # the name of a thread that a run which was stopped leaves behind
@@ -26,4 +28,8 @@ class Stopped(Exception):
     def __init__(self, by: signal.Signals, step: int | None):
         when = "before training; start it again" if step is None else f"at step {step}; continue with --resume"
         super().__init__(f"stopped by {by.name} {when}")
+        self.by, self.step = by, step
         self.status = 130 if by is signal.SIGINT else 0
+
+    def __reduce__(self) -> tuple[type[Stopped], tuple[signal.Signals, int | None]]:
+        return Stopped, (self.by, self.step)

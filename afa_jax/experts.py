@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from ml_collections import ConfigDict
 
@@ -19,7 +20,7 @@ from afa_jax.fusion.kinds import Fusion, assemble
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import Mode, map_experts
+from afa_jax.parallel import Mode, map_experts, place, spec_of
 from afa_jax.types import ExpertTextStates, TokenIds
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
@@ -44,6 +45,7 @@ class Experts:
         unet: a stack of N U-Nets; along the time axis a tuple of N, if their architectures differ.
         text_encoder: a stack of N text encoders.
         vae, tokenizer, schedule: of the base model, shared.
+        mesh: the devices that the networks are spread over; None: all on one.
     """
 
     names: tuple[str, ...]
@@ -54,6 +56,7 @@ class Experts:
     vae: VAE
     tokenizer: Tokenizer
     schedule: NoiseSchedule
+    mesh: Mesh | None = None
 
     def index(self, name: str) -> int:
         """Position of an expert.
@@ -79,9 +82,17 @@ class Experts:
 
 
 def load_experts(
-    config: ConfigDict, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+    config: ConfigDict,
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    mesh: Mesh | None = None,
 ) -> Experts:
     """Load what a config names: ``base`` (VAE, tokenizer, schedule) and ``experts``; see afa_jax/ingredients.py.
+
+    Args:
+        mesh: the devices to spread the networks over. A process reads the experts that its devices hold; no device
+            ever holds more than its own.
 
     Raises:
         InputError: a missing or damaged file; two experts with one name or of different architectures, text encoders
@@ -101,16 +112,36 @@ def load_experts(
         raise InputError(mismatch.message)
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
     stored = list(checkpoints.values())
+
+    def spread(part: str) -> dict[str, Any]:
+        if mesh is None:
+            return kwargs
+        return kwargs | dict(
+            sharding=lambda path, shape: NamedSharding(mesh, spec_of(f"{part}.{path}", shape, mesh)),
+        )
+
+    vae = load_vae(base, **kwargs)
     return Experts(
         names=tuple(checkpoints),
         hashes=tuple(hash_components(checkpoint, EXPERT) for checkpoint in checkpoints.values()),
         vae_hash=hash_components(base, ("vae",)),
-        unet=load_unets(stored, **kwargs),
-        text_encoder=load_text_encoders(stored, **kwargs),
-        vae=load_vae(base, **kwargs),
+        unet=load_unets(stored, **spread("unet")),
+        text_encoder=load_text_encoders(stored, **spread("text_encoder")),
+        vae=vae if mesh is None else place(vae, mesh, PartitionSpec()),
         tokenizer=Tokenizer(base.tokenizer),
         schedule=NoiseSchedule.from_json(base.config("scheduler")),
+        mesh=mesh,
     )
+
+
+def with_encoders_here(experts: Experts, config: ConfigDict) -> Experts:
+    """The experts with text encoders and VAE on one device of this process, to encode what this process alone reads."""
+    if experts.mesh is None:
+        return experts
+    base, checkpoints = find_checkpoints(config)
+    kwargs: dict[str, Any] = dict(dtype=experts.vae.dtype, param_dtype=config.dtype)
+    encoders = load_text_encoders(list(checkpoints.values()), **kwargs)
+    return dataclasses.replace(experts, text_encoder=encoders, vae=load_vae(base, **kwargs), mesh=None)
 
 
 def find_checkpoints(config: ConfigDict) -> tuple[Checkpoint, dict[str, Checkpoint]]:

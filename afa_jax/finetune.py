@@ -22,10 +22,11 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from afa_jax import distributed
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.loader import loading
 from afa_jax.data.pictures import to_images
@@ -33,18 +34,26 @@ from afa_jax.data.sources import BadExample, PictureSource, make_source
 from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.distributed import fetch, first, on_first, say
 from afa_jax.errors import InputError
 from afa_jax.models.attention import Attention
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import data_mesh, replicate, split_batch
+from afa_jax.parallel import DATA, make_mesh, place
 from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
 from afa_jax.training.loss import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
+from afa_jax.training.workdir import (
+    add_workdir_arguments,
+    check_positive,
+    keep_config,
+    open_workdir,
+    resume_if_any,
+    write_config,
+)
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.folders import save_folder
@@ -59,7 +68,10 @@ def main(arguments: Sequence[str]) -> None:
     """Train and write ``workdir/model``, a diffusers folder with the averaged weights in float16."""
     parser = Parser(prog="python -m afa_jax.finetune", description=__doc__)
     add_workdir_arguments(parser)
+    distributed.add_arguments(parser)
     options, config = parse(parser, arguments)
+    distributed.start(options)
+    resume_if_any(options)
     vae, tokenizer = load_vae(config.vae), Tokenizer(config.tokenizer)
     schedule = NoiseSchedule.from_json(config.schedule.to_dict())
     timesteps = interval(config.get("timesteps"), schedule)
@@ -103,7 +115,7 @@ def main(arguments: Sequence[str]) -> None:
         new = dict(params=params, average=average, opt=opt, step=state["step"] + 1)
         return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
 
-    mesh = data_mesh()
+    mesh = make_mesh(dict(data=-1))
     check_positive(config, "steps", "batch", "log_every", "save_every", "scenes")
     for name, number, unit in (("batch", config.batch, mesh.size), ("scenes", config.scenes, ENCODED_AT_ONCE)):
         if number % unit:
@@ -124,9 +136,7 @@ def main(arguments: Sequence[str]) -> None:
     )
     identity = json.loads(json.dumps(started, default=list))
     open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
-    # What goes on from a checkpoint keeps its config until that is found to fit.
-    if not any(path.name.isdecimal() for path in (options.workdir / "checkpoints").glob("*")):
-        write_config(options.workdir, config)
+    keep_config(options.workdir, config)
 
     def on_resume(facts: Mapping[str, Any]) -> None:
         check_identity(facts.get("data", {}), identity, f"the checkpoint in {options.workdir}")
@@ -136,12 +146,12 @@ def main(arguments: Sequence[str]) -> None:
 
     def batch_at(step: int) -> dict[str, jax.Array]:
         rows = np.arange(step * config.batch, (step + 1) * config.batch) % config.scenes
-        return split_batch({name: values[rows] for name, values in scenes.items()}, mesh)
+        return place({name: values[rows] for name, values in scenes.items()}, mesh, PartitionSpec(DATA))
 
     state = dict(params=params, average=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
     state = run_loop(
         train_step,
-        replicate(state, mesh),
+        place(state, mesh, PartitionSpec()),
         lambda first: map(batch_at, itertools.count(first)),
         steps=config.steps,
         seed=config.seed,
@@ -153,21 +163,25 @@ def main(arguments: Sequence[str]) -> None:
         log_every=config.log_every,
         save_every=config.save_every,
     )
-    unet, text_encoder = unflatten(shapes, state["average"])
-    target = options.workdir / "model"
-    shutil.rmtree(target, ignore_errors=True)  # of this very run, before it was resumed to more steps
-    save_folder(
-        target,
-        unet=unet,
-        vae=vae if config.with_vae else None,
-        text_encoder=text_encoder,
-        tokenizer=Path(config.tokenizer) / "tokenizer",
-        scheduler=schedule.to_json(),
-        dtype=jnp.float16,
-        metadata=dict(trained_by=f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}")
-        | (dict(timesteps=f"{timesteps[0]} <= t < {timesteps[1]}") if timesteps else {}),
-    )
-    print(target)
+    average, target = fetch(state["average"]), options.workdir / "model"
+
+    def publish() -> None:
+        unet, text_encoder = unflatten(shapes, average)
+        shutil.rmtree(target, ignore_errors=True)  # of this very run, before it was resumed to more steps
+        save_folder(
+            target,
+            unet=unet,
+            vae=vae if config.with_vae else None,
+            text_encoder=text_encoder,
+            tokenizer=Path(config.tokenizer) / "tokenizer",
+            scheduler=schedule.to_json(),
+            dtype=jnp.float16,
+            metadata=dict(trained_by=f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}")
+            | (dict(timesteps=f"{timesteps[0]} <= t < {timesteps[1]}") if timesteps else {}),
+        )
+
+    on_first(publish)
+    say(target)
 
 
 def interval(timesteps: Any, schedule: NoiseSchedule) -> tuple[int, int] | None:
@@ -222,17 +236,21 @@ def encode_scenes(
     Raises:
         InputError: fewer pictures that can be read; unless they are skipped, the first one that cannot.
     """
-    vae = replicate(vae, mesh)
-    encode = jax.jit(lambda vae, pixels: vae.encode(to_images(pixels)))
+    vae = place(vae, mesh, PartitionSpec())
+    # Every process needs them all: which ones make a batch is another matter.
+    encode = jax.jit(
+        lambda vae, pixels: vae.encode(to_images(pixels)), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
     latents: list[np.ndarray] = []
     captions: list[str] = []
     examples = _readable(source, crop, bad == "skip")
-    for _ in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", dynamic_ncols=True):
+    for _ in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", dynamic_ncols=True, disable=not first()):
         scenes = list(itertools.islice(examples, ENCODED_AT_ONCE))
         if len(scenes) < ENCODED_AT_ONCE:
             raise InputError(f"scenes={count}, but of data only {len(captions) + len(scenes)} pictures can be read")
         captions += [caption for _, caption in scenes]
-        latents.append(np.asarray(encode(vae, split_batch(np.stack([image for image, _ in scenes]), mesh))))
+        pixels = place(np.stack([image for image, _ in scenes]), mesh, PartitionSpec(DATA))
+        latents.append(np.asarray(encode(vae, pixels)))
     return dict(latents=np.concatenate(latents), ids=tokenizer(captions))
 
 

@@ -10,15 +10,20 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from afa_jax.collectives import divided
 from afa_jax.data.pictures import to_pixels
+from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
 from afa_jax.diffusion.samplers import ddim, image_noise
 from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.distributed import meet, several
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts, encode_prompts
+from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import routing_of
-from afa_jax.parallel import take
+from afa_jax.parallel import DATA, EXPERT, FSDP, ROWS, axis_size, on_mesh, place, specs_of, take
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -94,41 +99,68 @@ def generate(
     seed: int,
     options: SampleOptions,
 ) -> Iterator[Picture]:
-    """Sample the requests in order, a batch at a time.
+    """Sample the requests in order, a batch at a time; the devices work at the next one while a batch is used.
+
+    On the experts' mesh each device samples its rows of a batch, whose size is rounded up to a multiple of these; every
+    process gets all pictures.
 
     Raises:
-        InputError: at once, for options that cannot be sampled, a prompt with unknown characters, or maps from a
-            Denoiser without them.
+        InputError: at once, for options that cannot be sampled, a prompt with unknown characters, maps from a
+            Denoiser without them, or a Denoiser that cannot be spread over the mesh.
     """
     options.check(experts)
+    mesh = experts.mesh
+    models = (denoiser, experts.text_encoder, experts.vae)
+    if mesh is not None:
+        devices = mesh.shape[DATA] * mesh.shape[FSDP]
+        options = dataclasses.replace(options, batch=-(-options.batch // devices) * devices)
+        models = place(models, mesh, specs_of_models(models, mesh))
     if (options.maps or options.routing) and not hasattr(denoiser, "with_maps"):
         raise InputError(
             "maps exist only in an ensemble: choose the method afa, gate, router, uniform, inside:<name>, maxfusion, "
             "or learned_mbw"
         )
-    positive = experts.tokenizer([r.prompt for r in requests])
-    negative = experts.tokenizer([r.negative_prompt for r in requests])
+    positive = _token_ids([r.prompt for r in requests], experts.tokenizer)
+    negative = _token_ids([r.negative_prompt for r in requests], experts.tokenizer)
 
-    def pictures() -> Iterator[Picture]:
+    def batches() -> Iterator[tuple[Sequence[Request], Any]]:
+        """The requests of each, and its results: under way, for JAX does not wait for the devices."""
         for first in range(0, len(requests), options.batch):
             rows = np.minimum(np.arange(first, first + options.batch), len(requests) - 1)  # the last one fills up
             numbers = np.asarray([requests[row].number for row in rows])
-            made = jax.device_get(
-                _sample(
-                    denoiser, experts.text_encoder, experts.vae, (positive[rows], negative[rows], numbers), seed,
-                    schedule=experts.schedule, options=options,
-                )
-            )  # fmt: skip
-            for i, request in enumerate(requests[first : first + options.batch]):
-                yield Picture(request=request, **take(made, i))
+            batch = (positive[rows], negative[rows], numbers)
+            if mesh is not None:
+                batch = place(batch, mesh, PartitionSpec(ROWS))
+            how: dict[str, Any] = dict(schedule=experts.schedule, options=options, mesh=mesh)
+            if first == 0 and mesh is not None and several():
+                sample_batch.lower(*models, batch, seed, **how).compile()
+                meet("sampler")
+            made = sample_batch(*models, batch, seed, **how)
+            yield requests[first : first + options.batch], made
+
+    def pictures() -> Iterator[Picture]:
+        under_way = batches()
+        following = next(under_way, None)
+        while following is not None:
+            (own, made), following = following, next(under_way, None)
+            fetched = jax.device_get(made)
+            del made
+            for i, request in enumerate(own):
+                yield Picture(request=request, **take(fetched, i))
 
     return pictures()
+
+
+def _token_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """Token ids ``[b, length]``; a prompt that is there often goes through the tokenizer once."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    return tokenizer(list(places))[[places[prompt] for prompt in prompts]]
 
 
 def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options: SampleOptions) -> int:
     """Bytes that the compiled sampler of a batch holds on a device: arguments, temporaries and results."""
     ids, numbers = experts.tokenizer([""] * options.batch), np.zeros(options.batch, np.int64)
-    lowered = _sample.lower(
+    lowered = sample_batch.lower(
         denoiser, experts.text_encoder, experts.vae, (ids, ids, numbers), 0, schedule=experts.schedule, options=options
     )
     memory = lowered.compile().memory_analysis()
@@ -137,8 +169,46 @@ def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options:
     return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
 
 
-@functools.partial(jax.jit, static_argnames=("schedule", "options"))
-def _sample(
+def specs_of_models(models: tuple[Any, Any, Any], mesh: Mesh) -> tuple[Any, Any, Any]:
+    """How denoiser, text encoders and VAE are spread over a mesh.
+
+    Raises:
+        InputError: all experts are to be on each device, and the mesh spreads them; or it cannot.
+    """
+    denoiser, text_encoder, _ = models
+    everywhere = PartitionSpec()
+    if mesh.shape[EXPERT] == mesh.shape[FSDP] == 1:
+        return everywhere, everywhere, everywhere
+    if not isinstance(denoiser, Ensemble):
+        raise InputError("mesh: only afa, gate, uniform and inside:<name> spread experts; choose expert=1 and fsdp=1")
+    if axis_size(denoiser.experts) % mesh.shape[EXPERT]:
+        raise InputError(f"mesh.expert={mesh.shape[EXPERT]} does not divide {axis_size(denoiser.experts)} experts")
+    return specs_of(denoiser, mesh), specs_of(text_encoder, mesh, "text_encoder"), everywhere
+
+
+@functools.partial(jax.jit, static_argnames=("schedule", "options", "mesh"))
+def sample_batch(
+    denoiser: Any,
+    text_encoder: Any,
+    vae: Any,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    seed: jax.Array,
+    *,
+    schedule: NoiseSchedule,
+    options: SampleOptions,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Rows of (token ids, negative token ids, numbers) -> a Picture's fields, with a leading axis for the rows."""
+    sample = functools.partial(_sample_rows, schedule=schedule, options=options)
+    if mesh is None:
+        return sample(denoiser, text_encoder, vae, rows, seed)
+    specs, split = specs_of_models((denoiser, text_encoder, vae), mesh), PartitionSpec(ROWS)
+    made = on_mesh(sample, mesh, (*specs, split, PartitionSpec()), split)(denoiser, text_encoder, vae, rows, seed)
+    # Every process gets them all.
+    return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, PartitionSpec()))
+
+
+def _sample_rows(
     denoiser: Any,
     text_encoder: Any,
     vae: Any,
@@ -148,7 +218,7 @@ def _sample(
     schedule: NoiseSchedule,
     options: SampleOptions,
 ) -> dict[str, Any]:
-    """Rows of (token ids, negative token ids, numbers) -> a Picture's fields, with a leading axis for the rows."""
+    """As sample_batch, on one device of a mesh: its rows."""
     factor = vae.config.factor
     shape = (options.size[0] // factor, options.size[1] // factor, vae.config.latent_channels)
     key = jax.random.key(seed)
@@ -189,7 +259,8 @@ def _sample(
             has_aux=True,
             carry=denoiser.start(noise) if isinstance(denoiser, PathDenoiser) else (),
         )
-        return dict(pixels=to_pixels(vae.decode(latents))) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
+        pixels = divided(lambda latents: to_pixels(vae.decode(latents)), latents)
+        return dict(pixels=pixels) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
 
     one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
     if not one_by_one:

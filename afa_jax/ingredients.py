@@ -46,13 +46,16 @@ class Source:
     prediction_type: str | None = None
     ema: bool = False
 
-    def open(self, components: Sequence[str]) -> Checkpoint:
+    def open(self, components: Sequence[str], *, weights: bool = True) -> Checkpoint:
         """Open it; of a model on the hub, these components are downloaded before.
+
+        Args:
+            weights: without, only what describes a model on the hub is downloaded.
 
         Raises:
             InputError: it is not there, or cannot be read.
         """
-        path = fetch(self.path, components, revision=self.revision, variant=self.variant)
+        path = fetch(self.path, components, revision=self.revision, variant=self.variant, weights=weights)
         return open_checkpoint(path, variant=self.variant, prediction_type=self.prediction_type, ema=self.ema)
 
 
@@ -71,9 +74,9 @@ class BaseSource(Source):
 
     tokenizer: str | None = None
 
-    def open(self, components: Sequence[str]) -> Checkpoint:
+    def open(self, components: Sequence[str], *, weights: bool = True) -> Checkpoint:
         """As Source.open, with the tokenizer."""
-        checkpoint = super().open(components)
+        checkpoint = super().open(components, weights=weights)
         if self.tokenizer is None:
             return checkpoint
         folder = fetch(self.tokenizer, ("tokenizer",))
@@ -167,10 +170,15 @@ def parse_lora(argument: str) -> tuple[str, float]:
     return path, weight
 
 
-def find_checkpoints(base: Any, experts: Iterable[Mapping[str, Any]]) -> tuple[Checkpoint, dict[str, Checkpoint]]:
+def find_checkpoints(
+    base: Any, experts: Iterable[Mapping[str, Any]], *, weights: bool = True
+) -> tuple[Checkpoint, dict[str, Checkpoint]]:
     """The checkpoint of a config's ``base``, and those of its ``experts`` by name, in order.
 
     An expert without a text encoder of its own, such as a U-Net alone, takes the base model's, with a warning.
+
+    Args:
+        weights: without, no weights are downloaded from the hub, and the checkpoints are good for their ``config``.
 
     Raises:
         InputError: no experts, two with one name, or one that is not there or cannot be read.
@@ -183,19 +191,19 @@ def find_checkpoints(base: Any, experts: Iterable[Mapping[str, Any]]) -> tuple[C
         raise InputError(f"experts have the same name: {', '.join(names)}")
     shared = ("vae", "tokenizer", "scheduler")
     parsed = parse_base(base)
-    opened = parsed.open(shared)
+    opened = parsed.open(shared, weights=weights)
     checkpoints = {}
     for source in sources:
-        checkpoint = source.open(("unet", "text_encoder", "scheduler"))
+        checkpoint = source.open(("unet", "text_encoder", "scheduler"), weights=weights)
         if "unet" not in checkpoint.components:
             raise InputError(f"expert {source.name!r}: {checkpoint.path} has no U-Net")
         if "text_encoder" not in checkpoint.components:
-            other = parsed.open((*shared, "text_encoder"))
+            other = parsed.open((*shared, "text_encoder"), weights=weights)
             if "text_encoder" not in other.components:
                 raise InputError(f"expert {source.name!r}: neither {checkpoint.path} nor the base has a text encoder")
             warnings.warn(f"expert {source.name!r} has no text encoder; it takes the base model's", stacklevel=2)
             checkpoint = compose(checkpoint, text_encoder=other)
-        checkpoints[source.name] = bake(checkpoint, source.loras, source.dtype)
+        checkpoints[source.name] = bake(checkpoint, source.loras, source.dtype) if weights else checkpoint
     return opened, checkpoints
 
 

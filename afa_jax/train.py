@@ -14,24 +14,36 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
+from afa_jax import distributed
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.bad_examples import BadExamples
+from afa_jax.distributed import fetch, first, on_first, say, several, together
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, check_record, load_experts
+from afa_jax.experts import Experts, check_record, load_experts, with_encoders_here
 from afa_jax.fusion.ensemble import REMATS
-from afa_jax.fusion.kinds import REMATERIALISED, Fusion, FusionConfig, fusion_config, init_fusion, kind_of
+from afa_jax.fusion.kinds import REMATERIALISED, SPREAD, Fusion, FusionConfig, fusion_config, init_fusion, kind_of
 from afa_jax.fusion.sabw import parameter_count
 from afa_jax.generate import SampleOptions
+from afa_jax.parallel import DATA, EXPERT, FSDP, mesh_of, place, place_rows, row_share
 from afa_jax.training.checkpoints import Checkpoints
 from afa_jax.training.data import check_identity, make_training_data
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_state, make_train_step, published
+from afa_jax.training.state import batch_specs, init_state, make_train_step, published
 from afa_jax.training.stopping import nothing_to_save
 from afa_jax.training.validation import Pairs, Validation
-from afa_jax.training.workdir import add_workdir_arguments, check_positive, check_workdir, open_workdir, write_config
+from afa_jax.training.workdir import (
+    add_workdir_arguments,
+    check_positive,
+    check_workdir,
+    keep_config,
+    open_workdir,
+    resume_if_any,
+    write_config,
+)
 from afa_jax.training.writers import check_writers
 from afa_jax.weights.aggregators import save_fusion
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
@@ -41,25 +53,29 @@ def main(arguments: Sequence[str]) -> None:
     """Train from a config into a workdir."""
     parser = Parser(prog="python -m afa_jax.train", description=__doc__)
     add_workdir_arguments(parser)
+    distributed.add_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options, config = parse(parser, arguments)
     train, workdir = config.train, options.workdir
+    distributed.start(options)
+    resume_if_any(options)
 
     # Everything that can be wrong with the input is found before the workdir is touched.
     check_options(config)
     fusing = configured_fusion(config)
     check_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     with nothing_to_save():
-        experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+        mesh = configured_mesh(config, fusing)
+        experts = together(lambda: load_experts(config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh))
         fusion = init_fusion(fusing, experts.unet, len(experts.names), train.seed)
         sampling = validation_sampling(config, experts)
-        data = make_training_data(config, experts, progress=not options.quiet)
-        pairs = data.validation_pairs(experts, config.validation) if config.validation.every else None
+        data = together(lambda: make_training_data(config, experts, progress=first() and not options.quiet))
+        pairs = None
+        if config.validation.every:
+            pairs = together(lambda: data.validation_pairs(with_encoders_here(experts, config), config.validation))
     optimizer = make_optimizer(train.optimizer, train.steps)
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
-    # What goes on from a checkpoint keeps its config until that is found to fit.
-    if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
-        write_config(workdir, config)
+    keep_config(workdir, config)
 
     train_step = make_train_step(
         fusion,
@@ -73,6 +89,7 @@ def main(arguments: Sequence[str]) -> None:
         ema=train.ema,
         remat=train.remat,
         vae=shapes_of(experts.vae),
+        mesh=mesh,
     )
     record: dict[str, Any] = dict(experts=experts.record)
     identity = data.identity | dict(vae=experts.vae_hash, schedule=dataclasses.asdict(experts.schedule))
@@ -82,16 +99,23 @@ def main(arguments: Sequence[str]) -> None:
         check_identity(facts.get("data", {}), identity, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 
-    print(
+    say(
         f"{len(experts.names)} experts ({', '.join(experts.names)}), "
         f"{parameter_count(fusion):,} trainable parameters ({kind_of(fusing)}) at {len(fusion.at)} sites, "
         f"{data.loader.length:,} pictures"
     )
     arrays, like, key = flatten(data.frozen), shapes_of(fusion), jax.random.key(train.seed)
     bad = BadExamples(workdir / "bad_examples.jsonl", data.length, train.batch, epoch=data.loader.length)
+    state = init_state(fusion, optimizer, average=bool(train.ema))
+    if mesh is not None:
+        state, key = place((state, key), mesh, PartitionSpec())
+
+    def step(state: Any, batch: Any, _: Any) -> Any:  # a step's keys come from its positions
+        return train_step(state, batch if mesh is None else place_rows(batch, mesh, batch_specs(batch)), arrays, key)
+
     state = run_loop(
-        lambda state, batch, _: train_step(state, batch, arrays, key),  # a step's keys come from its positions
-        init_state(fusion, optimizer, average=bool(train.ema)),
+        step,
+        state,
         lambda first: data.batches(first, bad),
         steps=train.steps,
         seed=train.seed,
@@ -103,6 +127,7 @@ def main(arguments: Sequence[str]) -> None:
         describe=data.names,
         every=validation(config, experts, fusion, pairs, sampling, workdir),
         writers=train.writers,
+        shares=1 if mesh is None else row_share(mesh)[1],
         log_every=train.log_every,
         save_every=train.save_every,
         keep=train.keep,
@@ -113,14 +138,19 @@ def main(arguments: Sequence[str]) -> None:
         schedule=dataclasses.asdict(experts.schedule),
         training=dict(steps=train.steps, batch=train.batch, config=config.to_dict()),
     )
-    save_fusion(workdir, unflatten(like, published(state)), record)
+
+    def publish(folder: Path, state: Any) -> None:
+        params = fetch(published(state))
+        on_first(lambda: save_fusion(folder, unflatten(like, params), record))
+
+    publish(workdir, state)
     with Checkpoints(workdir, train.keep) as checkpoints:
         best = checkpoints.best()
         if best is not None:
             state = checkpoints.restore(state, best)[1]
             record["training"]["steps"] = best
-            save_fusion(workdir / "best", unflatten(like, published(state)), record)
-    print(workdir)
+            publish(workdir / "best", state)
+    say(workdir)
 
 
 def check_options(config: ConfigDict) -> None:
@@ -143,6 +173,31 @@ def check_options(config: ConfigDict) -> None:
     check_writers(train.writers)
     if config.validation.every:
         check_positive(config.validation, "every", "pairs", "buckets", "batch", "num_images")
+
+
+def configured_mesh(config: ConfigDict, fusion: FusionConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
+    """The mesh that a config asks for (``mesh_of``), if it fits the batch and the kind of the fusion.
+
+    Raises:
+        InputError: it does not, or not the devices or the experts.
+    """
+    mesh = mesh_of(config, devices)
+    if mesh is None:
+        if several():
+            raise InputError("mesh: several processes need one; write mesh=dict(expert=1, data=-1, fsdp=1)")
+        return None
+    if kind_of(fusion) not in SPREAD and mesh.shape[EXPERT] * mesh.shape[FSDP] > 1:
+        raise InputError(
+            f"mesh: fusion.kind={kind_of(fusion)} needs all experts on each device; choose expert=1 and fsdp=1"
+        )
+    rows, parts = mesh.shape[DATA] * mesh.shape[FSDP], config.train.accumulate
+    if config.train.batch % (rows * parts):
+        raise InputError(
+            f"train.batch={config.train.batch} does not divide by the {rows} devices that share its rows"
+            + (f" times train.accumulate={parts}" if parts > 1 else "")
+            + f"; choose a multiple of {rows * parts}, or other sizes of mesh"
+        )
+    return mesh
 
 
 def configured_fusion(config: ConfigDict) -> FusionConfig:

@@ -27,7 +27,13 @@ from afa_jax.models.layers import Conv
 from afa_jax.models.vae import VAE
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import add_workdir_arguments, check_positive, open_workdir, write_config
+from afa_jax.training.workdir import (
+    add_workdir_arguments,
+    check_positive,
+    open_workdir,
+    resume_if_any,
+    write_config,
+)
 from afa_jax.weights.folders import save_folder
 from afa_jax.weights.load import load_vae
 
@@ -39,6 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m afa_jax.train_vae", description=__doc__)
     add_workdir_arguments(parser)
     options, config = parse(parser, arguments)
+    resume_if_any(options)
     if config.init:
         vae = load_vae(config.init)
     else:

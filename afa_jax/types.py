@@ -23,9 +23,13 @@ TextStates = Float[Array, "b s d"]
 """Last hidden states of one text encoder."""
 ExpertTextStates = Float[Array, "n b s d"]
 """Last hidden states of the experts' own text encoders for the same prompts."""
+OwnTextStates = Float[Array, "own b s d"]
+"""As ExpertTextStates, of the experts of one device of a mesh; of all of them without one."""
 Feature = Float[Array, "b h w c"]
 Features = Float[Array, "n b h w c"]
 """The experts' features at one site."""
+OwnFeatures = Float[Array, "own b h w c"]
+"""As Features, of the experts of one device of a mesh; of all of them without one."""
 TimeEmbedding = Float[Array, "b time_width"]
 Maps = Float[Array, "n b h w"]
 """The weight of each expert at each pixel of a site; sums to one over n."""

@@ -1,75 +1,72 @@
-"""One prediction of the ensemble over N predictions of one expert: FLOPs, CPU seconds, wall seconds.
+"""The whole ensemble over N times one U-Net, forward and training: FLOPs, and CPU time in turns.
 
-    python benchmarks/ensemble.py --config configs/emoji.py [--batch 8]
+    taskset -c 1 python benchmarks/ensemble.py [--config configs/emoji.py]
+    taskset -c 1 python benchmarks/ensemble.py --width 160 --latents 32 32 --batch 2
+    python benchmarks/ensemble.py --width 320 --latents 64 64 --batch 8 --flops
 
-The config's own experts and fresh aggregators (their values do not change the time). The programs take turns; the best
-of each is printed, since other work on the machine only adds.
+Of FLOPs it is the limit that no implementation beats without doing less: what the aggregators cost beside the experts.
+"forward" is one prediction. "gradient" is what a training step is made of: for the ensemble the gradient with respect
+to the aggregators, for one U-Net that with respect to its input, the same work. --flops counts only, and needs no
+memory. The uniform average is the ensemble with constant maps.
 """
 
 import argparse
 import dataclasses
-import time
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from networks import add_arguments, make_case
+from timing import Program, ratio, seconds, take_turns
 
-from afa_jax.commands import load_config
-from afa_jax.experts import load_experts
-from afa_jax.fusion.ensemble import Ensemble, SingleExpert
-from afa_jax.fusion.kinds import init_fusion
-from afa_jax.fusion.sabw import SABWConfig
+from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.parallel import MODES, axis_size, take
 
 
 def main() -> None:
     """Print the table."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--config", required=True)
-    parser.add_argument("--batch", type=int, default=8)
-    parser.add_argument("--rounds", type=int, default=8)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--mode", choices=MODES, help="of map_experts; the default unless given")
+    parser.add_argument("--flops", action="store_true", help="count only")
     options = parser.parse_args()
-    config = load_config(options.config)
-    experts = load_experts(config)
-    n, unet, vae = len(experts.names), experts.unet.config, experts.vae.config
-    aggregators = init_fusion(SABWConfig(**config.sabw), experts.unet, n, 0)
-    height, width = (side // vae.factor for side in config.sample.size)
-    latents = jax.random.normal(jax.random.key(0), (options.batch, height, width, unet.in_channels))
-    t = jnp.full((options.batch,), 500)
-    states = jax.random.normal(
-        jax.random.key(1), (n, options.batch, experts.tokenizer.length, unet.cross_attention_dim)
-    )
-    denoisers: dict[str, Any] = {
-        "one expert": SingleExpert(experts=experts.unet, index=jnp.zeros((), jnp.int32)),
-        "uniform": Ensemble(experts=experts.unet, weights=jnp.full((n,), 1 / n)),
-        "afa": Ensemble(experts=experts.unet, aggregators=aggregators),
-    }
-    programs = {}
-    for name, denoiser in denoisers.items():
-        lowered = jax.jit(lambda denoiser, *inputs: denoiser(*inputs)).lower(denoiser, latents, t, states)
-        programs[name] = lowered.compile()
-    flops: dict[str, float] = {}
-    for name in programs:
-        # A loop over the experts is counted once by the compiler, so FLOPs are those of the unrolled program.
-        unrolled = denoisers[name]
-        if isinstance(unrolled, Ensemble):
-            unrolled = dataclasses.replace(unrolled, mode="unroll")
-        lowered = jax.jit(lambda denoiser, *inputs: denoiser(*inputs)).lower(unrolled, latents, t, states)
-        flops[name] = lowered.cost_analysis()["flops"]
-    cpu, wall = dict.fromkeys(programs, 1e9), dict.fromkeys(programs, 1e9)
-    for _ in range(options.rounds):
-        for name, program in programs.items():
-            started, cpu_started = time.perf_counter(), time.process_time()
-            jax.block_until_ready(program(denoisers[name], latents, t, states))
-            wall[name] = min(wall[name], time.perf_counter() - started)
-            cpu[name] = min(cpu[name], time.process_time() - cpu_started)
-    print(f"{n} experts, batch {options.batch}, {jax.default_backend()}; in brackets over {n} x one expert")
-    print(f"{'':12}{'GFLOP':>18}{'CPU ms':>18}{'wall ms':>18}")
-    for name in programs:
-        cells = ""
-        for figures, scale in ((flops, 1e-9), (cpu, 1e3), (wall, 1e3)):
-            ratio = figures[name] / (n * figures["one expert"])
-            cells += f"{figures[name] * scale:11.1f} ({ratio:.2f})"
-        print(f"{name:12}{cells}")
+    case = make_case(options, abstract=options.flops)
+    count = axis_size(case.experts)
+    uniform = Ensemble(experts=case.experts, weights=jnp.full((count,), 1 / count), mode=options.mode)
+    afa = dataclasses.replace(case.ensemble, mode=options.mode)
+    one = jax.eval_shape(take, case.experts, 0) if options.flops else take(case.experts, 0)
+
+    def error(prediction: jax.Array) -> jax.Array:
+        return jnp.square(prediction).mean()
+
+    def forward(denoiser: Any, x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
+        return denoiser(x, t, states if isinstance(denoiser, Ensemble) else states[0])
+
+    def gradient(denoiser: Any, x: jax.Array, t: jax.Array, states: jax.Array) -> Any:
+        if isinstance(denoiser, Ensemble) and denoiser.aggregators is not None:
+            return jax.value_and_grad(
+                lambda own: error(forward(dataclasses.replace(denoiser, aggregators=own), x, t, states))
+            )(denoiser.aggregators)
+        return jax.value_and_grad(lambda x: error(forward(denoiser, x, t, states)))(x)
+
+    print(case)
+    print(f"{'':10}{'':10}{'GFLOP':>10}{'/ N x one':>10}{'CPU ms':>10}{'/ N x one':>10}")
+    for what in (forward, gradient):
+        flops, tasks = {}, {}
+        for name, denoiser in {"one": one, "uniform": uniform, "afa": afa}.items():
+            inputs = case.latents, case.t, case.states
+            # The body of a loop over the experts is counted once, so FLOPs are those of the program without loops.
+            counted = dataclasses.replace(denoiser, mode="unroll") if isinstance(denoiser, Ensemble) else denoiser
+            flops[name] = jax.jit(what).lower(counted, *inputs).cost_analysis()["flops"]
+            if not options.flops:
+                tasks[name] = Program(what, denoiser, *inputs).task
+        times = take_turns(tasks, options.rounds)
+        for name in flops:
+            cells = f"{flops[name] / 1e9:10.1f}{flops[name] / (count * flops['one']):10.3f}"
+            if times:
+                cells += f"{1000 * seconds(times[name]):10.1f}{ratio(times[name], times['one']) / count:10.3f}"
+            print(f"{what.__name__:10}{name:10}{cells}", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,7 @@ aggregators forward and backward, AdamW. Weights in configs/sd15.py's dtype unle
 On a CPU, XLA spends time that grows with the square of a program's length after LLVM is done. With --by_site every site
 is a program of its own, forward and backward, and the same step is put together from them in Python.
 
-    python benchmarks/sd15.py --size 512 --batch 8 --remat fused --topology v5p:2x2x1
-
-compiles for one chip of a TPU that need not be there: `pip install libtpu` is enough. The figures of memory are then
-those of the TPU's compiler. Take a chip with room to spare: a program that does not fit sends it looking for ways to
-make it fit. Half an hour of one core and 13 GB.
+What a TPU would need for it, python -m afa_jax.aot says without one.
 """
 
 import argparse
@@ -26,8 +22,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.experimental.topologies import get_topology_desc
-from jax.sharding import SingleDeviceSharding
 
 from afa_jax.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
@@ -62,12 +56,6 @@ def by_site(ensemble: Ensemble, *args: Any) -> Any:
     return _site(dataclasses.replace(ensemble, experts=None, aggregators=None), *args)
 
 
-def on(device: Any, shapes: Any) -> Any:
-    """The same shapes, placed on a device."""
-    sharding = SingleDeviceSharding(device)
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), shapes)
-
-
 def compiled(lowered: Any) -> Any:
     """Compile, and print what it took and what the program will take."""
     started, cpu = time.perf_counter(), time.process_time()
@@ -92,7 +80,6 @@ def main() -> None:
     parser.add_argument("--remat", choices=REMATS, default="none")
     parser.add_argument("--compile_only", action="store_true")
     parser.add_argument("--by_site", action="store_true")
-    parser.add_argument("--topology", help="compile only, for a TPU such as v5e:2x2")
     options = parser.parse_args()
     config = load_config("configs/sd15.py")
     count, dtype = len(config.experts), jnp.dtype(options.dtype or config.dtype)
@@ -136,13 +123,6 @@ def main() -> None:
     if options.by_site:
         Ensemble._site = by_site  # type: ignore[method-assign]
         program = step.__wrapped__  # type: ignore[attr-defined]
-    elif options.topology:
-        chip = get_topology_desc(options.topology, platform="tpu").devices[0]
-        # Asked while the step is traced, to choose among kernels.
-        jax.default_backend, jax.device_count = lambda: "tpu", lambda: 1  # type: ignore[assignment]
-        shapes = (state, inputs, flatten(frozen), jax.eval_shape(lambda: jax.random.key(0)))
-        compiled(step.trace(*on(chip, shapes)).lower(lowering_platforms=("tpu",)))  # type: ignore[attr-defined]
-        return
     else:
         program = compiled(step.lower(state, inputs, flatten(frozen), jax.random.key(0)))  # type: ignore[attr-defined]
     if options.compile_only:

@@ -48,6 +48,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             name="emoji",
             dtype="float32",
+            mesh=dict(data=-1, fsdp=1, expert=1),
             base="models/emoji/base",
             experts=[dict(name=name, path=f"models/emoji/{name}") for name in TOPICS],
             sabw=dict(

@@ -75,6 +75,7 @@ def get_config(arg: str = "") -> ConfigDict:
         dict(
             name="sd15",
             dtype="bfloat16",
+            mesh=dict(data=-1, fsdp=1, expert=1),
             base="stable-diffusion-v1-5/stable-diffusion-v1-5",
             experts=[dict(name=name, path=path) for name, path in EXPERTS[group]],
             sabw=dict(

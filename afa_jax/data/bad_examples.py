@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from afa_jax.data.loader import Batch
+from afa_jax.distributed import first, gather
 from afa_jax.files import replace_text
 
 NAMED = 20  # in the summary; the file names all
@@ -15,7 +16,8 @@ NAMED = 20  # in the summary; the file names all
 class BadExamples:
     """``bad_examples.jsonl``: a ``{"name", "reason"}`` a line, no name twice, also over resumed runs.
 
-    The file is there as soon as there is one. Of processes that train together, each needs a path of its own.
+    The file is there as soon as there is one. Of processes that train together process 0 alone has it, and hears of the
+    others' examples at the end of the first epoch.
 
     Args:
         path: such as workdir/bad_examples.jsonl; what it holds is read.
@@ -26,15 +28,20 @@ class BadExamples:
 
     def __init__(self, path: Path, length: int, batch: int, epoch: int | None = None):
         self.path, self.length = path, length
+        self.writes = first()
         self.last_step = -(-(epoch or length) // batch) - 1  # of the first epoch
-        lines = path.read_text().splitlines() if path.exists() else []
+        lines = path.read_text().splitlines() if self.writes and path.exists() else []
         entries = [json.loads(line) for line in lines]
         self.reasons: dict[str, str] = {entry["name"]: entry["reason"] for entry in entries}
 
     def take(self, step: int, batch: Batch) -> str | None:
         """Take ``bad`` out of a step's batch; with the last step of the first epoch, a summary comes back."""
         self.add(batch.pop("bad", ()))
-        return self.summary() if step == self.last_step and self.reasons else None
+        if step != self.last_step:
+            return None
+        for reasons in gather(self.reasons):
+            self.add(reasons.items())
+        return self.summary() if self.reasons else None
 
     def add(self, bad: Iterable[tuple[str, str]]) -> None:
         """Count what was not counted yet."""
@@ -42,6 +49,8 @@ class BadExamples:
         if not new:
             return
         self.reasons |= new
+        if not self.writes:
+            return
         # All of it, at once: they are few, and a run that is killed leaves no half of a line.
         lines = (json.dumps(dict(name=name, reason=reason)) + "\n" for name, reason in self.reasons.items())
         replace_text(self.path, "".join(lines))

@@ -9,14 +9,16 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax import Array
 
+from afa_jax.collectives import experts_everywhere, for_own_experts, is_split, mean_over_experts, whole
 from afa_jax.errors import InputError
 from afa_jax.fusion.sabw import fuse
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet, check_size
 from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
-from afa_jax.types import ExpertTextStates, Latents, Maps, SiteMaps, Timesteps
+from afa_jax.types import ExpertTextStates, Latents, Maps, OwnTextStates, SiteMaps, Timesteps
 
 # Fields that say the same in several ways (8 and [8, 8, 8, 8]) are compared by what they mean.
 _MEANING = dict(
@@ -83,12 +85,14 @@ class Ensemble:
     mode: Mode | None = None
     remat: Remat = "none"
 
-    def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: OwnTextStates) -> Latents:
         """The fused prediction, float32."""
         return self.with_maps(latents, t, conditioning)[0]
 
-    def with_maps(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> tuple[Latents, SiteMaps]:
+    def with_maps(self, latents: Latents, t: Timesteps, conditioning: OwnTextStates) -> tuple[Latents, SiteMaps]:
         """The fused prediction and the maps of every fused site, in the stages' order.
+
+        On a mesh ``experts`` and ``conditioning`` are those of one device, the result is of all.
 
         Args:
             latents: ``[b, h, w, c]``, h and w multiples of the U-Net's factor.
@@ -105,7 +109,9 @@ class Ensemble:
         check_size(experts.config, latents.shape[1], latents.shape[2])
         context = conditioning.astype(experts.dtype)
         temb = map_experts(lambda unet, t: unet.embed_time(t), (experts,), (t,), self.mode)
-        mean_temb, mean_context = temb.mean(0), context.mean(0)
+        mean_temb, mean_context = mean_over_experts(temb), mean_over_experts(context)
+        # What a stage is where its parameters are not split.
+        shapes = jax.eval_shape(lambda: UNet(experts.config, rngs=nnx.Rngs(0))).stages if is_split() else None
 
         x: Any = latents.astype(experts.dtype)
         together = True  # x is one feature for all experts, as after every fusion
@@ -114,7 +120,8 @@ class Ensemble:
         for index, stage in enumerate(experts.stages):
             skip, skip_together = skips.pop() if stage.takes_skip else (None, True)
             aggregator = None if self.aggregators is None else self.aggregators.site(index)
-            run = functools.partial(self._site, together, skip_together)
+            full = None if shapes is None else shapes[index]
+            run = functools.partial(self._site, together, skip_together, full)
             x, maps = (jax.checkpoint(run) if self.remat == "fused" else run)(
                 (stage, aggregator), x, skip, (temb, context), (mean_temb, mean_context)
             )
@@ -129,6 +136,7 @@ class Ensemble:
         self,
         together: bool,
         skip_together: bool,
+        shapes: Any,
         modules: tuple[Any, Any],
         x: Any,
         skip: Any,
@@ -140,9 +148,10 @@ class Ensemble:
         Where the experts are not fused it is their own features, and None.
         """
         stage, aggregator = modules
-        features = self._run(stage, x, together, *conditioning, skip, skip_together)
+        features = self._run(stage, x, together, *conditioning, skip, skip_together, shapes)
         if self.weights is not None:
-            maps = jnp.broadcast_to(self.weights.astype(jnp.float32)[:, None, None, None], features.shape[:-1])
+            shape = (experts_everywhere(features), *features.shape[1:-1])
+            maps = jnp.broadcast_to(self.weights.astype(jnp.float32)[:, None, None, None], shape)
             return fuse(features, maps), maps
         if aggregator is None:
             assert self.aggregators is not None, "an Ensemble needs aggregators or weights"
@@ -150,18 +159,27 @@ class Ensemble:
         return aggregator(features, *mean_conditioning)
 
     def _run(
-        self, stage: Any, x: Any, together: bool, temb: Array, context: Array, skip: Any, skip_together: bool
+        self,
+        stage: Any,
+        x: Any,
+        together: bool,
+        temb: Array,
+        context: Array,
+        skip: Any,
+        skip_together: bool,
+        shapes: Any,
     ) -> Array:
         """One stage of every expert, each on its own feature and skip or on those they share."""
         own = (None if together else x, None if skip_together else skip)
 
         def one(stage: Any, temb: Array, context: Array, own: Any, shared_x: Any, shared_skip: Any) -> Array:
             own_x, own_skip = own
+            stage = whole(stage, shapes)
             return stage(
                 shared_x if own_x is None else own_x, temb, context, shared_skip if own_skip is None else own_skip
             )
 
-        shared = (x if together else None, skip if skip_together else None)
+        shared = for_own_experts((x if together else None, skip if skip_together else None))
         # The loop's body is checkpointed, not the loop: the gradient then holds the inside of one expert at a time.
         return map_experts(
             one if self.remat == "none" else jax.checkpoint(one), (stage, temb, context, own), shared, self.mode

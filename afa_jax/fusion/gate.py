@@ -11,11 +11,12 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from afa_jax.collectives import own_experts, sum_over_experts
 from afa_jax.errors import InputError
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.layers import Linear
 from afa_jax.models.unet import Stage
-from afa_jax.types import Feature, Features, Maps, TextStates, TimeEmbedding
+from afa_jax.types import Feature, Maps, OwnFeatures, TextStates, TimeEmbedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -54,10 +55,11 @@ class Gate(nnx.Module):
         hidden = self.linear_1(jax.nn.silu(temb.astype(jnp.float32)))
         return jax.nn.softmax(self.linear_2(jax.nn.silu(hidden)), axis=-1).T
 
-    def __call__(self, features: Features, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
+    def __call__(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
         """Fuse, as SABW does; the text states are not looked at."""
         weights = self.weights(temb)
         # Not by the maps, whose gradient would be as large as the features.
         exact, precision = features.astype(jnp.float32), jax.lax.Precision.HIGHEST
-        fused = jnp.einsum("nb,nbhwc->bhwc", weights, exact, precision=precision).astype(features.dtype)
-        return fused, jnp.broadcast_to(weights[:, :, None, None], features.shape[:-1])
+        fused = jnp.einsum("nb,nbhwc->bhwc", own_experts(weights), exact, precision=precision)
+        maps = jnp.broadcast_to(weights[:, :, None, None], (len(weights), *features.shape[1:-1]))
+        return sum_over_experts(fused).astype(features.dtype), maps

@@ -32,6 +32,9 @@ KINDS: dict[str, tuple[type[FusionConfig], type[Fusion]]] = dict(
 REMATERIALISED = ("afa", "gate", "mbw")
 """The kinds whose gradient goes through the experts' stages, for which remat is."""
 
+SPREAD = ("afa", "gate")
+"""The kinds whose experts can be on several devices; the others need all of them on each."""
+
 
 def kind_of(config: FusionConfig) -> str:
     """The name of a configuration's kind."""

@@ -14,7 +14,7 @@ from jax import Array
 
 from afa_jax.errors import InputError
 from afa_jax.fusion.sabw import fuse
-from afa_jax.types import Feature, Features, Maps, SiteMaps, TextStates, TimeEmbedding
+from afa_jax.types import Feature, Maps, OwnFeatures, SiteMaps, TextStates, TimeEmbedding
 
 
 def routing_of(maps: SiteMaps) -> dict[str, Array]:
@@ -125,7 +125,7 @@ class Changed:
     fuser: Any
     by: Any
 
-    def __call__(self, features: Features, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
+    def __call__(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
         maps = self.by.change(self.fuser(features, temb, text)[1])
         return fuse(features, maps), maps
 

@@ -12,13 +12,14 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from afa_jax.collectives import all_rows, own_experts, share_of_rows, share_sum_over_experts, sum_over_experts
 from afa_jax.errors import InputError
 from afa_jax.models.attention import Transformer2D
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.layers import Conv
 from afa_jax.models.resnet import ResnetBlock
 from afa_jax.models.unet import Stage
-from afa_jax.types import Feature, Features, Maps, TextStates, TimeEmbedding
+from afa_jax.types import Feature, Maps, OwnFeatures, TextStates, TimeEmbedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,11 +118,11 @@ class SABW(Trunk):
         self.conv_in = Conv(experts * channels, config.hidden, 1, **kwargs)
         super().__init__(config, experts, time_width=time_width, text_width=text_width, **kwargs)
 
-    def logits(self, features: Features, temb: TimeEmbedding, text: TextStates) -> Maps:
+    def logits(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> Maps:
         """Unnormalised maps ``[n, b, h, w]`` in float32."""
-        return self.maps_of(_project(self.conv_in, features), temb, text)
+        return _logits(self.conv_in, self, features, temb, text)
 
-    def __call__(self, features: Features, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
+    def __call__(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
         """Fuse: softmax over the experts at each pixel in float32, then the weighted sum.
 
         Args:
@@ -147,30 +148,36 @@ class SharedSABW:
     conv_in: Any
     trunk: Any
 
-    def __call__(self, features: Features, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
-        maps = jax.nn.softmax(self.trunk.maps_of(_project(self.conv_in, features), temb, text), axis=0)
+    def __call__(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
+        maps = jax.nn.softmax(_logits(self.conv_in, self.trunk, features, temb, text), axis=0)
         return fuse(features, maps), maps
 
 
 jax.tree_util.register_dataclass(SharedSABW, data_fields=["conv_in", "trunk"], meta_fields=[])
 
 
-def _project(conv_in: Conv, features: Features) -> Array:
-    """The 1x1 convolution of the experts' concatenated channels."""
+def _logits(conv_in: Conv, trunk: Trunk, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> Maps:
+    """All experts' unnormalised maps ``[n, b, h, w]``; the devices that hold the experts divide the trunk's work."""
+    temb, text = share_of_rows((temb, text))
+    return all_rows(trunk.maps_of(_project(conv_in, features), temb, text), features.shape[1], axis=1)
+
+
+def _project(conv_in: Conv, features: OwnFeatures) -> Array:
+    """The 1x1 convolution of the experts' concatenated channels; of this device's share of the rows."""
     kernel = conv_in.kernel[...].astype(features.dtype)
-    # It is a sum over the experts: no concatenation, and an expert's share can be computed where the expert is.
-    x = jnp.einsum("nbhwc,nco->bhwo", features, kernel.reshape(len(features), -1, kernel.shape[-1]))
+    # It is a sum over the experts: no concatenation, and an expert's part is computed where the expert is.
+    kernel = own_experts(kernel.reshape(-1, features.shape[-1], kernel.shape[-1]))
+    x = share_sum_over_experts(jnp.einsum("nbhwc,nco->bhwo", features, kernel))
     assert conv_in.bias is not None
     return x + conv_in.bias[...].astype(x.dtype)
 
 
-def fuse(features: Features, maps: Maps) -> Feature:
-    """``sum_n maps[n] * features[n]``, summed in float32, in the features' dtype."""
+def fuse(features: OwnFeatures, maps: Maps) -> Feature:
+    """``sum_n maps[n] * features[n]`` over all experts, summed in float32, in the features' dtype."""
     # An accelerator's default would round both to bfloat16 or TF32 first; of so few terms, exact sums cost nothing.
     precision = jax.lax.Precision.HIGHEST
-    return jnp.einsum("nbhw,nbhwc->bhwc", maps, features.astype(jnp.float32), precision=precision).astype(
-        features.dtype
-    )
+    own = jnp.einsum("nbhw,nbhwc->bhwc", own_experts(maps), features.astype(jnp.float32), precision=precision)
+    return sum_over_experts(own).astype(features.dtype)
 
 
 class Aggregators(nnx.Module):

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
@@ -34,10 +35,11 @@ class Models:
         config: with base, experts and dtype.
         workdir: of the trained run that methods take which name none, a folder or a hub id.
         steps: of the sampler, for experts that take turns in a method without steps of its own.
+        mesh: the devices that the experts are spread over.
     """
 
-    def __init__(self, config: ConfigDict, workdir: Path | None = None, steps: int = 50):
-        self.config, self.workdir, self.steps = config, workdir, steps
+    def __init__(self, config: ConfigDict, workdir: Path | None = None, steps: int = 50, mesh: Mesh | None = None):
+        self.config, self.workdir, self.steps, self.mesh = config, workdir, steps, mesh
 
     @functools.cached_property
     def checkpoints(self) -> dict[str, Checkpoint]:
@@ -57,7 +59,7 @@ class Models:
     @functools.cached_property
     def experts(self) -> Experts:
         """All experts, stacked."""
-        return load_experts(self.config, dtype=self.config.dtype, param_dtype=self.config.dtype)
+        return load_experts(self.config, mesh=self.mesh, **self.dtypes)
 
     @property
     def dtypes(self) -> dict[str, Any]:

@@ -10,12 +10,14 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear
+from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, gelu
 
-Implementation = Literal["xla", "cudnn", "splash"]
+Implementation = Literal["xla", "blocks", "cudnn", "splash"]
 
 CUDNN_HEAD = 128  # the widest head that its flash attention takes on every GPU since Ampere
 SPLASH_BLOCK = 128  # the kernel's smallest tile: sequences must be multiples of it
+BLOCK = 512  # queries at a time where logits are many
+MANY_LOGITS = 2**22  # a head's, from which on blocks are faster on a CPU (benchmarks/attention.py)
 
 
 def attend(
@@ -26,15 +28,18 @@ def attend(
     Without ``implementation``: cuDNN's flash attention on a GPU in half precision and for heads of at most CUDNN_HEAD
     channels, which is what it supports (the VAE's one head is wider, the lowest levels' of SD1.5 too); splash on
     a single TPU for sequences of its block size's multiples (a Pallas kernel cannot be partitioned over devices by the
-    compiler); XLA everywhere else.
+    compiler); on a CPU "blocks" of queries, one after another, for long sequences; XLA everywhere else.
 
     Raises:
-        ValueError: "splash" for a causal mask or for lengths that are not multiples of SPLASH_BLOCK.
+        ValueError: "splash" for a causal mask or for lengths that are not multiples of SPLASH_BLOCK; "blocks" for a
+            causal mask or for queries that are not a multiple of BLOCK.
     """
     if implementation is None:
         implementation = _choose(query, key, causal)
     if implementation == "splash":
         return _splash(query, key, value, causal)
+    if implementation == "blocks":
+        return _blocks(query, key, value, causal)
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=implementation)
 
 
@@ -46,7 +51,23 @@ def _choose(query: Array, key: Array, causal: bool) -> Implementation:
     lengths = query.shape[1], key.shape[1]
     if backend == "tpu" and jax.device_count() == 1 and not causal and not any(n % SPLASH_BLOCK for n in lengths):
         return "splash"
+    if backend == "cpu" and not causal and lengths[0] % BLOCK == 0 and lengths[0] * lengths[1] >= MANY_LOGITS:
+        return "blocks"
     return "xla"
+
+
+def _blocks(query: Array, key: Array, value: Array, causal: bool) -> Array:
+    """A block of queries after another, computed again for the gradient: never are all logits in memory together."""
+    batch, length, *rest = query.shape
+    if causal or length % BLOCK:
+        raise ValueError(f"attention in blocks is without a mask and for multiples of {BLOCK} queries, not {length}")
+
+    @jax.checkpoint
+    def one(block: Array) -> Array:
+        return jax.nn.dot_product_attention(block, key, value, implementation="xla")
+
+    blocks = jnp.moveaxis(query.reshape(batch, -1, BLOCK, *rest), 1, 0)
+    return jnp.moveaxis(jax.lax.map(one, blocks), 0, 1).reshape(query.shape)
 
 
 def _splash(query: Array, key: Array, value: Array, causal: bool) -> Array:
@@ -111,7 +132,7 @@ class GEGLU(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         value, gate = jnp.split(self.proj(x), 2, axis=-1)
-        return value * jax.nn.gelu(gate, approximate=False)
+        return value * gelu(gate)
 
 
 class FeedForward(nnx.Module):

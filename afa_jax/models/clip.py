@@ -12,7 +12,7 @@ from jax.typing import DTypeLike
 
 from afa_jax.models.attention import attend
 from afa_jax.models.configs import TextConfig
-from afa_jax.models.layers import Embedding, LayerNorm, Linear
+from afa_jax.models.layers import Embedding, LayerNorm, Linear, gelu
 from afa_jax.types import TextStates, TokenIds
 
 
@@ -54,7 +54,7 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         x = self.fc1(x)
-        x = x * jax.nn.sigmoid(1.702 * x) if self.activation == "quick_gelu" else jax.nn.gelu(x, approximate=False)
+        x = x * jax.nn.sigmoid(1.702 * x) if self.activation == "quick_gelu" else gelu(x)
         return self.fc2(x)
 
 

@@ -95,7 +95,23 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] = 
         return _conv2d_xla(x, kernel, stride, padding)
     if height * width <= SMALL_MAP:
         return _conv2d_columns(x, kernel, stride, padding)
-    return _conv2d_cpu(x, kernel, stride, padding)
+    return _conv2d_cpu(*_alike(x, kernel), stride, padding)
+
+
+def _alike(x: Array, kernel: Array) -> tuple[Array, Array]:
+    """On a mesh both free to differ between the same devices: a gradient of our own must be of its argument's kind."""
+    differ = varying_axes(x) | varying_axes(kernel)
+    x, kernel = (
+        jax.lax.pcast(array, tuple(missing), to="varying") if (missing := differ - varying_axes(array)) else array
+        for array in (x, kernel)
+    )
+    return x, kernel
+
+
+def varying_axes(x: Array) -> frozenset[str]:
+    """The mesh's axes along which devices may have different values of an array; none outside a mesh."""
+    kind = jax.typeof(x)
+    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma  # jax before 0.11
 
 
 def _conv2d_xla(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
@@ -194,6 +210,24 @@ class Embedding(nnx.Module):
 
     def __call__(self, ids: Array) -> Array:
         return self.embedding[...][ids]
+
+
+@jax.custom_jvp
+def gelu(x: Array) -> Array:
+    """The exact Gaussian error linear unit, ``x * Phi(x)`` (Hendrycks & Gimpel 2016).
+
+    ``jax.nn.gelu`` of jax 0.12 cannot be differentiated on a mesh: the polynomials in the derivative of its ``erfc``
+    refuse constants beside an array of which each device has a part.
+    """
+    return jax.nn.gelu(x, approximate=False)
+
+
+@gelu.defjvp
+def _gelu_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
+    (x,), (dx,) = primals, tangents
+    below = 0.5 * jax.lax.erfc(-x * math.sqrt(0.5))
+    density = math.sqrt(0.5 / math.pi) * jnp.exp(-0.5 * jnp.square(x))
+    return x * below, (below + x * density) * dx
 
 
 class Identity(nnx.Module):

@@ -5,6 +5,10 @@ temporary name and renames it when it is complete, so a process that is killed w
 next run removes, and no half checkpoint. Orbax does not notice bytes that changed, so restoring checks two sums
 (crc32): that of every file, in ``sums.json``, which tells damage on the disk before orbax meets it, and that of every
 array, which tells damage on the way there and back.
+
+Of several processes only process 0 reads and writes: it has the arrays brought to its host, and what it reads it sends
+to the others, where they go to whatever devices the arrays of the run lie on. So the folder need not be shared, and
+neither the number of processes nor the mesh is part of a checkpoint.
 """
 
 from __future__ import annotations
@@ -25,6 +29,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from afa_jax.distributed import alone, broadcast_arrays, by_first, fetch, first, on_first, place, several
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text, sync
 from afa_jax.weights.keys import flatten, unflatten
@@ -44,48 +49,62 @@ class SaveError(InputError):
 class Checkpoints:
     """The checkpoints of one run, in ``workdir/checkpoints``.
 
-    Two rules: the last ``keep`` of them stay, and the best one beside them.
+    Two rules: the last ``keep`` of them stay, and the best one beside them. All processes call every method.
 
     Args:
         keep: how many of the last ones stay.
     """
 
     def __init__(self, workdir: Path, keep: int = 2):
+        self.folder, self.keep = workdir / "checkpoints", keep
+        self._scores: dict[int, float] = {}
+        self._saving: int | None = None
+        self._checkpointer: Any = None
+        self._open()
+
+    @by_first
+    def _open(self) -> None:
         import orbax.checkpoint as ocp
 
-        if keep < 1:
-            raise InputError(f"keep={keep}; choose 1 or more")
+        if self.keep < 1:
+            raise InputError(f"keep={self.keep}; choose 1 or more")
         # What orbax logs as an error it raises as well, and we say it in one line.
         logging.getLogger("absl").addFilter(_not_from_orbax)
         _hush_closed_loops()
-        self.folder, self.keep = workdir / "checkpoints", keep
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove(f"*{_DELETED}")
         self._remove(f"*{_UNFINISHED}*")
         self._scores = _read_scores(self.folder / "scores.json")
-        self._saving: int | None = None
+        # Orbax must not wait for the other processes.
+        mine = ocp.options.MultiprocessingOptions(active_processes={0} if several() else None)
         self._checkpointer = ocp.AsyncCheckpointer(
-            ocp.CompositeCheckpointHandler(),
+            ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=mine)),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
+            multiprocessing_options=mine,
         )
 
+    @by_first
     def steps(self) -> list[int]:
         """The steps of the complete checkpoints, ascending."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
+    @by_first
     def has(self, step: int) -> bool:
         """Whether a step is saved, or about to be."""
         return step == self._saving or step in self.steps()
 
+    @by_first
     def best(self) -> int | None:
         """The step of the checkpoint with the lowest score; the earlier of equals."""
         return min((step for step in self.steps() if step in self._scores), key=self._rank, default=None)
 
+    @by_first
     def improves(self, score: float) -> bool:
         """Whether a score is better than that of every checkpoint."""
         best = self.best()
         return math.isfinite(score) and (best is None or score < self._scores[best])
 
+    @by_first
     def rate(self, step: int, score: float) -> None:
         """Give a checkpoint, or one about to be saved, its score: lower is better, and NaN is none."""
         if math.isfinite(score):
@@ -103,12 +122,16 @@ class Checkpoints:
             SaveError: this save could not begin, or the one before it failed.
             ValueError: there is a checkpoint of this step.
         """
+        flat = {name: flatten(tree) for name, tree in trees.items()}
+        self._save(step, fetch(flat) if several() else flat, facts, score)
+
+    @by_first
+    def _save(self, step: int, flat: Mapping[str, Any], facts: Mapping[str, Any], score: float | None) -> None:
         import orbax.checkpoint as ocp
 
         self.wait()
         if step in self.steps():
             raise ValueError(f"{self.folder / str(step)} exists")
-        flat = {name: flatten(tree) for name, tree in trees.items()}
         record = dict(facts=dict(facts), arrays=_describe(flat, check_finite=True))
         self._saving = step
         with self._explained():
@@ -125,11 +148,16 @@ class Checkpoints:
     def check(self) -> None:
         """Raise what the save in the background met with, and remove old checkpoints after one that is complete.
 
+        The other processes do not wait for it, and do not hear of its error.
+
         Raises:
             SaveError: the step that was not saved, why, and the last one that was.
         """
-        if self._saving is None:
-            return
+        if self._saving is not None and first():
+            with alone():
+                self._check()
+
+    def _check(self) -> None:
         with self._explained():
             self._checkpointer.check_for_errors()
         if (self.folder / str(self._saving)).is_dir():
@@ -139,6 +167,7 @@ class Checkpoints:
             kept = {*self.steps()[-self.keep :], self.best()}
             self._delete([step for step in self.steps() if step not in kept])
 
+    @by_first
     def wait(self) -> None:
         """Wait until the last save is on disk.
 
@@ -159,6 +188,25 @@ class Checkpoints:
         Raises:
             InputError: there is none, it is damaged, or it has other arrays than ``trees``.
         """
+        wanted = {name: flatten(tree) for name, tree in trees.items()}
+        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
+        if not several():
+            step, facts, arrays = self._restore(shapes, step)
+        else:
+            read = dict[str, Any]()
+
+            def on_host() -> tuple[int, dict[str, Any]]:
+                like = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+                found, facts, read["arrays"] = self._restore(like, step)
+                return found, facts
+
+            step, facts = on_first(on_host)
+            arrays = broadcast_arrays(read.get("arrays"), shapes)
+            arrays = jax.tree.map(lambda array, leaf: place(array, leaf.sharding), arrays, shapes)
+        return step, {name: unflatten(tree, arrays[name]) for name, tree in trees.items()}, facts
+
+    def _restore(self, wanted: dict[str, Any], step: int | None) -> tuple[int, dict[str, Any], dict[str, Any]]:
+        """Its step, its facts, and arrays like those wanted: where they are to be, or on the host."""
         import orbax.checkpoint as ocp
 
         steps = self.steps()
@@ -169,7 +217,6 @@ class Checkpoints:
         if step not in steps:
             raise InputError(f"--resume_step {step}: {self.folder} has no such checkpoint; there are {self.listing()}")
         path = self.folder.absolute() / str(step)
-        wanted = {name: flatten(tree) for name, tree in trees.items()}
         with self._damage_named(step):
             for name, crc in json.loads((path / "sums.json").read_text()).items():
                 if _sum_of_file(path / name) != crc:
@@ -177,25 +224,27 @@ class Checkpoints:
             record = self._checkpointer.restore(path, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
         if difference := _difference(record["arrays"], _describe(wanted)):
             raise InputError(f"{self.folder / str(step)} cannot be restored into this config: {difference}")
-        shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
         with self._damage_named(step):
-            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(shapes))
+            args = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
             arrays = self._checkpointer.restore(path, args=args)["arrays"]
             if changed := _difference(record["arrays"], _describe(arrays, sums=True)):
                 raise ValueError(changed)
-        return step, {name: unflatten(tree, arrays[name]) for name, tree in trees.items()}, record["facts"]
+        return step, record["facts"], arrays
 
+    @by_first
     def delete_after(self, step: int) -> list[int]:
         """Remove the checkpoints of later steps, of a run that goes on from ``step``; returns their steps."""
         later = [s for s in self.steps() if s > step]
         self._delete(later)
         return later
 
+    @by_first
     def listing(self) -> str:
         """The steps, for a message: ``10, 20 (best), 30``."""
         best = self.best()
         return ", ".join(f"{step} (best)" if step == best else str(step) for step in self.steps())
 
+    @by_first
     def close(self) -> None:
         """Wait for the last save to be on disk.
 
@@ -211,8 +260,12 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: Any, *_: Any) -> None:
-        # What ended the run is what the user is to read, not what the last save met with besides.
-        with contextlib.nullcontext() if kind is None else contextlib.suppress(SaveError):
+        if kind is None:
+            self.close()
+            return
+        # What ended the run is what the user is to read, not what the last save met with besides. It may have ended
+        # this process only.
+        with alone(), contextlib.suppress(SaveError):
             self.close()
 
     def _seal(self) -> None:

@@ -18,8 +18,10 @@ from afa_jax.data.loader import Batch, Loader, loading, make_loader
 from afa_jax.data.sources import BadExample, PictureSource, make_source
 from afa_jax.data.split import Subset, hold_out
 from afa_jax.data.transform import Crop
+from afa_jax.distributed import say
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, frozen
+from afa_jax.experts import Experts, frozen, with_encoders_here
+from afa_jax.parallel import row_share
 from afa_jax.training.validation import Pairs
 
 
@@ -67,7 +69,7 @@ class TrainingData:
         bad.add(self.bad)
         for step, batch in enumerate(self.loader.iterate(first), first):
             if summary := bad.take(step, batch):
-                print(summary)
+                say(summary)
             yield batch
 
     def names(self, batch: Batch) -> list[str]:
@@ -76,6 +78,10 @@ class TrainingData:
 
     def validation_pairs(self, experts: Experts, config: ConfigDict) -> Pairs:
         """The first ``config.pairs`` good held-out examples, each cut at random but always alike.
+
+        Args:
+            experts: with their encoders on one device (``with_encoders_here``).
+            config: the run's ``validation``.
 
         Raises:
             InputError: there is not one.
@@ -139,7 +145,9 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
         raise InputError(f"{len(chosen)} pictures are fewer than a batch of {train.batch}")
     crop = options["crop"] or Crop(source[0]["image"].shape[:2])
     experts.check_size(crop.size)
-    parts, shared = frozen(experts), dict(batch=train.batch, seed=train.seed)
+    index, count = (0, 1) if experts.mesh is None else row_share(experts.mesh)
+    parts = frozen(experts)
+    shared = dict(batch=train.batch, seed=train.seed, process_index=index, process_count=count)
     common: dict[str, Any] = dict(
         held_out=held_out, crop=crop, skip=options["bad"] == "skip", length=len(chosen), seed=train.seed
     )
@@ -153,7 +161,7 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
             **common,
         )
     made = build_cache(
-        experts,
+        with_encoders_here(experts, config),
         source,
         crop,
         path=Path(cache.path),
@@ -162,6 +170,8 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
         batch=cache.batch,
         seed=cache.seed,
         bad=options["bad"],
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
         progress=progress,
     )
     among = chosen.indices if isinstance(chosen, Subset) else None

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from afa_jax.collectives import divided, own_experts
 from afa_jax.data.pictures import to_images
 from afa_jax.experts import encode_prompts
 from afa_jax.parallel import Mode
-from afa_jax.types import ExpertTextStates, Latents
+from afa_jax.types import Latents, OwnTextStates
 
 
 def row_keys(key: Array, position: Any) -> Array:
@@ -27,7 +28,7 @@ def latents_and_states(
     caption_dropout: float,
     no_caption: Any,
     mode: Mode | None = None,
-) -> tuple[Latents, ExpertTextStates]:
+) -> tuple[Latents, OwnTextStates]:
     """Sampled, scaled latents and the experts' text states, some captions dropped; pure, to be traced within a step.
 
     A row key gives the same sample and the same fate of the caption with the cache as without it. It is used up to the
@@ -48,7 +49,8 @@ def latents_and_states(
     if "mean" in batch:
         latents = frozen["vae"].sample(batch["mean"], batch["std"], latent_keys)
         states = jnp.moveaxis(jnp.asarray(batch["states"]), 1, 0)
-        return latents, jnp.where(dropped[:, None, None], jnp.asarray(no_caption)[:, None], states)
-    latents = frozen["vae"].encode(to_images(batch["image"]), latent_keys)
+        return latents, jnp.where(dropped[:, None, None], own_experts(jnp.asarray(no_caption))[:, None], states)
+    vae = frozen["vae"]
+    latents = divided(lambda pixels, keys: vae.encode(to_images(pixels), keys), batch["image"], latent_keys)
     ids = jnp.where(dropped[:, None], jnp.asarray(no_caption), batch["ids"])
     return latents, encode_prompts(frozen["text_encoder"], ids, mode)

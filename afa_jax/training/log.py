@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from afa_jax.distributed import first as is_first
 from afa_jax.training.workdir import Metrics
 from afa_jax.training.writers import make_writers
 
@@ -19,7 +20,7 @@ TIMINGS = ("images_per_second", "seconds_per_step", "data_wait")
 
 
 class Log:
-    """The numbers of a run that begins, or continues, after step ``first``.
+    """The numbers of a run that begins, or continues, after step ``first``; only process 0 writes them.
 
     A line of a training interval has the mean of its losses, the other numbers of its last step, the largest
     ``gradient_norm`` as ``gradient_norm_max``, ``images_per_second`` and ``seconds_per_step`` (callbacks and their
@@ -42,15 +43,18 @@ class Log:
         past = past or dict(losses=[], last={}, lines=None)
         self.losses: list[float] = list(past["losses"])
         self._last: dict[str, float] = dict(past["last"])
-        self._writers = make_writers(writers, workdir, first)
-        self._metrics = Metrics(workdir, first, past["lines"])
-        self._progress = tqdm(initial=first, total=steps, disable=quiet, dynamic_ncols=True, unit="step")
+        writes = is_first()
+        self._writers = make_writers(writers if writes else (), workdir, first)
+        self._metrics = Metrics(workdir, first, past["lines"]) if writes else None
+        self._progress = tqdm(initial=first, total=steps, disable=quiet or not writes, dynamic_ncols=True, unit="step")
         self._started, self._waited, self._steps, self._images = time.perf_counter(), 0.0, 0, 0
 
     def past(self) -> dict[str, Any]:
         """JSON from which a resumed run writes the same lines: of the interval so far, and how many lines there are."""
-        self._metrics.sync()
-        return dict(losses=list(self.losses), last=dict(self._last), lines=self._metrics.lines)
+        if self._metrics is not None:
+            self._metrics.sync()
+        lines = None if self._metrics is None else self._metrics.lines
+        return dict(losses=list(self.losses), last=dict(self._last), lines=lines)
 
     def add(self, numbers: Mapping[str, float], images: int, waited: float) -> None:
         """A step of the interval: its numbers, the size of its batch and the seconds it waited for that."""
@@ -78,7 +82,7 @@ class Log:
         """A line of other values; pictures (uint8 ``[h, w, 3]``) go to the writers only."""
         pictures = {name: np.asarray(value) for name, value in values.items() if np.ndim(value) == 3}
         numbers = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
-        if numbers:
+        if numbers and self._metrics is not None:
             self._metrics.write(step, numbers)
         for writer in self._writers:
             writer.write(step, numbers, pictures)
@@ -94,6 +98,7 @@ class Log:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._progress.close()
-        self._metrics.close()
+        if self._metrics is not None:
+            self._metrics.close()
         for writer in self._writers:
             writer.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import math
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,6 +16,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from afa_jax.distributed import alone, everywhere, gather, on_first, same, say, several, together
 from afa_jax.errors import InputError, Stopped
 from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
 from afa_jax.training.log import Log
@@ -28,6 +30,8 @@ Step = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
 """``(state, batch, key) -> (state, metrics)``, jitted; the metrics have ``loss``, and numbers are logged."""
 BEHIND = 1
 """How many steps the accelerator has been given when Python looks at a result: it never waits for Python."""
+FAILED = 255
+"""What process 0 tells the others where they tell each other of signals: it cannot go on."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,7 @@ def run_loop(
     describe: Callable[[Any], list[str]] = describe_batch,
     every: Sequence[Every] = (),
     writers: Sequence[str] = (),
+    shares: int = 1,
     log_every: int = 1,
     save_every: int = 1000,
     keep: int = 2,
@@ -78,17 +83,21 @@ def run_loop(
 
     A run that was killed before its first checkpoint is resumed from the state given, at step 0.
 
+    Several processes run one loop (afa_jax/distributed.py): a signal to any of them stops all after the same step, and
+    what ends one that all can know of ends all with the same error. Process 0 alone has a workdir.
+
     Args:
         state: named pytrees, all of them saved.
         batches: from the first step on; its iterator may be closed early. An array, or a pytree of arrays, whose first
             axis is the batch's.
         resume_step: the checkpoint to go on from instead of the last one; those after it are removed.
-        facts: JSON values stored in each checkpoint, such as the hashes of frozen weights.
+        facts: JSON values stored in each checkpoint, such as the hashes of frozen weights; the same in all processes.
         on_resume: called with the facts of the checkpoint, if there is one; raises InputError if they do not fit this
             run.
         describe: the names of a batch's examples, for the message of a loss that is not finite.
         every: callbacks. A checkpoint is saved after one whose score is the best so far, too.
         writers: see afa_jax.training.writers.
+        shares: of how many such batches a step's is made: what processes read apart from each other.
         log_every: steps between lines of metrics.jsonl; a line has the mean of the loss since the last one.
         keep: how many of the last checkpoints stay, beside the best one.
 
@@ -96,30 +105,32 @@ def run_loop(
         NonFiniteError: with the step, its examples and the last good checkpoint. Nothing after it was saved.
         SaveError: a checkpoint could not be written.
         InputError: no checkpoint ``resume_step``, or one that is damaged or of another run; or another process trains
-            in the workdir.
+            in the workdir; or the facts of another process are others.
         Stopped: by a signal, after saving.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        stack.enter_context(locked(workdir))
+        on_first(lambda: stack.enter_context(locked(workdir)))
+        same(facts, "experts or data")
         checkpoints = stack.enter_context(Checkpoints(workdir, keep))
         first, past = 0, dict[str, Any](log=None, called=True)
         if resume and resume_step is None and not checkpoints.steps():
-            print(f"{workdir} has no checkpoint yet; starting at step 0")
+            say(f"{workdir} has no checkpoint yet; starting at step 0")
         elif resume or resume_step is not None:
             first, state, stored = checkpoints.restore(state, resume_step)
             past = stored.pop("loop")
             if first > steps:
                 raise InputError(f"{workdir} is at step {first} already; steps={steps} would go back")
-            on_resume(stored)
+            together(functools.partial(on_resume, stored))
             if removed := checkpoints.delete_after(first):
-                print(f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}")
+                say(f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}")
         done = first == steps and past["called"]
         # The past leaves out the last lines of a run to this step, which stay if there is nothing left to do.
-        log = stack.enter_context(Log(workdir, first, steps, None if done else past["log"], writers, quiet))
+        past_lines = None if done else past["log"]
+        log = stack.enter_context(together(lambda: Log(workdir, first, steps, past_lines, writers, quiet)))
         if done:
             return state
-        run = _Run(checkpoints, log, stop, steps, log_every, save_every, every, dict(facts or {}), describe)
+        run = _Run(checkpoints, log, stop, steps, log_every, save_every, every, dict(facts or {}), describe, shares)
         return run.train(step_function, state, batches, jax.random.key(seed), first, called=past["called"])
 
 
@@ -136,9 +147,11 @@ class _Run:
     every: Sequence[Every]
     facts: dict[str, Any]
     describe: Callable[[Any], list[str]]
-    running: deque[tuple[int, Any, float, dict[str, jax.Array]]] = field(default_factory=deque)
+    shares: int
+    running: deque[tuple[int, Any, float, dict[str, jax.Array], Any]] = field(default_factory=deque)
     batch: Any = None  # of the step settled last
     compiled: set[Any] = field(default_factory=set)
+    failure: Exception | None = None  # of what process 0 alone does, which the others have not been told
 
     def train(
         self,
@@ -162,15 +175,17 @@ class _Run:
                 except Interrupted:
                     break
                 step += 1
-                self.running.append((step, batch, waited, values))
+                told = everywhere(FAILED if self.failure else int(self.stop.come or 0))
+                self.running.append((step, batch, waited, values, told))
                 self.settle(BEHIND)
-                self.checkpoints.check()
+                self.on_first(self.checkpoints.check)
                 if step == self.steps or any(step % n == 0 for n in (self.save_every, *(e.steps for e in self.every))):
                     self.settle(0)
                     called = self.milestone(state, step)
             if step < self.steps or not called:
                 assert self.stop.asked
                 self.settle(0)
+                self.tell()
                 if step > first and not self.checkpoints.has(step):
                     self.save(state, step, dict(log=self.log.past(), called=called))
                 self.checkpoints.wait()
@@ -198,14 +213,43 @@ class _Run:
     def settle(self, behind: int) -> None:
         """Fetch, check and log the numbers of the steps that the accelerator was given, but for the last ones."""
         while len(self.running) > behind:
-            step, self.batch, waited, values = self.running.popleft()
+            step, self.batch, waited, values, told = self.running.popleft()
             numbers = {name: float(value) for name, value in jax.device_get(values).items() if np.ndim(value) == 0}
             for name in ("loss", *(name for name in numbers if name.endswith("_norm"))):
                 if not math.isfinite(numbers[name]):
                     raise self.not_finite(f"{name} is {numbers[name]}", step)
-            self.log.add(numbers, images=len(jax.tree.leaves(self.batch)[0]), waited=waited)
+            self.log.add(numbers, images=self.shares * len(jax.tree.leaves(self.batch)[0]), waited=waited)
             if step % self.log_every == 0:
-                self.log.flush(step)
+                self.on_first(self.log.flush, step)
+            if several():
+                self.hear(int(told))
+
+    def on_first(self, function: Callable[..., None], *args: Any) -> None:
+        """Do what only process 0 does between two steps; the others hear of an error with a later step."""
+        if not several():
+            function(*args)
+        elif self.failure is None:
+            try:
+                with alone():
+                    function(*args)
+            except Exception as error:
+                self.failure = error
+
+    def tell(self) -> None:
+        """Raise in all processes what process 0 has met with."""
+
+        def fail() -> None:
+            if self.failure is not None:
+                raise self.failure
+
+        on_first(fail)
+
+    def hear(self, told: int) -> None:
+        """What the processes told each other along with a step."""
+        if told == FAILED:
+            self.tell()
+        elif told:
+            self.stop.asked = signal.Signals(told)
 
     def milestone(self, state: State, step: int) -> bool:
         """Call back and save at a settled step; whether the callbacks were called, which a signal prevents."""
@@ -222,13 +266,14 @@ class _Run:
         score = next((float(values["score"]) for values in results if "score" in values), None)
         results = [{name: value for name, value in values.items() if name != "score"} for values in results]
         for values in results[: len(due)]:
-            self.log.write(step, values)
-        past = dict(log=self.log.past(), called=called)
+            self.on_first(self.log.write, step, values)
+        past = dict(log=together(self.log.past), called=called)
         # A run to more steps would not have what follows: it is not in the past that such a run goes on from.
         for values in results[len(due) :]:
-            self.log.write(step, values)
+            self.on_first(self.log.write, step, values)
         if step == self.steps and called and self.log.losses:
-            self.log.flush(step)
+            self.on_first(self.log.flush, step)
+        self.tell()
         if self.checkpoints.has(step):  # resumed from here to call back
             if score is not None:
                 self.checkpoints.rate(step, score)
@@ -252,7 +297,8 @@ class _Run:
         """The error that says where a number went wrong and where to go back to."""
         with contextlib.suppress(SaveError):
             self.checkpoints.wait()
-        steps, examples = self.checkpoints.steps(), [] if self.batch is None else self.describe(self.batch)
+        steps, named = self.checkpoints.steps(), [] if self.batch is None else self.describe(self.batch)
+        examples = dict.fromkeys(name for names in gather(named) for name in names)
         of = f" ({', '.join(examples)})" if examples else ""
         last = f"the last good checkpoint is of step {steps[-1]}" if steps else "there is no checkpoint before it"
         return NonFiniteError(

@@ -6,21 +6,24 @@ take apart and put together, at every step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from afa_jax.collectives import mean_over_devices, on_each_device, row_shares, sum_over_devices
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import Remat
 from afa_jax.fusion.kinds import Fusion, assemble
 from afa_jax.fusion.routing import routing_of
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import Mode
+from afa_jax.parallel import EXPERT, ROWS, Mode, on_mesh, specs_of
 from afa_jax.training.inputs import latents_and_states, row_keys
 from afa_jax.training.loss import diffusion_loss
 from afa_jax.training.optimizer import update_average
@@ -43,6 +46,11 @@ def published(state: State) -> dict[str, Array]:
     return state["average"] if "average" in state else state["params"]
 
 
+def batch_specs(batch: Mapping[str, Any]) -> dict[str, PartitionSpec]:
+    """How the arrays of a batch are split: all by rows, a cache's text states also by the experts that they are of."""
+    return {name: PartitionSpec(ROWS, EXPERT) if name == "states" else PartitionSpec(ROWS) for name in batch}
+
+
 def make_train_step(
     fusion: Fusion,
     frozen: dict[str, Any],
@@ -57,6 +65,7 @@ def make_train_step(
     mode: Mode | None = None,
     remat: Remat = "none",
     vae: VAE | None = None,
+    mesh: Mesh | None = None,
 ) -> Callable[[State, dict[str, Array], dict[str, Any], Array], tuple[State, dict[str, Array]]]:
     """The jitted step ``(state, batch, flatten(frozen), key) -> (state, metrics)``; ``key`` is that of the run.
 
@@ -73,6 +82,8 @@ def make_train_step(
         accumulate: parts that a batch is worked on in, one after another; the same step in less memory.
         ema: decay of the parameters' average; 0 keeps none.
         remat: of the ensemble.
+        mesh: the devices to spread experts and rows over; the arguments are then placed as ``spec_of`` and
+            ``batch_specs`` say, and each device works at its part of every part of ``accumulate``.
 
     Raises:
         InputError: when traced with a batch that ``accumulate`` does not divide.
@@ -101,24 +112,39 @@ def make_train_step(
     def accumulated(params: dict[str, Array], batch: dict[str, Array], *rest: Any) -> Any:
         size = len(batch["position"])
         if size % accumulate:
-            raise InputError(f"train.accumulate={accumulate} does not divide the batch of {size}")
+            devices = f" on each of {row_shares()} devices" if row_shares() > 1 else ""
+            raise InputError(f"train.accumulate={accumulate} does not divide the batch of {size}{devices}")
         parts = jax.tree.map(lambda rows: rows.reshape(accumulate, size // accumulate, *rows.shape[1:]), batch)
 
         def add(total: Any, part: dict[str, Array]) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, total, gradient_of(params, part, *rest)), None
 
         shapes = jax.eval_shape(gradient_of, params, jax.tree.map(lambda rows: rows[0], parts), *rest)
-        total, _ = jax.lax.scan(add, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes), parts)
+        zeros = on_each_device(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+        total, _ = jax.lax.scan(add, zeros, parts)
         return jax.tree.map(lambda leaf: leaf / accumulate, total)
 
-    @jax.jit
+    def of_a_device(
+        params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array
+    ) -> tuple[tuple[Array, dict[str, Array]], dict[str, Array]]:
+        # Each device differentiates its own copy of the parameters, and what all of them found is summed once.
+        own = on_each_device(params)
+        measured, gradient = (accumulated if accumulate > 1 else gradient_of)(own, batch, arrays, key)
+        return mean_over_devices(measured), jax.tree.map(lambda leaf: leaf / row_shares(), sum_over_devices(gradient))
+
+    def loss_and_gradient(
+        params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array
+    ) -> tuple[tuple[Array, dict[str, Array]], dict[str, Array]]:
+        same = PartitionSpec()
+        specs = None if mesh is None else (same, batch_specs(batch), specs_of(arrays, mesh), same)
+        return on_mesh(of_a_device, mesh, specs, same, gradients=True)(params, batch, arrays, key)
+
+    @functools.partial(jax.jit, out_shardings=None if mesh is None else NamedSharding(mesh, PartitionSpec()))
     def train_step(
         state: State, batch: dict[str, Array], arrays: dict[str, Array], key: Array
     ) -> tuple[State, dict[str, Array]]:
         arrays = jax.lax.stop_gradient(arrays)
-        (loss, routing), gradient = (accumulated if accumulate > 1 else gradient_of)(
-            state["params"], batch, arrays, key
-        )
+        (loss, routing), gradient = loss_and_gradient(state["params"], batch, arrays, key)
         updates, opt = optimizer.update(gradient, state["opt"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = dict(params=params, opt=opt, step=state["step"] + 1)

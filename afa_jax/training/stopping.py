@@ -3,6 +3,9 @@
 Python runs a signal's handler in the main thread, between two of its instructions: one that arrives within a call into
 compiled code, such as waiting for a step, is seen when that call returns. So a run stops within one step and one save.
 What compiles may take minutes and is called in a thread of its own (``StopSignals.compiling``), which is left behind.
+
+Several processes stop after the same step. What comes to one of them is a request (``come``) that the loop tells the
+others along with its step, and ``asked`` is what they have all been told; nothing leaves a wait before its time.
 """
 
 from __future__ import annotations
@@ -15,6 +18,7 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import Any, TypeVar
 
+from afa_jax.distributed import several
 from afa_jax.errors import COMPILING, Stopped
 
 T = TypeVar("T")
@@ -25,14 +29,18 @@ class Interrupted(BaseException):
 
 
 class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
-    """Within it SIGTERM and the first SIGINT set ``asked``; the handlers from before come back after it.
+    """Within it SIGTERM and the first SIGINT set ``come``, and in a process that is alone ``asked`` too.
+
+    The handlers from before come back after it.
 
     A second SIGINT is Python's own KeyboardInterrupt, without saving. Outside the main thread, where Python allows no
     handlers, it does nothing.
     """
 
     def __init__(self) -> None:
+        self.come: signal.Signals | None = None
         self.asked: signal.Signals | None = None
+        self._several = several()
         self._at_once = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -61,8 +69,11 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
     def compiling(self, function: Callable[[], T]) -> T:
         """What ``function`` returns or raises; a signal that comes meanwhile raises Interrupted without waiting for it.
 
-        ``Stopped`` then ends the process without waiting either (afa_jax.commands.run).
+        ``Stopped`` then ends the process without waiting either (afa_jax.commands.run). Several processes wait.
         """
+        if self._several:
+            with self.at_once():
+                return function()
         done: Future[T] = Future()
 
         def work() -> None:
@@ -76,9 +87,12 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
             return done.result()
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
-        if self.asked is signal.SIGINT and number == signal.SIGINT:
+        if self.come is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
-        self.asked = signal.Signals(number)
+        self.come = signal.Signals(number)
+        if self._several:
+            return
+        self.asked = self.come
         if self._at_once:
             self._at_once = False
             raise Interrupted

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +14,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from afa_jax.data.pictures import grid, to_images
+from afa_jax.distributed import by_first
 from afa_jax.experts import Experts, encode_prompts, with_fusion
 from afa_jax.files import replace_text
 from afa_jax.fusion.block_weights import BlockWeights
 from afa_jax.fusion.kinds import Fusion, assemble, site_names
 from afa_jax.fusion.routing import routing_of
 from afa_jax.generate import Request, SampleOptions, generate
+from afa_jax.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
 from afa_jax.training.loss import prediction_errors
 from afa_jax.weights.keys import shapes_of, unflatten
 
@@ -97,7 +101,11 @@ class Validation:
         self._frozen = (experts.unet, experts.text_encoder if isinstance(like, BlockWeights) else None)
         schedule, total = experts.schedule, experts.schedule.num_train_timesteps
 
-        @jax.jit
+        mesh = experts.mesh
+        if mesh is not None:  # every device has rows
+            devices = mesh.shape[DATA] * mesh.shape[FSDP]
+            self.batch = -(-batch // devices) * devices
+
         def measure(
             frozen: tuple[Any, Any], params: dict[str, Array], rows: tuple[Array, ...], bucket: Array
         ) -> dict[str, Array]:
@@ -120,7 +128,17 @@ class Validation:
             errors = prediction_errors(predict, schedule, latents, noise, t)
             return dict(loss=errors) | kept[0]
 
-        self._measure = measure
+        self._placed: Callable[[Any], Any] = lambda row: row
+        same, split = PartitionSpec(), PartitionSpec(ROWS)
+        specs, replicated = None, None
+        if mesh is not None:
+            unet, text_encoder = self._frozen
+            # An absent text encoder has no leaves to say anything of.
+            parts = (specs_of(unet, mesh, "unet"), specs_of(text_encoder, mesh, "text_encoder"))
+            specs = (parts, same, (split, PartitionSpec(ROWS, EXPERT), split, split), same)
+            replicated = NamedSharding(mesh, same)
+            self._placed = functools.partial(place, mesh=mesh, specs=specs[2])
+        self._measure = jax.jit(on_mesh(measure, mesh, specs, split), out_shardings=replicated)
 
     def __call__(self, params: dict[str, Array], step: int) -> dict[str, Any]:
         """Measure, write, and return what a run logs.
@@ -134,6 +152,7 @@ class Validation:
             parts = []
             for rows in _rows(count, self.batch):
                 row = (*(leaf[rows] for leaf in (self.pairs.latents, self.pairs.states, self.pairs.ids)), rows)
+                row = self._placed(row)
                 parts.append(jax.device_get(self._measure(self._frozen, params, row, np.int32(bucket))))
             joined = {name: np.concatenate([part[name] for part in parts])[:count] for name in parts[0]}
             measured.append({name: values.astype(np.float64).mean(0) for name, values in joined.items()})
@@ -150,9 +169,7 @@ class Validation:
             weights={site: weights[i].round(4).tolist() for i, site in enumerate(self._sites)},
             entropy={site: entropy[i].round(4).tolist() for i, site in enumerate(self._sites)},
         )
-        # A run that goes on from an earlier step measures again what came after it, and not where a shorter one ended.
-        lines = [old for old in read_validation(self.workdir) if old["step"] < step and not old["extra"]]
-        replace_text(self.workdir / FILE, "".join(json.dumps(line) + "\n" for line in [*lines, line]))
+        self._write(line)
         mean = float(np.mean(list(loss.values())))
         return (
             dict(score=mean, val_loss=mean, val_entropy=float(entropy.mean()))
@@ -160,6 +177,12 @@ class Validation:
             | {f"val_weight_{name}": float(weights[..., i].mean()) for i, name in enumerate(self.experts.names)}
             | self._sample(params, step)
         )
+
+    @by_first
+    def _write(self, line: dict[str, Any]) -> None:
+        # A run that goes on from an earlier step measures again what came after it, and not where a shorter one ended.
+        lines = [old for old in read_validation(self.workdir) if old["step"] < line["step"] and not old["extra"]]
+        replace_text(self.workdir / FILE, "".join(json.dumps(line) + "\n" for line in [*lines, line]))
 
     def _sample(self, params: dict[str, Array], step: int) -> dict[str, np.ndarray]:
         if not self.prompts or self.options is None:
@@ -170,12 +193,16 @@ class Validation:
             picture.pixels for picture in generate(requests, denoiser, experts, seed=self.seed, options=self.options)
         ]
         pixels = grid([made[i : i + self.num_images] for i in range(0, len(made), self.num_images)])
+        self._save(pixels, step)
+        return dict(samples=pixels)
+
+    @by_first
+    def _save(self, pixels: np.ndarray, step: int) -> None:
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
         partial = folder / f".step_{step:08d}.png.partial"
         Image.fromarray(pixels).save(partial, format="PNG")
         partial.replace(folder / f"step_{step:08d}.png")
-        return dict(samples=pixels)
 
 
 def read_validation(workdir: Path) -> list[dict[str, Any]]:

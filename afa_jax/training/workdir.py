@@ -1,4 +1,4 @@
-"""A run's folder: who may write to it, its config and its metrics."""
+"""A run's folder: who may write to it, its config and its metrics. Of several processes only process 0 looks there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
 
@@ -33,6 +34,11 @@ def add_workdir_arguments(parser: argparse.ArgumentParser) -> None:
         help="continue it from the checkpoint of step N instead of the last one; later ones are removed",
     )
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the workdir")
+    parser.add_argument(
+        "--resume_if_any",
+        action="store_true",
+        help="--resume if the workdir holds a run, else start it: for what is restarted by a machine",
+    )
 
 
 class _ResumeStep(argparse.Action):
@@ -42,6 +48,21 @@ class _ResumeStep(argparse.Action):
         namespace.resume, namespace.resume_step = True, values
 
 
+def resume_if_any(options: argparse.Namespace) -> None:
+    """Turn ``--resume_if_any`` into ``--resume`` or nothing, by what the workdir holds.
+
+    Raises:
+        InputError: it excludes --resume, --resume_step and --overwrite.
+    """
+    if not options.resume_if_any:
+        return
+    if options.resume or options.overwrite:
+        other = "--overwrite" if options.overwrite else "--resume, or --resume_step,"
+        raise InputError(f"--resume_if_any and {other} exclude each other")
+    options.resume = on_first((options.workdir / "config.json").is_file)
+
+
+@by_first
 def check_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise what open_workdir would raise, without touching anything."""
     if resume and overwrite:
@@ -58,6 +79,7 @@ def check_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
             raise InputError(f"--overwrite: {workdir} does not look like a run (no config.json); remove it yourself")
 
 
+@by_first
 def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
     """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
 
@@ -97,9 +119,17 @@ def check_positive(config: ConfigDict, *fields: str) -> None:
             raise InputError(f"{field}={config[field]}; choose 1 or more")
 
 
+@by_first
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Keep the config with the run."""
     replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+
+
+@by_first
+def keep_config(workdir: Path, config: ConfigDict) -> None:
+    """Write the config of a run that begins; one that goes on keeps its own until it is found to fit."""
+    if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
+        write_config(workdir, config)
 
 
 def append(file: FileIO, data: bytes) -> None:

@@ -27,7 +27,14 @@ _FILES = (*PICKLES, ".safetensors", ".msgpack")
 _PEFT_CONFIG = "adapter_config.json"
 
 
-def fetch(path: str, components: Sequence[str], *, revision: str | None = None, variant: str | None = None) -> Path:
+def fetch(
+    path: str,
+    components: Sequence[str],
+    *,
+    revision: str | None = None,
+    variant: str | None = None,
+    weights: bool = True,
+) -> Path:
     """A checkpoint as a local path: a path that exists as it is, or what a path on the hub names, downloaded.
 
     Args:
@@ -37,13 +44,15 @@ def fetch(path: str, components: Sequence[str], *, revision: str | None = None, 
             downloaded, and never a pickle.
         revision: a branch, tag or commit of the repository.
         variant: as FolderCheckpoint's.
+        weights: without, of a repository only what describes its networks is downloaded, and of no use but for that.
 
     Returns:
         A file, or a folder in diffusers' layout, in which only these components need be there.
 
     Raises:
         InputError: nothing of that name, here or there; no access to it; offline, and it is not in the cache; a model
-            of another family, of which no weights are downloaded; a revision of a local path, a variant of a file.
+            of another family, of which no weights are downloaded; a revision of a local path, a variant of a file;
+            without weights, a file that is not here.
         WeightsError: the repository has no such variant, or several and none was asked for.
     """
     if os.path.exists(path):
@@ -52,6 +61,8 @@ def fetch(path: str, components: Sequence[str], *, revision: str | None = None, 
     if file is not None:
         if variant is not None:
             raise InputError(f"{path}: variant={variant!r} is for diffusers repositories; name the file itself")
+        if not weights:
+            raise InputError(f"{path}: what it is stands in the file itself, which is not downloaded for that alone")
         return _download_file(path, repo, file, revision)
     names, cached = _names(path, repo, revision)
     texts = described(names, components)
@@ -60,6 +71,8 @@ def fetch(path: str, components: Sequence[str], *, revision: str | None = None, 
         bare = _bare(folder, components)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    if not weights:
+        return folder
     prefix = ""
     if bare is not None:  # as if it were in a subfolder
         prefix, components = f"{bare}/", (bare,)

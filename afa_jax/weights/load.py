@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
@@ -28,6 +29,8 @@ from afa_jax.weights.state_dicts import check_tensors, load_stack, load_state_di
 from afa_jax.weights.tensors import PICKLES, WeightsError
 
 Source = Checkpoint | Path | str
+LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
+"""Where the leaf of a dotted path and a shape goes."""
 
 
 def open_checkpoint(
@@ -102,20 +105,29 @@ def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype
 
 
 def load_unets(
-    checkpoints: Sequence[Checkpoint], *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+    checkpoints: Sequence[Checkpoint],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    sharding: LeafSharding | None = None,
 ) -> UNet:
-    """The U-Nets of N checkpoints of the first one's architecture, as a stack; arguments and errors as load_unet's."""
+    """The U-Nets of N checkpoints of the first one's architecture, as a stack; as load_unet and load_stack."""
     config = unet_config(checkpoints[0])
     return load_stack(
         lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype),
         [(checkpoint.what("unet"), checkpoint.tensors("unet")) for checkpoint in checkpoints],
         unet_keys,
         param_dtype=param_dtype,
+        sharding=sharding,
     )
 
 
 def load_text_encoders(
-    checkpoints: Sequence[Checkpoint], *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
+    checkpoints: Sequence[Checkpoint],
+    *,
+    dtype: DTypeLike = jnp.float32,
+    param_dtype: DTypeLike = jnp.float32,
+    sharding: LeafSharding | None = None,
 ) -> TextEncoder:
     """The text encoders of N checkpoints of the first one's architecture, as a stack; as load_unets."""
     config = text_config(checkpoints[0])
@@ -124,6 +136,7 @@ def load_text_encoders(
         [(checkpoint.what("text_encoder"), checkpoint.tensors("text_encoder")) for checkpoint in checkpoints],
         lambda module: text_key,
         param_dtype=param_dtype,
+        sharding=sharding,
     )
 
 

@@ -63,6 +63,7 @@ def load_stack(
     key: Callable[[M], Key],
     *,
     param_dtype: DTypeLike = jnp.float32,
+    sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
 ) -> M:
     """As load_state_dict for N models of one architecture, as one whose leaves have a leading axis N.
 
@@ -70,6 +71,7 @@ def load_stack(
 
     Args:
         states: of each model what to call its file in errors, and its tensors.
+        sharding: where the leaf of a path and a shape goes. A process then reads what its devices hold.
 
     Raises:
         WeightsError: as load_state_dict.
@@ -80,8 +82,15 @@ def load_stack(
         check_state_dict(abstract, tensors, to_key, what=what)
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        name = dotted(path)
-        return jnp.asarray(np.stack([_loaded(name, *state, to_key, param_dtype) for state in states]))
+        name, shape = dotted(path), (len(states), *leaf.shape)
+        if sharding is None:
+            return jnp.asarray(np.stack([_loaded(name, *state, to_key, param_dtype) for state in states]))
+        read = functools.cache(lambda i: _loaded(name, *states[i], to_key, param_dtype))  # devices may hold the same
+
+        def part(index: Any) -> np.ndarray:
+            return np.stack([read(i)[index[1:]] for i in range(*index[0].indices(len(states)))])
+
+        return jax.make_array_from_callback(shape, sharding(name, shape), part)
 
     return jax.tree_util.tree_map_with_path(load, abstract)
 

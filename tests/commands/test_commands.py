@@ -145,7 +145,7 @@ def test_flags_come_before_what_a_method_has_of_its_own():
         (["--prompt", "zebra, noto style", "--method", "uniform"], "never learnt the word 'zebra'"),
         (["--prompt", "octopuss", "--method", "uniform"], "did you mean octopus?"),
         (["--prompt", "fox", "--prompt", " "], "--prompt is empty"),
-        ([], "required: --prompt"),
+        ([], "one of the arguments --prompt --prompts is required"),
         (["--prompt", "fox", "--seed", "5000000000"], "--seed 5000000000"),
         (["--prompt", "fox", "--steps", "0"], "0 sampling steps"),
         (["--prompt", "fox", "--size", "30x64"], "multiples of 4"),

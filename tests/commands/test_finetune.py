@@ -21,7 +21,7 @@ from afa_jax.finetune import encode_scenes, make_text_audible
 from afa_jax.fusion.time_experts import TimeExperts, binary_tree_edges, uniform_edges
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import data_mesh
+from afa_jax.parallel import make_mesh
 from afa_jax.train_vae import MAX_GAIN, whiten
 from afa_jax.training.loss import diffusion_loss
 from afa_jax.weights.keys import flatten
@@ -126,7 +126,7 @@ def test_pictures_of_any_size_are_cut_and_bad_ones_left_out(tmp_path):
     (tmp_path / "01.png").write_text("no picture")
     data = ConfigDict(dict(kind="folder", path=str(tmp_path), captions="", bad="skip", size=(16, 16)))
     source, crop = make_source(data), loading(data)["crop"]
-    arguments = (tiny.vae(0), Tokenizer(TOKENIZER.parent), data_mesh())
+    arguments = (tiny.vae(0), Tokenizer(TOKENIZER.parent), make_mesh(dict(data=-1)))
     made = encode_scenes(source, 64, *arguments, crop=crop, bad="skip")
     assert made["latents"].shape == (64, 4, 4, 4) and len(made["ids"]) == 64
     np.testing.assert_array_equal(

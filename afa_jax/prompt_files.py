@@ -1,0 +1,100 @@
+"""Files of prompts to sample, a line each; those of a comparison are read by afa_jax/evaluation/prompts.py.
+
+There prompts that are alike count once and empty lines not at all. Here the number of a line decides its pictures.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from afa_jax.data.text import Tokenizer
+from afa_jax.distributed import first
+from afa_jax.errors import InputError
+from afa_jax.generate import Request
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The prompts of a file, a line each.
+
+    Attributes:
+        requests: of one picture of each line, with number 0.
+        sha256: of the file.
+    """
+
+    path: Path
+    requests: Sequence[Request]
+    sha256: str
+
+
+def read_prompts(path: Path, negative_prompt: str = "") -> Prompts:
+    """The prompts of a text file, one a line, or of a .jsonl file with ``prompt`` and perhaps ``negative_prompt``.
+
+    Args:
+        path: of the file, in UTF-8.
+        negative_prompt: of the lines that have none.
+
+    Raises:
+        InputError: no such file; a line that is empty or cannot be read, by its number.
+    """
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"--prompts {path}: {error.strerror}; name a file with a prompt a line") from error
+    try:
+        lines = data.decode("utf-8-sig").split("\n")
+    except UnicodeDecodeError as error:
+        number = data.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{number}: not UTF-8; save the file as that") from error
+    if not lines[-1].strip():
+        lines.pop()
+    if not lines:
+        raise InputError(f"--prompts {path}: it is empty; write a prompt a line")
+    read = _read_json if path.suffix == ".jsonl" else _read_text
+    requests = [read(line, f"{path}:{number}", negative_prompt) for number, line in enumerate(lines, 1)]
+    return Prompts(path=path, requests=requests, sha256=hashlib.sha256(data).hexdigest())
+
+
+def _read_text(line: str, where: str, negative_prompt: str) -> Request:
+    if not line.strip():
+        raise InputError(f"{where}: the line is empty; write a prompt there, or remove it")
+    return Request(prompt=line.strip(), negative_prompt=negative_prompt)
+
+
+def _read_json(line: str, where: str, negative_prompt: str) -> Request:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f'{where}: not JSON ({error}); write {{"prompt": "..."}}') from error
+    row = dict(negative_prompt=negative_prompt) | row if isinstance(row, dict) else {}
+    prompt, negative = row.get("prompt"), row.get("negative_prompt")
+    if not isinstance(prompt, str) or not isinstance(negative, str):
+        raise InputError(f'{where}: write {{"prompt": "...", "negative_prompt": "..."}}, the second if you like')
+    return _read_text(prompt, where, negative)
+
+
+def check_words(prompts: Prompts, tokenizer: Tokenizer) -> None:
+    """See that a tokenizer knows the words of every line; warn, once, of prompts that are cut.
+
+    Raises:
+        InputError: the first line that it refuses, by its number.
+    """
+    seen, cut = set[str](), list[str]()
+    for number, request in enumerate(prompts.requests, 1):
+        for text in {request.prompt, request.negative_prompt} - seen:
+            seen.add(text)
+            with warnings.catch_warnings(record=True) as caught:
+                warnings.simplefilter("always")
+                try:
+                    tokenizer([text])
+                except InputError as error:
+                    raise InputError(f"{prompts.path}:{number}: {error}") from error
+            cut += [f"{prompts.path}:{number}: {warning.message}" for warning in caught]
+    if cut and first():
+        more = f"; {len(cut) - 1} more are too long" if len(cut) > 1 else ""
+        warnings.warn(cut[0] + more, UserWarning, stacklevel=2)

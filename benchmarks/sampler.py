@@ -1,0 +1,66 @@
+"""What the sampler costs beyond its network: one jitted scan over T steps against T calls of one jitted prediction.
+
+    taskset -c 1 python benchmarks/sampler.py [--config configs/emoji.py] [--steps 10]
+
+Both with classifier-free guidance, so that a prediction is the network on twice the batch. CPU time, in turns; the last
+column is the scan over the T calls, less 1. The calls also pay for being called, some tenths of a millisecond each.
+"""
+
+import argparse
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from networks import add_arguments, make_case
+from timing import Program, Task, ratio, seconds, take_turns
+
+from afa_jax.diffusion.guidance import Denoiser, guided
+from afa_jax.diffusion.samplers import ddim
+from afa_jax.fusion.ensemble import SingleExpert
+
+GUIDANCE = 3.0
+
+
+def main() -> None:
+    """Print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_arguments(parser)
+    parser.add_argument("--steps", type=int, default=10)
+    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--denoisers", nargs="*", choices=("expert", "afa"), default=("expert", "afa"))
+    options = parser.parse_args()
+    case = make_case(options)
+
+    def prediction(denoiser: Denoiser, x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
+        return guided(denoiser, states, states[:, ::-1], GUIDANCE)(x, t)
+
+    def scan(denoiser: Denoiser, x: jax.Array, states: jax.Array) -> jax.Array:
+        return ddim(lambda x, t: prediction(denoiser, x, t, states), case.schedule, x, steps=options.steps)
+
+    print(case)
+    print(f"{'':10}{'a prediction, ms':>18}{f'{options.steps} steps, ms':>18}{'overhead':>10}")
+    for name in options.denoisers:
+        expert = SingleExpert(experts=case.experts, index=jnp.zeros((), jnp.int32))
+        denoiser = expert if name == "expert" else case.ensemble
+        one = Program(prediction, denoiser, case.latents, case.t, case.states)
+        whole = Program(scan, denoiser, case.latents, case.states)
+        times = take_turns({"calls": repeated(one.task, options.steps), "scan": whole.task}, options.rounds)
+        print(
+            f"{name:10}{1000 * seconds(times['calls']) / options.steps:18.1f}{1000 * seconds(times['scan']):18.1f}"
+            f"{100 * (ratio(times['scan'], times['calls']) - 1):9.1f}%",
+            flush=True,
+        )
+
+
+def repeated(task: Task, count: int) -> Task:
+    """The same task, so many times."""
+
+    def run() -> tuple[float, float]:
+        cpu, wall = np.sum([task() for _ in range(count)], axis=0)
+        return float(cpu), float(wall)
+
+    return run
+
+
+if __name__ == "__main__":
+    main()
