@@ -16,8 +16,7 @@ from afa_jax.evaluation.metrics import METRICS, WEIGHTS
 from afa_jax.fusion.kinds import KINDS, init_fusion, kind_of
 from afa_jax.fusion.sabw import SABWConfig, parameter_count
 from afa_jax.methods import check_entry
-from afa_jax.models.clip import TextEncoder
-from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
+from afa_jax.models.configs import UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.train import configured_fusion
@@ -105,7 +104,6 @@ def test_the_run_of_record_has_a_training_step():
 
     frozen = dict(
         unet=experts(lambda: UNet(UNetConfig(), rngs=nnx.Rngs(0), dtype=dtype)),
-        text_encoder=experts(lambda: TextEncoder(TextConfig(), rngs=nnx.Rngs(0), dtype=dtype)),
         vae=jax.eval_shape(lambda: VAE(VAEConfig(), rngs=nnx.Rngs(0), dtype=dtype, param_dtype=dtype)),
     )
     optimizer = make_optimizer(config.train.optimizer, config.train.steps)

@@ -21,13 +21,18 @@ from tests import tiny
 
 @pytest.fixture(scope="module")
 def experts() -> UNet:
-    return stack([tiny.unet(seed) for seed in range(3)])
+    return stack([micro(seed) for seed in range(3)])
 
 
 @pytest.fixture(scope="module")
 def trained() -> Aggregators:
     """Aggregators with random weights everywhere: their maps are far from 1/N."""
-    return tiny.randomised(tiny.aggregators(3), 7)
+    return tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET), 7)
+
+
+def micro(seed: int) -> UNet:
+    """One level, where the fact does not need features of several sizes."""
+    return tiny.unet(seed, tiny.MICRO_UNET)
 
 
 # Compiled once for each kind of ensemble and size, for all tests.
@@ -37,7 +42,7 @@ run_one = jax.jit(lambda unet, *inputs: unet(*inputs))
 
 def test_untrained_maps_are_exactly_uniform_and_give_the_feature_average(experts):
     inputs = tiny.inputs(3, 3)
-    fresh, maps = run(Ensemble(experts=experts, aggregators=tiny.aggregators(3)), *inputs)
+    fresh, maps = run(Ensemble(experts=experts, aggregators=tiny.aggregators(3, tiny.MICRO_UNET)), *inputs)
     for site in maps:
         np.testing.assert_array_equal(site, np.float32(1 / 3))
     uniform, _ = run(Ensemble(experts=experts, weights=jnp.full((3,), 1 / 3)), *inputs)
@@ -53,8 +58,8 @@ def test_maps_sum_to_one_and_differ_between_pixels_samples_and_experts(experts, 
 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12)])
-def test_copies_of_one_model_give_that_model_whatever_the_aggregators(trained, size):
-    one = tiny.unet(5)
+def test_copies_of_one_model_give_that_model_whatever_the_aggregators(size):
+    one, trained = tiny.unet(5), tiny.randomised(tiny.aggregators(3), 7)
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, states[0])
     fused, _ = run(Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0))
@@ -63,17 +68,18 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(trained, s
 
 def test_an_ensemble_of_one_is_that_one():
     latents, t, states = tiny.inputs(2, 1)
-    ensemble = Ensemble(experts=stack([tiny.unet(5)]), aggregators=tiny.randomised(tiny.aggregators(1), 7))
+    aggregators = tiny.randomised(tiny.aggregators(1, tiny.MICRO_UNET), 7)
+    ensemble = Ensemble(experts=stack([micro(5)]), aggregators=aggregators)
     fused, maps = run(ensemble, latents, t, states)
     for site in maps:
         np.testing.assert_array_equal(site, 1)
-    alone = run_one(tiny.unet(5), latents, t, states[0])
+    alone = run_one(micro(5), latents, t, states[0])
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
 def test_one_hot_maps_give_that_experts_own_output(experts):
     latents, t, states = tiny.inputs(3, 3)
-    outputs = [run_one(tiny.unet(k), latents, t, states[k]) for k in range(3)]
+    outputs = [run_one(micro(k), latents, t, states[k]) for k in range(3)]
     for k, alone in enumerate(outputs):
         inside, _ = run(Ensemble(experts=experts, weights=jax.nn.one_hot(k, 3)), latents, t, states)
         np.testing.assert_allclose(inside, alone, atol=2e-5 * float(jnp.abs(alone).max()))
@@ -119,7 +125,7 @@ def test_only_aggregators_learn_and_all_of_them_do(experts):
         return jnp.square(prediction - target).mean()
 
     gradient = jax.jit(jax.grad(loss))
-    aggregators = tiny.aggregators(3)
+    aggregators = tiny.aggregators(3, tiny.MICRO_UNET)
     first = gradient(aggregators, experts)
     for site in first.sites:
         assert float(jnp.abs(site.conv_out.kernel[...]).max()) > 0
@@ -166,7 +172,7 @@ def test_a_shared_trunk_keeps_the_facts():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_map_experts_means_vmap(mode):
-    unets = stack([tiny.unet(seed) for seed in range(3)])
+    unets = stack([micro(seed) for seed in range(3)])
     latents, t, states = tiny.inputs(2, 3)
     expected = jax.jit(jax.vmap(lambda m, s: m(latents, t, s)))(unets, states)
     actual = jax.jit(lambda m, s: map_experts(lambda m, s, x, t: m(x, t, s), (m, s), (latents, t), mode))(unets, states)
@@ -186,7 +192,7 @@ def test_map_experts_means_vmap(mode):
 )
 def test_options_for_studies(experts, option, leaf):
     config = SABWConfig(**{**dict(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4), **option})
-    aggregators = tiny.randomised(tiny.aggregators(3, sabw=config), 3)
+    aggregators = tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET, config), 3)
     inputs = tiny.inputs(3, 3)
     output, maps = run(Ensemble(experts=experts, aggregators=aggregators), *inputs)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(aggregators)]
@@ -199,7 +205,7 @@ def test_options_for_studies(experts, option, leaf):
         # The experts run apart: the output is their own predictions, mixed by one map.
         assert len(maps) == 1
         latents, t, states = inputs
-        own = jnp.stack([run_one(tiny.unet(k), latents, t, states[k]) for k in range(3)])
+        own = jnp.stack([run_one(micro(k), latents, t, states[k]) for k in range(3)])
         expected = (maps[0][..., None] * own).sum(0)
         np.testing.assert_allclose(output, expected, atol=2e-5 * float(jnp.abs(expected).max()))
     if option == dict(use_time=False):
