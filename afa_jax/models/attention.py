@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import functools
+import importlib.util
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import Array
+from jax.sharding import ManualAxisType
 from jax.typing import DTypeLike
 
-from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, gelu
+from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, alike, gelu
 
 Implementation = Literal["xla", "blocks", "cudnn", "splash"]
 
@@ -27,8 +30,9 @@ def attend(
 
     Without ``implementation``: cuDNN's flash attention on a GPU in half precision and for heads of at most CUDNN_HEAD
     channels, which is what it supports (the VAE's one head is wider, the lowest levels' of SD1.5 too); splash on
-    a single TPU for sequences of its block size's multiples (a Pallas kernel cannot be partitioned over devices by the
-    compiler); on a CPU "blocks" of queries, one after another, for long sequences; XLA everywhere else.
+    a TPU for sequences of its block size's multiples, alone or within shard_map (a Pallas kernel cannot be partitioned
+    over devices by the compiler); "blocks" of queries, one after another, for long sequences on a CPU, and on TPUs
+    over which the compiler partitions; XLA everywhere else.
 
     Raises:
         ValueError: "splash" for a causal mask or for lengths that are not multiples of SPLASH_BLOCK; "blocks" for a
@@ -37,7 +41,13 @@ def attend(
     if implementation is None:
         implementation = _choose(query, key, causal)
     if implementation == "splash":
-        return _splash(query, key, value, causal)
+        lengths = query.shape[1], key.shape[1]
+        if causal or any(n % SPLASH_BLOCK for n in lengths):
+            raise ValueError(
+                f"splash attention here is without a mask and for lengths that are multiples of {SPLASH_BLOCK}, "
+                f"not {lengths}, causal={causal}"
+            )
+        return _splash(query, key, value)
     if implementation == "blocks":
         return _blocks(query, key, value, causal)
     return jax.nn.dot_product_attention(query, key, value, is_causal=causal, implementation=implementation)
@@ -49,9 +59,11 @@ def _choose(query: Array, key: Array, causal: bool) -> Implementation:
     if backend == "gpu" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= CUDNN_HEAD:
         return "cudnn"
     lengths = query.shape[1], key.shape[1]
-    if backend == "tpu" and jax.device_count() == 1 and not causal and not any(n % SPLASH_BLOCK for n in lengths):
+    on_one = jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual
+    if backend == "tpu" and on_one and not causal and not any(n % SPLASH_BLOCK for n in lengths):
         return "splash"
-    if backend == "cpu" and not causal and lengths[0] % BLOCK == 0 and lengths[0] * lengths[1] >= MANY_LOGITS:
+    many = lengths[0] % BLOCK == 0 and lengths[0] * lengths[1] >= MANY_LOGITS
+    if backend in ("cpu", "tpu") and not causal and many:
         return "blocks"
     return "xla"
 
@@ -70,28 +82,52 @@ def _blocks(query: Array, key: Array, value: Array, causal: bool) -> Array:
     return jnp.moveaxis(jax.lax.map(one, blocks), 0, 1).reshape(query.shape)
 
 
-def _splash(query: Array, key: Array, value: Array, causal: bool) -> Array:
-    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel, splash_attention_mask
-
+def _splash(query: Array, key: Array, value: Array) -> Array:
+    library, masks = _splash_library()
     lengths = query.shape[1], key.shape[1]
-    if causal or any(n % SPLASH_BLOCK for n in lengths):
-        raise ValueError(
-            f"splash attention here is without a mask and for lengths that are multiples of {SPLASH_BLOCK}, "
-            f"not {lengths}, causal={causal}"
-        )
     block_q, block_kv = (next(size for size in (512, 256, 128) if n % size == 0) for n in lengths)
-    blocks = splash_attention_kernel.BlockSizes(
+    blocks = library.BlockSizes(
         block_q=block_q, block_kv=block_kv, block_kv_compute=block_kv,
         block_q_dkv=block_q, block_kv_dkv=block_kv, block_kv_dkv_compute=block_kv,
         block_q_dq=block_q, block_kv_dq=block_kv,
     )  # fmt: skip
-    mask = splash_attention_mask.MultiHeadMask([splash_attention_mask.FullMask(lengths)] * query.shape[2])
-    kernel = splash_attention_kernel.make_splash_mha_single_device(
+    mask = masks.MultiHeadMask([masks.FullMask(lengths)] * query.shape[2])
+    kernel = library.make_splash_mha_single_device(
         mask, block_sizes=blocks, interpret=jax.default_backend() != "tpu"
     )
     scaled = query * query.shape[-1] ** -0.5
-    heads_first = (x.transpose(0, 2, 1, 3) for x in (scaled, key, value))
+    heads_first = (x.transpose(0, 2, 1, 3) for x in alike(scaled, key, value, everywhere=True))
     return jax.vmap(kernel)(*heads_first).transpose(0, 2, 1, 3)
+
+
+@functools.cache
+def _splash_library() -> tuple[Any, Any]:
+    """jax's module of the kernels, a copy of our own in which kernels run on meshes; and its module of masks.
+
+    shard_map's check, without which its gradients would be wrong, asks of every kernel along which of the mesh's axes
+    its results vary, and jax's splash attention has no way to say so.
+    """
+    from jax.experimental import pallas
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask
+
+    class Pallas:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(pallas, name)
+
+        @staticmethod
+        def pallas_call(kernel: Any, *, out_shape: Any, **more: Any) -> Any:
+            axes = ManualAxisType(varying=frozenset(jax.sharding.get_abstract_mesh().manual_axes))
+            shapes = jax.tree.map(
+                lambda shape: jax.ShapeDtypeStruct(shape.shape, shape.dtype, manual_axis_type=axes), out_shape
+            )
+            return pallas.pallas_call(kernel, out_shape=shapes, **more)
+
+    spec = importlib.util.find_spec(f"{splash_attention_mask.__package__}.splash_attention_kernel")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    vars(module)["pl"] = Pallas()
+    return module, splash_attention_mask
 
 
 class Attention(nnx.Module):

@@ -95,17 +95,20 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] = 
         return _conv2d_xla(x, kernel, stride, padding)
     if height * width <= SMALL_MAP:
         return _conv2d_columns(x, kernel, stride, padding)
-    return _conv2d_cpu(*_alike(x, kernel), stride, padding)
+    return _conv2d_cpu(*alike(x, kernel), stride, padding)
 
 
-def _alike(x: Array, kernel: Array) -> tuple[Array, Array]:
-    """On a mesh both free to differ between the same devices: a gradient of our own must be of its argument's kind."""
-    differ = varying_axes(x) | varying_axes(kernel)
-    x, kernel = (
+def alike(*arrays: Array, everywhere: bool = False) -> tuple[Array, ...]:
+    """On a mesh all free to differ between the same devices: a gradient of our own must be of its argument's kind.
+
+    ``everywhere``: between all devices, along every axis of the mesh.
+    """
+    differ = frozenset(jax.sharding.get_abstract_mesh().manual_axes if everywhere else ())
+    differ = differ.union(*map(varying_axes, arrays))
+    return tuple(
         jax.lax.pcast(array, tuple(missing), to="varying") if (missing := differ - varying_axes(array)) else array
-        for array in (x, kernel)
+        for array in arrays
     )
-    return x, kernel
 
 
 def varying_axes(x: Array) -> frozenset[str]:
