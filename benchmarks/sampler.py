@@ -9,14 +9,15 @@ column is the scan over the T calls, less 1. The calls also pay for being called
 import argparse
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from networks import add_arguments, make_case
 from timing import Program, Task, ratio, seconds, take_turns
 
-from afa_jax.diffusion.guidance import Denoiser, guided
+from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.samplers import ddim
-from afa_jax.fusion.ensemble import SingleExpert
+from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.models.unet import UNet
+from afa_jax.parallel import take
 
 GUIDANCE = 3.0
 
@@ -31,17 +32,19 @@ def main() -> None:
     options = parser.parse_args()
     case = make_case(options)
 
-    def prediction(denoiser: Denoiser, x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
-        return guided(denoiser, states, states[:, ::-1], GUIDANCE)(x, t)
+    def prediction(denoiser: UNet | Ensemble, x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
+        def network(x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
+            return denoiser(x, t, states if isinstance(denoiser, Ensemble) else states[0])
 
-    def scan(denoiser: Denoiser, x: jax.Array, states: jax.Array) -> jax.Array:
+        return guided(network, states, states[:, ::-1], GUIDANCE)(x, t)
+
+    def scan(denoiser: UNet | Ensemble, x: jax.Array, states: jax.Array) -> jax.Array:
         return ddim(lambda x, t: prediction(denoiser, x, t, states), case.schedule, x, steps=options.steps)
 
     print(case)
     print(f"{'':10}{'a prediction, ms':>18}{f'{options.steps} steps, ms':>18}{'overhead':>10}")
     for name in options.denoisers:
-        expert = SingleExpert(experts=case.experts, index=jnp.zeros((), jnp.int32))
-        denoiser = expert if name == "expert" else case.ensemble
+        denoiser = take(case.experts, 0) if name == "expert" else case.ensemble
         one = Program(prediction, denoiser, case.latents, case.t, case.states)
         whole = Program(scan, denoiser, case.latents, case.states)
         times = take_turns({"calls": repeated(one.task, options.steps), "scan": whole.task}, options.rounds)
