@@ -64,6 +64,7 @@ def start(options: argparse.Namespace) -> None:
             f"{FLAGS[1]} {where['num_processes']}: process 0 was started with {jax.process_count()}; "
             "start all of them with one number"
         )
+    int(everywhere(0))  # CPUs connect here, where all come at the same time: they would not wait long for each other
 
 
 def _connect(where: dict[str, Any]) -> None:
@@ -306,6 +307,24 @@ def _largest() -> Callable[[jax.Array], jax.Array]:
 def _flags(value: int) -> jax.Array:
     flags = np.full(jax.device_count(), value, np.int32)
     return place(flags, NamedSharding(_everyone(), PartitionSpec("all")))
+
+
+def compiled_together(jitted: Any) -> Callable[..., Any]:
+    """A jitted function that no process runs for the first time before all of them have compiled it.
+
+    CPUs that exchange data for the first time wait for each other for 30 seconds, and compiling takes longer.
+    """
+    met = not several()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal met
+        if not met:
+            jitted.lower(*args, **kwargs).compile()
+            gather(None)
+            met = True
+        return jitted(*args, **kwargs)
+
+    return call
 
 
 def place(array: np.ndarray, sharding: Any) -> jax.Array:

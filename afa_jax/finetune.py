@@ -34,7 +34,7 @@ from afa_jax.data.sources import BadExample, PictureSource, make_source
 from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.distributed import fetch, first, on_first, say
+from afa_jax.distributed import compiled_together, fetch, first, on_first, say
 from afa_jax.errors import InputError
 from afa_jax.models.attention import Attention
 from afa_jax.models.clip import TextEncoder
@@ -150,7 +150,7 @@ def main(arguments: Sequence[str]) -> None:
 
     state = dict(params=params, average=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
     state = run_loop(
-        train_step,
+        compiled_together(train_step),
         place(state, mesh, PartitionSpec()),
         lambda first: map(batch_at, itertools.count(first)),
         steps=config.steps,

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from afa_jax import distributed
 from afa_jax.commands import Parser, parse, run
 from afa_jax.data.bad_examples import BadExamples
-from afa_jax.distributed import fetch, first, on_first, say, several, together
+from afa_jax.distributed import compiled_together, fetch, first, on_first, say, several, together
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts, check_record, load_experts, with_encoders_here
 from afa_jax.fusion.ensemble import REMATS
@@ -77,19 +77,21 @@ def main(arguments: Sequence[str]) -> None:
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     keep_config(workdir, config)
 
-    train_step = make_train_step(
-        fusion,
-        data.frozen,
-        optimizer,
-        experts.schedule,
-        caption_dropout=train.caption_dropout,
-        no_caption=data.no_caption,
-        min_snr_gamma=train.min_snr_gamma,
-        accumulate=train.accumulate,
-        ema=train.ema,
-        remat=train.remat,
-        vae=shapes_of(experts.vae),
-        mesh=mesh,
+    train_step = compiled_together(
+        make_train_step(
+            fusion,
+            data.frozen,
+            optimizer,
+            experts.schedule,
+            caption_dropout=train.caption_dropout,
+            no_caption=data.no_caption,
+            min_snr_gamma=train.min_snr_gamma,
+            accumulate=train.accumulate,
+            ema=train.ema,
+            remat=train.remat,
+            vae=shapes_of(experts.vae),
+            mesh=mesh,
+        )
     )
     record: dict[str, Any] = dict(experts=experts.record)
     identity = data.identity | dict(vae=experts.vae_hash, schedule=dataclasses.asdict(experts.schedule))

@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from afa_jax.data.pictures import grid, to_images
-from afa_jax.distributed import by_first
+from afa_jax.distributed import by_first, compiled_together
 from afa_jax.experts import Experts, encode_prompts, with_fusion
 from afa_jax.files import replace_text
 from afa_jax.fusion.block_weights import BlockWeights
@@ -138,7 +138,7 @@ class Validation:
             specs = (parts, same, (split, PartitionSpec(ROWS, EXPERT), split, split), same)
             replicated = NamedSharding(mesh, same)
             self._placed = functools.partial(place, mesh=mesh, specs=specs[2])
-        self._measure = jax.jit(on_mesh(measure, mesh, specs, split), out_shardings=replicated)
+        self._measure = compiled_together(jax.jit(on_mesh(measure, mesh, specs, split), out_shardings=replicated))
 
     def __call__(self, params: dict[str, Array], step: int) -> dict[str, Any]:
         """Measure, write, and return what a run logs.

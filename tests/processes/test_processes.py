@@ -35,7 +35,7 @@ def alone(workdir: Path, steps: int = 6, resume: bool = False) -> dict[str, Any]
     workdir.mkdir(exist_ok=True)
     return run_loop(
         step, state, toy.batches, steps=steps, seed=3, workdir=workdir, resume=resume, facts=dict(data="toy"),
-        every=[Every(4, toy.validate)], save_every=3, quiet=True,
+        every=[Every(5, toy.validate)], save_every=3, quiet=True,
     )  # fmt: skip
 
 
@@ -88,9 +88,9 @@ def test_a_checkpoint_of_four_processes_is_restored_by_two_and_by_one_on_another
     launch: Launch, tmp_path: Path, whole: Any
 ) -> None:
     workdir = tmp_path / "run"
-    ended(launch(TOY, 4, f"--workdir={workdir}", how="slurm"))
+    ended(launch(TOY, 4, f"--workdir={workdir}", "--pause=0.3", how="slurm"))
     final = json.loads((workdir / "final.json").read_text())
-    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"4", "6", "scores.json"}
+    assert {path.name for path in (workdir / "checkpoints").iterdir()} == {"5", "6", "scores.json"}
     read = lines(workdir)
     ended(launch(TOY, 2, f"--workdir={workdir}", "--resume", "--columns=2", how="ompi", devices=2))
     assert json.loads((workdir / "final.json").read_text()) == final

@@ -158,7 +158,7 @@ def train(options: Any) -> dict[str, Any]:
         resume=options.resume,
         resume_step=options.resume_step,
         facts=dict(data="toy"),
-        every=[Every(4, validate)],
+        every=[Every(5, validate)],
         save_every=3,
         shares=processes,
         quiet=True,
