@@ -1,6 +1,8 @@
 """The machine that the tests see: eight CPU devices, no network, caches inside the checkout."""
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 CACHE = Path(__file__).parent.parent / ".cache"
@@ -18,8 +20,18 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(CACHE / "hypothesis"))
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # The first example compiles, so it may take seconds; the same examples every time, so that CI is no lottery.
 settings.register_profile("afa_jax", deadline=None, derandomize=True)
 settings.load_profile("afa_jax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def forgotten() -> Iterator[None]:
+    """After a module its programs go: with thousands of them a worker holds gigabytes and collects garbage slowly."""
+    yield
+    jax.clear_caches()
+    gc.collect()

@@ -113,7 +113,7 @@ def run_loop(
         on_first(lambda: stack.enter_context(locked(workdir)))
         same(facts, "experts or data")
         checkpoints = stack.enter_context(Checkpoints(workdir, keep))
-        first, past = 0, dict[str, Any](log=None, called=True)
+        first, past, state = 0, dict[str, Any](log=None, called=True), jax.tree.map(_committed, state)
         if resume and resume_step is None and not checkpoints.steps():
             say(f"{workdir} has no checkpoint yet; starting at step 0")
         elif resume or resume_step is not None:
@@ -132,6 +132,11 @@ def run_loop(
             return state
         run = _Run(checkpoints, log, stop, steps, log_every, save_every, every, dict(facts or {}), describe, shares)
         return run.train(step_function, state, batches, jax.random.key(seed), first, called=past["called"])
+
+
+def _committed(leaf: jax.Array) -> jax.Array:
+    """Bound to where it is, as what is restored will be: otherwise a resumed run compiles a program of its own."""
+    return leaf if leaf.committed else jax.device_put(leaf, leaf.sharding)
 
 
 @dataclass
