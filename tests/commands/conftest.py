@@ -16,7 +16,7 @@ def get_config(arg=""):
         name="tiny", dtype="float32", base="{root}/base",
         experts=[dict(name=name, path="{root}/" + name) for name in ("a", "b", "c")],
         sabw=dict(
-            hidden=8, transformer_layers=1, heads=2, norm_num_groups=4,
+            hidden=8, transformer_layers=0, heads=2, norm_num_groups=4,
             use_time=True, use_text=True, per_pixel=True, sites="all",
         ),
         data=dict(kind="emoji", seed=0, length=64),

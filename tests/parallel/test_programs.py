@@ -28,15 +28,16 @@ from tests import tiny
 from tests.commands.conftest import TOKENIZER
 
 N, BATCH, SIZE, TOKENS, FLOAT = 8, 8, 8, 5, 4
-SABW = SABWConfig(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4)
+SABW = tiny.SABW
 MESHES = ((1, 8), (2, 4), (4, 2), (8, 1))
 """Devices along ``expert`` and ``data``."""
 SPLIT, SAME = PartitionSpec(ROWS), PartitionSpec()
 
 
 @functools.cache
-def ensemble() -> Ensemble:
-    aggregators = tiny.randomised(tiny.aggregators(N, tiny.MICRO_UNET, SABW), 5)
+def ensemble(sabw: SABWConfig = tiny.PLAIN_SABW) -> Ensemble:
+    """The forward is tested with SABW whole, the rest without its transformer blocks: they talk to no other device."""
+    aggregators = tiny.randomised(tiny.aggregators(N, tiny.MICRO_UNET, sabw), 5)
     return Ensemble(experts=stack([tiny.unet(i, tiny.MICRO_UNET) for i in range(N)]), aggregators=aggregators)
 
 
@@ -52,15 +53,15 @@ def forward(ensemble: Ensemble, *inputs: Any) -> Any:
 def forward_program(expert: int, data: int, fsdp: int = 1) -> tuple[Any, tuple[Any, ...]]:
     """Compiled, and its arguments."""
     mesh, inputs = mesh_of(expert, data, fsdp), tiny.inputs(BATCH, N, (SIZE, SIZE))
-    specs = (specs_of(ensemble(), mesh), SPLIT, SPLIT, PartitionSpec("expert", ROWS))
+    specs = (specs_of(ensemble(SABW), mesh), SPLIT, SPLIT, PartitionSpec("expert", ROWS))
     run = jax.jit(on_mesh(forward, mesh, specs, (SPLIT, PartitionSpec(None, ROWS))))
-    arguments = tuple(place(leaf, mesh, spec) for leaf, spec in zip((ensemble(), *inputs), specs, strict=True))
+    arguments = tuple(place(leaf, mesh, spec) for leaf, spec in zip((ensemble(SABW), *inputs), specs, strict=True))
     return run.lower(*arguments).compile(), arguments
 
 
 @functools.cache
 def forward_alone() -> Any:
-    return jax.jit(forward).lower(ensemble(), *tiny.inputs(BATCH, N, (SIZE, SIZE))).compile()
+    return jax.jit(forward).lower(ensemble(SABW), *tiny.inputs(BATCH, N, (SIZE, SIZE))).compile()
 
 
 def sites() -> list[tuple[int, int]]:
@@ -88,7 +89,7 @@ def exchanged(program: Any, mesh: jax.sharding.Mesh) -> dict[tuple[str, str], in
 def test_the_forward_is_that_of_one_device(expert: int, data: int) -> None:
     program, arguments = forward_program(expert, data)
     prediction, maps = program(*arguments)
-    wanted, wanted_maps = forward_alone()(ensemble(), *tiny.inputs(BATCH, N, (SIZE, SIZE)))
+    wanted, wanted_maps = forward_alone()(ensemble(SABW), *tiny.inputs(BATCH, N, (SIZE, SIZE)))
     np.testing.assert_allclose(prediction, wanted, rtol=0, atol=2e-5 * float(jnp.abs(wanted).max()))
     for site, wanted_site in zip(maps, wanted_maps, strict=True):
         np.testing.assert_allclose(site, wanted_site, rtol=0, atol=2e-5)
@@ -200,7 +201,7 @@ def test_a_step_exchanges_what_the_formula_says(expert: int, data: int) -> None:
     channels = tiny.VAE_CONFIG.latent_channels
     every = [(c, size) for c, size in sites()]
     positions, features = sum(size for _, size in every), sum(c * size for c, size in every)
-    means = rows * (tiny.MICRO_UNET.time_width + TOKENS * tiny.MICRO_UNET.cross_attention_dim)
+    means = rows * tiny.MICRO_UNET.time_width  # the text's mean would go to the transformer blocks
     # A feature's gradient is summed where it goes into the next stage, and where it is a skip.
     stages = list(take(ensemble().experts, 0).stages)
     into_stages = sum(c * size for c, size in every[:-1])

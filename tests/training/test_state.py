@@ -42,7 +42,7 @@ def batch():
 @pytest.fixture(scope="module")
 def aggregators():
     """As after some training: conv_out is not zero, so that every weight gets a gradient."""
-    return tiny.randomised(tiny.aggregators(2, tiny.MICRO_UNET), 7)
+    return tiny.randomised(tiny.aggregators(2, tiny.MICRO_UNET, tiny.PLAIN_SABW), 7)
 
 
 def step_of(aggregators, frozen, no_caption=NO_CAPTION, **options):
@@ -69,7 +69,7 @@ def assert_same(one, other):
 
 
 def test_a_step_changes_every_site_and_nothing_frozen(frozen, batch):
-    aggregators, optimizer = tiny.aggregators(2, tiny.MICRO_UNET), optax.adamw(1e-2, weight_decay=0.0)
+    aggregators, optimizer = tiny.aggregators(2, tiny.MICRO_UNET, tiny.PLAIN_SABW), optax.adamw(1e-2, weight_decay=0.0)
     before = {name: np.array(array) for name, array in flatten(frozen).items()}
     arrays, state = flatten(frozen), init_state(aggregators, optimizer)
     assert state["params"].keys() == flatten(aggregators).keys()

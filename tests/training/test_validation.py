@@ -32,7 +32,7 @@ def experts():
         names=("one", "two"),
         hashes=("", ""),
         vae_hash="",
-        unet=stack([tiny.unet(seed) for seed in range(2)]),
+        unet=stack([tiny.unet(seed, tiny.MICRO_UNET) for seed in range(2)]),
         text_encoder=stack([tiny.text_encoder(seed) for seed in range(2)]),
         vae=tiny.vae(0),
         tokenizer=Words(),
@@ -55,7 +55,7 @@ def test_pairs_do_not_depend_on_the_batch(experts, pairs):
 
 
 def test_it_is_fixed_and_by_bucket(experts, pairs, tmp_path):
-    aggregators = tiny.aggregators(2)
+    aggregators = tiny.aggregators(2, tiny.MICRO_UNET, tiny.PLAIN_SABW)
     options = SampleOptions(size=(32, 32), steps=2, guidance=1.0, batch=2)
     validation = Validation(
         tmp_path, experts, aggregators, pairs, buckets=4, batch=2, prompts=("a", "b"), num_images=1, options=options
@@ -85,7 +85,7 @@ def test_it_is_fixed_and_by_bucket(experts, pairs, tmp_path):
     for other, entropy in lines[1]["entropy"].items():
         assert (max(entropy) < 0.99) == (other == site)
         np.testing.assert_allclose(np.sum(lines[1]["weights"][other], 1), 1, atol=1e-3)
-    assert len(lines[1]["weights"]) == 9 and len(lines[1]["weights"][site]) == 4
+    assert len(lines[1]["weights"]) == 5 and len(lines[1]["weights"][site]) == 4
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["step_00000010.png", "step_00000020.png"]
     with Image.open(tmp_path / "samples" / "step_00000010.png") as picture:
         assert picture.size == (32, 32 * 2 + 4)
@@ -95,7 +95,7 @@ def test_its_loss_is_the_ensembles_mean_squared_error(experts, pairs, tmp_path):
     """With one bucket a pair, against the definition written out."""
     import jax
 
-    aggregators = tiny.aggregators(2)
+    aggregators = tiny.aggregators(2, tiny.MICRO_UNET, tiny.PLAIN_SABW)
     measured = Validation(tmp_path, experts, aggregators, pairs, buckets=1, batch=3, seed=5)(flatten(aggregators), 1)
     t = jnp.asarray((np.arange(3) + 0.5) / 3 * 1000).astype(jnp.int32)
     root = jax.random.key(5)
