@@ -56,16 +56,19 @@ def _operations(executed: Executed) -> int | None:
         return _convolution(instruction, computation)
     if instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
         products = next((n for name, n in _PRODUCTS.items() if instruction.name.startswith(name)), None)
-        wide = [sizes for sizes in _operand_sizes(instruction, computation) if len(sizes) == 4]
+        # Queries, keys and values come first, [heads, length, width] of one row or [row, heads, length, width].
+        wide = [sizes for sizes in _operand_sizes(instruction, computation, "f") if len(sizes) > 2]
         if products is None or len(wide) < 2:
             return None
-        (batch, heads, queries, width), keys = wide[0], wide[1][2]
-        return 2 * products * batch * heads * queries * keys * width
+        (*rows_and_heads, queries, width), keys = wide[0], wide[1][-2]
+        return 2 * products * math.prod(rows_and_heads) * queries * keys * width
     return 0
 
 
-def _operand_sizes(instruction: Instruction, computation: Computation) -> list[tuple[int, ...]]:
-    return [sizes for name in instruction.operands for _, sizes in computation.instructions[name].arrays]
+def _operand_sizes(instruction: Instruction, computation: Computation, kind: str = "") -> list[tuple[int, ...]]:
+    """Of the arrays whose dtype has these letters: "f" is in all floating ones."""
+    arrays = (array for name in instruction.operands for array in computation.instructions[name].arrays)
+    return [sizes for dtype, sizes in arrays if kind in dtype]
 
 
 def _dot(instruction: Instruction, computation: Computation) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -62,7 +63,8 @@ class Report:
         if self.memory is not None:
             lines.append(f"memory of a device: {self.memory}; beside it {gib(self.beside)} that it does not use")
         about = "" if self.flops.exact else " (loops of unknown length count once, branches as if taken)"
-        missing = f", without the kernels {', '.join(self.flops.unknown)}" if self.flops.unknown else ""
+        kinds = sorted({re.sub(r"[.\d]+$", "", name) for name in self.flops.unknown})
+        missing = f", without {len(self.flops.unknown)} kernels ({', '.join(kinds)})" if kinds else ""
         lines.append(f"{self.flops.products / 1e12:.4g} TFLOP a device in products and convolutions{missing}{about}")
         lines += [f"exchanged by a device: {'' if self.totals else 'nothing'}".rstrip(), *table(self.totals)]
         if self.bounds:

@@ -69,7 +69,7 @@ def test_a_training_step_that_does_not_fit(
     assert read["flops"]["exact"] and read["flops"]["products"] > 10**6
     kinds = {(total["axes"], total["kind"]): total for total in read["totals"]}
     # The gradient of the parameters, float32, once; of a few the compiler sees that it is zero.
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(tiny.aggregators(3, tiny.MICRO_UNET)))
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(tiny.aggregators(3, tiny.MICRO_UNET, tiny.PLAIN_SABW)))
     assert 0.99 < kinds["data+expert", "all-reduce"]["bytes"] / (4 * parameters) < 1.05
     assert ("expert", "reduce-scatter") in kinds and ("expert", "all-gather") in kinds
     assert "other" not in {axes for axes, _ in kinds}

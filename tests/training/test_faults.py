@@ -1,10 +1,11 @@
 """What a run survives: kill -9 at any moment, a full disk, NaN, a damaged checkpoint, SIGTERM. Real processes."""
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
-import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,40 +16,52 @@ import pytest
 
 from afa_jax.training.log import TIMINGS
 from afa_jax.training.workdir import read_metrics
+from tests.training import tiny_run
 
-ROOT = Path(__file__).parents[2]
 STEPS = 30
 
 
-def start(workdir: Path, *arguments: str) -> subprocess.Popen[str]:
-    """A training process; returns when it trains."""
-    command = [sys.executable, str(ROOT / "tests" / "training" / "tiny_run.py"), "--workdir", str(workdir)]
-    environment = os.environ | dict(PYTHONPATH=str(ROOT), JAX_PLATFORMS="cpu", XLA_FLAGS="", PYTHONWARNINGS="error")
-    process = subprocess.Popen(
-        [*command, f"--steps={STEPS}", *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    return process
+PROCESSES = multiprocessing.get_context("forkserver")
+# What a process would import it has at once: there are fifty of them.
+PROCESSES.set_forkserver_preload(["tests.training.tiny_run", "orbax.checkpoint", "tensorstore"])
 
 
-def finish(process: subprocess.Popen[str], status: int = 0) -> str:
-    """Its stderr, when it has ended with this status."""
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == status, errors
-    return errors
+class Training:
+    """A training process, from when it trains."""
 
+    def __init__(self, workdir: Path, *arguments: str):
+        handle, name = tempfile.mkstemp()  # not beside the workdir, whose disk may be full
+        os.close(handle)
+        self.said = Path(name)
+        arguments = ("--workdir", str(workdir), f"--steps={STEPS}", *arguments)
+        self.process = PROCESSES.Process(target=tiny_run.of_its_own, args=(arguments, self.said))
+        self.process.start()
+        while self.running() and not self.said.read_text().startswith("training"):
+            time.sleep(0.005)
 
-def kill(process: subprocess.Popen[str]) -> bool:
-    """Whether there was something to kill."""
-    killed = process.poll() is None
-    process.kill()
-    process.communicate()
-    return killed
+    def running(self) -> bool:
+        return self.process.is_alive()
+
+    def send(self, number: int) -> None:
+        assert self.process.pid is not None
+        os.kill(self.process.pid, number)
+
+    def finish(self, status: int = 0) -> str:
+        """What it said beside that it trains, when it has ended with this status."""
+        self.process.join(60)
+        said = self.said.read_text().removeprefix("training\n")
+        self.said.unlink()
+        assert self.process.exitcode == status, said
+        return said
+
+    def kill(self) -> bool:
+        """Whether there was something to kill."""
+        if not self.running():
+            return False
+        self.process.kill()
+        self.process.join()
+        self.said.unlink()
+        return True
 
 
 def result(workdir: Path) -> tuple[dict[str, str], list[dict[str, Any]]]:
@@ -68,7 +81,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Any]:
     results = {}
     for megabytes in (0, 8):
         workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-        finish(start(workdir, f"--megabytes={megabytes}"))
+        Training(workdir, f"--megabytes={megabytes}").finish()
         results[megabytes] = result(workdir)
     return results
 
@@ -78,12 +91,12 @@ def test_killed_at_twenty_random_moments(tmp_path, undisturbed):
     random, kills, runs = np.random.default_rng(0), 0, 0
     while kills < 20 or runs == 0:
         workdir = tmp_path / str(runs)
-        process = start(workdir, "--megabytes=8", *how_to_go_on(workdir))
+        process = Training(workdir, "--megabytes=8", *how_to_go_on(workdir))
         time.sleep(random.uniform(0, 1))
-        if kills < 20 and kill(process):
+        if kills < 20 and process.kill():
             kills += 1
         else:
-            finish(process)
+            process.finish()
             assert result(workdir) == undisturbed[8]
             runs += 1
 
@@ -98,15 +111,15 @@ def test_killed_while_saving(tmp_path, undisturbed):
 
     workdir, hits = tmp_path / "run", 0
     for _ in range(4):
-        process = start(workdir, "--megabytes=8", *how_to_go_on(workdir))
+        process = Training(workdir, "--megabytes=8", *how_to_go_on(workdir))
         before = saved(workdir)
         while not saving() or not saved(workdir):
-            assert process.poll() is None
-        assert kill(process)
+            assert process.running()
+        assert process.kill()
         hits += saving()
         assert max(saved(workdir)) >= max(before, default=0)
     assert hits
-    finish(start(workdir, "--megabytes=8", "--resume"))
+    Training(workdir, "--megabytes=8", "--resume").finish()
     assert result(workdir) == undisturbed[8]
     assert {path.name for path in (workdir / "checkpoints").iterdir()} >= {"28", "30", "scores.json"}
     assert not any(workdir.glob("checkpoints/*.*-*")) and not any(workdir.glob("checkpoints/*.deleted"))
@@ -114,26 +127,26 @@ def test_killed_while_saving(tmp_path, undisturbed):
 
 def test_sigterm_saves_and_exits_with_success(tmp_path, undisturbed):
     workdir = tmp_path / "run"
-    process = start(workdir, "--pause=0.1", "--save_every=1000")
+    process = Training(workdir, "--pause=0.1", "--save_every=1000")
     while not any(workdir.glob("checkpoints/*/facts")):  # the best so far, after the validation of step 5
         time.sleep(0.01)
     asked = time.monotonic()
-    process.send_signal(signal.SIGTERM)
-    errors = finish(process)
+    process.send(signal.SIGTERM)
+    errors = process.finish()
     assert time.monotonic() - asked < 30
     step = max(saved(workdir))
     assert 5 <= step < STEPS and errors == f"stopped by SIGTERM at step {step}; continue with --resume\n"
-    process = start(workdir, "--resume", "--pause=0.1")
+    process = Training(workdir, "--resume", "--pause=0.1")
     while read_metrics(workdir)[-1]["step"] <= step:
         time.sleep(0.01)
-    process.send_signal(signal.SIGINT)
-    assert "stopped by SIGINT at step" in finish(process, 130)
-    finish(start(workdir, "--resume"))
+    process.send(signal.SIGINT)
+    assert "stopped by SIGINT at step" in process.finish(130)
+    Training(workdir, "--resume").finish()
     assert result(workdir) == undisturbed[0]
 
 
 def test_nan_in_a_batch(tmp_path):
-    errors = finish(start(tmp_path / "run", "--nan_at=10"), 2)
+    errors = Training(tmp_path / "run", "--nan_at=10").finish(2)
     assert errors == (
         "error: loss is nan at step 11 (example 6, example 11, example 16, example 21); "
         "the last good checkpoint is of step 10, and nothing was saved since; resuming repeats it: "
@@ -144,17 +157,17 @@ def test_nan_in_a_batch(tmp_path):
 
 def test_a_damaged_checkpoint_is_named_and_another_resumed(tmp_path, undisturbed):
     workdir = tmp_path / "run"
-    finish(start(workdir, "--megabytes=8"))
+    Training(workdir, "--megabytes=8").finish()
     (workdir / "final.json").unlink()
     files = (path for path in (workdir / "checkpoints" / "30").rglob("*") if path.is_file())
     largest = max(files, key=lambda path: path.stat().st_size)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    errors = finish(start(workdir, "--megabytes=8", "--resume"), 2)
+    errors = Training(workdir, "--megabytes=8", "--resume").finish(2)
     assert errors.startswith(f"error: {workdir}/checkpoints/30 is damaged (") and errors.count("\n") == 1
     assert errors.endswith("; --resume_step 28 continues from another\n")
-    finish(start(workdir, "--megabytes=8", "--resume_step=28"))
+    Training(workdir, "--megabytes=8", "--resume_step=28").finish()
     assert result(workdir) == undisturbed[8]
 
 
@@ -172,20 +185,20 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk(small_disk, undisturbed):
     workdir = small_disk / "run"
-    errors = finish(start(workdir, "--megabytes=8"), 2)
+    errors = Training(workdir, "--megabytes=8").finish(2)
     last = max(saved(workdir))
     assert errors == (
         f"error: {workdir}/checkpoints: step {last + 2} was not saved, the one of step {last} is intact "
         "(no space left on the disk; make room, then continue with --resume)\n"
     )
     subprocess.run(["mount", "-o", "remount,size=100m", small_disk], check=True)
-    finish(start(workdir, "--megabytes=8", "--resume"))
+    Training(workdir, "--megabytes=8", "--resume").finish()
     assert result(workdir) == undisturbed[8]
 
 
 def test_files_that_may_not_grow(tmp_path, undisturbed):
     """As a full disk, for those who may not mount one: every write beyond a size fails."""
     workdir = tmp_path / "run"
-    errors = finish(start(workdir, "--megabytes=8", "--largest_file=4000000"), 2)
+    errors = Training(workdir, "--megabytes=8", "--largest_file=4000000").finish(2)
     assert errors.startswith(f"error: {workdir}/checkpoints: step 2 was not saved, there is none before it (")
     assert errors.count("\n") == 1 and saved(workdir) == []
