@@ -29,9 +29,13 @@ settings.register_profile("afa_jax", deadline=None, derandomize=True)
 settings.load_profile("afa_jax")
 
 
+# Tracing makes millions of small objects that stay: to look through them all the time costs a fifth of it.
+gc.set_threshold(200_000, 50, 100)
+
+
 @pytest.fixture(scope="module", autouse=True)
 def forgotten() -> Iterator[None]:
-    """After a module its programs go: with thousands of them a worker holds gigabytes and collects garbage slowly."""
+    """After a module its programs go: with thousands of them a worker holds gigabytes."""
     yield
     jax.clear_caches()
     gc.collect()

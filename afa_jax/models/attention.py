@@ -92,9 +92,7 @@ def _splash(query: Array, key: Array, value: Array) -> Array:
         block_q_dq=block_q, block_kv_dq=block_kv,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.FullMask(lengths)] * query.shape[2])
-    kernel = library.make_splash_mha_single_device(
-        mask, block_sizes=blocks, interpret=jax.default_backend() != "tpu"
-    )
+    kernel = library.make_splash_mha_single_device(mask, block_sizes=blocks, interpret=jax.default_backend() != "tpu")
     scaled = query * query.shape[-1] ** -0.5
     heads_first = (x.transpose(0, 2, 1, 3) for x in alike(scaled, key, value, everywhere=True))
     return jax.vmap(kernel)(*heads_first).transpose(0, 2, 1, 3)
@@ -102,7 +100,7 @@ def _splash(query: Array, key: Array, value: Array) -> Array:
 
 @functools.cache
 def _splash_library() -> tuple[Any, Any]:
-    """jax's module of the kernels, a copy of our own in which kernels run on meshes; and its module of masks.
+    """Jax's module of the kernels, a copy of our own in which kernels run on meshes; and its module of masks.
 
     shard_map's check, without which its gradients would be wrong, asks of every kernel along which of the mesh's axes
     its results vary, and jax's splash attention has no way to say so.

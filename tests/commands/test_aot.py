@@ -43,19 +43,20 @@ def test_a_training_step_that_does_not_fit(
     config_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The tiny config's: three experts on three devices, two rows on two; with room for a few arguments too few."""
-    config = load_config(str(config_file), ["mesh.expert=3"])
+    config = load_config(str(config_file), ["mesh.expert=3", "sabw.sites=last"])
     fusing = configured_fusion(config)
     target = abstract.target_of(config, fusing, jax.devices()[:6], "train")
     call = abstract.training_step(config, fusing, architecture_of(config), target)
     held = arguments_of(call.arguments)
     assert call.beside == {}  # without a cache the step has use for all networks
-    arguments, facts = ("--devices", "6", "--config.mesh.expert=3", "--json"), tmp_path / "facts.json"
+    last = "--config.sabw.sites=last"
+    arguments, facts = ("--devices", "6", "--config.mesh.expert=3", last, "--json"), tmp_path / "facts.json"
 
     chip_with(held - 1, monkeypatch)
     assert aot(config_file, *arguments, str(facts)) == 1
-    first, last = capsys.readouterr().out.splitlines()  # it was not compiled
+    first, said = capsys.readouterr().out.splitlines()  # it was not compiled
     assert first == "train: 3 experts on 6 devices (cpu), mesh data=2, fsdp=1, expert=3"
-    assert last.startswith(f"does not fit: {held / 2**20:.2f} MiB of ") and "--config.mesh.fsdp=2" in last
+    assert said.startswith(f"does not fit: {held / 2**20:.2f} MiB of ") and "--config.mesh.fsdp=2" in said
     assert json.loads(facts.read_text()) | dict(fits=False, needed=held) == json.loads(facts.read_text())
 
     chip_with(held + 10, monkeypatch)
@@ -69,7 +70,8 @@ def test_a_training_step_that_does_not_fit(
     assert read["flops"]["exact"] and read["flops"]["products"] > 10**6
     kinds = {(total["axes"], total["kind"]): total for total in read["totals"]}
     # The gradient of the parameters, float32, once; of a few the compiler sees that it is zero.
-    parameters = sum(leaf.size for leaf in jax.tree.leaves(tiny.aggregators(3, tiny.MICRO_UNET, tiny.PLAIN_SABW)))
+    sabw = dataclasses.replace(tiny.PLAIN_SABW, sites="last")
+    parameters = sum(leaf.size for leaf in jax.tree.leaves(tiny.aggregators(3, tiny.MICRO_UNET, sabw)))
     assert 0.99 < kinds["data+expert", "all-reduce"]["bytes"] / (4 * parameters) < 1.05
     assert ("expert", "reduce-scatter") in kinds and ("expert", "all-gather") in kinds
     assert "other" not in {axes for axes, _ in kinds}

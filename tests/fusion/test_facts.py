@@ -59,7 +59,7 @@ def test_maps_sum_to_one_and_differ_between_pixels_samples_and_experts(experts, 
 
 @pytest.mark.parametrize("size", [(8, 8), (4, 12)])
 def test_copies_of_one_model_give_that_model_whatever_the_aggregators(size):
-    one, trained = tiny.unet(5), tiny.randomised(tiny.aggregators(3), 7)
+    one, trained = micro(5), tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET), 7)
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, states[0])
     fused, _ = run(Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0))
