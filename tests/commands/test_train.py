@@ -19,7 +19,8 @@ VALIDATION = ("--config.validation.every=2", "--config.train.steps=4", "--config
 
 
 def train(root, workdir, *options, config="config.py"):
-    return run(command.main, ["--config", str(root / config), "--workdir", str(workdir), "--quiet", *options])
+    where = ["--config", str(root / config), "--workdir", str(workdir)]
+    return run(command.main, [*where, "--quiet", "--config.sabw.sites=last", *options])
 
 
 def lines_of(workdir):
