@@ -41,7 +41,7 @@ def train(root, kind, workdir, *options):
 
 
 @pytest.mark.parametrize("kind", FUSIONS)
-def test_a_rival_is_trained_and_resumed_bit_for_bit(kind, root, tmp_path, capsys):
+def test_a_rival_is_trained(kind, root, tmp_path, capsys):
     options = ["--config.train.steps=4", "--config.validation.every=4"]
     if kind != "mbw":  # whose pictures need other experts than it was given; of the others they cost a compilation
         options.append("--config.validation.prompts=()")
@@ -49,12 +49,13 @@ def test_a_rival_is_trained_and_resumed_bit_for_bit(kind, root, tmp_path, capsys
     assert f"({kind})" in capsys.readouterr().out
     one = {name: np.array(tensor) for name, tensor in read_tensors(tmp_path / "run" / WEIGHTS).items()}
     assert any(array.any() for array in one.values())
-    (tmp_path / "run" / WEIGHTS).unlink()
-    assert train(root, kind, tmp_path / "run", *options, "--resume_step=2") == 0
-    other = read_tensors(tmp_path / "run" / WEIGHTS)
-    assert one.keys() == other.keys()
-    for name, array in one.items():
-        np.testing.assert_array_equal(array, other[name], err_msg=name)
+    if kind == "gate":  # resumed bit for bit, by the loop that all of them share
+        (tmp_path / "run" / WEIGHTS).unlink()
+        assert train(root, kind, tmp_path / "run", *options, "--resume_step=2") == 0
+        other = read_tensors(tmp_path / "run" / WEIGHTS)
+        assert one.keys() == other.keys()
+        for name, array in one.items():
+            np.testing.assert_array_equal(array, other[name], err_msg=name)
 
     record = json.loads((tmp_path / "run" / "ensemble.json").read_text())
     assert record["fusion"]["kind"] == kind and "sabw" not in record
