@@ -17,6 +17,7 @@ from typing import Any, Literal, TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.mesh_utils import create_device_mesh, create_hybrid_device_mesh
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -102,14 +103,15 @@ def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: 
     devices = jax.devices() if devices is None else list(devices)
     shape = resolve_sizes(sizes, len(devices), experts)
     slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if slices == 1:
-        return jax.make_mesh(shape, AXES, devices=devices, axis_types=(AxisType.Auto,) * len(AXES))
     if shape[0] % slices:
         raise InputError(f"mesh.data={shape[0]}: the devices are on {slices} slices; choose a multiple of {slices}")
-    from jax.experimental.mesh_utils import create_hybrid_device_mesh
-
     within = (shape[0] // slices, *shape[1:])
-    grid = create_hybrid_device_mesh(within, (slices, 1, 1), devices=devices)
+    # An axis may be a part of a side of the slice, such as 2 experts by 8 rows on 4 x 4 chips: jax.make_mesh allows
+    # that on v5e alone.
+    if slices == 1:
+        grid = create_device_mesh(within, devices, allow_split_physical_axes=True)
+    else:
+        grid = create_hybrid_device_mesh(within, (slices, 1, 1), devices, allow_split_physical_axes=True)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -71,15 +71,34 @@ def test_slices_are_split_over_data(monkeypatch: pytest.MonkeyPatch) -> None:
     devices = [Device(i, i // 4, i // 4) for i in range(8)]
     made: dict[str, object] = {}
 
-    def hybrid(within: tuple[int, ...], between: tuple[int, ...], devices: object) -> np.ndarray:
+    def hybrid(within: tuple[int, ...], between: tuple[int, ...], devices: object, **_: bool) -> np.ndarray:
         made.update(within=within, between=between)
         return np.asarray(jax.devices()).reshape(4, 1, 2)
 
-    monkeypatch.setattr("jax.experimental.mesh_utils.create_hybrid_device_mesh", hybrid)
+    monkeypatch.setattr(parallel, "create_hybrid_device_mesh", hybrid)
     assert dict(make_mesh(dict(expert=2, data=-1), devices=devices).shape) == dict(data=4, fsdp=1, expert=2)
     assert made == dict(within=(2, 1, 2), between=(2, 1, 1))
     with pytest.raises(InputError, match=r"mesh.data=1: the devices are on 2 slices; choose a multiple of 2"):
         make_mesh(dict(expert=8), devices=devices)
+
+
+def test_an_axis_may_be_a_part_of_a_slices_side() -> None:
+    """Two experts by eight rows on 4 x 4 chips of a v6e."""
+
+    @dataclasses.dataclass(frozen=True)
+    class Chip:
+        id: int
+        coords: tuple[int, int, int]
+        core_on_chip: int = 0
+        process_index: int = 0
+        platform: str = "tpu"
+        device_kind: str = "TPU v6 lite"
+
+    chips = [Chip(4 * y + x, (x, y, 0)) for y in range(4) for x in range(4)]
+    grid = make_mesh(dict(expert=2, data=-1), experts=6, devices=chips).devices
+    assert grid.shape == (8, 1, 2) and {chip.id for chip in grid.flat} == set(range(16))
+    for one, other in grid[:, 0]:  # experts of the same rows are neighbours
+        assert sum(abs(a - b) for a, b in zip(one.coords, other.coords, strict=True)) == 1
 
 
 def test_every_array_of_a_run_has_a_rule() -> None:
