@@ -219,7 +219,7 @@ class Embedding(nnx.Module):
 def gelu(x: Array) -> Array:
     """The exact Gaussian error linear unit, ``x * Phi(x)`` (Hendrycks & Gimpel 2016), in float32 as PyTorch has it.
 
-    By erf: ``jax.nn.gelu`` takes erfc, for tails that no one sees here, and that costs twice as much on a CPU. Its
+    By erf: ``jax.nn.gelu`` takes erfc, for tails that no one sees here, and is slower on a CPU (docs/speed.md). Its
     derivative is written out because jax 0.12 cannot differentiate erf or erfc on a mesh: their polynomials refuse
     constants beside an array of which each device has a part.
     """
