@@ -78,8 +78,8 @@ def map_experts(
 def _slices_first(one: T) -> T:
     """Keep XLA's CPU compiler from reading an expert's bias out of the stack in the loop that adds it.
 
-    Such a loop is not vectorised; what that costs is in docs/speed.md. Only vectors:
-    matrices go to library calls, and would be copied for the gradient.
+    Such a loop is not vectorised; what that costs is in docs/speed.md. Only vectors: matrices go to library calls, and
+    would be copied for the gradient.
     """
     if jax.default_backend() != "cpu":
         return one

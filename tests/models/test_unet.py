@@ -106,7 +106,9 @@ def test_bfloat16_computes_what_float32_does():
     assert {y.dtype for y in dtypes} == {jnp.dtype(jnp.bfloat16)}
     exact, rounded = (predict(unet, latents, t, context[0]) for unet in (small, half))
     assert (exact.dtype, rounded.dtype) == (jnp.float32, jnp.float32)
-    assert 1e-3 < deviation(rounded, exact) < 0.08
+    # Of rms, not of the worst of 512 elements: that one moves by a quarter between two exact GELUs.
+    error = np.sqrt(np.mean(np.square(rounded - exact)) / np.mean(np.square(exact)))
+    assert 1e-3 < error < 0.015
 
 
 def test_sizes_that_do_not_halve_are_refused():
