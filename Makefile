@@ -34,7 +34,7 @@ types: dev-env
 	@$(py) -m mypy
 
 pytest: dev-env
-	@$(py) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile $(ARGS)
+	@$(py) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 format: dev-env
 	@$(py) -m ruff check --fix .

@@ -125,7 +125,9 @@ class ParquetSource:
                 file, group, _ = self._groups[number]
                 try:
                     with self.fs.open(self.files[file], "rb") as opened:
-                        table = pq.ParquetFile(opened).read_row_group(group, columns=[self.image, self.text])
+                        columns = [self.image, self.text]
+                        # A thread of Arrow's that still holds the Python file when the interpreter ends aborts it.
+                        table = pq.ParquetFile(opened).read_row_group(group, columns=columns, use_threads=False)
                 except (pa.ArrowException, OSError) as error:
                     raise InputError(
                         f"{self.files[file]}: row group {group} is not readable ({_line(error)}); fetch the file again"

@@ -52,7 +52,7 @@ def load_state_dict(
     check_state_dict(abstract, tensors, to_key, what=what)
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        return jnp.asarray(_loaded(dotted(path), what, tensors, to_key, param_dtype))
+        return _on_device(_loaded(dotted(path), what, tensors, to_key, param_dtype))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
 
@@ -84,7 +84,7 @@ def load_stack(
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name, shape = dotted(path), (len(states), *leaf.shape)
         if sharding is None:
-            return jnp.asarray(np.stack([_loaded(name, *state, to_key, param_dtype) for state in states]))
+            return _on_device(np.stack([_loaded(name, *state, to_key, param_dtype) for state in states]))
         read = functools.cache(lambda i: _loaded(name, *states[i], to_key, param_dtype))  # devices may hold the same
 
         def part(index: Any) -> np.ndarray:
@@ -93,6 +93,10 @@ def load_stack(
         return jax.make_array_from_callback(shape, sharding(name, shape), part)
 
     return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _on_device(array: np.ndarray) -> jax.Array:
+    return jax.device_put(array)  # jnp.asarray would compile a program for every shape
 
 
 def _loaded(name: str, what: str, tensors: Mapping[str, Any], to_key: Key, dtype: DTypeLike) -> np.ndarray:

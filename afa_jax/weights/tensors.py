@@ -285,12 +285,12 @@ def check_finite(array: np.ndarray, name: str, what: str) -> None:
 
 def checked(tensor: Tensor, name: str, what: str) -> Tensor:
     """A tensor that goes through check_finite when it is read."""
+    return tensor.apply(functools.partial(_finite, name=name, what=what))
 
-    def finite(array: np.ndarray) -> np.ndarray:
-        check_finite(array, name, what)
-        return array
 
-    return tensor.apply(finite)
+def _finite(array: np.ndarray, name: str, what: str) -> np.ndarray:
+    check_finite(array, name, what)
+    return array
 
 
 def listed(what: str, names: list[str], most: int = 8) -> str:

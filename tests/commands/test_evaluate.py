@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from afa_jax import evaluate
 from afa_jax.commands import load_config, run
-from afa_jax.evaluation import comparison, cost
+from afa_jax.evaluation import comparison, cost, judge
 from afa_jax.evaluation.bootstrap import Figure, Resamples
 from afa_jax.evaluation.comparison import Measured, Protocol, at_equal_time, entries_of, references
 from afa_jax.evaluation.metrics import MetricInfo
@@ -60,6 +60,7 @@ def pictures(place):
 
 def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys, monkeypatch):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(judge, "BATCH", 8)  # it fills its batches, and here there are few pictures
     made: dict[str, weakref.ref] = {}
     alive: list[str] = []
 

@@ -84,42 +84,6 @@ def test_a_new_model_hears_its_prompt() -> None:
     assert difference(True) > 1.5 * difference(False)
 
 
-def test_finetune_changes_the_model_and_resumes_bit_for_bit(root, tmp_path, capsys):
-    config = str(Path(__file__).parents[2] / "configs" / "emoji_expert.py")
-
-    def train(workdir: str, *more: str) -> int:
-        overrides = dict(init=f"{root}/a", vae=f"{root}/base", batch=8, scenes=64, save_every=1, log_every=1)
-        arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
-        return run(
-            finetune.main, ["--config", f"{config}:food", "--workdir", str(tmp_path / workdir), *arguments, *more]
-        )
-
-    assert train("whole", "--config.steps=2") == 0
-    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
-    shutil.rmtree(tmp_path / "parts" / "model")
-    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "2")
-    assert train("parts", "--config.steps=2", "--resume") == 0
-    whole, parts = (
-        flatten((load_unet(tmp_path / run / "model"), load_text_encoder(tmp_path / run / "model")))
-        for run in ("whole", "parts")
-    )
-    started = flatten((load_unet(f"{root}/a"), load_text_encoder(f"{root}/a")))
-    for name, array in whole.items():
-        np.testing.assert_array_equal(array, parts[name], err_msg=name)
-    assert any(float(jnp.abs(whole[name] - started[name]).max()) > 1e-4 for name in whole)
-    capsys.readouterr()
-    # Of another run it is neither continued nor, when finished, named anew.
-    config_json = (tmp_path / "parts" / "config.json").read_text()
-    for other in (f"--config.init={root}/b", "--config.data.seed=77"):
-        assert train("parts", "--config.steps=2", "--resume", other) == 2
-        field = other.split("=")[0].split(".")[1]
-        assert f"was trained on other data ({field} changed)" in capsys.readouterr().err
-    assert (tmp_path / "parts" / "config.json").read_text() == config_json
-    assert train("bad", "--config.steps=2", "--config.scenes=100") == 2
-    assert "scenes=100; choose a multiple of 64" in capsys.readouterr().err
-    assert not (tmp_path / "bad").exists()
-
-
 def test_pictures_of_any_size_are_cut_and_bad_ones_left_out(tmp_path):
     rng = np.random.default_rng(0)
     for i in range(66):
@@ -170,31 +134,48 @@ def test_timesteps_are_drawn_from_the_interval_and_all_of_it():
 
 
 def test_an_expert_of_an_interval_from_a_single_file(root, tmp_path, capsys):
-    """It learns, remembers its interval, and a wrong interval is refused before anything is written."""
+    """It learns, resumes bit for bit and remembers its interval; what is wrong is refused before it is written."""
     single = tmp_path / "a.safetensors"
     assert run(convert.main, [f"{root}/a", "--out", str(single)]) == 0
 
     def train(workdir: str, *more: str) -> int:
-        overrides = dict(init=single, vae=f"{root}/base", batch=8, scenes=64, save_every=1, log_every=1, steps=1)
+        overrides = dict(init=single, vae=f"{root}/base", batch=8, scenes=64, save_every=1, log_every=1, steps=2)
         arguments = [f"--config.{name}={value}" for name, value in overrides.items()]
         config = f"{CONFIGS / 'emoji_time.py'}:high"
         return run(finetune.main, ["--config", config, "--workdir", str(tmp_path / workdir), *arguments, *more])
 
-    assert train("high") == 0
-    model = open_checkpoint(tmp_path / "high" / "model")
-    assert model.metadata["timesteps"] == "750 <= t < 1000"
-    before, after = flatten(load_unet(single)), flatten(load_unet(model))
-    assert any(float(jnp.abs(after[name] - before[name]).max()) > 1e-4 for name in before)
-    # A finished run is not written anew under another interval.
-    capsys.readouterr()
-    assert train("high", "--resume", "--config.timesteps=(0, 250)") == 2
-    assert "was trained on other data (timesteps changed)" in capsys.readouterr().err
-    assert open_checkpoint(tmp_path / "high" / "model").metadata["timesteps"] == "750 <= t < 1000"
+    def parameters(path: Path) -> dict[str, jax.Array]:
+        return flatten((load_unet(path), load_text_encoder(path)))
+
+    assert train("whole") == 0
+    shutil.copytree(tmp_path / "whole", tmp_path / "parts")
+    shutil.rmtree(tmp_path / "parts" / "model")
+    shutil.rmtree(tmp_path / "parts" / "checkpoints" / "2")
+    assert train("parts", "--resume") == 0
+    whole, parts = (parameters(tmp_path / workdir / "model") for workdir in ("whole", "parts"))
+    before = parameters(single)
+    for name, array in whole.items():
+        np.testing.assert_array_equal(array, parts[name], err_msg=name)
+    assert any(float(jnp.abs(whole[name] - before[name]).max()) > 1e-4 for name in whole)
+    assert open_checkpoint(tmp_path / "parts" / "model").metadata["timesteps"] == "750 <= t < 1000"
+
+    # Of another run it is neither continued nor, when finished, named anew.
+    config_json = (tmp_path / "parts" / "config.json").read_text()
+    for other in (f"--config.init={root}/b", "--config.data.seed=77", "--config.timesteps=(0, 250)"):
+        capsys.readouterr()
+        assert train("parts", "--resume", other) == 2
+        field = other.split("=")[0].split(".")[1]
+        assert f"was trained on other data ({field} changed)" in capsys.readouterr().err
+    assert (tmp_path / "parts" / "config.json").read_text() == config_json
+    assert open_checkpoint(tmp_path / "parts" / "model").metadata["timesteps"] == "750 <= t < 1000"
     for wrong in ("(500, 500)", "(-1, 500)", "(0, 1001)", "(0, 1, 2)", "(0.0, 0.5)"):
         capsys.readouterr()
         assert train("bad", f"--config.timesteps={wrong}") == 2
         assert f"timesteps={wrong}; choose (low, high) with 0 <= low < high <= 1000" in capsys.readouterr().err
         assert not (tmp_path / "bad").exists()
+    assert train("bad", "--config.scenes=100") == 2
+    assert "scenes=100; choose a multiple of 64" in capsys.readouterr().err
+    assert not (tmp_path / "bad").exists()
 
 
 def test_the_leaves_cover_the_time_axis_without_overlap():

@@ -57,9 +57,9 @@ def test_maps_sum_to_one_and_differ_between_pixels_samples_and_experts(experts, 
             assert np.asarray(site).std(axis).max() > 1e-4
 
 
-@pytest.mark.parametrize("size", [(8, 8), (4, 12)])
-def test_copies_of_one_model_give_that_model_whatever_the_aggregators(size):
-    one, trained = micro(5), tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET), 7)
+@pytest.mark.parametrize(("size", "sabw"), [((8, 8), tiny.SABW), ((4, 12), tiny.PLAIN_SABW)])
+def test_copies_of_one_model_give_that_model_whatever_the_aggregators(size, sabw):
+    one, trained = micro(5), tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET, sabw), 7)
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, states[0])
     fused, _ = run(Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0))
@@ -68,7 +68,7 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(size):
 
 def test_an_ensemble_of_one_is_that_one():
     latents, t, states = tiny.inputs(2, 1)
-    aggregators = tiny.randomised(tiny.aggregators(1, tiny.MICRO_UNET), 7)
+    aggregators = tiny.randomised(tiny.aggregators(1, tiny.MICRO_UNET, tiny.PLAIN_SABW), 7)
     ensemble = Ensemble(experts=stack([micro(5)]), aggregators=aggregators)
     fused, maps = run(ensemble, latents, t, states)
     for site in maps:
@@ -141,9 +141,9 @@ def test_only_aggregators_learn_and_all_of_them_do(experts):
 
 def test_a_shared_trunk_keeps_the_facts():
     """Uniform untrained, whatever model its copies are, every parameter learns, and sites differ."""
-    config = dataclasses.replace(tiny.SABW, shared=True)
+    config = dataclasses.replace(tiny.PLAIN_SABW, shared=True)
     aggregators = tiny.aggregators(3, tiny.MICRO_UNET, config)
-    own = tiny.aggregators(3, tiny.MICRO_UNET)
+    own = tiny.aggregators(3, tiny.MICRO_UNET, tiny.PLAIN_SABW)
     trunk = parameter_count(own.sites[0]) - parameter_count(own.sites[0].conv_in)
     assert parameter_count(aggregators) == parameter_count(own) - 4 * trunk
     latents, t, states = tiny.inputs(2, 3)
@@ -172,8 +172,8 @@ def test_a_shared_trunk_keeps_the_facts():
 
 @pytest.mark.parametrize("mode", MODES)
 def test_map_experts_means_vmap(mode):
-    unets = stack([micro(seed) for seed in range(3)])
-    latents, t, states = tiny.inputs(2, 3)
+    unets = stack([micro(seed) for seed in range(2)])
+    latents, t, states = tiny.inputs(2, 2)
     expected = jax.jit(jax.vmap(lambda m, s: m(latents, t, s)))(unets, states)
     actual = jax.jit(lambda m, s: map_experts(lambda m, s, x, t: m(x, t, s), (m, s), (latents, t), mode))(unets, states)
     np.testing.assert_allclose(actual, expected, atol=2e-5 * float(jnp.abs(expected).max()))
@@ -183,21 +183,23 @@ def test_map_experts_means_vmap(mode):
     ("option", "leaf"),
     [
         (dict(use_time=False), "time_emb_proj"),
-        (dict(use_text=False), "attn2"),
-        (dict(hidden=16, heads=4), None),
-        (dict(transformer_layers=2), None),
+        (dict(use_text=False, transformer_layers=1), "attn2"),
+        (dict(hidden=16, heads=4, transformer_layers=2), None),
         (dict(per_pixel=False), None),
         (dict(sites="last"), None),
     ],
 )
 def test_options_for_studies(experts, option, leaf):
-    config = SABWConfig(**{**dict(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4), **option})
+    config = SABWConfig(**{**dict(hidden=8, transformer_layers=0, heads=2, norm_num_groups=4), **option})
     aggregators = tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET, config), 3)
     inputs = tiny.inputs(3, 3)
     output, maps = run(Ensemble(experts=experts, aggregators=aggregators), *inputs)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(aggregators)]
     if leaf:
         assert not any(leaf in path for path in paths)
+    for site in maps:
+        np.testing.assert_allclose(site.sum(0), 1, atol=1e-6)
+        assert np.asarray(site).std(0).max() > 1e-4
     if option.get("per_pixel") is False:
         for site in maps:
             np.testing.assert_array_equal(site, np.broadcast_to(np.asarray(site)[:, :, :1, :1], site.shape))

@@ -14,7 +14,7 @@ from afa_jax.weights.tensors import read_tensors
 from tests.commands.conftest import root as root
 from tests.processes.conftest import Launch
 
-STEPS = 8
+STEPS = 6
 
 
 def test_four_processes_one_killed_then_two_end_where_one_would(launch: Launch, root: Path, tmp_path: Path) -> None:
