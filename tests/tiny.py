@@ -100,6 +100,11 @@ def aggregators(experts: int, config: UNetConfig = SMALL_UNET, sabw: SABWConfig 
     return Aggregators(sabw, experts, stages, config, rngs=nnx.Rngs(seed))
 
 
+def trained(experts: int, config: UNetConfig = SMALL_UNET, sabw: SABWConfig = SABW, seed: int = 0) -> Aggregators:
+    """Random in every parameter, so that their maps are far from even."""
+    return randomised(jax.eval_shape(lambda: aggregators(experts, config, sabw)), seed)
+
+
 def inputs(batch: int, experts: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> tuple[Any, Any, Any]:
     """Latents, timesteps that differ, and the experts' text states."""
     rng = np.random.default_rng(seed)

@@ -26,7 +26,7 @@ MEASURED = ["--pairs=8", "--draws=2"]
 def save_run(workdir: Path, experts: dict[str, Path]) -> None:
     """The pair that a run leaves, with random aggregators: their maps are far from even."""
     record = [dict(name=name, sha256=hash_components(open_checkpoint(path), EXPERT)) for name, path in experts.items()]
-    aggregators = tiny.randomised(tiny.aggregators(len(experts), tiny.MICRO_UNET), seed=1)
+    aggregators = tiny.trained(len(experts), tiny.MICRO_UNET, tiny.PLAIN_SABW, 1)
     save_fusion(workdir, aggregators, dict(experts=record))
 
 

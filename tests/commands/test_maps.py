@@ -24,7 +24,7 @@ PROMPT, OTHER = "octopus, noto style", "pizza and owl, noto style"
 def trained(root):
     """A workdir of aggregators whose weights are random: maps that differ from place to place."""
     experts = load_experts(load_config(f"{root}/config.py"))
-    aggregators = tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET), 7)
+    aggregators = tiny.trained(3, tiny.MICRO_UNET, tiny.PLAIN_SABW, 7)
     save_fusion(root / "random", aggregators, dict(experts=experts.record))
     return root / "random"
 

@@ -27,7 +27,7 @@ def experts() -> UNet:
 @pytest.fixture(scope="module")
 def trained() -> Aggregators:
     """Aggregators with random weights everywhere: their maps are far from 1/N."""
-    return tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET), 7)
+    return tiny.trained(3, tiny.MICRO_UNET, seed=7)
 
 
 def micro(seed: int) -> UNet:
@@ -59,7 +59,7 @@ def test_maps_sum_to_one_and_differ_between_pixels_samples_and_experts(experts, 
 
 @pytest.mark.parametrize(("size", "sabw"), [((8, 8), tiny.SABW), ((4, 12), tiny.PLAIN_SABW)])
 def test_copies_of_one_model_give_that_model_whatever_the_aggregators(size, sabw):
-    one, trained = micro(5), tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET, sabw), 7)
+    one, trained = micro(5), tiny.trained(3, tiny.MICRO_UNET, sabw, 7)
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, states[0])
     fused, _ = run(Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0))
@@ -68,7 +68,7 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(size, sabw
 
 def test_an_ensemble_of_one_is_that_one():
     latents, t, states = tiny.inputs(2, 1)
-    aggregators = tiny.randomised(tiny.aggregators(1, tiny.MICRO_UNET, tiny.PLAIN_SABW), 7)
+    aggregators = tiny.trained(1, tiny.MICRO_UNET, tiny.PLAIN_SABW, 7)
     ensemble = Ensemble(experts=stack([micro(5)]), aggregators=aggregators)
     fused, maps = run(ensemble, latents, t, states)
     for site in maps:
@@ -191,7 +191,7 @@ def test_map_experts_means_vmap(mode):
 )
 def test_options_for_studies(experts, option, leaf):
     config = SABWConfig(**{**dict(hidden=8, transformer_layers=0, heads=2, norm_num_groups=4), **option})
-    aggregators = tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET, config), 3)
+    aggregators = tiny.trained(3, tiny.MICRO_UNET, config, 3)
     inputs = tiny.inputs(3, 3)
     output, maps = run(Ensemble(experts=experts, aggregators=aggregators), *inputs)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(aggregators)]

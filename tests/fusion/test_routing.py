@@ -12,7 +12,7 @@ from afa_jax.fusion.sabw import fuse
 from afa_jax.parallel import stack
 from tests import tiny
 
-AGGREGATORS = tiny.randomised(tiny.aggregators(3, tiny.MICRO_UNET, tiny.PLAIN_SABW), 7)
+AGGREGATORS = tiny.trained(3, tiny.MICRO_UNET, tiny.PLAIN_SABW, 7)
 RNG = np.random.default_rng(0)
 INPUTS = tuple(jnp.asarray(RNG.standard_normal(shape), jnp.float32) for shape in ((3, 2, 4, 4, 8), (2, 32), (2, 5, 8)))
 

@@ -45,7 +45,7 @@ def test_parity_with_pytorch(case, request):
 
 
 def test_a_pytorch_state_dict_goes_in_and_comes_back(tmp_path):
-    aggregators = tiny.randomised(tiny.aggregators(3), 1)
+    aggregators = tiny.trained(3, seed=1)
     unet = tiny.unet(0)
     save_fusion(tmp_path, aggregators, dict(experts=[]))
     tensors = read_tensors(tmp_path / "aggregators.safetensors")

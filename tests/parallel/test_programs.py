@@ -39,7 +39,7 @@ SPLIT, SAME = PartitionSpec(ROWS), PartitionSpec()
 @functools.cache
 def ensemble(sabw: SABWConfig = ALL) -> Ensemble:
     """The forward is tested with SABW whole, the rest without its transformer blocks: they talk to no other device."""
-    aggregators = tiny.randomised(tiny.aggregators(N, tiny.MICRO_UNET, sabw), 5)
+    aggregators = tiny.trained(N, tiny.MICRO_UNET, sabw, 5)
     return Ensemble(experts=stack([tiny.unet(i, tiny.MICRO_UNET) for i in range(N)]), aggregators=aggregators)
 
 

@@ -42,7 +42,7 @@ def batch():
 @pytest.fixture(scope="module")
 def aggregators():
     """As after some training: conv_out is not zero, so that every weight gets a gradient."""
-    return tiny.randomised(tiny.aggregators(2, tiny.MICRO_UNET, tiny.PLAIN_SABW), 7)
+    return tiny.trained(2, tiny.MICRO_UNET, tiny.PLAIN_SABW, 7)
 
 
 SGD = optax.sgd(1.0)
