@@ -18,6 +18,7 @@ if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 # With a bound the cache takes a lock: the workers of pytest-xdist must not read what another one is writing.
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", str(CACHE / "hypothesis"))
 
@@ -32,9 +33,12 @@ settings.load_profile("afa_jax")
 
 # Tracing makes millions of small objects that stay: to look through them all the time costs a fifth of it.
 gc.set_threshold(200_000, 50, 100)
-
-
 _modules = itertools.count(1)
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """One more than there are CPUs, for the tests of processes wait a tenth of the time."""
+    return (os.cpu_count() or 1) + 1
 
 
 @pytest.fixture(scope="module", autouse=True)
