@@ -1,11 +1,10 @@
 """Real processes on this machine that find each other in every way that afa_jax.distributed knows."""
 
+import multiprocessing
 import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,12 @@ from typing import TextIO
 
 import pytest
 
+from tests.processes import forked
+
 ROOT = Path(__file__).parents[2]
+PROCESSES = multiprocessing.get_context("forkserver")
+# Of the processes there are sixty, and to import what they run takes each of them three seconds.
+PROCESSES.set_forkserver_preload([forked.__name__])
 
 
 def free_port() -> int:
@@ -41,16 +45,26 @@ def addressed(how: str, port: int, count: int, index: int) -> tuple[list[str], d
 class Process:
     """A process whose output is read as it comes."""
 
-    def __init__(self, command: list[str], environment: dict[str, str]):
-        self._popen = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT
+    def __init__(self, file: Path, arguments: list[str], environment: dict[str, str]):
+        pipes = [PROCESSES.Pipe(duplex=False) for _ in range(2)]
+        writers = [writer for _, writer in pipes]
+        self._process = PROCESSES.Process(
+            target=forked.run_as_command, args=(file, arguments, environment, ROOT, writers)
         )
+        self._process.start()
+        for writer in writers:
+            writer.close()
         self.output, self.errors = list[str](), list[str]()
         self._said = threading.Condition()
-        pipes = ((self._popen.stdout, self.output), (self._popen.stderr, self.errors))
-        self._readers = [threading.Thread(target=self._read, args=pipe, daemon=True) for pipe in pipes]
-        for reader in self._readers:
-            reader.start()
+        readers = [os.fdopen(os.dup(reader.fileno())) for reader, _ in pipes]
+        for reader, _ in pipes:
+            reader.close()
+        self._readers = [
+            threading.Thread(target=self._read, args=pipe, daemon=True)
+            for pipe in zip(readers, (self.output, self.errors), strict=True)
+        ]
+        for thread in self._readers:
+            thread.start()
 
     def _read(self, pipe: TextIO, lines: list[str]) -> None:
         with pipe:
@@ -64,25 +78,29 @@ class Process:
     def wait_for(self, line: str) -> None:
         """Until it has printed this line."""
         with self._said:
-            found = self._said.wait_for(lambda: line in self.output or self._popen.poll() is not None, timeout=120)
+            found = self._said.wait_for(lambda: line in self.output or not self.running(), timeout=120)
         assert found and line in self.output, self.errors
 
     def send(self, number: signal.Signals) -> None:
-        self._popen.send_signal(number)
+        assert self._process.pid is not None
+        os.kill(self._process.pid, number)
 
     def running(self) -> bool:
-        return self._popen.poll() is None
+        return self._process.is_alive()
 
     def end(self, seconds: float = 120) -> int:
         """Its exit status, when it has ended."""
-        status = self._popen.wait(seconds)
+        self._process.join(seconds)
+        status = self._process.exitcode
+        if status is None:
+            raise TimeoutError(f"still running after {seconds} seconds: {self.said()}")
         for reader in self._readers:
             reader.join()
         return status
 
     def kill(self) -> None:
-        self._popen.kill()
-        self._popen.wait()
+        self._process.kill()
+        self._process.join()
         for reader in self._readers:
             reader.join()
 
@@ -114,7 +132,7 @@ def launch() -> Iterator[Launch]:
         heartbeat: int = 60,
     ) -> list[Process]:
         port = free_port()
-        run = ["-m", program] if program.startswith("afa_jax.") else [str(ROOT / program)]
+        file = ROOT / (f"{program.replace('.', '/')}.py" if program.startswith("afa_jax.") else program)
         xla = re.sub(r"--xla_force_host_platform_device_count=\d+", "", os.environ["XLA_FLAGS"])
         common = os.environ | dict(
             PYTHONPATH=str(ROOT),
@@ -125,7 +143,7 @@ def launch() -> Iterator[Launch]:
         processes = []
         for index in range(count) if only is None else [only]:
             flags, variables = addressed(how, port, count, index)
-            processes.append(Process([sys.executable, *run, *arguments, *flags], common | variables))
+            processes.append(Process(file, [*arguments, *flags], common | variables))
             started.append(processes[-1])
         return processes
 
