@@ -13,8 +13,9 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from afa_jax.commands import load_config
+from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts import load_experts
+from afa_jax.experts import encode_prompts, load_experts
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.kinds import init_fusion
 from afa_jax.fusion.sabw import SABWConfig
@@ -69,6 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def make_case(options: argparse.Namespace, *, dtype: Any = jnp.float32, abstract: bool = False) -> Case:
     """Networks and inputs; the parameters are of the compute dtype. ``abstract``: shapes, with --width only."""
     config = load_config("configs/sd15.py" if options.width else options.config)
+    states = None
     sabw = SABWConfig(**config.sabw)
     if options.width:
         unet = UNetConfig(block_out_channels=(options.width, 2 * options.width, 4 * options.width, 4 * options.width))
@@ -85,6 +87,10 @@ def make_case(options: argparse.Namespace, *, dtype: Any = jnp.float32, abstract
     else:
         loaded = load_experts(config, dtype=dtype, param_dtype=dtype)
         experts, schedule, length = loaded.unet, loaded.schedule, loaded.tokenizer.length
+        # Of real captions: on random states these networks are so rough that rounding alone moves a gradient.
+        source = make_source(config.data)
+        ids = loaded.tokenizer([source[i]["caption"] for i in range(options.batch)])
+        states = jax.jit(encode_prompts)(loaded.text_encoder, ids).astype(jnp.float32)
         size = options.latents or [side // loaded.vae.config.factor for side in config.sample.size]
     count, unet = axis_size(experts), experts.config
 
@@ -100,6 +106,7 @@ def make_case(options: argparse.Namespace, *, dtype: Any = jnp.float32, abstract
         )
 
     made = jax.eval_shape(inputs) if abstract else inputs()
+    made |= {} if states is None else dict(states=states)
     case = Case(config=config, experts=experts, schedule=schedule, **made)
     return case if abstract else dataclasses.replace(case, aggregators=nonzero(case.aggregators))
 
