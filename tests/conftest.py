@@ -36,11 +36,6 @@ gc.set_threshold(200_000, 50, 100)
 _modules = itertools.count(1)
 
 
-def pytest_xdist_auto_num_workers() -> int:
-    """One more than there are CPUs, for the tests of processes wait a tenth of the time."""
-    return (os.cpu_count() or 1) + 1
-
-
 @pytest.fixture(scope="module", autouse=True)
 def forgotten() -> Iterator[None]:
     """Every few modules their programs go: with thousands of them a worker holds gigabytes, but many are common."""
