@@ -4,7 +4,8 @@ OUT ?= runs/emoji
 OVERWRITE ?=
 
 py = "$(VENV)/bin/python"
-pip = $(py) -m pip install -qq --disable-pip-version-check
+# Python compiles what is imported; to compile everything here would double the time of an installation.
+pip = $(py) -m pip install -qq --disable-pip-version-check --no-compile
 
 .PHONY: help demo test lint types pytest format env dev-env venv which-python clean
 .DEFAULT_GOAL := help

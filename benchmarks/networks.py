@@ -106,7 +106,8 @@ def make_case(options: argparse.Namespace, *, dtype: Any = jnp.float32, abstract
         )
 
     made = jax.eval_shape(inputs) if abstract else inputs()
-    made |= {} if states is None else dict(states=states)
+    if states is not None:
+        made["states"] = states
     case = Case(config=config, experts=experts, schedule=schedule, **made)
     return case if abstract else dataclasses.replace(case, aggregators=nonzero(case.aggregators))
 

@@ -32,7 +32,7 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
 
 
 def norm(tree: Any) -> jax.Array:
-    """Of all arrays as one vector: one sum, where one for each array would be a tenth of a step's compile time."""
+    """Of all arrays as one vector: one sum, where one for each array would be a seventh of a step's compile time."""
     return jnp.linalg.norm(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]))
 
 
