@@ -1,6 +1,5 @@
 """Real processes on this machine that find each other in every way that afa_jax.distributed knows."""
 
-import multiprocessing
 import os
 import re
 import signal
@@ -12,12 +11,9 @@ from typing import TextIO
 
 import pytest
 
-from tests.processes import forked
+from tests.forked import PROCESSES, run_as_command
 
 ROOT = Path(__file__).parents[2]
-PROCESSES = multiprocessing.get_context("forkserver")
-# Of the processes there are sixty, and to import what they run takes each of them three seconds.
-PROCESSES.set_forkserver_preload([forked.__name__])
 
 
 def free_port() -> int:
@@ -48,9 +44,7 @@ class Process:
     def __init__(self, file: Path, arguments: list[str], environment: dict[str, str]):
         pipes = [PROCESSES.Pipe(duplex=False) for _ in range(2)]
         writers = [writer for _, writer in pipes]
-        self._process = PROCESSES.Process(
-            target=forked.run_as_command, args=(file, arguments, environment, ROOT, writers)
-        )
+        self._process = PROCESSES.Process(target=run_as_command, args=(file, arguments, environment, ROOT, writers))
         self._process.start()
         for writer in writers:
             writer.close()

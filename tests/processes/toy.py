@@ -134,6 +134,7 @@ def main(arguments: Sequence[str]) -> None:
         print(json.dumps(agree()), flush=True)
         return
     if options.largest_file and distributed.first():
+        jax.config.update("jax_enable_compilation_cache", False)  # whose files would grow too, and only warn
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, options.largest_file))
     state = train(options)
     final = sums(state)

@@ -1,7 +1,6 @@
 """What a run survives: kill -9 at any moment, a full disk, NaN, a damaged checkpoint, SIGTERM. Real processes."""
 
 import json
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -16,14 +15,10 @@ import pytest
 
 from afa_jax.training.log import TIMINGS
 from afa_jax.training.workdir import read_metrics
+from tests.forked import PROCESSES
 from tests.training import tiny_run
 
 STEPS = 30
-
-
-PROCESSES = multiprocessing.get_context("forkserver")
-# What a process would import it has at once: there are fifty of them.
-PROCESSES.set_forkserver_preload(["tests.training.tiny_run", "orbax.checkpoint", "tensorstore"])
 
 
 class Training:
