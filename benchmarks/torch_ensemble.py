@@ -117,14 +117,18 @@ def make_tasks(folder: Path, options: argparse.Namespace) -> dict[str, Callable[
     model.to(memory_format=layout)
     x, target, text, t = (torch.from_numpy(array) for array in np.load(folder / "inputs.npz").values())
     x, target = (array.permute(0, 3, 1, 2).contiguous(memory_format=layout) for array in (x, target))
-    run = torch.compile(model) if options.variant == "compile" else model
+    run, run_expert = (
+        # A program for each size, as ours; by default the second size would make one for all.
+        torch.compile(module, dynamic=False) if options.variant == "compile" else module
+        for module in (model, model.unets[0])
+    )
     ddim = DDIMScheduler.from_config(facts["scheduler"])
     ddim.set_timesteps(facts["steps"])
     optimizer = torch.optim.AdamW(model.aggregators.parameters(), lr=1e-4, weight_decay=0.01)
 
     @torch.no_grad()
     def expert() -> dict[str, Tensor]:
-        return dict(prediction=model.unets[0](x, t, text[0], return_dict=False)[0])
+        return dict(prediction=run_expert(x, t, text[0], return_dict=False)[0])
 
     @torch.no_grad()
     def forward() -> dict[str, Tensor]:

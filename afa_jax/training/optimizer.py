@@ -31,11 +31,6 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
     return optax.chain(optax.clip_by_global_norm(config.clip), adamw) if config.clip else adamw
 
 
-def norm(tree: Any) -> jax.Array:
-    """Of all arrays as one vector: one sum, where one for each array would be a seventh of a step's compile time."""
-    return jnp.linalg.norm(jnp.concatenate([leaf.ravel() for leaf in jax.tree.leaves(tree)]))
-
-
 def update_average(average: Any, new: Any, step: jax.Array, decay: float) -> Any:
     """Exponential moving average; young averages forget faster: decay is at most (1 + step) / (10 + step)."""
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))

@@ -26,7 +26,7 @@ from afa_jax.models.vae import VAE
 from afa_jax.parallel import EXPERT, ROWS, Mode, on_mesh, specs_of
 from afa_jax.training.inputs import latents_and_states, row_keys
 from afa_jax.training.loss import diffusion_loss
-from afa_jax.training.optimizer import norm, update_average
+from afa_jax.training.optimizer import update_average
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
 
 State = dict[str, Any]
@@ -152,9 +152,9 @@ def make_train_step(
             new["average"] = update_average(state["average"], params, state["step"], ema)
         metrics = dict(
             loss=loss,
-            gradient_norm=norm(gradient),
-            parameter_norm=norm(params),
-            update_norm=norm(updates),
+            gradient_norm=optax.tree.norm(gradient),
+            parameter_norm=optax.tree.norm(params),
+            update_norm=optax.tree.norm(updates),
             entropy=routing["entropy"],
         )
         return new, metrics | {f"weight_{i}": weight for i, weight in enumerate(routing["weights"])}
