@@ -5,13 +5,16 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.experts import encode_prompts
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
 from afa_jax.fusion.kinds import KINDS, assemble, fusion_config, init_fusion, kind_of, site_names, sites_of
 from afa_jax.parallel import stack, take
+from afa_jax.training.state import init_state, make_train_step
 from afa_jax.weights.aggregators import load_aggregators, load_fusion, save_fusion
 from afa_jax.weights.keys import flatten, unflatten
 from afa_jax.weights.tensors import WeightsError, read_tensors
@@ -126,6 +129,37 @@ def test_equal_experts_give_that_expert_and_one_hot_logits_theirs(kind):
         prediction, _ = run(one_hot(kind, expert), with_experts(0, 1), *inputs())
         assert_close(prediction, alone(expert))
         assert np.abs(mixed - prediction).max() > 0.01
+
+
+@pytest.mark.parametrize("kind", RIVALS)
+def test_a_step_reaches_every_parameter_and_nothing_frozen(kind):
+    fusion, optimizer = fresh(kind), optax.adam(1e-2)
+    unet, text_encoder = with_experts(0, 1)
+    arrays = flatten(dict(unet=unet, text_encoder=text_encoder, vae=tiny.vae(0)))
+    before = {name: np.array(array) for name, array in arrays.items()}
+    frozen = dict(unet=unet, text_encoder=text_encoder, vae=tiny.vae(0))
+    rng = np.random.default_rng(0)
+    batch: Any = dict(
+        image=rng.integers(0, 256, (2, 32, 32, 3), np.uint8),
+        ids=rng.integers(1, 99, (2, 16)).astype(np.int32),
+        position=np.arange(2),
+    )
+    no_caption = jnp.zeros(16, jnp.int32)
+    step = make_train_step(fusion, frozen, optimizer, NoiseSchedule(), caption_dropout=0.0, no_caption=no_caption)
+    state = init_state(fusion, optimizer)
+    new, metrics = step(state, batch, arrays, jax.random.key(0))
+    np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"], metrics["entropy"]], [0.5, 0.5, 1], rtol=1e-5)
+    # Zero layers learn first, as in AFA.
+    learnt = {name for name, array in new["params"].items() if (array != state["params"][name]).any()}
+    zero = dict(gate="linear_2", router="conv_out.conv_out.", mbw="logits")[kind]
+    assert learnt and learnt <= {name for name in state["params"] if zero in name or "conv_out" in name}
+    state = init_state(tiny.randomised(fusion, 5), optimizer)
+    new, metrics = step(state, batch, arrays, jax.random.key(0))
+    same = [name for name, array in new["params"].items() if (array == state["params"][name]).all()]
+    assert not same
+    assert float(metrics["entropy"]) < 0.9999
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, before[name], err_msg=name)
 
 
 @pytest.mark.parametrize("kind", RIVALS)
