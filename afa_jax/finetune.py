@@ -45,7 +45,7 @@ from afa_jax.parallel import DATA, make_mesh, place
 from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
 from afa_jax.training.loss import diffusion_loss, drop_captions
-from afa_jax.training.optimizer import make_optimizer, norm, update_average
+from afa_jax.training.optimizer import make_optimizer, update_average
 from afa_jax.training.workdir import (
     add_workdir_arguments,
     check_positive,
@@ -113,7 +113,7 @@ def main(arguments: Sequence[str]) -> None:
         params = optax.apply_updates(state["params"], updates)
         average = update_average(state["average"], params, state["step"], config.ema)
         new = dict(params=params, average=average, opt=opt, step=state["step"] + 1)
-        return new, dict(loss=loss, gradient_norm=norm(gradient))
+        return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
 
     mesh = make_mesh(dict(data=-1))
     check_positive(config, "steps", "batch", "log_every", "save_every", "scenes")

@@ -26,7 +26,7 @@ from afa_jax.models.configs import VAEConfig
 from afa_jax.models.layers import Conv
 from afa_jax.models.vae import VAE
 from afa_jax.training.loop import run_loop
-from afa_jax.training.optimizer import make_optimizer, norm, update_average
+from afa_jax.training.optimizer import make_optimizer, update_average
 from afa_jax.training.workdir import (
     add_workdir_arguments,
     check_positive,
@@ -71,7 +71,7 @@ def main(arguments: Sequence[str]) -> None:
         params = optax.apply_updates(state["params"], updates)
         average = update_average(state["average"], params, state["step"], config.ema)
         new = dict(params=params, average=average, opt=opt, step=state["step"] + 1)
-        return new, dict(loss=loss, gradient_norm=norm(gradient))
+        return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
 
     def batch_at(step: int) -> np.ndarray:
         return np.stack([source[step * config.batch + i]["image"] for i in range(config.batch)])
