@@ -89,12 +89,10 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] = 
     """Convolve ``x [b, h, w, i]`` with ``kernel [k, k, i, o]``; the implementation depends on size and backend."""
     size = kernel.shape[0]
     if size == 1 and stride == 1 and padding == (0, 0):
-        return x @ kernel[0, 0]
-    height, width = ((n + sum(padding) - size) // stride + 1 for n in x.shape[1:3])
+        # Contracted as it is: a loop over experts would keep a copy of every expert's kernel[0, 0] for the gradient.
+        return jax.lax.dot_general(x, kernel, (((3,), (2,)), ((), ()))).reshape(*x.shape[:3], kernel.shape[3])
     if jax.default_backend() != "cpu":
         return _conv2d_xla(x, kernel, stride, padding)
-    if height * width <= SMALL_MAP:
-        return _conv2d_columns(x, kernel, stride, padding)
     return _conv2d_cpu(*alike(x, kernel), stride, padding)
 
 
@@ -133,28 +131,39 @@ def _shifted_views(x: Array, size: int, stride: int, padding: tuple[int, int]) -
     ]
 
 
+def _output_size(x: Array, size: int, stride: int, padding: tuple[int, int]) -> tuple[int, int]:
+    height, width = ((n + sum(padding) - size) // stride + 1 for n in x.shape[1:3])
+    return height, width
+
+
 def _conv2d_columns(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
     """The same convolution as one matrix product of the pixels' neighbourhoods, ``[b * height * width, k * k * i]``."""
-    size = kernel.shape[0]
-    height, width = ((n + sum(padding) - size) // stride + 1 for n in x.shape[1:3])
+    size, channels = kernel.shape[0], kernel.shape[-1]
     columns = jnp.concatenate([view for row in _shifted_views(x, size, stride, padding) for view in row], -1)
-    return (columns @ kernel.reshape(-1, kernel.shape[-1])).reshape(x.shape[0], height, width, kernel.shape[-1])
+    y = columns @ kernel.reshape(-1, channels)
+    return y.reshape(x.shape[0], *_output_size(x, size, stride, padding), channels)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d_cpu(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
-    """XLA's convolution with our own gradients.
+    """The product of neighbourhoods on small maps, XLA's convolution on others; with our own gradients.
 
     XLA's kernel gradient is the slow part of training on a CPU. Its input gradient inside a loop, as in map_experts'
-    scan, misses the fast convolution and ran up to 15 times slower than the matrix product (benchmarks/conv.py).
+    scan, misses the fast convolution and ran up to 15 times slower than the matrix product (benchmarks/conv.py). And
+    what the gradient needs is the kernel as it came: of any other form a loop over experts would keep a copy of each.
     """
-    return _conv2d_xla(x, kernel, stride, padding)
+    convolve = _conv2d_columns if _is_small(x, kernel, stride, padding) else _conv2d_xla
+    return convolve(x, kernel, stride, padding)
+
+
+def _is_small(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> bool:
+    return math.prod(_output_size(x, kernel.shape[0], stride, padding)) <= SMALL_MAP
 
 
 def _conv2d_cpu_forward(
     x: Array, kernel: Array, stride: int, padding: tuple[int, int]
 ) -> tuple[Array, tuple[Array, Array]]:
-    return _conv2d_xla(x, kernel, stride, padding), (x, kernel)
+    return _conv2d_cpu(x, kernel, stride, padding), (x, kernel)
 
 
 def _conv2d_cpu_backward(
@@ -162,9 +171,12 @@ def _conv2d_cpu_backward(
 ) -> tuple[Array, Array]:
     x, kernel = residuals
     (dx,) = jax.linear_transpose(lambda x: _conv2d_columns(x, kernel, stride, padding), x)(dy)
+    if _is_small(x, kernel, stride, padding):
+        (dkernel,) = jax.linear_transpose(lambda kernel: _conv2d_columns(x, kernel, stride, padding), kernel)(dy)
+        return dx, dkernel
     rows = dy.reshape(-1, dy.shape[-1])
-    dkernel = [[view.T @ rows for view in row] for row in _shifted_views(x, kernel.shape[0], stride, padding)]
-    return dx, jnp.stack([jnp.stack(row) for row in dkernel])
+    views = [[view.T @ rows for view in row] for row in _shifted_views(x, kernel.shape[0], stride, padding)]
+    return dx, jnp.stack([jnp.stack(row) for row in views])
 
 
 _conv2d_cpu.defvjp(_conv2d_cpu_forward, _conv2d_cpu_backward)

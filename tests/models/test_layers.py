@@ -71,15 +71,32 @@ def test_the_size_and_the_backend_choose_the_convolution(monkeypatch):
 
         return conv
 
-    for name in ("xla", "columns", "cpu"):
+    for name in ("xla", "columns"):
         monkeypatch.setattr(layers, f"_conv2d_{name}", spy(name))
     kernel = jnp.zeros((3, 3, 2, 2))
     small, large = jnp.zeros((1, 4, 4, 2)), jnp.zeros((9, 8, 8, 2))
     for x, stride in ((small, 1), (large, 1), (large, 2)):
         layers.conv2d(x, kernel, stride)
+    assert used == ["columns", "xla", "columns"]
     monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(layers, "_conv2d_cpu", spy("cpu"))
     layers.conv2d(small, kernel)
-    assert used == ["columns", "cpu", "columns", "xla"]
+    assert used[3:] == ["xla"]
+
+
+@pytest.mark.parametrize("backend", ["cpu", "tpu"])
+@pytest.mark.parametrize(("rows", "size"), [(2, 3), (8, 3), (4, 1)])
+def test_the_gradient_of_a_loop_over_experts_keeps_no_copy_of_their_kernels(monkeypatch, backend, rows, size):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    kernels, x = jnp.ones((3, size, size, 5, 7)), jnp.ones((2, rows, rows, 5))
+
+    def total(x, kernels):
+        return jnp.sum(jax.lax.map(lambda kernel: layers.conv2d(x, kernel, 1, (size // 2, size // 2)), kernels))
+
+    equations = jax.make_jaxpr(jax.grad(total))(x, kernels).eqns
+    loops = [equation for equation in equations if equation.primitive is jax.lax.scan_p]
+    assert len(loops) == 2
+    assert all(out.aval.size != kernels.size for loop in loops for out in loop.outvars)
 
 
 def test_layers_compute_in_the_dtype_of_their_input():
