@@ -16,6 +16,7 @@ from afa_jax.evaluation.bootstrap import Figure, Resamples, wins
 from afa_jax.evaluation.cost import cost_of
 from afa_jax.evaluation.noise import bucket_errors
 from afa_jax.evaluation.pictures import PictureFolder, record_of
+from afa_jax.evaluation.programs import release_programs
 from afa_jax.evaluation.prompts import Item
 from afa_jax.evaluation.scores import Scorer, Scores, scored
 from afa_jax.generate import SampleOptions
@@ -62,6 +63,7 @@ class Protocol:
 
     def make(self, method: Method) -> PictureFolder:
         """Make a method's missing pictures."""
+        release_programs()  # those of the methods before it
         folder = self.folder_of(method)
         folder.make(method, self.options_of(method), self.items, self.seeds)
         return folder
