@@ -103,7 +103,7 @@ def test_without_weights_and_offline_it_says_what_brings_them(name, monkeypatch,
 
 
 def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
-    import huggingface_hub
+    from huggingface_hub import HfApi, constants
 
     asked = []
 
@@ -111,8 +111,8 @@ def test_a_hub_that_cannot_be_reached_is_asked_once(monkeypatch, tmp_path):
         asked.append(repository)
         raise ConnectionError("no route")
 
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(HfApi, "model_info", fail)
     with pytest.raises(
         MetricUnavailable, match=r"is not in the hub's cache \(the hub cannot be reached\); hf download "
     ):
