@@ -127,7 +127,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     """Parse a command's arguments and load the config that ``--config`` names.
 
     Adds ``--config FILE[:variant]`` to the parser; every other ``--config.field=value`` overrides one field. Adds
-    ``--expert`` too, for experts instead of the config's (afa_jax/ingredients.py).
+    ``--expert`` too, for experts instead of the config's (afa_jax/ingredients.py). What of the arguments is the
+    config's is in the namespace as ``config_arguments``, to say later how something was made.
 
     Raises:
         InputError: no such file, no such field, or a value of another type.
@@ -151,6 +152,8 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
             parser.error(f"--expert: {known.config} is not of an ensemble, it has no experts")
         with config.unlocked():
             config.experts = [parse_argument(argument) for argument in known.expert]
+    experts = [part for argument in known.expert or () for part in ("--expert", argument)]
+    known.config_arguments = ["--config", known.config, *experts, *rest]
     return known, config
 
 

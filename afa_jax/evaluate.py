@@ -106,8 +106,8 @@ def main(arguments: Sequence[str]) -> None:
 
     measured: list[Measured] = []
     absent: dict[str, str] = {}
-    for name, entry in entries.items():
-        print(f"{name}", flush=True)
+    for number, (name, entry) in enumerate(entries.items(), 1):
+        print(f"{name} ({number} of {len(entries)})", flush=True)
         try:
             measured.append(measure(entry, models, protocol, reference))
         except NotTrained as error:
@@ -132,8 +132,8 @@ def main(arguments: Sequence[str]) -> None:
 
 def make_pictures(entries: Mapping[str, Entry], models: Models, protocol: Protocol) -> None:
     """Make the methods' missing pictures, and nothing else."""
-    for name, entry in entries.items():
-        print(f"{name}", flush=True)
+    for number, (name, entry) in enumerate(entries.items(), 1):
+        print(f"{name} ({number} of {len(entries)})", flush=True)
         try:
             protocol.make(make_method(entry, models))
         except NotTrained as error:

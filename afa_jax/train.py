@@ -138,7 +138,9 @@ def main(arguments: Sequence[str]) -> None:
     record |= dict(
         base=config.base,
         schedule=dataclasses.asdict(experts.schedule),
-        training=dict(steps=train.steps, batch=train.batch, config=config.to_dict()),
+        training=dict(
+            steps=train.steps, batch=train.batch, arguments=options.config_arguments, config=config.to_dict()
+        ),
     )
 
     def publish(folder: Path, state: Any) -> None:

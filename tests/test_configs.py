@@ -71,7 +71,7 @@ def test_the_papers_protocol():
         assert (own.steps, own.guidance, own.eta) == (50, 7.5, 0.0)
 
 
-@pytest.mark.parametrize("name", ["emoji", "sd15"])
+@pytest.mark.parametrize("name", ["emoji", "emoji_equal", "sd15"])
 def test_a_comparison_names_methods_that_there_are(name):
     """A misspelt option would be found hours into it."""
     config = load_config(str(CONFIGS / f"{name}.py"))
@@ -79,13 +79,15 @@ def test_a_comparison_names_methods_that_there_are(name):
         check_entry(entry)
 
 
-def test_what_emojis_comparison_takes_is_what_its_commands_write():
+@pytest.mark.parametrize("name", ["emoji", "emoji_equal"])
+def test_what_emojis_comparisons_take_is_what_their_commands_write(name):
     """Each run in the list of methods is a variant's, or is written by a command that the configs say."""
-    text = (CONFIGS / "emoji.py").read_text() + (CONFIGS / "emoji_time.py").read_text()
+    text = "".join((CONFIGS / f"{one}.py").read_text() for one in {name, "emoji", "emoji_time"})
     variants = {f"runs/emoji_{name}" for name in VARIANTS["emoji"]}
     variants |= {f"runs/emoji_time_{name}" for name in VARIANTS["emoji_time"]}
     documented = set(re.findall(r"(?:--workdir|--snapshot|--out) (runs/\S+)", text))
-    for entry in load_config(str(CONFIGS / "emoji.py")).evaluation.methods:
+    documented |= {run.replace("$leaf", leaf) for run in documented for leaf in ("low", "middle", "high")}
+    for entry in load_config(str(CONFIGS / f"{name}.py")).evaluation.methods:
         for part in (entry, *(expert for expert in entry.get("experts", ()) if not isinstance(expert, str))):
             wanted = part.get("workdir") or part.get("path")
             folder = None if wanted is None else wanted.removesuffix("/model").removesuffix("/best.json")

@@ -232,6 +232,7 @@ def curves(
         points = []
         for steps in config.steps:
             entry = dict(entries[name]) | dict(name=f"{name} {steps} steps", steps=steps)
+            print(f"curve: {entry['name']}", flush=True)
             try:
                 row = measure(entry, models, smaller, reference).row
             except NotTrained:

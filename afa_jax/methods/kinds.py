@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -332,9 +333,9 @@ def _trained_run(models: Models, kind: str, workdir: str | None) -> _Run:
     check_record(stored, models.experts.record, str(folder))
     training = stored.get("training", {})
     named = str(workdir or models.workdir)
-    # A config's name does not say its variant.
-    config = f"configs/{training.get('config', {}).get('name', 'CONFIG')}.py"
-    recipe = f"python -m afa_jax.train --config {config} --workdir {named}  # the whole config: {named}/config.json"
+    arguments = training.get("arguments", ["--config", "CONFIG"])  # runs of before 2026-11-23 do not say them
+    command = shlex.join(["python", "-m", "afa_jax.train", *arguments, "--workdir", named])
+    recipe = f"{command}  # the whole config: {named}/config.json"
     record = dict(
         aggregators_sha256=aggregators_hash(folder),
         trained=dict(steps=training.get("steps"), batch=training.get("batch")),
