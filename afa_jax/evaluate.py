@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -36,11 +37,12 @@ from afa_jax.evaluation.comparison import (
     Entry,
     Measured,
     Protocol,
-    at_equal_time,
+    at_equal_time_of,
     compare,
     curves,
     entries_of,
     measure,
+    with_seconds,
 )
 from afa_jax.evaluation.prompts import Item, load_items
 from afa_jax.evaluation.scores import bounds_of, load_scorers
@@ -100,9 +102,9 @@ def main(arguments: Sequence[str]) -> None:
     weights = {key: path for key, path in own.get("weights", {}).items() if path}
     scorers, absent_metrics = load_scorers(own.metrics, items, weights, size=sampling.size, seeds=len(own.seeds))
     protocol = dataclasses.replace(protocol, scorers=scorers)
-    if own.main not in (names := [info.name for info in protocol.infos]):
-        why = absent_metrics.get(own.main, f"it is none of the metrics: {', '.join(names)}")
-        raise InputError(f"evaluation.main={own.main!r}: {why}")
+    for name, why in absent_metrics.items():
+        print(f"without {name}: {why}", flush=True)
+    protocol = dataclasses.replace(protocol, main=main_metric(own.main, protocol, absent_metrics))
 
     measured: list[Measured] = []
     absent: dict[str, str] = {}
@@ -115,13 +117,12 @@ def main(arguments: Sequence[str]) -> None:
             print(f"  left out: {error}")
     if not measured:
         raise InputError("no method could be measured: " + "; ".join(f"{n}: {why}" for n, why in absent.items()))
-    for name in own.get("equal_time", ()):
-        for one in [one for one in measured if one.row["name"] == name]:
-            if (entry_at := at_equal_time(one)) is not None:
-                print(entry_at["name"], flush=True)
-                measured.append(measure(entry_at, models, protocol, reference))
+    for one in at_equal_time_of(measured, own.get("equal_time", ())):
+        print(one["name"], flush=True)
+        measured.append(measure(one, models, protocol, reference))
     named = compare(measured, protocol)
     lines = curves(own.get("curves", ConfigDict()), entries, models, protocol, reference)
+    with_seconds([*(one.row for one in measured), *(point for line in lines for point in line["points"])])
     report = assemble(config, protocol, measured, named, absent, absent_metrics, lines, bounds(models, items))
     trusted = example_maps(measured, named.get("afa"), models, protocol, report["examples"]["prompts"])
     place = out / "part" if options.method or options.prompts else out
@@ -147,6 +148,27 @@ def check_fields(own: ConfigDict) -> None:
             raise InputError(f"evaluation.{field} is missing; configs/emoji.py shows what it says")
     if not own.seeds:
         raise InputError("evaluation.seeds has none; choose one or more, such as (0,)")
+
+
+def main_metric(name: str, protocol: Protocol, absent: Mapping[str, str]) -> str:
+    """``evaluation.main``, or where that is absent the first metric that is there.
+
+    Raises:
+        InputError: it is no metric of this comparison, or all are absent.
+    """
+    there = [info.name for info in protocol.infos]
+    if name in there:
+        return name
+    if name not in absent:
+        raise InputError(f"evaluation.main={name!r}: it is none of the metrics: {', '.join([*there, *absent])}")
+    if not there:
+        raise InputError(
+            "every metric of evaluation.metrics is absent: "
+            + "; ".join(f"{metric}: {why}" for metric, why in absent.items())
+            + ". --pictures_only makes the pictures, which are measured when a metric is there"
+        )
+    warnings.warn(f"evaluation.main={name!r} is absent; the best ones are chosen by {there[0]!r}", stacklevel=2)
+    return there[0]
 
 
 def sample_options(config: ConfigDict) -> SampleOptions:

@@ -114,9 +114,7 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
         eta=options.eta,
         guidance=options.guidance,
         evaluations=method.evaluations(options),
-        seconds_per_image=cost["seconds_per_image"],
-        time_ratio=cost["time_ratio"],
-        memory_bytes=cost["memory_bytes"],
+        **{key: value for key, value in cost.items() if key != "ratio_of"},
         pictures=len(protocol.items) * len(protocol.seeds),
         folder=folder.folder.name,
         metrics={name: figure.to_json() for name, figure in figures.items()},
@@ -204,6 +202,17 @@ def at_equal_time(measured: Measured) -> Entry | None:
     )
 
 
+def at_equal_time_of(measured: Sequence[Measured], wanted: str | Sequence[str]) -> list[Entry]:
+    """``at_equal_time`` of the methods in ``evaluation.equal_time``; of "all": those half as costly again, or more."""
+    if wanted == "all":
+        # A method that has steps of its own is there for its time already, and one inside is the one alone.
+        costly = [one for one in measured if one.row["time_ratio"] >= 1.5 and "steps" not in one.entry]
+        chosen = [one for one in costly if one.row["kind"] != "inside" and "order" not in one.entry]
+    else:
+        chosen = [one for one in measured if one.row["name"] in wanted]
+    return [entry for one in chosen if (entry := at_equal_time(one)) is not None]
+
+
 def curves(
     config: ConfigDict, entries: Mapping[str, Entry], models: Models, protocol: Protocol, reference: Method
 ) -> list[dict[str, Any]]:
@@ -237,11 +246,22 @@ def curves(
                 row = measure(entry, models, smaller, reference).row
             except NotTrained:
                 break
-            wanted = ("steps", "evaluations", "seconds_per_image", "time_ratio", "metrics")
+            wanted = ("steps", "evaluations", "reference_seconds", "time_ratio", "metrics")
             points.append({key: row[key] for key in wanted})
         if points:
             result.append(dict(method=name, prompts=len(items), seeds=list(smaller.seeds), points=points))
     return result
+
+
+def with_seconds(rows: Sequence[dict[str, Any]]) -> None:
+    """Add to rows and points of curves their seconds a picture: their ratio times the seconds of one expert.
+
+    These are the median of what was measured beside each of them: hours lie between the first and the last, in which a
+    machine that others share may become twice as fast, and what is compared is the methods.
+    """
+    common = float(np.median([row["reference_seconds"] for row in rows]))
+    for row in rows:
+        row["seconds_per_image"] = row["time_ratio"] * common
 
 
 def _first(rows: Sequence[int], prompts: int, total: int) -> Sequence[int]:
@@ -249,7 +269,10 @@ def _first(rows: Sequence[int], prompts: int, total: int) -> Sequence[int]:
 
 
 def entries_of(config: ConfigDict) -> dict[str, Entry]:
-    """The methods of ``evaluation.methods`` by name.
+    """The methods of ``evaluation.methods`` by name, and the controls that are not among them.
+
+    Unless ``evaluation.controls=False``, no comparison is without each expert alone and inside the ensemble, the
+    uniform average, and the trained maps with the experts permuted.
 
     Raises:
         InputError: two have one name; a kind or option that no method has; equal_time or curves name none of them.
@@ -263,14 +286,33 @@ def entries_of(config: ConfigDict) -> dict[str, Entry]:
             raise InputError(f"evaluation.methods: two are called {name!r}; give one a name of its own")
         entries[name] = options
     own = config.evaluation
+    if own.get("controls", True):
+        missing = missing_controls([*entries.values()], [expert["name"] for expert in config.experts])
+        entries = {control["name"]: control for control in missing} | entries
     for field, names in (
-        ("equal_time", own.get("equal_time", ())),
+        ("equal_time", () if own.get("equal_time") == "all" else own.get("equal_time", ())),
         ("curves.methods", _curves(own).get("methods", ())),
     ):
         for name in names:
             if name not in entries:
                 raise InputError(f"evaluation.{field}: no method {name!r}; there are {', '.join(entries)}")
     return entries
+
+
+def missing_controls(entries: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
+    """The controls of these experts that are not in a list of methods; one with fewer or more steps is none."""
+    plain = [entry for entry in entries if "steps" not in entry]
+
+    def there(**options: Any) -> bool:
+        return any(all(entry.get(key) == value for key, value in options.items()) for entry in plain)
+
+    wanted: list[dict[str, Any]] = [dict(kind=kind, expert=name) for kind in ("expert", "inside") for name in names]
+    missing = [entry for entry in [*wanted, dict(kind="uniform")] if not there(**entry)]
+    trained = next((entry for entry in plain if entry["kind"] == "afa" and "family" not in entry), None)
+    if trained is not None and len(names) > 1 and not any("order" in entry for entry in plain):
+        order = (*names[1:], names[0])
+        missing.append(dict(trained) | dict(name=f"{trained['name']}, experts permuted", order=order, family="control"))
+    return [dict(name=method_name(entry)) | entry for entry in missing]
 
 
 def _curves(config: ConfigDict) -> Any:

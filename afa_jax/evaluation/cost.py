@@ -14,17 +14,18 @@ from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.generate import Request, SampleOptions, generate, program_memory
 from afa_jax.methods import Method
 
-ROUNDS = 3  # each beside one of the reference's
+ROUNDS = 5  # each beside one of the reference's
 
 
 def cost_of(
     method: Method, options: SampleOptions, reference: tuple[Method, SampleOptions], folder: PictureFolder
 ) -> dict[str, Any]:
-    """Seconds a picture (the median batch), its ratio to the reference's, and the bytes that the program holds.
+    """How long a picture takes over the reference's, the reference's seconds, and the bytes that the program holds.
 
-    Batches of both alternate, and the ratio is the median over the pairs; on a CPU, which other work shares, it is of
-    CPU time. Kept beside the pictures, and measured again on another device, with other options or beside another
-    reference. The bytes are the compiler's count of the program's arguments, temporaries and results.
+    Batches of both alternate, and ``time_ratio`` is the median over the pairs (``time_ratio_low`` and ``_high`` are the
+    least and the greatest); on a CPU, which other work shares, it is of CPU time. Kept beside the pictures, and
+    measured again on another device, with other options or beside another reference. The bytes are the compiler's count
+    of the program's arguments, temporaries and results.
     """
 
     def measure() -> dict[str, Any]:
@@ -32,9 +33,12 @@ def cost_of(
         own(), other()  # compile
         pairs = np.asarray([(*own(), *other()) for _ in range(ROUNDS)])
         column = 1 if jax.default_backend() == "cpu" else 0
+        ratios = pairs[:, column] / pairs[:, column + 2] * (reference[1].batch / options.batch)
         return dict(
-            seconds_per_image=float(np.median(pairs[:, 0])) / options.batch,
-            time_ratio=float(np.median(pairs[:, column] / pairs[:, column + 2])),
+            reference_seconds=float(np.median(pairs[:, 2])) / reference[1].batch,
+            time_ratio=float(np.median(ratios)),
+            time_ratio_low=float(ratios.min()),
+            time_ratio_high=float(ratios.max()),
             ratio_of="CPU time" if column else "time",
             memory_bytes=program_memory(method.denoiser, method.experts, options),
         )

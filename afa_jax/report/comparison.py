@@ -87,6 +87,8 @@ def _methods(report: Report) -> str:
         ("time_ratio", "1: one expert", figures.seconds),
         ("memory_bytes", "of the program", figures.size),
     ]
+    absent = report.get("absent_metrics") or {}
+    columns += [Column(name, "absent") for name in absent]
     shown = [cost for cost in prices if any(method.get(cost[0]) is not None for method in methods)]
     columns += [Column(_spelled(key), note, first="ascending") for key, note, _ in shown]
     tops = {metric["name"]: figures.best(metric, methods) for metric in metrics}
@@ -97,16 +99,18 @@ def _methods(report: Report) -> str:
             found = figure(method.get("metrics"), metric["name"])
             top = found is not None and found.value == tops[metric["name"]]
             cells.append(Cell(_with_interval(found, metric), None if found is None else found.value, top))
+        cells += [Cell(f'<span title="{html.escape(why)}">absent</span>') for why in absent.values()]
         for key, _, text in shown:
             value = method.get(key)
-            cells.append(Cell("" if value is None else html.escape(text(value)), value))
+            cells.append(Cell("" if value is None else html.escape(text(value)) + _range(method, key), value))
         rows.append(cells)
     foot = []
     for name, bound in (report.get("bounds") or {}).items():
         cells = [Cell(html.escape(name))]
         cells += [Cell(_with_interval(figure(bound, metric["name"]), metric)) for metric in metrics]
-        foot.append(cells + [Cell("")] * len(shown))
-    note = "A click on a column's head sorts by it. The best value of a column is bold; small: 95 % intervals."
+        foot.append(cells + [Cell("")] * (len(absent) + len(shown)))
+    note = "A click on a column's head sorts by it. The best value of a column is bold; small: 95 % intervals"
+    note += ", of the time ratio the least and the greatest of its rounds. Seconds are the ratio times one expert's."
     if foot:
         note += " Below the line: what the measures say of real pictures, not methods."
     return f'<p class="note">{note}</p>' + sortable_table(columns, rows, foot)
@@ -232,6 +236,14 @@ def _with_interval(found: Figure | None, metric: Mapping[str, Any]) -> str:
         return ""
     between = figures.interval(found, metric)
     return figures.written(found.value, metric) + (f"<small>{between}</small>" if between else "")
+
+
+def _range(method: Method, key: str) -> str:
+    """The least and the greatest of what was measured, where the method says them."""
+    low, high = (number(method.get(f"{key}_{end}")) for end in ("low", "high"))
+    if low is None or high is None:
+        return ""
+    return f"<small>{figures.seconds(low)} to {figures.seconds(high)}</small>"
 
 
 def _spelled(key: str) -> str:

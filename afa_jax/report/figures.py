@@ -160,6 +160,8 @@ def protocol_sentence(report: Report) -> str:
         text += f" Intervals: 95 %, bootstrap over prompts ({resamples:,} resamples)"
         without = [metric for metric in report["metrics"] if not _has_intervals(report, metric["name"])]
         text += f"; {names_of(without)}, of whole sets of pictures: without." if without else "."
+    if absent := report.get("absent_metrics"):
+        text += f" Not measured, since weights, a library or real pictures were absent: {', '.join(absent)}."
     return text
 
 

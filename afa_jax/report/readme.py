@@ -8,8 +8,9 @@ What stands between these two lines is the table of that report, and nothing els
 The report's path is relative to the Markdown file, as a link's is. Options, all of which may be left out:
 
     metrics   names, or "all"; by default those that the report calls main
-    methods   names and families (in quotes where they have a space), "all" (the default) or "main": the controls and
-              AFA, and of every other family but the ablations the best by the table's first metric
+    methods   names and families (in quotes where they have a space), "all" (the default) or "main": the controls,
+              what the others are compared with (best expert, best merge, AFA), and of every other family but the
+              ablations the best by the table's first metric
     by        "family" puts a line above the methods of each family
     costs     "no" leaves out the columns of what a picture costs
 """
@@ -116,8 +117,9 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
     tops = [figures.best(metric, chosen) for metric in columns]
     price: list[tuple[str, str, Callable[[Any], str]]] = [
         ("evaluations", "U-Net evaluations", str),
-        # Not seconds, which are those of the machine and of what else it did.
         ("time_ratio", "time", lambda ratio: f"{ratio:.1f}"),
+        ("seconds_per_image", "s a picture", figures.seconds),
+        ("memory_bytes", "memory", figures.size),
     ]
     shown = [cost for cost in price if costs == "yes" and any(method.get(cost[0]) is not None for method in chosen)]
     arrows = dict(higher="&uarr;", lower="&darr;")
@@ -139,7 +141,11 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
         if any(values):
             cells = [figures.written(v.value, m) if v else "" for v, m in zip(values, columns, strict=True)]
             lines.append(_line([f"*{name}*", *cells, *[""] * len(shown)]))
-    explained = " Time: of a picture, over one expert's." if any(cost[0] == "time_ratio" for cost in shown) else ""
+    explained = (
+        " Time: of a picture, over one expert's; in seconds, that times one expert's."
+        if any(cost[0] == "time_ratio" for cost in shown)
+        else ""
+    )
     return "\n".join(lines) + f"\n\n{figures.protocol_sentence(report)} Bold: the best value of a column.{explained}"
 
 
@@ -148,12 +154,13 @@ def _chosen(report: Report, methods: str, metric: Metric) -> list[Method]:
     if methods == "all":
         return ordered
     if methods == "main":
-        kept = []
+        kept, references = [], {*(report.get("references") or {}).values()}
         for method in ordered:
             family = [other for other in ordered if other["family"] == method["family"]]
             found, top = figure(method.get("metrics"), metric["name"]), figures.best(metric, family)
             best = found is not None and found.value == top
-            if method["family"] in ("control", "AFA") or (best and method["family"] != "ablation"):
+            always = method["family"] in ("control", "AFA") or method["name"] in references
+            if always or (best and method["family"] != "ablation"):
                 kept.append(method)
         return kept
     wanted = [name.strip() for name in methods.split(",")]

@@ -13,14 +13,23 @@ from ml_collections import ConfigDict
 
 from afa_jax import evaluate
 from afa_jax.commands import load_config, run
+from afa_jax.errors import InputError
 from afa_jax.evaluation import comparison, cost, judge
 from afa_jax.evaluation.bootstrap import Figure, Resamples
-from afa_jax.evaluation.comparison import Measured, Protocol, at_equal_time, entries_of, references
+from afa_jax.evaluation.comparison import (
+    Measured,
+    Protocol,
+    at_equal_time,
+    at_equal_time_of,
+    entries_of,
+    missing_controls,
+    references,
+)
 from afa_jax.evaluation.metrics import MetricInfo
 from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.evaluation.prompts import Item
 from afa_jax.generate import Picture, SampleOptions
-from afa_jax.methods import Models, make_method
+from afa_jax.methods import Models, check_entry, make_method
 from afa_jax.weights.folders import save_folder
 from tests import tiny
 
@@ -28,7 +37,7 @@ EVALUATION = """
         evaluation=dict(
             prompts=dict(kind="emoji", seed=1, groups={{"two topics": 4, "unseen pairs": 2}}),
             seeds=(0, 1), steps=2, guidance=2.0, batch=4, metrics=({metrics}), main="subject", resamples=50,
-            noise=dict(pairs=18), equal_time=("uniform",), examples=2,
+            noise=dict(pairs=18), equal_time=("uniform",), examples=2, controls=False,
             curves=dict(methods=("expert:a",), steps=(1, 2), prompts=2, seeds=(0,)),
             methods=[
                 dict(kind="expert", expert="a"), dict(kind="inside", expert="a"), dict(kind="uniform"),
@@ -84,7 +93,7 @@ def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys,
     assert {"expert:a", "inside:a", "uniform", "average", "superdiff eta=0.5"} <= set(rows) and "expert:a" in printed
     # What cannot be had is said, and the rest goes on.
     assert list(report["absent_methods"]) == ["afa"] and "--workdir is missing" in report["absent_methods"]["afa"]
-    assert list(report["absent_metrics"]) == ["pickscore"]
+    assert list(report["absent_metrics"]) == ["pickscore"] and "without pickscore: " in printed
     assert report["protocol"]["groups"] == {"two topics": 4, "unseen pairs": 2}
     # One expert alone and inside the ensemble are the same network.
     assert rows["inside:a"]["noise_mse"]["mean"] == pytest.approx(rows["expert:a"]["noise_mse"]["mean"], rel=1e-4)
@@ -106,6 +115,11 @@ def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys,
     assert (curve["prompts"], curve["seeds"]) == (2, [0]) and [point["steps"] for point in curve["points"]] == [1, 2]
     # With the comparison's steps a curve's point is the row's own pictures, and its time.
     assert curve["points"][1]["seconds_per_image"] == rows["expert:a"]["seconds_per_image"]
+    for row in rows.values():  # all in one expert's seconds
+        assert row["time_ratio_low"] <= row["time_ratio"] <= row["time_ratio_high"]
+        assert row["seconds_per_image"] / row["time_ratio"] == pytest.approx(
+            np.median([one["reference_seconds"] for one in [*rows.values(), *curve["points"]]])
+        )
     ceiling = report["bounds"]["real scenes (ceiling)"]
     assert ceiling["subject"] > 0.5
     assert all(ceiling["kid"] < row["metrics"]["kid"]["value"] for row in rows.values())
@@ -155,7 +169,10 @@ def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys,
         (["--config.evaluation.seeds=()"], "evaluation.seeds has none"),
         (["--prompts", "1"], "--prompts 1; choose 2 or more"),
         (["--config.evaluation.main=clip"], "evaluation.main='clip': it is none of the metrics"),
-        (["--config.evaluation.main=pickscore"], "evaluation.main='pickscore': "),
+        (
+            ["--config.evaluation.metrics=('pickscore',)", "--config.evaluation.main=pickscore"],
+            "every metric of evaluation.metrics is absent: pickscore: ",
+        ),
         (["--config.evaluation.metrics=('emoj',)"], "emoj"),
         (["--config.evaluation.steps=0"], "0 sampling steps"),
     ],
@@ -262,6 +279,59 @@ def test_in_one_experts_time_a_method_never_takes_more():
     assert steps(3.9, own=40) == (name, 10, "10 steps instead of 40")
     assert steps(50.0) == (name, 1, "1 steps instead of 10")
     assert steps(1.0) is steps(0.97) is None
+
+
+def test_of_all_methods_the_costly_ones_get_a_row_at_equal_time():
+    measured = [
+        row("expert:a", kind="expert", family="control", time_ratio=1.0),
+        row("inside:a", kind="inside", family="control", time_ratio=3.0),
+        row("in turns", kind="time", family="time axis", time_ratio=1.3),
+        row("router", kind="router", time_ratio=4.5),
+        row("afa", kind="afa", time_ratio=4.0),
+    ]
+    measured.append(dataclasses.replace(row("expert:a, 40 steps", time_ratio=4.0), entry=dict(kind="expert", steps=40)))
+    measured.append(dataclasses.replace(row("permuted", time_ratio=4.0), entry=dict(kind="afa", order=("b", "a"))))
+
+    def names(wanted):
+        return [entry["name"].removesuffix(" in one expert's time") for entry in at_equal_time_of(measured, wanted)]
+
+    assert names("all") == ["router", "afa"]
+    assert names(("afa", "inside:a", "expert:a")) == ["inside:a", "afa"]
+    assert names(()) == []
+
+
+def test_no_comparison_is_without_its_controls():
+    def controls(*methods, names=("a", "b")):
+        return {entry["name"]: entry for entry in missing_controls(methods, names)}
+
+    plain = {"expert:a", "expert:b", "inside:a", "inside:b", "uniform"}
+    assert controls(dict(kind="average")).keys() == plain
+    # A row with steps of its own is no control, and one under another name is one.
+    some = (dict(kind="expert", expert="a", steps=40), dict(kind="inside", expert="b", name="b, inside"))
+    assert controls(*some).keys() == plain - {"inside:b"}
+    afa = dict(kind="afa", name="ours", workdir="run")
+    permuted = controls(afa, dict(kind="afa", name="less", family="ablation"))["ours, experts permuted"]
+    assert permuted == afa | dict(name="ours, experts permuted", order=("b", "a"), family="control")
+    assert controls(afa, dict(kind="afa", order=("b", "a"))).keys() == plain
+    assert controls(afa, names=("a",)).keys() == {"expert:a", "inside:a", "uniform"}
+
+    methods = [dict(kind="average"), dict(kind="afa")]
+    config = ConfigDict(dict(experts=[dict(name="a"), dict(name="b")], evaluation=dict(methods=methods)))
+    assert entries_of(config).keys() == plain | {"average", "afa", "afa, experts permuted"}
+    for entry in entries_of(config).values():
+        check_entry(entry)
+    config.evaluation.controls = False
+    assert entries_of(config).keys() == {"average", "afa"}
+
+
+def test_an_absent_main_metric_gives_way_to_one_that_is_there():
+    """The run goes on, and says so."""
+    shared, absent = protocol(), dict(pickscore="no weights")
+    assert evaluate.main_metric("main", shared, absent) == "main"
+    with pytest.warns(UserWarning, match="'pickscore' is absent; the best ones are chosen by 'main'"):
+        assert evaluate.main_metric("pickscore", shared, absent) == "main"
+    with pytest.raises(InputError, match="'clip': it is none of the metrics: main, pickscore"):
+        evaluate.main_metric("clip", shared, absent)
 
 
 class Scorer:

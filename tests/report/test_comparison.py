@@ -62,15 +62,20 @@ def test_the_page_has_every_figure_and_needs_nothing_else(tmp_path):
     # Family by family, and the bounds below.
     assert families[:3] == ["expert:animals", "expert:things", "uniform"]
     assert families[-5:-3] == ["afa", "afa:last"] and families[-3] == "real scenes (ceiling)"
-    assert cells(page, 0, "afa")[1:5] == [
+    assert cells(page, 0, "afa")[1:6] == [
         "0.531 0.501 to 0.561",
         "0.600 0.580 to 0.620",
         "0.280 0.240 to 0.320",
+        "absent",
         "10",
     ]
+    # A metric that could not be had has a column, which says so and why.
+    assert head[4].split() == ["pickscore", "absent"]
+    assert page.count('<span title="its weights are not here; pip install &lt;them&gt;">absent</span>') == 11
     assert cells(page, 0, "afa:last")[1:4] == ["", "", "0.300 0.260 to 0.340"]
     assert cells(page, 0, "reconstructions")[1:3] == ["0.810", ""]
-    assert cells(page, 0, "alternate")[5:8] == ["20", "", ""]
+    assert cells(page, 0, "alternate")[6:9] == ["20", "", ""]
+    assert cells(page, 0, "uniform")[8] == "3.43 3.1 to 3.9"
     for text in (
         "pip install &lt;them&gt;",
         "not trained; python -m afa_jax.train",
@@ -95,6 +100,7 @@ def test_the_best_of_a_column_is_marked_and_cells_can_be_sorted():
         "0.342",
         "0.6",
         "0.4",
+        "",  # absent
         "10",
         "20",
         "",
