@@ -31,6 +31,7 @@ VARIANTS = {
         *("router", "gate", "mbw"),
     ),
     "emoji_base": ("", "start", "words"),
+    "emoji_equal": ("", "topics"),
     "emoji_expert": ("animals", "food", "things", "noto", "animals_words"),
     "emoji_time": ("", "root", "low", "middle", "high", "uniform0", "uniform1", "uniform2"),
     "sd15": ("", "group1", "group2", "256", "coco", "drawbench", "group2_coco", "router", "gate", "mbw"),
@@ -86,7 +87,7 @@ def test_what_emojis_comparisons_take_is_what_their_commands_write(name):
     variants = {f"runs/emoji_{name}" for name in VARIANTS["emoji"]}
     variants |= {f"runs/emoji_time_{name}" for name in VARIANTS["emoji_time"]}
     documented = set(re.findall(r"(?:--workdir|--snapshot|--out) (runs/\S+)", text))
-    documented |= {run.replace("$leaf", leaf) for run in documented for leaf in ("low", "middle", "high")}
+    documented |= {run.replace("$part", part) for run in documented for part in ("root", "low", "middle", "high")}
     for entry in load_config(str(CONFIGS / f"{name}.py")).evaluation.methods:
         for part in (entry, *(expert for expert in entry.get("experts", ()) if not isinstance(expert, str))):
             wanted = part.get("workdir") or part.get("path")

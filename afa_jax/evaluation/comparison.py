@@ -202,9 +202,9 @@ def at_equal_time(measured: Measured) -> Entry | None:
     )
 
 
-def at_equal_time_of(measured: Sequence[Measured], wanted: str | Sequence[str]) -> list[Entry]:
-    """``at_equal_time`` of the methods in ``evaluation.equal_time``; of "all": those half as costly again, or more."""
-    if wanted == "all":
+def at_equal_time_of(measured: Sequence[Measured], wanted: Sequence[str]) -> list[Entry]:
+    """``at_equal_time`` of the methods in ``evaluation.equal_time``; ("all",): of all half as costly again, or more."""
+    if "all" in wanted:
         # A method that has steps of its own is there for its time already, and one inside is the one alone.
         costly = [one for one in measured if one.row["time_ratio"] >= 1.5 and "steps" not in one.entry]
         chosen = [one for one in costly if one.row["kind"] != "inside" and "order" not in one.entry]
@@ -290,7 +290,7 @@ def entries_of(config: ConfigDict) -> dict[str, Entry]:
         missing = missing_controls([*entries.values()], [expert["name"] for expert in config.experts])
         entries = {control["name"]: control for control in missing} | entries
     for field, names in (
-        ("equal_time", () if own.get("equal_time") == "all" else own.get("equal_time", ())),
+        ("equal_time", [name for name in own.get("equal_time", ()) if name != "all"]),
         ("curves.methods", _curves(own).get("methods", ())),
     ):
         for name in names:

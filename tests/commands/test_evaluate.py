@@ -295,7 +295,7 @@ def test_of_all_methods_the_costly_ones_get_a_row_at_equal_time():
     def names(wanted):
         return [entry["name"].removesuffix(" in one expert's time") for entry in at_equal_time_of(measured, wanted)]
 
-    assert names("all") == ["router", "afa"]
+    assert names(("all",)) == ["router", "afa"]
     assert names(("afa", "inside:a", "expert:a")) == ["inside:a", "afa"]
     assert names(()) == []
 
