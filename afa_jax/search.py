@@ -24,6 +24,7 @@ from tqdm import tqdm
 
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError, Stopped
+from afa_jax.evaluation.prompts import load_items
 from afa_jax.evaluation.search import KINDS, LIMIT, Score, Space, emoji_score, full_scale_score, score_weights
 from afa_jax.experts import Experts, load_experts
 from afa_jax.files import replace_text, writing
@@ -40,14 +41,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, required=True, help="folder of this search")
     parser.add_argument("--resume", action="store_true", help="continue the search in the workdir")
     parser.add_argument("--overwrite", action="store_true", help="replace the search in the workdir")
-    parser.add_argument("--metric", default="subject", help="emoji: the judge's, or kid; else: of single pictures")
+    parser.add_argument("--metric", default="subject", help="emoji: the judge's, or kid; else: any of evaluate's")
     parser.add_argument("--trials", type=int, default=250, metavar="N", help="in all, with those before a --resume")
     parser.add_argument("--minutes", type=float, metavar="M", help="begin no trial after this time")
     parser.add_argument("--space", choices=KINDS, default="blocks", help="what has weights of its own")
     parser.add_argument("--points", type=int, default=4, help="of --space curve: control points along the depth")
     parser.add_argument("--sampler", choices=SAMPLERS, default="tpe")
     parser.add_argument("--prompts", type=int, default=32, metavar="N", help="emoji: pictures of each trial")
-    parser.add_argument("--prompt_file", type=Path, help="prompts, one a line, instead of emoji scenes")
+    parser.add_argument(
+        "--prompt_file",
+        type=Path,
+        help="prompts instead of emoji scenes: one a line, or .csv, .tsv, .jsonl, also with real pictures (reference)",
+    )
     parser.add_argument("--steps", type=int, default=10, help="sampling steps")
     parser.add_argument("--guidance", type=float, help="guidance scale (default: the config's)")
     parser.add_argument("--batch", type=int, default=16, help="pictures at once")
@@ -236,11 +241,10 @@ def _score(options: argparse.Namespace, config: ConfigDict) -> Score:
         return emoji_score(options.metric, options.prompts)
     if not options.prompt_file.is_file():
         raise InputError(f"--prompt_file {options.prompt_file}: no such file")
-    captions = [line.strip() for line in options.prompt_file.read_text().splitlines() if line.strip()]
-    if not captions:
-        raise InputError(f"--prompt_file {options.prompt_file} has no prompts; write one a line")
+    items = load_items(ConfigDict(dict(kind="file", path=str(options.prompt_file))))
     weights = config.get("evaluation", ConfigDict()).get("weights") or {}
-    return full_scale_score(options.metric, captions, dict(weights))
+    given = {key: path for key, path in dict(weights).items() if path}
+    return full_scale_score(options.metric, items, given, size=tuple(config.sample.size))
 
 
 def _settings(
@@ -252,6 +256,7 @@ def _settings(
         space=f"curve of {options.points} points" if options.space == "curve" else options.space,
         sampler=options.sampler,
         captions=list(score.captions),
+        **(dict(references=list(score.references)) if score.references else {}),
         size=list(sampling.size),
         steps=sampling.steps,
         guidance=sampling.guidance,

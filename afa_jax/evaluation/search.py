@@ -18,9 +18,12 @@ from jaxtyping import Float
 
 from afa_jax.data.emoji.scenes import UNSEEN, Prompt, evaluation_prompts
 from afa_jax.errors import InputError
+from afa_jax.evaluation.bootstrap import Resamples
 from afa_jax.evaluation.distances import kernel_distance
 from afa_jax.evaluation.features import HEAD
 from afa_jax.evaluation.judge import accuracy, hits, load_judge, real_scenes
+from afa_jax.evaluation.prompts import Item
+from afa_jax.evaluation.scores import REAL, load_scorers
 from afa_jax.experts import Experts
 from afa_jax.fusion.block_weights import merge_stacks
 from afa_jax.fusion.ensemble import SingleExpert
@@ -99,12 +102,14 @@ class Score:
         metric: its name.
         better: "higher" or "lower".
         captions: the prompts.
+        references: their real pictures, by name and bytes, where the metric compares to them.
         of: uint8 pictures ``[rows, columns, 3]``, one for each caption in order -> the figure.
     """
 
     metric: str
     better: str
     captions: tuple[str, ...]
+    references: tuple[str, ...] = ()
     of: Callable[[Sequence[np.ndarray]], float]
 
 
@@ -145,26 +150,38 @@ def _real(*prompts: Prompt) -> np.ndarray:
     return real_scenes(prompts, seed=1)
 
 
-def full_scale_score(metric: str, captions: Sequence[str], weights: Mapping[str, str] | None = None) -> Score:
-    """The mean over the pictures of a metric of afa_jax/evaluation/metrics.py, such as ``pickscore``.
+def full_scale_score(metric: str, items: Sequence[Item], weights: Mapping[str, str], *, size: tuple[int, int]) -> Score:
+    """Any metric of afa_jax/evaluation/metrics.py.
+
+    Of one of single pictures, such as ``pickscore``, the mean; else the figure of the whole set, such as ``fid``.
 
     Args:
+        items: the prompts; with their real pictures for a metric that compares to them.
         weights: local files instead of the published weights, as ``load_metric`` takes them.
+        size: (rows, columns) of the pictures, to which real ones are cut.
 
     Raises:
-        InputError: unknown, not there (its library or weights), or one that compares with real pictures.
+        InputError: unknown, or not there: its library, its weights, or the real pictures.
     """
-    from afa_jax.evaluation.metrics import PictureMetric, load_metric
+    scorers, absent = load_scorers([metric], items, weights, size=size)
+    if absent:
+        hint = "; --prompt_file takes a .csv with the columns prompt and reference" if metric in REAL else ""
+        raise InputError(f"--metric {metric}: {absent[metric]}{hint}")
+    [scorer] = scorers
+    once = Resamples(prompts=len(items), count=1)
 
-    loaded = load_metric(metric, weights)
-    if not isinstance(loaded, PictureMetric) or metric == "clip_i":
-        raise InputError(f"--metric {metric} needs more than pictures and prompts; choose clip_t, pickscore, ...")
-    better = next(info.better for info in loaded.infos if info.name == metric)
+    def of(pictures: Sequence[np.ndarray]) -> float:
+        scores = scorer.score(np.stack(pictures), items)
+        return scorer.figures({name: values[:, None] for name, values in scores.items()}, once)[metric].value
+
+    better = next(info.better for info in scorer.infos if info.name == metric)
+    real = [item.reference for item in items if item.reference is not None] if metric in REAL else []
     return Score(
         metric=metric,
         better=better,
-        captions=tuple(captions),
-        of=lambda pictures: float(np.mean(loaded(pictures, captions)[metric])),
+        captions=tuple(item.prompt for item in items),
+        references=tuple(f"{path.name}, {path.stat().st_size} bytes" for path in real),
+        of=of,
     )
 
 

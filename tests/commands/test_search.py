@@ -1,5 +1,6 @@
 """The search for merge weights: its spaces, its merge in memory, that it goes on as it was, and the command."""
 
+import dataclasses
 import json
 import math
 import os
@@ -15,13 +16,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
+from PIL import Image
 
 from afa_jax import search as command
 from afa_jax.commands import load_config, run
 from afa_jax.errors import InputError, Stopped
-from afa_jax.evaluation import metrics
+from afa_jax.evaluation import metrics, scores
 from afa_jax.evaluation import search as searching
-from afa_jax.evaluation.prompts import load_items
+from afa_jax.evaluation.prompts import Item, load_items
 from afa_jax.evaluation.search import KINDS, LIMIT, Space, emoji_score, full_scale_score, merge_stacks, score_weights
 from afa_jax.experts import load_experts
 from afa_jax.generate import SampleOptions
@@ -237,30 +240,42 @@ def test_what_the_command_refuses(root, tmp_path, capsys, monkeypatch):
     assert "needs optuna, which is not installed: pip install -r requirements-search.txt" in error()
 
 
-def test_a_metric_of_full_scale_is_a_score(monkeypatch):
-    """Its mean over the pictures; those that compare with real pictures are refused."""
-    info = metrics.MetricInfo(name="brightness", better="lower", what="", level="picture", digits=1)
+def test_any_metric_of_full_scale_is_a_score(monkeypatch, tmp_path):
+    """The mean over the pictures, or the figure of the set, beside the prompts' own real pictures."""
+    info = metrics.MetricInfo(name="pickscore", better="lower", what="", level="picture", digits=1)
+    flat = lambda *values: [np.full((2, 2, 3), value, np.uint8) for value in values]  # noqa: E731
 
     class Brightness:
         infos = (info,)
 
         def __call__(self, pictures, prompts, references=None):
             assert prompts == ["one", "two"]
-            return dict(brightness=np.array([picture.mean() for picture in pictures]), other=np.zeros(2))
+            return dict(pickscore=np.array([picture.mean() for picture in pictures]))
 
     class Distance:
-        infos = (info,)
+        infos = (dataclasses.replace(info, name="fid", level="set"),)
 
-        def features(self, pictures): ...
-        def distance(self, features, real): ...
+        def features(self, pictures):
+            return np.array([[picture.mean()] for picture in pictures])
 
-    monkeypatch.setattr(metrics, "load_metric", lambda name, weights: Brightness())
-    score = full_scale_score("brightness", ["one", "two"])
-    assert (score.metric, score.better, score.captions) == ("brightness", "lower", ("one", "two"))
-    assert score.of([np.full((2, 2, 3), 10, np.uint8), np.full((4, 2, 3), 20, np.uint8)]) == 15
-    monkeypatch.setattr(metrics, "load_metric", lambda name, weights: Distance())
-    with pytest.raises(InputError, match="--metric fid needs more than pictures and prompts"):
-        full_scale_score("fid", ["one"])
+        def distance(self, features, real):
+            return dict(fid=float(np.abs(features.mean() - real.mean())))
+
+    loaded = dict(pickscore=Brightness(), fid=Distance())
+    monkeypatch.setattr(scores, "load_metrics", lambda names, weights: ([loaded[name] for name in names], {}))
+    items = [Item(prompt="one"), Item(prompt="two")]
+    score = full_scale_score("pickscore", items, {}, size=(2, 2))
+    assert (score.metric, score.better, score.captions, score.references) == ("pickscore", "lower", ("one", "two"), ())
+    assert score.of(flat(10, 20)) == 15
+
+    for name, value in (("one", 40), ("two", 50)):
+        Image.fromarray(np.full((2, 2, 3), value, np.uint8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "prompts.csv").write_text("prompt,reference\none,one.png\ntwo,two.png\n")
+    pairs = load_items(ConfigDict(dict(kind="file", path=str(tmp_path / "prompts.csv"))))
+    score = full_scale_score("fid", pairs, {}, size=(2, 2))
+    assert score.of(flat(10, 20)) == 30 and score.references[0].startswith("one.png, ")
+    with pytest.raises(InputError, match=r"--metric fid: it compares to real pictures, .* columns prompt and reference"):
+        full_scale_score("fid", items, {}, size=(2, 2))
 
 
 def test_the_searchs_prompts_are_not_those_of_evaluations():
