@@ -274,7 +274,7 @@ def test_any_metric_of_full_scale_is_a_score(monkeypatch, tmp_path):
     pairs = load_items(ConfigDict(dict(kind="file", path=str(tmp_path / "prompts.csv"))))
     score = full_scale_score("fid", pairs, {}, size=(2, 2))
     assert score.of(flat(10, 20)) == 30 and score.references[0].startswith("one.png, ")
-    with pytest.raises(InputError, match=r"--metric fid: it compares to real pictures, .* columns prompt and reference"):
+    with pytest.raises(InputError, match=r"--metric fid: it compares to real pictures, .* columns prompt and ref"):
         full_scale_score("fid", items, {}, size=(2, 2))
 
 

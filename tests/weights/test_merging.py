@@ -409,17 +409,26 @@ def test_the_text_encoder_is_decided():
         assert found.sha256("unet") == whole.sha256("unet")
 
 
-def test_position_ids_are_not_merged(tmp_path):
-    """They are in files of before, as integers beside the weights."""
-    for seed, name in enumerate("ab", 1):
-        save_folder(tmp_path / name, unet=tiny.unet(seed, tiny.MICRO_UNET), text_encoder=tiny.text_encoder(seed))
-        file = tmp_path / name / "text_encoder" / "model.safetensors"
+@pytest.fixture(scope="module")
+def with_position_ids(tmp_path_factory):
+    """Three experts as old folders have them: integers beside the weights, here other ones in each."""
+    place, stored = tmp_path_factory.mktemp("positions"), {}
+    for seed, name in enumerate("abc", 1):
+        save_folder(place / name, unet=tiny.unet(seed, tiny.MICRO_UNET), text_encoder=tiny.text_encoder(seed))
+        file = place / name / "text_encoder" / "model.safetensors"
         position_ids = {"text_model.embeddings.position_ids": np.arange(16)[None] * seed}
         write_tensors(file, read_tensors(file) | position_ids)
-    stored = {name: open_checkpoint(tmp_path / name) for name in "ab"}
-    found = merge("average", stored, None, {})
+        stored[name] = open_checkpoint(place / name)
+    return stored
+
+
+@pytest.mark.parametrize(("kind", "options"), OF_EQUALS)
+def test_position_ids_are_not_merged(kind, options, with_position_ids):
+    """They count positions, and a file that has none is read as 0, 1, 2, ...; a merge of them would not be."""
+    found = merge(kind, with_position_ids, expert(0), options)
+    assert {tensor.dtype for tensor in found.tensors("text_encoder").values()} == {np.dtype(np.float32)}
     assert not [key for key in found.tensors("text_encoder") if "position_ids" in key]
-    assert_equal(found, merge("average", experts(1, 2), None, {}))
+    assert_equal(found, merge(kind, experts(1, 2, 3), expert(0), options))
 
 
 def test_a_merge_is_in_the_dtype_of_the_experts():
