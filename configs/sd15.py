@@ -25,7 +25,12 @@ Category as data/drawbench.csv. Without either, the prompts of data/prompts.txt,
 --config.evaluation.prompts.path=FILE and the like. The metrics want requirements-metrics.txt and their weights; what is
 absent is left out, and the report says so. So are the rivals that are trained, until there is their run:
 
+    python -m afa_jax.train --config configs/sd15.py:router --workdir runs/sd15_router      (and gate, mbw)
     python -m afa_jax.train --config configs/sd15.py --workdir runs/sd15_no_time --config.sabw.use_time=False
+
+(no_text: sabw.use_text=False; one_weight: sabw.per_pixel=False; last_site: sabw.sites=last; shared: sabw.shared=True).
+Experts that were fine-tuned on intervals of timesteps, of this or another architecture, go into a method of kind
+"time" as in configs/emoji.py.
 """
 
 from ml_collections import ConfigDict
@@ -185,7 +190,12 @@ def evaluation(names: list[str], size: int, protocol: str = "") -> dict:
         noise=dict(pairs=0),
         methods=methods(names),
         equal_time=("afa", "uniform", "noise_average"),
-        curves=dict(methods=("afa", "uniform", f"expert:{names[0]}"), steps=(10, 20, 50), prompts=100, seeds=(0,)),
+        curves=dict(
+            methods=("afa", "uniform", f"expert:{names[0]}"),
+            steps=(5, 10, 20, 30, 50),
+            prompts=1000 if protocol == "coco" else 100,  # FID of fewer pictures says little
+            seeds=(0,),
+        ),
         examples=8,
     )
 
@@ -215,11 +225,29 @@ def methods(names: list[str]) -> list[dict]:
         dict(kind="router", workdir="runs/sd15_router"),
         dict(kind="maxfusion"),
         dict(name="in turns", kind="time", scheme="alternate", what="the experts in turns, step by step"),
+        dict(
+            name="one after the other", kind="time", what="the first of them paints the end, the last one the beginning"
+        ),
+        dict(
+            name=f"{second}, refined by {first}",
+            kind="time",
+            scheme="refiner",
+            experts=(first, second),
+            what="a hand-over at t = 200, as from SDXL's base to its refiner",
+        ),
         dict(kind="gate", workdir="runs/sd15_gate"),
         dict(kind="afa"),
         dict(name="afa, experts permuted", kind="afa", order=(*names[1:], first), family="control"),
         dict(name="afa, temperature 0.5", kind="afa", temperature=0.5, family="ablation"),
         dict(name="afa, top 1", kind="afa", top=1, family="ablation"),
-        dict(name="afa, no time", kind="afa", workdir="runs/sd15_no_time", family="ablation"),
-        dict(name="afa, no text", kind="afa", workdir="runs/sd15_no_text", family="ablation"),
+        *(
+            dict(name=f"afa, {what}", kind="afa", workdir=f"runs/sd15_{name}", family="ablation")
+            for name, what in (
+                ("no_time", "no time"),
+                ("no_text", "no text"),
+                ("one_weight", "one weight an expert"),
+                ("last_site", "last site only"),
+                ("shared", "one shared aggregator"),
+            )
+        ),
     ]

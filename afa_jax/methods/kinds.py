@@ -147,7 +147,22 @@ def _searched(models: Models, *, path: str, text_encoder: str = "merge") -> Buil
         check_record(found["settings"], models.experts.record, path)
     options = dict(weights=found["weights"], text_encoder=text_encoder)
     merged = merge("mbw", models.exact, None, options)
-    return _alone(models, merged, "autombw", record=dict(options=dict(text_encoder=text_encoder), searched=options))
+    record = dict(options=dict(text_encoder=text_encoder), searched=options)
+    return _alone(models, merged, "autombw", record=record, recipe=_search_of(found))
+
+
+def _search_of(found: Mapping[str, Any]) -> str:
+    """How a best.json was searched for, as far as it says so."""
+    settings = found.get("settings", {})
+    own = {
+        name: settings[name] for name in ("metric", "space", "sampler", "steps", "guidance", "seed") if name in settings
+    }
+    said = [f"{name} {value}" for name, value in own.items()]
+    if captions := settings.get("captions"):
+        said.append(f"{len(captions)} prompts")
+    if "trials" in found:
+        said.append(f"{found['trials']} trials, the best of which has {found.get('score')}")
+    return f"python -m afa_jax.search  # {', '.join(said)}" if said else "python -m afa_jax.search"
 
 
 def _learned_mbw(models: Models, *, workdir: str | None = None) -> Built:

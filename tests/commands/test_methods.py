@@ -18,6 +18,8 @@ from afa_jax.fusion.blending import MagicFusion
 from afa_jax.fusion.time_experts import TimeExperts
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.methods import KINDS, Models, NotTrained, make_method, method_name
+from afa_jax.weights.folders import save_folder
+from tests import tiny
 
 OPTIONS = SampleOptions(size=(32, 64), steps=2, guidance=2.0, batch=2)
 TRAINED = {"afa", "gate", "router", "learned_mbw", "autombw", "checkpoint"}
@@ -241,12 +243,37 @@ def test_experts_in_time_of_other_files_and_a_group_with_the_base(root, differen
     np.testing.assert_array_equal(pictures(with_base), pictures(make_method(dict(kind="base"), models)))
 
 
+def test_experts_in_time_of_different_architectures(root, different, of_each, tmp_path):
+    """As in MEME: each interval is drawn by its own U-Net, by itself."""
+    deep = dataclasses.replace(tiny.MICRO_UNET, layers_per_block=2)
+    save_folder(tmp_path / "deep", unet=tiny.unet(9, deep), text_encoder=tiny.text_encoder(9))
+    experts = ["a", dict(name="deep", path=f"{tmp_path}/deep")]
+
+    def made(*order):
+        method = make_method(dict(kind="time", experts=experts, order=order), different)
+        assert method.evaluations(OPTIONS) == 4
+        return pictures(method)
+
+    alone = pictures(make_method(dict(kind="checkpoint", path=f"{tmp_path}/deep"), different))
+    np.testing.assert_array_equal(made("deep", "deep"), alone)
+    np.testing.assert_array_equal(made("a", "a"), of_each["a"])
+    both = made("a", "deep")
+    assert (both != alone).any() and (both != of_each["a"]).any()
+
+
 def test_block_weights_of_a_search_and_a_checkpoint(root, different, of_each, tmp_path):
     models = different
     (tmp_path / "best.json").write_text(json.dumps(dict(weights={"M00": dict(a=1.0, b=0.0, c=0.0)})))
     searched = make_method(dict(kind="autombw", path=str(tmp_path / "best.json")), models)
     merged = make_method(dict(kind="mbw", weights={"M00": dict(a=1.0, b=0.0, c=0.0)}), models)
     np.testing.assert_array_equal(pictures(searched), pictures(merged))
+    assert searched.recipe == "python -m afa_jax.search"
+    settings = dict(metric="subject", space="blocks", captions=["one", "two"], experts=models.experts.record)
+    found = dict(weights={"M00": dict(a=1.0)}, trials=60, score=0.5, settings=settings)
+    (tmp_path / "told.json").write_text(json.dumps(found))
+    told = make_method(dict(kind="autombw", path=str(tmp_path / "told.json")), models)
+    assert told.recipe is not None
+    assert told.recipe.endswith("# metric subject, space blocks, 2 prompts, 60 trials, the best of which has 0.5")
     one = make_method(dict(kind="checkpoint", path=f"{root}/b"), models)
     np.testing.assert_array_equal(pictures(one), of_each["b"])
 
