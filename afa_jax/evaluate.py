@@ -16,7 +16,6 @@ import dataclasses
 import json
 import os
 import warnings
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ from afa_jax.evaluation.comparison import (
     measure,
     with_seconds,
 )
-from afa_jax.evaluation.prompts import Item, load_items
+from afa_jax.evaluation.prompts import Item, fewer, load_items
 from afa_jax.evaluation.scores import bounds_of, load_scorers
 from afa_jax.files import replace_text
 from afa_jax.generate import Request, SampleOptions, generate
@@ -80,6 +79,8 @@ def main(arguments: Sequence[str]) -> None:
     out, sampling = options.out or options.workdir / "evaluation", sample_options(config)
     known = entries_of(config)
     entries = chosen(known, options.method)
+    if options.prompts is not None and options.prompts < 2:
+        raise InputError(f"--prompts {options.prompts}; choose 2 or more")
     items = fewer(load_items(own.prompts), options.prompts)
     pairs = None if options.pictures_only else noise_pairs(config)
     models = Models(config, options.workdir, sampling.steps)
@@ -197,20 +198,6 @@ def chosen(entries: Mapping[str, Entry], names: Sequence[str] | None) -> dict[st
             check_entry(entry)
             result[str(entry.setdefault("name", name))] = entry
     return result
-
-
-def fewer(items: Sequence[Item], count: int | None) -> list[Item]:
-    """As many prompts, the first ones of each group in its share."""
-    if count is None or count >= len(items):
-        return list(items)
-    if count < 2:
-        raise InputError(f"--prompts {count}; choose 2 or more")
-    sizes, places = Counter(item.group for item in items), Counter[str]()
-    shares = []
-    for row, item in enumerate(items):  # where it stands within its group, from 0 to 1
-        shares.append((places[item.group] / sizes[item.group], row))
-        places[item.group] += 1
-    return [items[row] for row in sorted(row for _, row in sorted(shares)[:count])]
 
 
 def noise_pairs(config: ConfigDict) -> tuple[np.ndarray, list[str]] | None:

@@ -16,7 +16,7 @@ what they are to be compared with) and its trained rivals (router, gate, mbw), e
 
 The other makers of what the comparison wants: configs/emoji_time.py, and
 
-    python -m afa_jax.search --config configs/emoji.py --workdir runs/emoji_search --trials 250 --metric subject
+    python -m afa_jax.search --config configs/emoji.py --workdir runs/emoji_search --space curve --trials 60
     python -m afa_jax.export --config configs/emoji.py --workdir runs/emoji_full \
         --snapshot runs/emoji_snapshot.safetensors
 

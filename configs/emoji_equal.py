@@ -13,10 +13,10 @@ Each trained method has 1,000 steps of 16 out of the same 8,192 scenes:
     done
 
 (400 steps of the averaged experts as one U-Net; then 600 more of it, or of each of eDiff-I's three leaves, which makes
-2,200 in all for these. They are averaged over the steps, as fine-tunes are, with a decay of 0.99.) The merges' weights:
+2,200 in all for these. They are averaged over the steps, as fine-tunes are, with a decay of 0.99.) The weights of the
+merge of whole experts:
 
-    python -m afa_jax.search --config configs/emoji.py --trials 250 --workdir runs/emoji_search
-    python -m afa_jax.search --config configs/emoji.py --trials 60 --space experts --workdir runs/equal_weights
+    python -m afa_jax.search --config configs/emoji.py --space experts --trials 60 --workdir runs/equal_weights
 
 And then, on the prompts of two topics of configs/emoji.py, and on prompts that one expert alone was fine-tuned on:
 
@@ -55,11 +55,9 @@ def methods(topics: tuple[str, ...]) -> list[dict]:
     leaves = [dict(name=leaf, path=f"runs/equal_{leaf}/model") for leaf in ("low", "middle", "high")]
     return [
         *(dict(kind="expert", expert=name) for name in topics),
-        dict(kind="base"),
         dict(kind="uniform"),
         dict(kind="average"),
         dict(name="average, weights searched", kind="autombw", path="runs/equal_weights/best.json"),
-        dict(name="autombw", kind="autombw", path="runs/emoji_search/best.json"),
         dict(name="mbw GRAD_V of things", kind="mbw", preset="GRAD_V", of="things"),
         dict(kind="add_difference", a="things", b="food", alpha=0.3),
         dict(

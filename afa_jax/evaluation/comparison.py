@@ -17,7 +17,7 @@ from afa_jax.evaluation.cost import cost_of
 from afa_jax.evaluation.noise import bucket_errors
 from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.evaluation.programs import release_programs
-from afa_jax.evaluation.prompts import Item
+from afa_jax.evaluation.prompts import Item, fewer
 from afa_jax.evaluation.scores import Scorer, Scores, scored
 from afa_jax.generate import SampleOptions
 from afa_jax.methods import Method, Models, NotTrained, check_entry, make_method, method_name
@@ -216,7 +216,7 @@ def at_equal_time_of(measured: Sequence[Measured], wanted: Sequence[str]) -> lis
 def curves(
     config: ConfigDict, entries: Mapping[str, Entry], models: Models, protocol: Protocol, reference: Method
 ) -> list[dict[str, Any]]:
-    """Quality over steps and seconds of some methods, on ``prompts`` prompts: the first ones of each group.
+    """Quality over steps and seconds of some methods, on ``prompts`` prompts, of all groups alike.
 
     Args:
         config: ``evaluation.curves``: methods (names), steps, prompts, seeds.
@@ -226,8 +226,7 @@ def curves(
     """
     if not config.get("methods"):
         return []
-    taken = [row for rows in protocol.groups().values() for row in _first(rows, config.prompts, len(protocol.items))]
-    items = [protocol.items[row] for row in sorted(taken)]
+    items = fewer(protocol.items, config.prompts)
     smaller = dataclasses.replace(
         protocol,
         items=items,
@@ -262,10 +261,6 @@ def with_seconds(rows: Sequence[dict[str, Any]]) -> None:
     common = float(np.median([row["reference_seconds"] for row in rows]))
     for row in rows:
         row["seconds_per_image"] = row["time_ratio"] * common
-
-
-def _first(rows: Sequence[int], prompts: int, total: int) -> Sequence[int]:
-    return rows[: max(1, round(prompts * len(rows) / total))]
 
 
 def entries_of(config: ConfigDict) -> dict[str, Entry]:

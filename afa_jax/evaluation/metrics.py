@@ -7,7 +7,7 @@ library or weights, costs its own metrics only: ``load_metrics`` says why, and t
 | ------------ | --------- | ---------------------------------------------- | --------------------------------------- |
 | fid          | a set     | Inception 2015-12-05, by torch-fidelity        | pytorch-fid's: bilinear to 299          |
 | fid_clean    | a set     | the same                                       | clean-fid's: Pillow's bicubic to 299    |
-| kid, is      | a set     | the same                                       | as fid; all pairs; 10 parts             |
+| kid, is      | a set     | the same                                       | as fid; pairs of two prompts; 10 parts  |
 | clip_t       | a picture | openai/clip-vit-large-patch14                  | 100 cos(picture, prompt)                |
 | clip_i       | a picture | the same                                       | 100 cos(picture, the prompt's real one) |
 | aesthetic    | a picture | the same, and trl-lib/ddpo-aesthetic-predictor | LAION's sac+logos+ava1-l14-linearMSE    |

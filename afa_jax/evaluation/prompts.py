@@ -8,7 +8,8 @@ import hashlib
 import io
 import json
 import warnings
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,18 @@ def load_items(config: ConfigDict) -> list[Item]:
         chosen = sorted(ranks, key=lambda prompt: ranks[prompt])[:count]
         items = [item for item in items if item.prompt in set(chosen)]
     return items
+
+
+def fewer(items: Sequence[Item], count: int | None) -> list[Item]:
+    """As many prompts, the first ones of each group in its share; all for None."""
+    if count is None or count >= len(items):
+        return list(items)
+    sizes, places = Counter(item.group for item in items), Counter[str]()
+    shares = []
+    for row, item in enumerate(items):  # where it stands within its group, from 0 to 1
+        shares.append((places[item.group] / sizes[item.group], row))
+        places[item.group] += 1
+    return [items[row] for row in sorted(row for _, row in sorted(shares)[:count])]
 
 
 def _emoji(config: ConfigDict) -> list[Item]:

@@ -27,7 +27,7 @@ from afa_jax.evaluation.comparison import (
 )
 from afa_jax.evaluation.metrics import MetricInfo
 from afa_jax.evaluation.pictures import PictureFolder, record_of
-from afa_jax.evaluation.prompts import Item
+from afa_jax.evaluation.prompts import Item, fewer
 from afa_jax.generate import Picture, SampleOptions
 from afa_jax.methods import Models, check_entry, make_method
 from afa_jax.weights.folders import save_folder
@@ -415,10 +415,10 @@ def test_a_misspelt_method_is_found_before_the_work(entry, message):
 
 def test_fewer_prompts_are_of_all_groups_in_their_shares():
     items = [Item(prompt=str(i), group="a" if i < 60 else "b") for i in range(90)]
-    chosen = evaluate.fewer(items, 30)
+    chosen = fewer(items, 30)
     assert [int(item.prompt) for item in chosen] == [*range(20), *range(60, 70)]
     many = [Item(prompt=str(i), group=str(i % 7)) for i in range(20_000)]
-    assert len(evaluate.fewer(many, 500)) == 500
+    assert len(fewer(many, 500)) == 500
 
 
 def test_noise_needs_pictures_of_its_own_where_prompts_are_not_emoji():
