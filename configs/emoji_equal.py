@@ -23,7 +23,7 @@ And then, on the prompts of two topics of configs/emoji.py, and on prompts that 
     python -m afa_jax.evaluate --config configs/emoji_equal.py --workdir runs/emoji_full --out runs/equal
     python -m afa_jax.evaluate --config configs/emoji_equal.py:topics --workdir runs/emoji_full --out runs/topics
 
-Seeds, sampler and metrics are those of configs/emoji.py.
+Sampler and metrics are those of configs/emoji.py; the prompts of one topic are fewer, and have two seeds.
 """
 
 import importlib.util
@@ -40,14 +40,12 @@ def get_config(arg: str = "") -> ConfigDict:
     spec.loader.exec_module(emoji)
     config = emoji.get_config()
     config.name = f"emoji_equal:{arg}" if arg else "emoji_equal"
-    # That an expert inside the ensemble is that expert, and what permuted maps make, the long comparison says.
-    config.evaluation.update(controls=False, methods=methods(emoji.TOPICS), equal_time=("all",))
-    config.evaluation.curves = dict(
-        methods=("expert:things", "average, fine-tuned", "router", "afa"), steps=(5, 10, 20, 40), prompts=32, seeds=(0,)
-    )
+    # That an expert inside the ensemble is that expert, what permuted maps make, and curves: in the long comparison.
+    config.evaluation.update(controls=False, methods=methods(emoji.TOPICS), equal_time=("router",))
+    config.evaluation.curves = dict()
     if arg == "topics":
-        config.evaluation.prompts = dict(kind="emoji", seed=11, groups=dict.fromkeys(emoji.TOPICS, 32))
-        config.evaluation.update(equal_time=(), curves=dict())
+        config.evaluation.prompts = dict(kind="emoji", seed=11, groups=dict.fromkeys(emoji.TOPICS, 24))
+        config.evaluation.update(seeds=(0, 1), equal_time=())
     return config
 
 
