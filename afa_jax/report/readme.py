@@ -13,10 +13,12 @@ The report's path is relative to the Markdown file, as a link's is. Options, all
               ablations the best by the table's first metric
     by        "family" puts a line above the methods of each family
     costs     "no" leaves out the columns of what a picture costs
+    groups    "yes" adds a column for each group of prompts, of the first metric
 """
 
 from __future__ import annotations
 
+import functools
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -28,7 +30,7 @@ from afa_jax.files import replace_text
 from afa_jax.report import figures
 from afa_jax.report.figures import Figure, Method, Metric, Report, figure
 
-_OPTIONS = ("metrics", "methods", "by", "costs")
+_OPTIONS = ("metrics", "methods", "by", "costs", "groups")
 _BEGIN, _END = re.compile(r"<!-- table: (?P<spec>.*?) ?-->"), "<!-- end table -->"
 
 
@@ -99,14 +101,16 @@ def _parse(spec: str, where: str) -> tuple[str, dict[str, str]]:
     return source, options
 
 
-def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = "", costs: str = "yes") -> str:
+def markdown(
+    report: Report, metrics: str = "", methods: str = "all", by: str = "", costs: str = "yes", groups: str = "no"
+) -> str:
     """The Markdown table of a report, its bounds, and a line that says how it was measured; options as above.
 
     Raises:
         InputError: a metric, method or family that the report does not have.
     """
-    if by not in ("", "family") or costs not in ("yes", "no"):
-        raise InputError(f"by={by}, costs={costs}: choose by=family or none, costs=yes or no")
+    if by not in ("", "family") or not {costs, groups} <= {"yes", "no"}:
+        raise InputError(f"by={by}, costs={costs}, groups={groups}: choose by=family or none, the others yes or no")
     if metrics == "all":
         columns = list(report["metrics"])
     elif metrics:
@@ -114,7 +118,13 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
     else:
         columns = figures.main_metrics(report)
     chosen = _chosen(report, methods, columns[0])
-    tops = [figures.best(metric, chosen) for metric in columns]
+    # Of each column of figures: its head, its metric, and a method's figures that it is among.
+    measured: list[tuple[str, Metric, Callable[[Any], Any]]] = [
+        (metric["name"], metric, lambda method: method.get("metrics")) for metric in columns
+    ]
+    for group in (report["protocol"].get("groups") or {}) if groups == "yes" else ():
+        measured.append((group, columns[0], functools.partial(_of_group, group)))
+    tops = [figures.best(metric, [dict(metrics=of(method)) for method in chosen]) for _, metric, of in measured]
     price: list[tuple[str, str, Callable[[Any], str]]] = [
         ("evaluations", "U-Net evaluations", str),
         ("time_ratio", "time", lambda ratio: f"{ratio:.1f}"),
@@ -123,7 +133,8 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
     ]
     shown = [cost for cost in price if costs == "yes" and any(method.get(cost[0]) is not None for method in chosen)]
     arrows = dict(higher="&uarr;", lower="&darr;")
-    heads = ["method", *(f"{m['name']} {arrows[m['better']]}" for m in columns), *(head for _, head, _ in shown)]
+    heads = [f"{head} {arrows[metric['better']]}" for head, metric, _ in measured]
+    heads = ["method", *heads, *(head for _, head, _ in shown)]
     lines = [_line(heads), _line(["---", *["---:"] * (len(heads) - 1)])]
     family = None
     for method in chosen:
@@ -131,8 +142,8 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
             family = method["family"]
             lines.append(_line([f"*{family}*", *[""] * (len(heads) - 1)]))
         cells = []
-        for metric, top in zip(columns, tops, strict=True):
-            found = figure(method.get("metrics"), metric["name"])
+        for (_, metric, of), top in zip(measured, tops, strict=True):
+            found = figure(of(method), metric["name"])
             cells.append(_cell(found, metric, bold=found is not None and found.value == top))
         cells += ["" if method.get(key) is None else text(method[key]) for key, _, text in shown]
         lines.append(_line([method["name"], *cells]))
@@ -140,13 +151,17 @@ def markdown(report: Report, metrics: str = "", methods: str = "all", by: str = 
         values = [figure(bound, metric["name"]) for metric in columns]
         if any(values):
             cells = [figures.written(v.value, m) if v else "" for v, m in zip(values, columns, strict=True)]
-            lines.append(_line([f"*{name}*", *cells, *[""] * len(shown)]))
+            lines.append(_line([f"*{name}*", *cells, *[""] * (len(measured) - len(columns) + len(shown))]))
     explained = (
         " Time: of a picture, over one expert's; in seconds, that times one expert's."
         if any(cost[0] == "time_ratio" for cost in shown)
         else ""
     )
     return "\n".join(lines) + f"\n\n{figures.protocol_sentence(report)} Bold: the best value of a column.{explained}"
+
+
+def _of_group(group: str, method: Method) -> Any:
+    return (method.get("groups") or {}).get(group)
 
 
 def _chosen(report: Report, methods: str, metric: Metric) -> list[Method]:

@@ -81,6 +81,14 @@ def test_main_methods_are_controls_afa_and_the_best_of_each_family():
     assert "| magicfusion |  |" in made and " time " not in made
 
 
+def test_groups_have_columns_of_the_first_metric():
+    made = markdown(example.report(), methods="afa,ties", metrics="subject", costs="no", groups="yes").splitlines()
+    assert made[0] == "| method | subject &uarr; | two topics &uarr; | unseen pairs &uarr; |"
+    assert "| ties | 0.379 (0.349 to 0.409) |  |  |" in made  # it has no groups
+    assert "| **0.531** (0.501 to 0.561) | **0.478** (0.428 to 0.528) | **0.372** (0.292 to 0.452) |" in made[3]
+    assert made[4] == "| *real scenes (ceiling)* | 0.890 |  |  |"
+
+
 def test_by_family_every_method_and_metric_is_there():
     made = markdown(example.report(), metrics="all", by="family")
     found = names(made)
