@@ -207,7 +207,7 @@ def at_equal_time_of(measured: Sequence[Measured], wanted: Sequence[str]) -> lis
     if "all" in wanted:
         # A method that has steps of its own is there for its time already, and one inside is the one alone.
         costly = [one for one in measured if one.row["time_ratio"] >= 1.5 and "steps" not in one.entry]
-        chosen = [one for one in costly if one.row["kind"] != "inside" and "order" not in one.entry]
+        chosen = [one for one in costly if one.row["kind"] != "inside" and not _permuted(one.entry)]
     else:
         chosen = [one for one in measured if one.row["name"] in wanted]
     return [entry for one in chosen if (entry := at_equal_time(one)) is not None]
@@ -304,10 +304,14 @@ def missing_controls(entries: Sequence[Entry], names: Sequence[str]) -> list[dic
     wanted: list[dict[str, Any]] = [dict(kind=kind, expert=name) for kind in ("expert", "inside") for name in names]
     missing = [entry for entry in [*wanted, dict(kind="uniform")] if not there(**entry)]
     trained = next((entry for entry in plain if entry["kind"] == "afa" and "family" not in entry), None)
-    if trained is not None and len(names) > 1 and not any("order" in entry for entry in plain):
+    if trained is not None and len(names) > 1 and not any(map(_permuted, plain)):
         order = (*names[1:], names[0])
         missing.append(dict(trained) | dict(name=f"{trained['name']}, experts permuted", order=order, family="control"))
     return [dict(name=method_name(entry)) | entry for entry in missing]
+
+
+def _permuted(entry: Entry) -> bool:
+    return entry["kind"] == "afa" and "order" in entry
 
 
 def _curves(config: ConfigDict) -> Any:

@@ -313,6 +313,7 @@ def test_no_comparison_is_without_its_controls():
     permuted = controls(afa, dict(kind="afa", name="less", family="ablation"))["ours, experts permuted"]
     assert permuted == afa | dict(name="ours, experts permuted", order=("b", "a"), family="control")
     assert controls(afa, dict(kind="afa", order=("b", "a"))).keys() == plain
+    assert "ours, experts permuted" in controls(afa, dict(kind="time", order=("b", "a")))
     assert controls(afa, names=("a",)).keys() == {"expert:a", "inside:a", "uniform"}
 
     methods = [dict(kind="average"), dict(kind="afa")]
