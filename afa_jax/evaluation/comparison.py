@@ -282,7 +282,7 @@ def entries_of(config: ConfigDict) -> dict[str, Entry]:
         entries[name] = options
     own = config.evaluation
     if own.get("controls", True):
-        missing = missing_controls([*entries.values()], [expert["name"] for expert in config.experts])
+        missing = missing_controls([*entries.values()], [expert["name"] for expert in config.get("experts", ())])
         entries = {control["name"]: control for control in missing} | entries
     for field, names in (
         ("equal_time", [name for name in own.get("equal_time", ()) if name != "all"]),
