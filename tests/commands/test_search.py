@@ -243,7 +243,9 @@ def test_what_the_command_refuses(root, tmp_path, capsys, monkeypatch):
 def test_any_metric_of_full_scale_is_a_score(monkeypatch, tmp_path):
     """The mean over the pictures, or the figure of the set, beside the prompts' own real pictures."""
     info = metrics.MetricInfo(name="pickscore", better="lower", what="", level="picture", digits=1)
-    flat = lambda *values: [np.full((2, 2, 3), value, np.uint8) for value in values]  # noqa: E731
+
+    def flat(*values):
+        return [np.full((2, 2, 3), value, np.uint8) for value in values]
 
     class Brightness:
         infos = (info,)
