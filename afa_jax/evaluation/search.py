@@ -157,7 +157,7 @@ def full_scale_score(metric: str, items: Sequence[Item], weights: Mapping[str, s
 
     Args:
         items: the prompts; with their real pictures for a metric that compares to them.
-        weights: local files instead of the published weights, as ``load_metric`` takes them.
+        weights: local files instead of the published weights, as ``load_metrics`` takes them.
         size: (rows, columns) of the pictures, to which real ones are cut.
 
     Raises:
