@@ -31,7 +31,7 @@ from tqdm import tqdm
 from afa_jax.data.pictures import save_png
 from afa_jax.distributed import first, gather, meet, on_first, same, say, together
 from afa_jax.errors import InputError
-from afa_jax.files import partial_name, remove_leftovers, replace_text, writing
+from afa_jax.files import replace_text, sweep, writing
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.methods import Method
 from afa_jax.prompt_files import Prompts, check_words
@@ -42,7 +42,7 @@ IN_A_FOLDER = 1000
 WRITERS = 4
 """Threads of a process that compress and write."""
 _END_OF_PNG = b"\0\0\0\0IEND\xaeB`\x82"
-_FOLDER, _PICTURE, _PARTIAL = r"\d{5}", r"\d{8}\.png", r"\.(\d{8}\.png)\.\d+\.partial"
+_FOLDER, _PICTURE, _PARTIAL = r"\d{5}", r"\d{8}\.png", r"\.\d{8}\.png\.[^.]+\.partial"
 
 
 def sample_all(
@@ -186,10 +186,8 @@ def clear(out: Path) -> None:
 
 def remove_partial(out: Path) -> None:
     """Remove what is left of pictures by processes that were killed while they wrote."""
-    for path in list(_files(out, _PARTIAL)):
-        match = re.fullmatch(_PARTIAL, path.name)
-        assert match
-        remove_leftovers(path.with_name(match[1]))
+    for folder in (out, *{path.parent for path in _files(out, _PARTIAL)}):
+        sweep(folder)
 
 
 def _files(out: Path, pattern: str) -> Iterator[Path]:
@@ -242,10 +240,7 @@ def write_all(pictures: Iterator[tuple[Path, np.ndarray, Mapping[str, Any]]], ah
 def _write(path: Path, pixels: np.ndarray, recipe: Mapping[str, Any]) -> None:
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            save_png(path, pixels, recipe)
-        finally:
-            partial_name(path).unlink(missing_ok=True)
+        save_png(path, pixels, recipe)
 
 
 @contextlib.contextmanager

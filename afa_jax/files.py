@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import glob
+import hashlib
+import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from afa_jax.errors import InputError
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_LONGEST_JSON = 2**28  # bytes; a run of a million lines has a fifth of it
+_LEFT = r"(?s)\.(?P<name>.+)\.(?P<pid>\d{1,9})(-(?P<place>[0-9a-f]{8}))?\.partial"
+"""The name that ``partial_name`` gives; without a place by this project's first versions."""
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -22,15 +31,55 @@ def replace_text(path: Path, text: str) -> None:
 
 def replace_bytes(path: Path, data: bytes) -> None:
     """Write a file at once or not at all; processes that write the same one do not meet."""
+    with partial_file(path) as partial, open(partial, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def partial_file(path: Path) -> Iterator[Path]:
+    """Give a name to write to, which becomes ``path`` afterwards; what was written goes if that fails.
+
+    Raises:
+        OSError: of the system, with the name ``path``.
+    """
     partial = partial_name(path)
     try:
-        with open(partial, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with naming(path):
+            yield partial
+            os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Let errors of the system name the file that is written: that of a full disk has no name, or a source's."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def read_object(path: Path, advice: str) -> dict[str, Any]:
+    """Read a JSON object that this project wrote.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else; it ends with the advice.
+    """
+    try:
+        if path.stat().st_size > _LONGEST_JSON:
+            raise ValueError(f"longer than {_LONGEST_JSON >> 20} MB")
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise InputError(f"{path}: not to be read as JSON ({reason}); {advice}") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: holds no JSON object; {advice}")
+    return found
 
 
 def check_new(path: Path, overwrite: bool = False) -> None:
@@ -47,42 +96,82 @@ def check_new(path: Path, overwrite: bool = False) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system has against an output's name or place into an InputError; a full disk's error stays."""
+    """Turn what the system has against an output's name or place into an InputError; a full disk's gets its name."""
     try:
         yield
     except OSError as error:
-        if error.errno in (None, errno.ENOSPC, errno.EDQUOT):
-            raise
+        if error.errno in (None, *_DISK_FULL):
+            if error.errno is None or str(error.filename).startswith(str(path)):
+                raise
+            raise OSError(error.errno, error.strerror, str(path)) from error
         reason = f"{error.strerror}: {error.filename}" if error.filename else error.strerror
         raise InputError(f"{path} cannot be written ({reason}); choose another name or place") from error
 
 
 def partial_name(path: Path) -> Path:
     """Where this process makes an output before it has its name."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    return path.with_name(f".{path.name}.{os.getpid()}-{_place()}.partial")
+
+
+@functools.cache
+def _place() -> str:
+    """Within which a process's number is its own: this system since its start, and its numbers' namespace."""
+    try:
+        started = Path("/proc/sys/kernel/random/boot_id").read_text()
+        place = f"{started}{os.stat('/proc/self/ns/pid').st_ino}"
+    except OSError:
+        place = os.uname().nodename
+    return hashlib.sha256(place.encode()).hexdigest()[:8]
 
 
 def remove_leftovers(path: Path) -> None:
     """Remove the partial outputs at ``partial_name`` of processes that were killed, and this one's own."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        match = re.fullmatch(r"(\d{1,9})\.partial", left.name.removeprefix(f".{path.name}."))
-        if match and _abandoned(left, int(match[1])):
-            if left.is_dir() and not left.is_symlink():
-                shutil.rmtree(left, ignore_errors=True)
-            else:
-                left.unlink(missing_ok=True)
+        match = re.fullmatch(_LEFT, left.name)
+        if match and match["name"] == path.name:
+            _remove_abandoned(left, match)
 
 
-def _abandoned(partial: Path, pid: int) -> bool:
-    """Whether nobody works on it: its process is gone, and unlike another machine's it was at rest for a minute."""
+def sweep(folder: Path) -> None:
+    """Remove the partial outputs of any name that killed processes left in a folder."""
+    for left in folder.glob(".*.partial"):
+        if match := re.fullmatch(_LEFT, left.name):
+            _remove_abandoned(left, match)
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file is called as partial outputs are."""
+    return re.fullmatch(_LEFT, path.name) is not None
+
+
+def _remove_abandoned(partial: Path, match: re.Match[str]) -> None:
+    """Remove a partial output unless its process may still work on it."""
+    with contextlib.suppress(OSError):
+        if not _abandoned(int(match["pid"]), match["place"], time.time() - partial.lstat().st_mtime):
+            return
+        if partial.is_dir() and not partial.is_symlink():
+            shutil.rmtree(partial, ignore_errors=True)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def _abandoned(pid: int, place: str | None, seconds: float) -> bool:
+    """Whether the process of a partial output that was at rest for so long is gone, here or on another machine."""
+    if pid == os.getpid():
+        return True
+    if place == _place():
+        return _gone(pid)
+    return (seconds > 60 and _gone(pid)) or (place is not None and seconds > 86400)
+
+
+def _gone(pid: int) -> bool:
     try:
         os.kill(pid, 0)
     except ProcessLookupError:
-        with contextlib.suppress(OSError):
-            return time.time() - partial.stat().st_mtime > 60
-    except OSError:
+        return True
+    except (OSError, OverflowError):
         pass
-    return pid == os.getpid()
+    return False
 
 
 def replace_folder(folder: Path, new: Path, overwrite: bool = True) -> None:

@@ -8,6 +8,7 @@ import os
 import posixpath
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import fsspec
@@ -15,6 +16,7 @@ from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
 from afa_jax.errors import InputError
+from afa_jax.files import replace_bytes
 
 FileSystem = Any
 """An fsspec.AbstractFileSystem; it pickles, so that sources which hold one do too."""
@@ -123,9 +125,4 @@ def write_at_once(fs: FileSystem, path: str, data: bytes) -> None:
     if not isinstance(fs, LocalFileSystem):
         fs.pipe_file(path, data)  # what buckets do anyway
         return
-    partial = f"{path}.{os.getpid()}.partial"
-    with open(partial, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    replace_bytes(Path(path), data)

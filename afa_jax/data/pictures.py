@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from afa_jax.files import partial_name
+from afa_jax.files import partial_file
 from afa_jax.types import Images, Pixels
 
 
@@ -42,9 +42,8 @@ def save_png(path: Path, pixels: np.ndarray, recipe: Mapping[str, object]) -> No
     """Write a picture with its recipe (text chunk "afa_jax", JSON), at once or not at all; processes do not meet."""
     info = PngInfo()
     info.add_itxt("afa_jax", json.dumps(recipe))
-    partial = partial_name(path)
-    Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
-    partial.replace(path)
+    with partial_file(path) as partial:
+        Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
 
 
 def read_png(path: Path) -> np.ndarray:

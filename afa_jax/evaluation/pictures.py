@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from afa_jax.data.pictures import save_png
 from afa_jax.evaluation.prompts import Item
-from afa_jax.files import replace_text, writing
+from afa_jax.files import replace_text, sweep, writing
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.methods import Method
 
@@ -81,6 +81,7 @@ class PictureFolder:
             return 0
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
+            sweep(self.folder)
             replace_text(self.folder / RECORD, json.dumps(self.record, indent=2) + "\n")
         requests = [Request(prompt=item.prompt, number=item.number(seed)) for item, seed in missing]
         made = generate(requests, method.denoiser, method.experts, seed=0, options=options)

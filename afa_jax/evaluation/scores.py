@@ -22,7 +22,7 @@ from afa_jax.evaluation.bootstrap import Figure, Resamples, kernel, mean
 from afa_jax.evaluation.metrics import MetricInfo, PictureMetric, SetMetric, load_metrics
 from afa_jax.evaluation.pictures import PictureFolder
 from afa_jax.evaluation.prompts import Item
-from afa_jax.files import partial_name
+from afa_jax.files import partial_file
 
 Scores = Mapping[str, np.ndarray]
 """By name ``[prompts, seeds, ...]``: a value a picture for each picture-level metric, and features for the others."""
@@ -273,12 +273,10 @@ class _Kept:
 
     def write(self, scores: Mapping[str, np.ndarray]) -> None:
         """Keep them, at once or not at all."""
-        partial = partial_name(self.path)
         names, stamps = np.asarray([*self.stamps]), np.asarray([*self.stamps.values()], np.int64)
         own: Any = {f"_{key}": array for key, array in scores.items()}
-        with open(partial, "wb") as file:
+        with partial_file(self.path) as partial, open(partial, "wb") as file:
             np.savez(file, names=names, stamps=stamps, weights=np.asarray(self.weights), **own)
-        partial.replace(self.path)
 
 
 def bounds_of(items: Sequence[Item], reconstruct: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from PIL import Image
 from afa_jax.data.pictures import grid, to_images
 from afa_jax.distributed import by_first, compiled_together
 from afa_jax.experts import Experts, encode_prompts, with_fusion
-from afa_jax.files import replace_text
+from afa_jax.files import partial_file, replace_text
 from afa_jax.fusion.block_weights import BlockWeights
 from afa_jax.fusion.kinds import Fusion, assemble, site_names
 from afa_jax.fusion.routing import routing_of
@@ -200,9 +200,8 @@ class Validation:
     def _save(self, pixels: np.ndarray, step: int) -> None:
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)
-        partial = folder / f".step_{step:08d}.png.partial"
-        Image.fromarray(pixels).save(partial, format="PNG")
-        partial.replace(folder / f"step_{step:08d}.png")
+        with partial_file(folder / f"step_{step:08d}.png") as partial:
+            Image.fromarray(pixels).save(partial, format="PNG")
 
 
 def read_validation(workdir: Path) -> list[dict[str, Any]]:

@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError
-from afa_jax.files import check_new, partial_name, remove_leftovers, sync
+from afa_jax.files import check_new, naming, partial_name, remove_leftovers, sync
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _DTYPES = {
@@ -214,9 +214,11 @@ def write_tensors(
     try:
         with open(partial, "wb") as file:
             for chunk in _chunks(tensors, metadata or {}):
-                file.write(chunk)
-            file.flush()
-            os.fsync(file.fileno())
+                with naming(path):
+                    file.write(chunk)
+            with naming(path):
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(partial, path) if overwrite else _rename_new(partial, path)
     finally:
         partial.unlink(missing_ok=True)
