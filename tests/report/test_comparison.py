@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afa_jax.report.charts import Mark, Row, forest_chart, heat_map, line_chart, round_powers, scatter_chart
+from afa_jax.report.charts import Mark, Row, forest_chart, heat_map, line_chart, scatter_chart
 from afa_jax.report.comparison import comparison, write_comparison
 from tests.report import example
 
@@ -213,18 +213,6 @@ def test_equal_ratios_are_equally_far_apart_on_a_logarithmic_axis():
     assert low - y[0] == pytest.approx(y[0] - high, abs=0.2) and low > y[0]
 
 
-@pytest.mark.parametrize(
-    ("low", "high", "found"),
-    [
-        (1, 1000, [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000]),
-        (20, 60, [20, 30, 40, 50, 60]),
-        (0.07, 0.31, [0.07, 0.08, 0.09, 0.1, 0.2, 0.3]),
-    ],
-)
-def test_logarithmic_axes_have_round_numbers(low, high, found):
-    assert round_powers(low, high) == pytest.approx(found)
-
-
 def test_labels_of_a_scatter_do_not_lie_on_one_another():
     rng = np.random.default_rng(0)
     names = [f"method{i}" for i in range(16)]
@@ -252,8 +240,12 @@ def test_the_line_at_zero_is_where_a_difference_of_zero_is():
 
 
 def test_a_heat_map_goes_from_white_to_the_colour():
-    chart = heat_map(np.asarray([[0.0, 0.5], [1.0, 2.0]]), ["a", "b"], ["t=1", "t=2"], (255, 0, 0), x_label="t")
-    assert re.findall('fill="(#[0-9a-f]{6})"', chart) == ["#ffffff", "#ff8080", "#ff0000", "#ff0000"]
+    values = np.asarray([[0.0, 0.5, np.nan], [1.0, 2.0, np.inf]])
+    chart = heat_map(values, ["a", "b"], ["t=1", "t=2", "t=3"], (255, 0, 0), x_label="t")
+    assert re.findall('fill="(#[0-9a-f]{6})"', chart) == [
+        *("#ffffff", "#ff8080", "#999999"),
+        *("#ff0000", "#ff0000", "#999999"),
+    ]
     assert "b, t=1: 1.000" in chart
 
 

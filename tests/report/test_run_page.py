@@ -10,7 +10,6 @@ from PIL import Image
 
 from afa_jax.commands import run
 from afa_jax.report.__main__ import main
-from afa_jax.report.charts import round_numbers
 
 SITES, BUCKETS = ("conv_in", "mid_block"), ("t0_500", "t500_1000")
 
@@ -74,17 +73,3 @@ def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
     assert run(main, ["--workdir", str(tmp_path), "--out", str(tmp_path / "run.html")]) == 2
     assert "no run there (no metrics.jsonl)" in capsys.readouterr().err
     assert not (tmp_path / "run.html").exists()
-
-
-@pytest.mark.parametrize(
-    ("low", "high", "numbers"),
-    [
-        (1, 200, [50, 100, 150, 200]),
-        (0.2577, 0.5133, [0.3, 0.4, 0.5]),
-        (0, 1, [0, 0.2, 0.4, 0.6, 0.8, 1]),
-        (-3, 1, [-3, -2, -1, 0, 1]),
-        (0.0, 1e-9, [0, 2e-10, 4e-10, 6e-10, 8e-10, 1e-9]),
-    ],
-)
-def test_axes_have_round_numbers(low, high, numbers):
-    assert round_numbers(low, high) == pytest.approx(numbers, abs=1e-15)
