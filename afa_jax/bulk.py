@@ -35,6 +35,7 @@ from afa_jax.files import replace_text, sweep, writing
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.methods import Method
 from afa_jax.prompt_files import Prompts, check_words
+from afa_jax.records import recorded
 
 RECIPE = "recipe.json"
 IN_A_FOLDER = 1000
@@ -119,7 +120,7 @@ def enter(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> None:
     Raises:
         InputError: there are pictures of another recipe in it, or of none; the processes do not have one recipe.
     """
-    recipe = json.loads(json.dumps(recipe))
+    recipe = recorded(recipe, "the recipe")
     same(recipe, "--prompts, the config or what it names")
     if overwrite:
         on_first(lambda: clear(out))

@@ -32,6 +32,7 @@ from afa_jax.weights.load import (
     unet_config,
     vae_config,
 )
+from afa_jax.weights.pair_record import check_experts
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -220,9 +221,9 @@ def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]]
     """Compare the experts that ``what`` was trained with to those at hand, as ``Experts.record`` lists them.
 
     Raises:
-        InputError: another number, order or content.
+        InputError: another number, order or content; or a list that is none.
     """
-    stored: Sequence[Mapping[str, str]] = record.get("experts", [])
+    stored = check_experts(record.get("experts", []), f"{what}: experts")
     theirs, ours = ([expert["name"] for expert in some] for some in (stored, experts))
     if theirs != ours:
         raise InputError(

@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from afa_jax.files import partial_file
+from afa_jax.records import recorded
 from afa_jax.types import Images, Pixels
 
 
@@ -39,9 +40,13 @@ def grid(pictures: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
 
 
 def save_png(path: Path, pixels: np.ndarray, recipe: Mapping[str, object]) -> None:
-    """Write a picture with its recipe (text chunk "afa_jax", JSON), at once or not at all; processes do not meet."""
+    """Write a picture with its recipe (text chunk "afa_jax", JSON), at once or not at all; processes do not meet.
+
+    Raises:
+        InputError: as recorded, which can be asked for before the picture is made.
+    """
     info = PngInfo()
-    info.add_itxt("afa_jax", json.dumps(recipe))
+    info.add_itxt("afa_jax", json.dumps(recorded(recipe, "the recipe")))
     with partial_file(path) as partial:
         Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
 

@@ -35,6 +35,9 @@ REMATERIALISED = ("afa", "gate", "mbw")
 SPREAD = ("afa", "gate")
 """The kinds whose experts can be on several devices; the others need all of them on each."""
 
+LARGEST = dict(transformer_layers=64, layers_per_block=64)
+"""Options that count modules: what a pair from somebody else says is built as it says. Widths are below 2^16."""
+
 
 def kind_of(config: FusionConfig) -> str:
     """The name of a configuration's kind."""
@@ -59,6 +62,9 @@ def fusion_config(kind: str, options: Mapping[str, Any]) -> FusionConfig:
         expected = type(fields[name].default)
         if type(value) is not expected and not (expected is tuple and isinstance(value, list)):
             raise InputError(f"{where}.{name}={value!r}: expected {expected.__name__}")
+        numbers = value if isinstance(value, list | tuple) else [value] if expected is int else []
+        if any(type(number) is not int or not 0 <= number <= LARGEST.get(name, 2**16) for number in numbers):
+            raise InputError(f"{where}.{name}={value!r}; choose 0 to {LARGEST.get(name, 2**16)}, in whole numbers")
     return own(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
 
 

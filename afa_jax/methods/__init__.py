@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import inspect
-import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -23,6 +22,7 @@ from afa_jax.fusion.kinds import sites_of
 from afa_jax.generate import SampleOptions
 from afa_jax.methods.kinds import KINDS, Loaded
 from afa_jax.methods.loading import Models, NotTrained
+from afa_jax.records import public, recorded
 from afa_jax.weights.merge_options import number
 from afa_jax.weights.merging import KINDS as MERGES
 from afa_jax.weights.merging import check_options
@@ -171,14 +171,14 @@ def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method
         on_path=built.on_path,
         cost=built.evaluations,
         sampling=sampling,
-        record=json.loads(json.dumps(record, default=list)),
+        record=recorded(record, f"method {name}"),
         recipe=built.recipe,
     )
 
 
 def method_name(entry: Mapping[str, Any]) -> str:
     """What a method is called that has no name of its own: ``ties density=0.3``, ``expert:food``."""
-    options = {field: value for field, value in entry.items() if field not in ("kind", "workdir")}
+    options = {field: public(value) for field, value in entry.items() if field not in ("kind", "workdir")}
     expert = options.pop("expert", None)
     parts = [f"{field}={value}" for field, value in options.items() if not isinstance(value, Mapping)]
     return " ".join([f"{entry['kind']}:{expert}" if expert else str(entry["kind"]), *parts])

@@ -6,7 +6,7 @@ A new method is a new Denoiser and one more function here.
 from __future__ import annotations
 
 import dataclasses
-import json
+import os
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -34,6 +34,7 @@ from afa_jax.fusion.time_experts import (
     uniform_edges,
 )
 from afa_jax.methods.loading import Models, NotTrained
+from afa_jax.records import plain, public_arguments, public_path
 from afa_jax.weights.aggregators import (
     aggregators_hash,
     load_block_weights,
@@ -42,6 +43,7 @@ from afa_jax.weights.aggregators import (
     recorded_fusion,
 )
 from afa_jax.weights.checkpoint import Checkpoint
+from afa_jax.weights.json_files import read_json
 from afa_jax.weights.merge_kinds import BASE
 from afa_jax.weights.merge_options import fractions, number, numbers
 from afa_jax.weights.merging import KINDS as MERGES
@@ -135,16 +137,15 @@ def _merge(kind: str) -> Callable[..., Built]:
 
 
 def _searched(models: Models, *, path: str, text_encoder: str = "merge") -> Built:
-    try:
-        found = json.loads(Path(str(path)).read_text())
-    except FileNotFoundError:
-        raise NotTrained(f"{path}: no such file; python -m afa_jax.search writes it") from None
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: not JSON that can be read ({error})") from None
-    if not isinstance(found, dict) or not isinstance(found.get("weights"), dict):
+    path = str(path)
+    if not os.path.exists(path):
+        raise NotTrained(f"{path}: no such file; python -m afa_jax.search writes it")
+    found = plain(read_json(Path(path)), path)
+    settings = found.get("settings", {})
+    if not isinstance(found.get("weights"), dict) or not isinstance(settings, dict):
         raise InputError(f"{path}: no weights in it; name a best.json of afa_jax.search")
     if "settings" in found:
-        check_record(found["settings"], models.experts.record, path)
+        check_record(settings, models.experts.record, path)
     options = dict(weights=found["weights"], text_encoder=text_encoder)
     merged = merge("mbw", models.exact, None, options)
     record = dict(options=dict(text_encoder=text_encoder), searched=options)
@@ -158,7 +159,7 @@ def _search_of(found: Mapping[str, Any]) -> str:
         name: settings[name] for name in ("metric", "space", "sampler", "steps", "guidance", "seed") if name in settings
     }
     said = [f"{name} {value}" for name, value in own.items()]
-    if captions := settings.get("captions"):
+    if isinstance(captions := settings.get("captions"), list):
         said.append(f"{len(captions)} prompts")
     if "trials" in found:
         said.append(f"{found['trials']} trials, the best of which has {found.get('score')}")
@@ -346,9 +347,10 @@ def _trained_run(models: Models, kind: str, workdir: str | None) -> _Run:
         raise InputError(f"method {kind}: {folder} is of kind {recorded}; name a run of fusion.kind={kind}")
     stored = read_record(folder)
     check_record(stored, models.experts.record, str(folder))
-    training = stored.get("training", {})
-    named = str(workdir or models.workdir)
-    arguments = training.get("arguments", ["--config", "CONFIG"])  # runs of before 2026-11-23 do not say them
+    training = stored.get("training") or {}
+    named = public_path(workdir or models.workdir or folder)
+    # Runs of before 2026-11-23 do not say them.
+    arguments = public_arguments(training.get("arguments") or ["--config", "CONFIG"])
     command = shlex.join(["python", "-m", "afa_jax.train", *arguments, "--workdir", named])
     recipe = f"{command}  # the whole config: {named}/config.json"
     record = dict(

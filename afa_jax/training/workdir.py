@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
+from afa_jax.records import record_text
 
 _LOCK = ".lock"
 
@@ -121,8 +122,8 @@ def check_positive(config: ConfigDict, *fields: str) -> None:
 
 @by_first
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Keep the config with the run."""
-    replace_text(workdir / "config.json", json.dumps(config.to_dict(), indent=2) + "\n")
+    """Keep the config with the run, as records.py says."""
+    replace_text(workdir / "config.json", record_text(config))
 
 
 @by_first

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,11 @@ from afa_jax.fusion.block_weights import BlockWeights
 from afa_jax.fusion.kinds import Fusion, FusionConfig, fusion_config, init_fusion, kind_of
 from afa_jax.fusion.sabw import Aggregators
 from afa_jax.models.unet import UNet
+from afa_jax.records import record_text
 from afa_jax.weights.checkpoint import Checkpoint, abstract_network
-from afa_jax.weights.json_files import read_json
 from afa_jax.weights.keys import Key, pytorch_name
 from afa_jax.weights.load import unet_config
+from afa_jax.weights.pair_record import FORMAT, read_pair_record
 from afa_jax.weights.state_dicts import load_state_dict, state_dict
 from afa_jax.weights.tensors import WeightsError, check_finite, open_tensors, read_tensors, write_tensors
 
@@ -41,14 +41,17 @@ def fusion_key(kind: str) -> Key:
 
 
 def save_fusion(folder: Path, fusion: Fusion, record: Mapping[str, Any]) -> None:
-    """Write both files into a folder; ``record`` (experts with hashes, schedule, training) goes into ensemble.json."""
+    """Write both files into a folder; ``record`` (experts with hashes, schedule, training) goes into ensemble.json.
+
+    Raises:
+        InputError: as record_text, which can be asked for before the training.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     kind, options = kind_of(fusion.config), dataclasses.asdict(fusion.config)
     write_tensors(folder / WEIGHTS, state_dict(fusion, fusion_key(kind)), {"format": "pt"})
-    own: dict[str, Any] = dict(format=1, fusion=dict(kind=kind), aggregators_sha256=aggregators_hash(folder))
+    own: dict[str, Any] = dict(format=FORMAT, fusion=dict(kind=kind), aggregators_sha256=aggregators_hash(folder))
     own |= dict(sabw=options) if kind == "afa" else dict(fusion=dict(kind=kind, **options))
-    text = json.dumps(own | dict(record), indent=2) + "\n"
-    replace_text(folder / RECORD, text)
+    replace_text(folder / RECORD, record_text(own | dict(record), RECORD))
 
 
 def aggregators_hash(folder: Path) -> str:
@@ -61,11 +64,11 @@ def read_record(folder: Path) -> dict[str, Any]:
     """``ensemble.json`` of a folder.
 
     Raises:
-        WeightsError: missing or not JSON.
+        WeightsError: missing, or as read_pair_record.
     """
     if not (folder / RECORD).is_file():
         raise WeightsError(f"{folder}: no {RECORD} there; train aggregators into it first (afa_jax.train --workdir)")
-    return read_json(folder / RECORD)
+    return read_pair_record(folder / RECORD)
 
 
 def recorded_fusion(folder: Path) -> FusionConfig:
@@ -75,8 +78,7 @@ def recorded_fusion(folder: Path) -> FusionConfig:
         WeightsError: ensemble.json is missing, or says what this project does not know.
     """
     record = read_record(folder)
-    fusion = record.get("fusion", dict(kind="afa"))  # the first pairs say nothing: they are AFA's
-    options = dict(fusion) if isinstance(fusion, dict) else {}
+    options = dict(record.get("fusion") or dict(kind="afa"))  # the first pairs say nothing: they are AFA's
     kind = str(options.pop("kind", None))
     try:
         return fusion_config(kind, dict(record.get("sabw") or {}) if kind == "afa" else options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,9 +14,13 @@ from afa_jax.errors import InputError
 
 def number(what: str, value: Any) -> float:
     """A finite number; raises InputError for anything else."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    finite = float("nan")
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
+            finite = float(value)
+    if not math.isfinite(finite):
         raise InputError(f"{what}={value!r}; make it a finite number")
-    return float(value)
+    return finite
 
 
 def share(what: str, value: Any) -> float:

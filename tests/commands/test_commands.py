@@ -101,7 +101,7 @@ def test_pictures_carry_their_recipe_and_do_not_depend_on_their_batch(root, trai
             recipe = json.loads(picture.info["afa_jax"])
         assert recipe["seed"] == 5 and recipe["steps"] == 3 and recipe["method"] == "afa"
         assert recipe["made_by"]["aggregators_sha256"] == aggregators_hash(trained)
-        assert recipe["base"] == f"{root}/base"
+        assert recipe["base"] == "base"
         return {path.name.split("_", 2)[2]: np.asarray(Image.open(path)) for path in pictures}
 
     alone = make("alone", prompts[:1])

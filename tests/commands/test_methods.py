@@ -218,7 +218,7 @@ def test_what_is_there_but_damaged_is_not_called_missing(root, different, tmp_pa
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "ensemble.json").write_text("{")
     (tmp_path / "best.json").write_text("{}")
-    other = dict(experts=[dict(name=name, sha256="0") for name in "abc"])
+    other = dict(experts=[dict(name=name, sha256="0" * 64) for name in "abc"])
     (tmp_path / "other.json").write_text(json.dumps(dict(weights={}, settings=other)))
     for entry, message in (
         (dict(kind="checkpoint", path=f"{tmp_path}/m.safetensors"), "m.safetensors"),

@@ -117,7 +117,7 @@ def test_learned_block_weights_are_an_ordinary_checkpoint(root, tmp_path, capsys
     for wrong, message in (("", "name the run"), (",workdir=nowhere", "nowhere: no such file or folder")):
         assert run(merge.main, [config_flag, f"--method=learned_mbw{wrong}", f"--out={tmp_path}/n"]) == 2
         assert message in capsys.readouterr().err
-    save_fusion(tmp_path / "run", fusion, dict(experts=[*experts.record[:2], dict(name="c", sha256="0")]))
+    save_fusion(tmp_path / "run", fusion, dict(experts=[*experts.record[:2], dict(name="c", sha256="0" * 64)]))
     assert run(merge.main, [config_flag, f"--method=learned_mbw,workdir={tmp_path}/run", f"--out={tmp_path}/n"]) == 2
     assert "was trained with another expert 'c'" in capsys.readouterr().err
 
