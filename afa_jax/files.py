@@ -86,12 +86,50 @@ def check_new(path: Path, overwrite: bool = False) -> None:
     """Before any work is done, look at where an output is to be.
 
     Raises:
-        InputError: it is there already and may not be replaced, or has a name that no file can have.
+        InputError: it is there already and may not be replaced, or could not be written there.
     """
-    with writing(path), contextlib.suppress(FileNotFoundError):
-        path.lstat()
-        if not overwrite:
-            raise InputError(f"{path} exists; choose another name, or --overwrite")
+    _check_place(path)
+    if os.path.lexists(path) and not overwrite:
+        raise InputError(f"{path} exists; choose another name, or --overwrite")
+
+
+def check_file(path: Path, overwrite: bool = True) -> None:
+    """As check_new, of an output that is one file."""
+    check_new(path, overwrite)
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a file")
+
+
+def check_folder(path: Path) -> None:
+    """Before any work is done, look at a folder that outputs go into; it need not be there.
+
+    Raises:
+        InputError: it is a file, cannot be made, or cannot be written into.
+    """
+    _check_place(path)
+    if os.path.lexists(path):
+        _check_writable(path, path)
+
+
+def _check_place(path: Path) -> None:
+    """Raise InputError for a name that no file can have, or a place where none can be made."""
+    if "\0" in str(path):
+        raise InputError(f"{path} cannot be written (a name has no NUL); choose another name")
+    for name in (path, partial_name(path)) if path.name else (path,):
+        with writing(path), contextlib.suppress(FileNotFoundError):
+            name.lstat()
+    above = path.absolute().parent
+    while not os.path.lexists(above):
+        above = above.parent
+    _check_writable(above, path)
+
+
+def _check_writable(folder: Path, path: Path) -> None:
+    if not folder.is_dir():
+        what = "a file" if folder.exists() else "a link to what is not there"
+        raise InputError(f"{path} cannot be written ({folder} is {what}); choose another name or place")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise InputError(f"{path} cannot be written ({folder} may not be written into); choose another name or place")
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ Configs, pictures' recipes, ``ensemble.json``, reports and the metadata of merge
 paths in all of them: a path that is absolute, or leads out of the folder where the command was started (``..``, ``~``),
 is kept by its last name alone; a relative path, a hub id and a URL stay as they are. What the files were is said by
 their hashes beside the names. Nothing is loaded by a record: experts are found by the paths of the config at hand.
+What is for resuming alone (``checkpoints/``, written by orbax, and logs of optuna) stays on the machine.
 """
 
 from __future__ import annotations

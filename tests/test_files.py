@@ -11,7 +11,17 @@ from pathlib import Path
 import pytest
 
 from afa_jax.errors import InputError
-from afa_jax.files import partial_file, partial_name, read_object, replace_text, sweep, writing
+from afa_jax.files import (
+    check_file,
+    check_folder,
+    check_new,
+    partial_file,
+    partial_name,
+    read_object,
+    replace_text,
+    sweep,
+    writing,
+)
 
 
 def test_the_next_start_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
@@ -73,3 +83,37 @@ def test_json_of_ours_that_is_damaged_is_named_with_what_to_do(tmp_path: Path, c
     with pytest.raises(InputError, match=rf"^{path}: .*; start again") as error:
         read_object(path, "start again with --overwrite")
     assert "\n" not in str(error.value) and len(str(error.value)) < 400
+
+
+@pytest.mark.parametrize("check", [check_new, check_file, check_folder])
+@pytest.mark.parametrize(
+    "name", ["file/out", "file/a/b", "nowhere/out", "sealed/out", "sealed/a/b", "n" * 250, "a\0b", "there/" + "n" * 300]
+)
+def test_a_place_where_nothing_can_be_written_is_named_and_not_touched(check, name, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "there").mkdir()
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    access = os.access  # for root, who runs some of these tests, no folder is sealed
+    monkeypatch.setattr(os, "access", lambda path, mode: "sealed" not in str(path) and access(path, mode))
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(InputError, match=r"cannot be written.*choose another name"):
+        check(tmp_path / name)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_outputs_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    check_folder(tmp_path / "folder")
+    check_folder(tmp_path / "new" / "one")
+    check_file(tmp_path / "file")
+    check_file(tmp_path / "nowhere")  # the link is replaced
+    check_new(tmp_path / "new" / "one")
+    for check in (check_folder, check_new, lambda path: check_file(path, False)):
+        for name in ("file", "nowhere"):
+            with pytest.raises(InputError, match=r"exists|cannot be written"):
+                check(tmp_path / name)
+    with pytest.raises(InputError, match="is a folder"):
+        check_file(tmp_path / "folder")

@@ -23,13 +23,13 @@ from jax.typing import DTypeLike
 from tqdm import tqdm
 
 from afa_jax.data.encode import Encoder, ahead_of, check_finite, read_row
-from afa_jax.data.loader import Loader, Row
+from afa_jax.data.loader import Loader, Row, check_reading
 from afa_jax.data.shards import Arrays, Bad, Shards, writing
 from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts
-from afa_jax.files import replace_text
+from afa_jax.files import check_folder, replace_text
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 
 FORMAT = 1
@@ -113,6 +113,19 @@ class Cache:
         return self.shards.read(index, crop) | dict(index=index)
 
 
+def check_cache(path: str | Path, **numbers: int) -> None:
+    """Raise InputError for a place where no cache can be, or a number below one."""
+    for name, number in numbers.items():
+        if number < 1:
+            raise InputError(f"cache.{name}={number}; choose 1 or more")
+    if re.match(r"[\w+]+:/", str(path)):  # of its two slashes a Path keeps one
+        raise InputError(f"cache.path={path}: cache.path must be a local or mounted folder")
+    try:
+        check_folder(Path(path))
+    except InputError as error:
+        raise InputError(f"cache.path: {error}") from None
+
+
 def build_cache(
     experts: Experts,
     source: PictureSource,
@@ -148,13 +161,8 @@ def build_cache(
             written; values that are not finite; a shard of more than ALL_BAD examples without a good one.
         BadExample: with ``bad`` "error"; finished shards stay.
     """
-    for name, number in dict(crops=crops, shard=shard, batch=batch, workers=workers).items():
-        if number < 1:
-            raise InputError(f"cache.{name}={number}; choose 1 or more")
-    if bad not in ("error", "skip"):
-        raise InputError(f"data.bad={bad!r}: choose error or skip")
-    if re.match(r"[\w+]+:/", str(path)):  # of its two slashes a Path keeps one
-        raise InputError(f"cache.path={path}: cache.path must be a local or mounted folder")
+    check_cache(path, crops=crops, shard=shard, batch=batch, workers=workers)
+    check_reading(bad)
     size = crop.size if crop else source[0]["image"].shape[:2]
     experts.check_size(size)
     dependencies = (experts, source, crop, crops, experts.vae.dtype, seed)

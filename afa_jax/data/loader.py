@@ -29,6 +29,8 @@ from afa_jax.errors import InputError
 PATIENCE = 5.0
 """Seconds for worker processes to end by themselves; grain gives 25 to one after another, while a SIGTERM waits."""
 
+MOST_WORKERS = 1024
+
 Row = dict[str, Any]
 """One example: as Batch, without the axis b; ``bad`` has those that this one stands for."""
 
@@ -48,8 +50,9 @@ def loading(config: ConfigDict) -> dict[str, Any]:
     Only emoji scenes, which are all of one size, may go without ``size``.
 
     Raises:
-        InputError: no size, or one that is none.
+        InputError: no size, or one that is none; a value of ``bad`` or ``workers`` that no loader takes.
     """
+    check_reading(config.get("bad", "error"), config.get("workers", 0))
     size = config.get("size")
     if size is None and config.kind != "emoji":
         raise InputError(f"data.size=(rows, columns) is missing; kind={config.kind} has pictures of any size")
@@ -62,6 +65,14 @@ def loading(config: ConfigDict) -> dict[str, Any]:
         bad=config.get("bad", "error"),
         workers=config.get("workers", 0),
     )
+
+
+def check_reading(bad: object, workers: object = 0) -> None:
+    """Raise InputError for a way to treat bad examples that is not known, or a number of processes that is none."""
+    if bad not in ("error", "skip"):
+        raise InputError(f"data.bad={bad!r}: choose error or skip")
+    if not isinstance(workers, int) or isinstance(workers, bool) or not 0 <= workers <= MOST_WORKERS:
+        raise InputError(f"data.workers={workers!r}; choose 0 to {MOST_WORKERS} processes")
 
 
 def make_loader(
@@ -93,8 +104,7 @@ def make_loader(
     Raises:
         InputError: as Loader, or another word for ``bad``.
     """
-    if bad not in ("error", "skip"):
-        raise InputError(f"data.bad={bad!r}: choose error or skip")
+    check_reading(bad)
     read = ReadPicture(source, tokenizer, crop, seed, bad == "skip")
     return Loader(
         read, len(source), batch=batch, seed=seed, workers=workers,
@@ -189,8 +199,7 @@ class Loader:
             raise InputError(f"{length} pictures are fewer than a batch of {batch}")
         if batch % process_count:
             raise InputError(f"batch={batch} does not divide among {process_count} processes")
-        if workers < 0:
-            raise InputError(f"data.workers={workers}; choose 0 or more")
+        check_reading("error", workers)
         self.length, self.batch, self.workers, self.threads = length, batch, workers, threads
         order = grain.MapDataset.range(length).seed(seed).shuffle().repeat(None)
         rows = order.map_with_index(read)[process_index::process_count]

@@ -51,6 +51,12 @@ def save_png(path: Path, pixels: np.ndarray, recipe: Mapping[str, object]) -> No
         Image.fromarray(pixels).save(partial, format="PNG", pnginfo=info)
 
 
+def save_picture(path: Path, picture: Image.Image) -> None:
+    """Write a picture without a recipe as PNG, at once or not at all."""
+    with partial_file(path) as partial:
+        picture.save(partial, format="PNG", optimize=True)
+
+
 def read_png(path: Path) -> np.ndarray:
     """A picture, uint8 ``[rows, columns, 3]``."""
     with Image.open(path) as picture:

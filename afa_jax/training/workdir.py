@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
-from afa_jax.files import replace_text
+from afa_jax.files import check_folder, replace_text
 from afa_jax.records import record_text
 
 _LOCK = ".lock"
@@ -68,8 +68,7 @@ def check_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
     """Raise what open_workdir would raise, without touching anything."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other")
-    if workdir.exists() and not workdir.is_dir():
-        raise InputError(f"{workdir} is a file, not a folder")
+    check_folder(workdir)
     filled = workdir.is_dir() and any(path.name != _LOCK for path in workdir.iterdir())
     if resume and not (workdir / "config.json").is_file():
         raise InputError(f"--resume: {workdir} holds no run")
