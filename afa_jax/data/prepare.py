@@ -13,6 +13,7 @@ from pathlib import Path
 
 from afa_jax.commands import Parser, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_folder
 
 NAMED = 20  # of the examples that were left out
 
@@ -25,6 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder that holds data sets")
     parser.add_argument("--text", default="", help="journeydb: prompt (default) or caption")
     options = parser.parse_args(list(arguments))
+    check_folder(options.out)
+    if not Path(options.source).is_dir():
+        raise InputError(f"--from {options.source}: no such folder; unpack what was downloaded, and name its folder")
 
     import tensorflow_datasets as tfds  # takes a second
 

@@ -37,6 +37,7 @@ from afa_jax.data.emoji.scenes import PLACE, SIZES, evaluation_prompts, load_pic
 from afa_jax.data.emoji.vocabulary import Style, Subject, read_vocabulary
 from afa_jax.evaluation.features import SIZE, load_features
 from afa_jax.evaluation.judge import WEIGHTS, ceiling, floor, layers_of, load_judge
+from afa_jax.files import check_file
 from afa_jax.weights.tensors import write_tensors
 
 NAMES = "@iconify-json/noto@1.2.9"  # its chars.json gives each codepoint's modern name
@@ -233,6 +234,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help=f"folder to write {WEIGHTS.name} into")
     out = parser.parse_args().out / WEIGHTS.name
+    check_file(out)
     with tempfile.TemporaryDirectory() as folder:
         packages = fetch([NAMES, *(f"{style.package}@{style.version}" for style in STYLES)], Path(folder))
         train(packages, out)
