@@ -70,11 +70,8 @@ class Experts:
         return self.names.index(name)
 
     def check_size(self, size: Sequence[int]) -> None:
-        """Raise InputError for pictures whose sides, in pixels, VAE and U-Net cannot halve often enough."""
-        unets = self.unet if isinstance(self.unet, tuple) else (self.unet,)
-        factor = self.vae.config.factor * max(unet.config.factor for unet in unets)
-        if any(side < factor or side % factor for side in size):
-            raise InputError(f"size {size[0]}x{size[1]}: both sides must be multiples of {factor}")
+        """Raise InputError for pictures whose sides, in pixels, are no multiples of the VAE's factor."""
+        self.vae.config.check_size(size)
 
     @property
     def record(self) -> list[dict[str, str]]:

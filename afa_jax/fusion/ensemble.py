@@ -16,7 +16,7 @@ from afa_jax.collectives import experts_everywhere, for_own_experts, is_split, m
 from afa_jax.errors import InputError
 from afa_jax.fusion.sabw import fuse
 from afa_jax.models.configs import UNetConfig
-from afa_jax.models.unet import UNet, check_size
+from afa_jax.models.unet import Size, UNet, size_at
 from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
 from afa_jax.types import ExpertTextStates, Latents, Maps, OwnTextStates, SiteMaps, Timesteps
 
@@ -95,18 +95,17 @@ class Ensemble:
         On a mesh ``experts`` and ``conditioning`` are those of one device, the result is of all.
 
         Args:
-            latents: ``[b, h, w, c]``, h and w multiples of the U-Net's factor.
+            latents: ``[b, h, w, c]``, of any size.
             t: ``[b]``.
             conditioning: ``[n, b, s, d]``, each expert's own text states.
 
         Raises:
-            ValueError: a size that does not divide, or another number of text states than of experts.
+            ValueError: another number of text states than of experts.
         """
         experts = self.experts
         count = axis_size(experts)
         if conditioning.shape[0] != count:
             raise ValueError(f"text states of {conditioning.shape[0]} experts for an ensemble of {count}")
-        check_size(experts.config, latents.shape[1], latents.shape[2])
         context = conditioning.astype(experts.dtype)
         temb = map_experts(lambda unet, t: unet.embed_time(t), (experts,), (t,), self.mode)
         mean_temb, mean_context = mean_over_experts(temb), mean_over_experts(context)
@@ -121,7 +120,8 @@ class Ensemble:
             skip, skip_together = skips.pop() if stage.takes_skip else (None, True)
             aggregator = None if self.aggregators is None else self.aggregators.site(index)
             full = None if shapes is None else shapes[index]
-            run = functools.partial(self._site, together, skip_together, full)
+            size = size_at(latents.shape[1:3], stage.level)
+            run = functools.partial(self._site, together, skip_together, full, size)
             x, maps = (jax.checkpoint(run) if self.remat == "fused" else run)(
                 (stage, aggregator), x, skip, (temb, context), (mean_temb, mean_context)
             )
@@ -137,6 +137,7 @@ class Ensemble:
         together: bool,
         skip_together: bool,
         shapes: Any,
+        size: Size,
         modules: tuple[Any, Any],
         x: Any,
         skip: Any,
@@ -148,7 +149,7 @@ class Ensemble:
         Where the experts are not fused it is their own features, and None.
         """
         stage, aggregator = modules
-        features = self._run(stage, x, together, *conditioning, skip, skip_together, shapes)
+        features = self._run(stage, x, together, *conditioning, skip, skip_together, shapes, size)
         if self.weights is not None:
             shape = (experts_everywhere(features), *features.shape[1:-1])
             maps = jnp.broadcast_to(self.weights.astype(jnp.float32)[:, None, None, None], shape)
@@ -168,6 +169,7 @@ class Ensemble:
         skip: Any,
         skip_together: bool,
         shapes: Any,
+        size: Size,
     ) -> Array:
         """One stage of every expert, each on its own feature and skip or on those they share."""
         own = (None if together else x, None if skip_together else skip)
@@ -175,9 +177,8 @@ class Ensemble:
         def one(stage: Any, temb: Array, context: Array, own: Any, shared_x: Any, shared_skip: Any) -> Array:
             own_x, own_skip = own
             stage = whole(stage, shapes)
-            return stage(
-                shared_x if own_x is None else own_x, temb, context, shared_skip if own_skip is None else own_skip
-            )
+            x, skip = (shared_x if own_x is None else own_x), (shared_skip if own_skip is None else own_skip)
+            return stage(x, temb, context, skip, size)
 
         shared = for_own_experts((x if together else None, skip if skip_together else None))
         # The loop's body is checkpointed, not the loop: the gradient then holds the inside of one expert at a time.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import UnionType
 from typing import Any, TypeVar
 
@@ -201,11 +201,6 @@ class UNetConfig:
         """Width of the time embedding."""
         return 4 * self.block_out_channels[0]
 
-    @property
-    def factor(self) -> int:
-        """Latents' rows and columns must be multiples of this."""
-        return 2 ** (len(self.block_out_channels) - 1)
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VAEConfig:
@@ -258,6 +253,13 @@ class VAEConfig:
     def factor(self) -> int:
         """Pixels per latent, on each side."""
         return 2 ** (len(self.block_out_channels) - 1)
+
+    def check_size(self, size: Sequence[int]) -> None:
+        """Raise InputError for pictures whose rows or columns, in pixels, are no multiples of the factor."""
+        factor = self.factor
+        if any(side < factor or side % factor for side in size):
+            near = "x".join(str(max(factor, round(side / factor) * factor)) for side in size)
+            raise InputError(f"size {size[0]}x{size[1]}: both sides must be multiples of {factor}, such as {near}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -67,10 +67,17 @@ class Downsample(nnx.Module):
 
 
 class Upsample(nnx.Module):
-    """Nearest-neighbour doubling, then a convolution."""
+    """Nearest-neighbour doubling, then a convolution.
+
+    A feature of odd size was rounded up when it was halved. ``size`` takes it back: of the doubled one as many rows and
+    columns go on, which is what diffusers' interpolation to that size gives.
+    """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
         self.conv = Conv(channels, channels, rngs=rngs, param_dtype=param_dtype)
 
-    def __call__(self, x: Array) -> Array:
-        return self.conv(x.repeat(2, axis=1).repeat(2, axis=2))
+    def __call__(self, x: Array, size: tuple[int, int] | None = None) -> Array:
+        doubled = x.repeat(2, axis=1).repeat(2, axis=2)
+        if size is not None and size != doubled.shape[1:3]:
+            doubled = doubled[:, : size[0], : size[1]]
+        return self.conv(doubled)

@@ -6,7 +6,7 @@ UNet2DConditionModel, so that a stage's parameters are found in a checkpoint by 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,9 @@ from afa_jax.models.layers import Conv, GroupNorm, Linear, timestep_embedding
 from afa_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from afa_jax.types import Latents, TextStates, TimeEmbedding, Timesteps
 
+Size = tuple[int, int]
+"""Rows and columns of a feature."""
+
 
 class Stage(nnx.Module):
     """One cut of the U-Net.
@@ -31,7 +34,7 @@ class Stage(nnx.Module):
             "mid_block", "up_blocks.3.layers.1", "conv_out".
         takes_skip: it concatenates the last skip that is left to its input.
         leaves_skip: its output is a skip for a later stage.
-        level: of its output; rows and columns are those of the latents divided by 2**level.
+        level: of its output; rows and columns are those of the latents halved so often, see ``size_at``.
         channels: of its output.
     """
 
@@ -41,8 +44,13 @@ class Stage(nnx.Module):
     takes_skip: bool = False
     leaves_skip: bool = False
 
-    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
-        """Features ``[b, h, w, c]``, time embedding ``[b, d]``, text ``[b, s, d']`` -> features of this stage."""
+    def __call__(
+        self, x: Array, temb: Array, context: Array, skip: Array | None = None, size: Size | None = None
+    ) -> Array:
+        """Features ``[b, h, w, c]``, time embedding ``[b, d]``, text ``[b, s, d']`` -> features of this stage.
+
+        An upsampler gives features of ``size``; None doubles.
+        """
         raise TypeError(f"{type(self).__name__} is not a stage by itself")
 
 
@@ -55,7 +63,9 @@ class ConvIn(Stage):
         self.name, self.channels = "conv_in", config.block_out_channels[0]
         self.conv_in = Conv(config.in_channels, self.channels, **kwargs)
 
-    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, temb: Array, context: Array, skip: Array | None = None, size: Size | None = None
+    ) -> Array:
         return self.conv_in(x)
 
 
@@ -80,17 +90,19 @@ class Layer(Stage):
         self.attention = _transformer(config, level, **kwargs) if attention else None
         self.upsampler = Upsample(self.channels, **kwargs) if upsampler else None
 
-    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, temb: Array, context: Array, skip: Array | None = None, size: Size | None = None
+    ) -> Array:
         if skip is not None:
             x = jnp.concatenate([x, skip], -1)
         x = self.resnet(x, temb)
         if self.attention is not None:
             x = self.attention(x, context)
-        return x if self.upsampler is None else self.upsampler(x)
+        return x if self.upsampler is None else self.upsampler(x, size)
 
 
 class Downsampler(Stage):
-    """Halves the rows and columns."""
+    """Halves the rows and columns, and rounds up."""
 
     leaves_skip = True
 
@@ -99,7 +111,9 @@ class Downsampler(Stage):
         self.level = level + 1
         self.downsampler = Downsample(self.channels, **kwargs)
 
-    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, temb: Array, context: Array, skip: Array | None = None, size: Size | None = None
+    ) -> Array:
         return self.downsampler(x)
 
 
@@ -112,7 +126,9 @@ class MidBlock(Stage):
         self.resnets = nnx.List([_resnet(config, self.level, self.channels, **kwargs) for _ in range(2)])
         self.attentions = nnx.List([_transformer(config, self.level, **kwargs)])
 
-    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, temb: Array, context: Array, skip: Array | None = None, size: Size | None = None
+    ) -> Array:
         x = self.attentions[0](self.resnets[0](x, temb), context)
         return self.resnets[1](x, temb)
 
@@ -134,7 +150,9 @@ class ConvOut(Stage):
         )
         self.conv_out = Conv(width, config.out_channels, zero=True, **kwargs)
 
-    def __call__(self, x: Array, temb: Array, context: Array, skip: Array | None = None) -> Array:
+    def __call__(
+        self, x: Array, temb: Array, context: Array, skip: Array | None = None, size: Size | None = None
+    ) -> Array:
         x = self.layer(x, temb, context, skip)
         return self.conv_out(jax.nn.silu(self.conv_norm_out(x)))
 
@@ -210,17 +228,13 @@ class UNet(nnx.Module):
         return self.time_embedding(sinusoids.astype(self.dtype))
 
     def features(self, latents: Latents, t: Timesteps, context: TextStates) -> Iterator[tuple[Stage, Array]]:
-        """Yield every stage with its output, in order.
-
-        Raises:
-            ValueError: the latents' rows or columns are not a multiple of the U-Net's factor.
-        """
-        check_size(self.config, latents.shape[1], latents.shape[2])
+        """Yield every stage with its output, in order."""
         temb, context = self.embed_time(t), context.astype(self.dtype)
         x = latents.astype(self.dtype)
         skips: list[Array] = []
         for stage in self.stages:
-            x = stage(x, temb, context, skips.pop() if stage.takes_skip else None)
+            skip = skips.pop() if stage.takes_skip else None
+            x = stage(x, temb, context, skip, size_at(latents.shape[1:3], stage.level))
             if stage.leaves_skip:
                 skips.append(x)
             yield stage, x
@@ -229,7 +243,7 @@ class UNet(nnx.Module):
         """Predict the noise (or velocity, or sample: the noise schedule says which) in float32.
 
         Args:
-            latents: ``[b, h, w, in_channels]``, h and w multiples of the factor (8 for SD1.5).
+            latents: ``[b, h, w, in_channels]``, of any size.
             t: ``[b]`` training timesteps.
             context: ``[b, s, cross_attention_dim]`` text states.
         """
@@ -237,11 +251,10 @@ class UNet(nnx.Module):
         return prediction.astype(jnp.float32)
 
 
-def check_size(config: UNetConfig, height: int, width: int) -> None:
-    """Raise ValueError unless latents of this size can be halved and doubled back on every level."""
-    factor = config.factor
-    if height % factor or width % factor or not height or not width:
-        raise ValueError(f"latents of {height} x {width} do not divide by {factor}, the U-Net's downsampling factor")
+def size_at(latents: Sequence[int], level: int) -> Size:
+    """Rows and columns of a level's features for latents of so many: each halving rounds up."""
+    rows, columns = latents
+    return -(-rows // 2**level), -(-columns // 2**level)
 
 
 def _build_stages(config: UNetConfig, **kwargs: Any) -> list[Stage]:

@@ -46,12 +46,6 @@ class Architecture:
     vae: VAEConfig = dataclasses.field(default_factory=VAEConfig)
     schedule: NoiseSchedule = dataclasses.field(default_factory=NoiseSchedule)
 
-    def check_size(self, size: Sequence[int]) -> None:
-        """Raise InputError for pictures whose sides VAE and U-Net cannot halve often enough."""
-        factor = self.vae.factor * self.unet.factor
-        if any(side < factor or side % factor for side in size):
-            raise InputError(f"size {size[0]}x{size[1]}: both sides must be multiples of {factor}")
-
 
 KNOWN = dict(sd15=Architecture())
 
@@ -176,7 +170,7 @@ def training_step(config: ConfigDict, fusing: FusionConfig, architecture: Archit
     """
     networks, train = _networks(config, fusing, architecture), config.train
     size = config.data.get("size") or make_source(config.data)[0]["image"].shape[:2]
-    architecture.check_size(size)
+    architecture.vae.check_size(size)
     rows, tokens = train.batch, architecture.text_encoder.max_position_embeddings
     text = (len(config.experts), tokens, architecture.text_encoder.hidden_size)
     batch: dict[str, Any] = dict.fromkeys(("index", "position"), jax.ShapeDtypeStruct((rows,), jnp.int32))
@@ -232,7 +226,7 @@ def sampler(config: ConfigDict, fusing: FusionConfig, architecture: Architecture
         InputError: a size that the networks cannot take, or a fusion that the mesh cannot spread.
     """
     networks, sample = _networks(config, fusing, architecture), config.sample
-    architecture.check_size(sample.size)
+    architecture.vae.check_size(sample.size)
     architecture.schedule.timesteps(sample.steps)
     shares = target.shape[DATA] * target.shape[FSDP]
     rows, tokens = -(-sample.batch // shares) * shares, architecture.text_encoder.max_position_embeddings

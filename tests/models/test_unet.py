@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afa_jax.models.unet import ConvOut, UNet
+from afa_jax.models.unet import ConvOut, UNet, size_at
 from afa_jax.weights.keys import flatten
 from tests import tiny
 from tests.models.goldens import assert_close, deviation, jit, record, reference, unet, unet_inputs
@@ -67,7 +67,7 @@ def test_every_stage_equals_pytorch(case, which):
     # What the stages say about themselves, SABW is built from.
     rows, columns = unet_inputs(case, which)[0].shape[1:3]
     assert [output.shape[1:] for output in outputs] == [
-        (rows >> stage.level, columns >> stage.level, stage.channels) for stage in stages
+        (*size_at((rows, columns), stage.level), stage.channels) for stage in stages
     ]
 
 
@@ -111,12 +111,20 @@ def test_bfloat16_computes_what_float32_does():
     assert 1e-3 < error < 0.015
 
 
-def test_sizes_that_do_not_halve_are_refused():
-    unet = tiny.unet(0)
-    for size in ((6, 5), (3, 4), (0, 4)):
-        latents, t, context = tiny.inputs(1, 1, size)
-        with pytest.raises(ValueError, match=rf"{size[0]} x {size[1]} do not divide by 2"):
-            unet(latents, t, context[0])
+@pytest.mark.parametrize("size", [(1, 1), (7, 10), (64, 64), (75, 127)])
+def test_features_of_any_size_are_halved_rounding_up_and_come_back(size):
+    """As PyTorch's numbers say for ``odd`` of unet_1layer; here SD1.5's four levels, by shapes alone."""
+    small = jax.eval_shape(lambda: tiny.unet(0, tiny.UNET))
+    outputs = jax.eval_shape(
+        lambda unet, x, t, c: [y for _, y in unet.features(x, t, c[0])], small, *tiny.inputs(1, 1, size)
+    )
+    rows, columns = size
+    halved = [size]
+    for _ in range(3):
+        rows, columns = (rows + 1) // 2, (columns + 1) // 2
+        halved.append((rows, columns))
+    levels = [0, 0, 0, 1, 1, 1, 2, 2, 2, 3, 3, 3, 3, 3, 3, 2, 2, 2, 1, 1, 1, 0, 0, 0, 0]
+    assert [y.shape[1:3] for y in outputs] == [halved[level] for level in levels]
 
 
 def test_residual_branches_and_the_prediction_start_at_zero():

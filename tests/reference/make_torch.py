@@ -146,7 +146,13 @@ UNETS = {
     "unet_sd15_faint": (SD15, FAINT, {"square": SQUARE}, None),
     "unet_sd21": (SD21, 1.0, {"square": (3, 16, 16, 7, [999, 1, 340]), "wide": (1, 8, 24, 77, [620])}, "square"),
     "unet_3level": (THREE_LEVELS, 1.0, {"wide": (3, 4, 12, 77, [7, 777, 77])}, "wide"),
-    "unet_1layer": (ONE_LAYER, 1.0, {"square": (3, 8, 8, 7, [20, 400, 860])}, "square"),
+    # odd: 5 and 11 do not halve, on one level or on two
+    "unet_1layer": (
+        ONE_LAYER,
+        1.0,
+        {"square": (3, 8, 8, 7, [20, 400, 860]), "odd": (2, 5, 11, 7, [13, 900])},
+        "square",
+    ),
     "unet_flax_folder": (FLAX_FOLDER, 1.0, {"square": (3, 16, 16, 7, [3, 300, 930])}, None),
 }
 
