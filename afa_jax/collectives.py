@@ -74,13 +74,13 @@ def all_rows(share: jax.Array, count: int, axis: int = 0) -> jax.Array:
     return jax.lax.slice_in_dim(rows, 0, count, axis=axis)
 
 
-def divided(function: Callable[..., jax.Array], *rows: jax.Array) -> jax.Array:
+def divided(function: Callable[..., T], *rows: jax.Array) -> T:
     """``function(*rows)``, which works row by row, divided among the devices that would all do the same.
 
     The rows ``[b, ...]`` are those that every device with experts has; where their number does not divide, some
     devices work at rows that nobody needs rather than all of them at all rows.
     """
-    return all_rows(function(*share_of_rows(rows)), len(rows[0]))
+    return jax.tree.map(lambda share: all_rows(share, len(rows[0])), function(*share_of_rows(rows)))
 
 
 def whole(tree: T, shapes: Any) -> T:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,6 +25,7 @@ from afa_jax.errors import InputError
 from afa_jax.experts import Experts, encode_prompts
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import routing_of
+from afa_jax.models.vae import VAE
 from afa_jax.parallel import DATA, EXPERT, FSDP, ROWS, axis_size, on_mesh, place, specs_of, take
 
 
@@ -106,7 +109,8 @@ def generate(
 
     Raises:
         InputError: at once, for options that cannot be sampled, a prompt with unknown characters, maps from a
-            Denoiser without them, or a Denoiser that cannot be spread over the mesh.
+            Denoiser without them, or a Denoiser that cannot be spread over the mesh; later, for a picture that is not
+            finite.
     """
     options.check(experts)
     mesh = experts.mesh
@@ -123,32 +127,64 @@ def generate(
     positive = _token_ids([r.prompt for r in requests], experts.tokenizer)
     negative = _token_ids([r.negative_prompt for r in requests], experts.tokenizer)
 
-    def batches() -> Iterator[tuple[Sequence[Request], Any]]:
-        """The requests of each, and its results: under way, for JAX does not wait for the devices."""
-        for first in range(0, len(requests), options.batch):
+    def batches(models: Any, start: int = 0) -> Iterator[tuple[int, Any]]:
+        """The first request of each, and its results: under way, for JAX does not wait for the devices."""
+        for first in range(start, len(requests), options.batch):
             rows = np.minimum(np.arange(first, first + options.batch), len(requests) - 1)  # the last one fills up
             numbers = np.asarray([requests[row].number for row in rows])
             batch = (positive[rows], negative[rows], numbers)
             if mesh is not None:
                 batch = place(batch, mesh, PartitionSpec(ROWS))
             how: dict[str, Any] = dict(schedule=experts.schedule, options=options, mesh=mesh)
-            if first == 0 and mesh is not None and several():
+            if first == start and mesh is not None and several():
                 sample_batch.lower(*models, batch, seed, **how).compile()
                 meet("sampler")
-            made = sample_batch(*models, batch, seed, **how)
-            yield requests[first : first + options.batch], made
+            yield first, sample_batch(*models, batch, seed, **how)
 
     def pictures() -> Iterator[Picture]:
-        under_way = batches()
+        vae = models[-1]
+        under_way = batches(models)
         following = next(under_way, None)
         while following is not None:
-            (own, made), following = following, next(under_way, None)
+            (first, made), following = following, next(under_way, None)
             fetched = jax.device_get(made)
             del made
+            own = requests[first : first + options.batch]
+            finite = fetched.pop("finite")[: len(own)]
+            if jnp.dtype(vae.dtype) == jnp.float16 and (finite[:, 0] & ~finite[:, 1]).any():
+                warnings.warn("the VAE overflows float16, as many do; it decodes in float32", stacklevel=2)
+                vae = in_float32(vae)
+                under_way = batches((*models[:-1], vae), first)  # what is under way is decoded by the other one
+                following = next(under_way)
+                continue
             for i, request in enumerate(own):
+                _check_finite(request, finite[i], experts)
                 yield Picture(request=request, **take(fetched, i))
 
     return pictures()
+
+
+def in_float32(vae: VAE) -> VAE:
+    """A VAE with the same parameters that computes in float32."""
+    wide = copy.copy(vae)
+    wide.dtype = jnp.float32
+    return wide
+
+
+def _check_finite(request: Request, finite: np.ndarray, experts: Experts) -> None:
+    """Raise InputError for a picture whose latents or pixels hold NaN or infinity: it would be black."""
+    if finite.all():
+        return
+    what, dtype = ("the VAE's pixels" if finite[0] else "the latents"), jnp.dtype(experts.vae.dtype).name
+    remedy = (
+        "look at the weights with afa_jax.convert --inspect, and choose a lower guidance"
+        if dtype == "float32"
+        else "choose dtype=float32"
+    )
+    raise InputError(
+        f"prompt {request.prompt!r}, picture {request.number}: {what} are not finite (NaN or infinity) after sampling "
+        f"in {dtype} with {', '.join(experts.names)}; {remedy}"
+    )
 
 
 def _token_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
@@ -259,8 +295,14 @@ def _sample_rows(
             has_aux=True,
             carry=denoiser.start(noise) if isinstance(denoiser, PathDenoiser) else (),
         )
-        pixels = divided(lambda latents: to_pixels(vae.decode(latents)), latents)
-        return dict(pixels=pixels) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
+
+        def decoded(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+            images = vae.decode(latents)
+            return to_pixels(images), jnp.isfinite(images).all((1, 2, 3))
+
+        pixels, finite_images = divided(decoded, latents)
+        finite = jnp.stack([jnp.isfinite(latents).all((1, 2, 3)), finite_images], 1)
+        return dict(pixels=pixels, finite=finite) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
 
     one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
     if not one_by_one:

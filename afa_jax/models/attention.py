@@ -38,6 +38,10 @@ def attend(
         ValueError: "splash" for a causal mask or for lengths that are not multiples of SPLASH_BLOCK; "blocks" for a
             causal mask or for queries that are not a multiple of BLOCK.
     """
+    if query.dtype == jnp.float16 and jax.default_backend() == "cpu":
+        # XLA's CPU backend has no product of float16 that adds up in float32.
+        wide = (x.astype(jnp.float32) for x in (query, key, value))
+        return attend(*wide, causal=causal, implementation=implementation).astype(jnp.float16)
     if implementation is None:
         implementation = _choose(query, key, causal)
     if implementation == "splash":

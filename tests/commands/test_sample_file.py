@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any, cast
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
@@ -234,3 +236,48 @@ def test_a_batch_is_under_way_while_the_one_before_is_used(made, root, monkeypat
     for i, picture in enumerate(pictures):
         with Image.open(path_of(made, 2 * i)) as other:
             assert picture.pixels.tobytes() == other.tobytes()
+
+
+def test_a_picture_that_is_not_finite_is_refused_and_a_vae_that_overflows_decodes_in_float32(root, monkeypatch):
+    config = sample.parse(sample.Parser(), [f"--config={root}/config.py", "--config.dtype=float16"])[1]
+    models = sample.Models(config)
+    method = sample.make_method(dict(kind="uniform"), models)
+    options = sample.SampleOptions(size=(32, 64), steps=1, guidance=1.0, batch=2)
+    requests = [Request(prompt=prompt, number=i) for i, prompt in enumerate(PROMPTS)]
+    finite, dtypes = np.ones((5, 2), bool), []
+
+    def faked(denoiser, text_encoder, vae, rows, seed, **_):
+        """The second batch overflows where the VAE decodes in float16."""
+        numbers = np.asarray(rows[2])
+        dtypes.append(np.dtype(vae.dtype).name)
+        overflown = (numbers >= 2) & (dtypes[-1] == "float16")
+        flags = finite[numbers] & ~np.stack([np.zeros_like(overflown), overflown], 1)
+        return dict(pixels=np.zeros((len(numbers), 32, 64, 3), np.uint8), finite=flags)
+
+    monkeypatch.setattr(generate, "sample_batch", faked)
+    with pytest.warns(UserWarning, match="float32"):
+        made = [*generate.generate(requests, method.denoiser, models.experts, seed=5, options=options)]
+    assert [picture.request for picture in made] == requests
+    assert dtypes == ["float16"] * 3 + ["float32"] * 2  # two and one that was under way, then anew from the second on
+    finite[3, 0] = False
+    made = []
+    with (
+        pytest.warns(UserWarning, match="float32"),
+        pytest.raises(InputError, match=r"'fox, blob style'.*the latents.*dtype=float32"),
+    ):
+        made.extend(generate.generate(requests, method.denoiser, models.experts, seed=5, options=options))
+
+
+@pytest.mark.parametrize(("part", "flags"), [("unet", [False, False]), ("vae", [True, False]), ("", [True, True])])
+def test_what_is_not_finite_is_told_apart(root, part, flags):
+    config = sample.parse(sample.Parser(), [f"--config={root}/config.py"])[1]
+    method = sample.make_method(dict(kind="expert", expert="a"), sample.Models(config))
+    models = dict(unet=method.denoiser, text=method.experts.text_encoder, vae=method.experts.vae)
+    if part:
+        models[part] = jax.tree.map(lambda leaf: np.nan * leaf if jnp.ndim(leaf) else leaf, models[part])
+    ids = method.experts.tokenizer(["fox"])
+    options = sample.SampleOptions(size=(32, 32), steps=1, guidance=1.0, batch=1, one_by_one=False)
+    made = generate.sample_batch(
+        *models.values(), (ids, ids, np.zeros(1, np.int32)), 0, schedule=method.experts.schedule, options=options
+    )
+    assert made["finite"].tolist() == [flags]
