@@ -7,38 +7,14 @@ average and from AFA, and writes a self-contained page with the pictures, the lo
 
 from __future__ import annotations
 
-import html
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from ml_collections import ConfigDict
-
-from afa_jax import train
+from afa_jax.cli.arguments import check_seed
 from afa_jax.commands import Parser, load_config, run
-from afa_jax.data.pictures import save_png
-from afa_jax.files import replace_text
-from afa_jax.generate import Picture, Request, SampleOptions, generate
-from afa_jax.methods import Method, Models, make_method
-from afa_jax.report.charts import line_chart, points_of, swatch
-from afa_jax.report.maps import contact_sheet, legend, mean_maps, paint
-from afa_jax.report.page import image, page, table
-from afa_jax.report.sheet import labelled_grid
-from afa_jax.sample import file_name, recipe_of, slug
-from afa_jax.training.workdir import read_metrics
+from afa_jax.errors import InputError
 
-ROOT = Path(__file__).parent.parent
-PROMPTS = (
-    "octopus and pizza, noto style",
-    "fox and cheese, twemoji style",
-    "hamburger and sailboat, fluent style",
-    "guitar and owl, noto style",
-    "avocado and rocket, twemoji style",
-    "tiger and penguin, noto style",
-    "doughnut and banana, fluent style",
-    "bus and umbrella, blob style",
-)
+CONFIG = Path(__file__).parent.parent / "configs" / "emoji.py"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,131 +27,21 @@ def main(arguments: Sequence[str]) -> None:
     options, overrides = parser.parse_known_args(list(arguments))
     if unknown := [argument for argument in overrides if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    spec = str(ROOT / "configs" / "emoji.py")
-    started = time.perf_counter()
-    flags = [f"--{flag}" for flag in ("resume", "overwrite") if getattr(options, flag)]
-    train.main(["--config", spec, "--workdir", str(options.out), *flags, *overrides])
-    trained = time.perf_counter()
-    config = load_config(spec, [override.removeprefix("--config.") for override in overrides])
-    models = Models(config, options.out)
-    experts = models.experts
-    entries = [*(dict(kind="expert", expert=name) for name in experts.names), dict(kind="uniform"), dict(kind="afa")]
-    pictures: dict[str, list[Picture]] = {}
-    for method in (make_method(entry, models) for entry in entries):
-        print(f"sampling {len(PROMPTS)} pictures: {method.name}")
-        pictures[method.name] = _sample(method, config, options.out, options.seed)
-    sampled = time.perf_counter()
-    write_comparison(options.out, pictures)
-    timesteps = [int(t) for t in experts.schedule.timesteps(config.sample.steps)]
-    stages = [stage.name for stage in experts.unet.stages]
-    seconds = trained - started, sampled - trained
-    write_page(options.out, pictures, experts.names, stages, timesteps, batch=config.train.batch, seconds=seconds)
-    print(f"open {options.out / 'index.html'}")
+    check_seed(options.seed)
+    if options.resume and options.overwrite:
+        raise InputError("--resume and --overwrite exclude each other")
+    config = load_config(str(CONFIG), [override.removeprefix("--config.") for override in overrides])
 
+    from afa_jax.report.demo import demo
 
-def _sample(method: Method, config: ConfigDict, out: Path, seed: int) -> list[Picture]:
-    sampling = SampleOptions(
-        size=tuple(config.sample.size),
-        steps=config.sample.steps,
-        guidance=config.sample.guidance,
-        batch=len(PROMPTS),
-        maps=method.kind == "afa",
+    demo(
+        config,
+        options.out,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        seed=options.seed,
+        arguments=["--config", str(CONFIG), *overrides],
     )
-    requests = [Request(prompt=prompt) for prompt in PROMPTS]
-    made = list(generate(requests, method.denoiser, method.experts, seed=seed, options=sampling))
-    folder = out / "pictures"
-    folder.mkdir(exist_ok=True)
-    for picture in made:
-        name = f"{file_name(method)}_{slug(picture.request.prompt)}.png"
-        save_png(folder / name, picture.pixels, recipe_of(picture.request, method, seed, sampling, config))
-    return made
-
-
-def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
-    """Write ``out/comparison.png``: a prompt a row, a method a column, and whom AFA's last site trusted where."""
-    rows = [
-        [*(made[i].pixels for made in pictures.values()), paint(mean_maps(pictures["afa"][i].maps[-1:]).mean(0))]
-        for i in range(len(PROMPTS))
-    ]
-    sheet = labelled_grid(rows, PROMPTS, [*pictures, "AFA's last maps"])
-    partial = out / ".comparison.png.partial"
-    sheet.save(partial, format="PNG", optimize=True)
-    partial.replace(out / "comparison.png")
-
-
-def write_page(
-    out: Path,
-    pictures: dict[str, list[Picture]],
-    experts: Sequence[str],
-    stages: Sequence[str],
-    timesteps: Sequence[int],
-    *,
-    batch: int,
-    seconds: tuple[float, float],
-) -> None:
-    """Write ``out/index.html`` from the pictures of each method and the run's metrics.
-
-    Args:
-        out: folder of the run.
-        pictures: by method; those of afa with maps.
-        experts, stages: names.
-        timesteps: of the sampling steps.
-        batch: of the training.
-        seconds: of training and of sampling.
-    """
-    metrics = read_metrics(out)
-    afa = pictures["afa"]
-    sites = stages[-len(afa[0].maps) :]
-    rows = []
-    for i, prompt in enumerate(PROMPTS):
-        trust = paint(mean_maps(afa[i].maps).mean(0))
-        cells = [image(made[i].pixels, f"{method}: {prompt}", scale=2) for method, made in pictures.items()]
-        rows.append(
-            [html.escape(prompt), *cells, image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1])]
-        )
-    colours = "".join(swatch(*key) for key in legend(experts))
-
-    losses = points_of(metrics, "loss")
-    loss = [("loss", "#bbb", losses), ("mean of 20 steps", "#0072b2", _smooth(losses))]
-    weights = [(*key, points_of(metrics, f"weight_{k}")) for k, key in enumerate(legend(experts))]
-    entropy = [("entropy over log N", "#0072b2", points_of(metrics, "entropy"))]
-    sheets = "".join(
-        f"<h3>{html.escape(p.request.prompt)}</h3>" + image(contact_sheet(p.maps, sites, timesteps), p.request.prompt)
-        for p in afa[:3]
-    )
-    intro = (
-        f"<p>{len(experts)} frozen experts ({html.escape(', '.join(experts))}), each fine-tuned on its own "
-        f"topic from one base model. Aggregators trained for {metrics[-1]['step']} steps of {batch} in "
-        f"{seconds[0]:.0f} s; {len(pictures)} x {len(PROMPTS)} pictures in {seconds[1]:.0f} s, both with compiling. "
-        "Same prompts, same noise in every column.</p>"
-    )
-    content = page(
-        "AFA: several emoji experts, one picture",
-        [
-            ("", intro),
-            (
-                "Pictures",
-                table(["prompt", *pictures, "whom AFA trusted where"], rows)
-                + f"<p>Trusted, mean over sites and timesteps: {colours}</p>",
-            ),
-            ("Training loss (MSE of the prediction)", line_chart(loss, x_label="step", y_label="loss")),
-            (
-                "Mean weight of each expert in training",
-                line_chart(weights, x_label="step", y_label="weight"),
-            ),
-            (
-                "How even the maps are: 1 trusts all experts alike, 0 one alone at each pixel",
-                line_chart(entropy, x_label="step", y_label="entropy"),
-            ),
-            ("Maps over timesteps (columns) and sites (rows)", f"<p>{colours}</p>{sheets}"),
-        ],
-    )
-    replace_text(out / "index.html", content)
-
-
-def _smooth(points: Sequence[tuple[float, float]], width: int = 20) -> list[tuple[float, float]]:
-    values = [y for _, y in points]
-    return [(x, float(np.mean(values[max(0, i - width + 1) : i + 1]))) for i, (x, _) in enumerate(points)]
 
 
 if __name__ == "__main__":

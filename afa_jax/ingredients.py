@@ -24,15 +24,14 @@ from typing import Any, TypeVar
 
 from ml_collections import ConfigDict
 
-from afa_jax.diffusion.schedule import PREDICTIONS
 from afa_jax.errors import InputError
+from afa_jax.names import DTYPES, PREDICTIONS
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, rounded
 from afa_jax.weights.combine import compose
 from afa_jax.weights.hub import fetch, fetch_lora
 from afa_jax.weights.load import open_checkpoint
 from afa_jax.weights.lora import with_loras
 
-DTYPES = ("float32", "float16", "bfloat16")
 T = TypeVar("T", bound="Source")
 
 

@@ -7,27 +7,11 @@ maps.html, the figures in maps.json.
 
 from __future__ import annotations
 
-import io
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from tqdm import tqdm
-
-import afa_jax
+from afa_jax.cli.arguments import check_method, check_prompts, check_sampling, parse_size
 from afa_jax.commands import Parser, parse, run
-from afa_jax.data.pictures import save_png
-from afa_jax.errors import InputError
-from afa_jax.files import check_new, replace_bytes, replace_text, writing
-from afa_jax.generate import Picture, Request, SampleOptions, generate
-from afa_jax.methods import Models, make_method
-from afa_jax.report.maps import animation, contact_sheet, frames
-from afa_jax.report.trust import Drawn, Mean, maps_page, rounded, routing_of
-from afa_jax.sample import find_method, parse_size, slug
-
-_TILE = 76  # pixels, width of the sheet's tiles
-_ENDS = (".png", "_maps.png", "_maps.webp")  # of a picture's files
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,113 +35,26 @@ def main(arguments: Sequence[str]) -> None:
 
     if not options.prompt and not options.statistics:
         parser.error("nothing to draw: give --prompt, --statistics or both")
-    if not all(prompt.strip() for prompt in options.prompt):
-        raise InputError("--prompt is empty; say what to draw")
-    if not 0 <= options.seed < 2**31:
-        raise InputError(f"--seed {options.seed}; choose 0 to {2**31 - 1}")
-    many = read_prompts(options.statistics, options.seed) if options.statistics else []
-    names = [f"{i:03d}_{slug(prompt)}" for i, prompt in enumerate(options.prompt)]
-    for file in ("maps.html", "maps.json", *(name + end for name in names for end in _ENDS)):
-        check_new(options.out / file, options.overwrite)
-    defaults = config.sample
-    sampling: dict[str, Any] = dict(
-        size=parse_size(options.size) if options.size else tuple(defaults.size),
-        steps=defaults.steps if options.steps is None else options.steps,
-        guidance=float(defaults.guidance if options.guidance is None else options.guidance),
-    )
-    # Maps are kept of one picture at a time; over many prompts they are reduced where they arise, inside the scan.
-    whole = SampleOptions(**sampling, batch=1, maps=True, path=True)
-    reduced = SampleOptions(**sampling, batch=max(1, min(defaults.batch, len(many))), routing=True)
-    models = Models(config, options.workdir, whole.steps)
-    whole.check(models.experts)
-    method = make_method(find_method(options.method, config, options), models)
-    whole, reduced = (method.sampled_with(each) for each in (whole, reduced))
-    experts = method.experts
-    timesteps = [int(t) for t in experts.schedule.timesteps(whole.steps)]
-    sites = method.sites
+    check_prompts(options.prompt)
+    check_sampling(options)
+    check_method(options.method, config)
+    size = parse_size(options.size) if options.size else None
 
-    def sampled(prompts: Sequence[str], sample_options: SampleOptions) -> Iterator[Picture]:
-        if not prompts:
-            return iter(())
-        requests = [Request(prompt=prompt) for prompt in prompts]
-        return generate(requests, method.denoiser, experts, seed=options.seed, options=sample_options)
+    from afa_jax.sampling.maps import draw_maps
 
-    to_draw, to_count = sampled(options.prompt, whole), sampled(many, reduced)  # which checks them
-    with writing(options.out):
-        options.out.mkdir(parents=True, exist_ok=True)
-    shared: dict[str, object] = dict(
-        version=afa_jax.__version__,
-        method=dict(method.record),
+    draw_maps(
+        config,
+        options.out,
+        options.prompt,
+        statistics=options.statistics,
+        workdir=options.workdir,
+        method=options.method,
         seed=options.seed,
-        size=list(whole.size),
-        steps=whole.steps,
-        guidance=whole.guidance,
-        eta=whole.eta,
-        sampler="ddim",
+        size=size,
+        steps=options.steps,
+        guidance=options.guidance,
+        overwrite=options.overwrite,
     )
-    drawn, single = [], []
-    for picture, name in zip(tqdm(to_draw, total=len(names), unit="image", disable=not names), names, strict=True):
-        assert picture.path is not None
-        prompt, shown = picture.request.prompt, (picture.maps, sites, timesteps)
-        sheet = io.BytesIO()
-        row = max(24, round(_TILE * whole.size[0] / whole.size[1]))
-        contact_sheet(*shown, columns=10, row=row, path=picture.path, experts=experts.names).save(sheet, format="PNG")
-        moving = animation(frames(*shown, picture.path, experts.names, prompt))
-        save_png(options.out / f"{name}.png", picture.pixels, shared | dict(prompt=prompt, number=0))
-        replace_bytes(options.out / f"{name}_maps.png", sheet.getvalue())
-        replace_bytes(options.out / f"{name}_maps.webp", moving)
-        drawn.append(Drawn(prompt, moving, sheet.getvalue()))
-        single.append(dict(prompt=prompt, **rounded(routing_of(picture.maps))))
-    statistics = Mean() if many else None
-    for picture in tqdm(to_count, total=len(many), unit="image", disable=not many):
-        assert statistics is not None
-        statistics.add(picture.routing)
-    record = shared | dict(
-        experts=list(experts.names),
-        sites=sites,
-        timesteps=timesteps,
-        pictures=single,
-        statistics=None if statistics is None else _record(statistics, many),
-    )
-    replace_text(options.out / "maps.json", json.dumps(record) + "\n")
-    title = f"Whom {method.name} trusts: {config.name}"
-    labels: dict[str, Any] = dict(sites=sites, timesteps=timesteps, experts=experts.names)
-    replace_text(options.out / "maps.html", maps_page(title, drawn, statistics, **labels))
-    print(options.out / "maps.html")
-
-
-def _record(found: Mean, prompts: Sequence[str]) -> dict[str, Any]:
-    """Means and deviations over the prompts: ``weights`` by step, site and expert, ``entropy`` by step and site."""
-    means = rounded({name: found.mean(name) for name in ("weights", "entropy")})
-    deviations = rounded({f"{name}_deviation": found.deviation(name) for name in ("weights", "entropy")})
-    return dict(prompts=list(prompts), **means, **deviations)
-
-
-def read_prompts(source: str, seed: int) -> list[str]:
-    """The prompts of a text file, one a line, or with ``emoji:N`` of N scenes of two topics.
-
-    Raises:
-        InputError: no such file, no text, or nothing in it; not a number of scenes that there are.
-    """
-    kind, _, number = source.partition(":")
-    if kind == "emoji" and number:
-        from afa_jax.data.emoji.scenes import evaluation_prompts
-
-        if not number.isdecimal() or int(number) < 1:
-            raise InputError(f"--statistics {source}: write a number of scenes, such as emoji:64")
-        try:
-            return [prompt.caption for prompt in evaluation_prompts("mixed", int(number), seed)]
-        except ValueError as error:
-            raise InputError(f"--statistics {source}: {error}; choose fewer") from error
-    try:
-        text = Path(source).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
-        raise InputError(f"--statistics {source}: {reason}; name a file with a prompt a line, or emoji:N") from error
-    prompts = [line.strip() for line in text.splitlines() if line.strip()]
-    if not prompts:
-        raise InputError(f"--statistics {source}: no prompt in it; write one a line")
-    return prompts
 
 
 if __name__ == "__main__":

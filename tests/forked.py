@@ -17,7 +17,8 @@ import orbax.checkpoint  # noqa: F401
 import tensorstore  # noqa: F401
 from transformers import CLIPTokenizer  # noqa: F401
 
-from afa_jax import sample, train  # noqa: F401
+from afa_jax.sampling import pictures  # noqa: F401
+from afa_jax.training import run  # noqa: F401
 
 PROCESSES = multiprocessing.get_context("forkserver")
 # Here and nowhere else: of a process's tests, all fork from one server, and its last list counts.

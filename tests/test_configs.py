@@ -19,8 +19,8 @@ from afa_jax.methods import check_entry
 from afa_jax.models.configs import UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.train import configured_fusion
 from afa_jax.training.optimizer import make_optimizer
+from afa_jax.training.run import configured_fusion
 from afa_jax.training.state import init_state, make_train_step
 from afa_jax.weights.keys import flatten
 

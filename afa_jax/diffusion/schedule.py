@@ -15,9 +15,9 @@ import numpy as np
 from jax import Array
 
 from afa_jax.errors import InputError
+from afa_jax.names import PREDICTIONS
 from afa_jax.types import Latents, Timesteps
 
-PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SPACINGS = ("leading", "trailing", "linspace")
 
 

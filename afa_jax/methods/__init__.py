@@ -22,6 +22,7 @@ from afa_jax.fusion.kinds import sites_of
 from afa_jax.generate import SampleOptions
 from afa_jax.methods.kinds import KINDS, Loaded
 from afa_jax.methods.loading import Models, NotTrained
+from afa_jax.names import SAMPLING
 from afa_jax.records import public, recorded
 from afa_jax.weights.merge_options import number
 from afa_jax.weights.merging import KINDS as MERGES
@@ -39,7 +40,6 @@ __all__ = [
     "method_name",
 ]
 
-SAMPLING = ("eta", "steps", "guidance")
 LEAST = dict(eta=0, steps=1, guidance=1)
 EVERYWHERE = ("name", "family", "what", *SAMPLING)
 """Options of every kind."""

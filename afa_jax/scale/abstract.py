@@ -30,8 +30,8 @@ from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import DATA, FSDP, ROWS, mesh_of, specs_of
-from afa_jax.train import configured_mesh
 from afa_jax.training.optimizer import make_optimizer
+from afa_jax.training.run import configured_mesh
 from afa_jax.training.state import batch_specs, init_state, make_train_step
 from afa_jax.weights.keys import flatten
 from afa_jax.weights.load import text_config, unet_config, vae_config

@@ -23,44 +23,10 @@ from afa_jax.records import record_text
 _LOCK = ".lock"
 
 
-def add_workdir_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every trainer that say where a run lives and what to do with one that is there."""
-    parser.add_argument("--workdir", type=Path, required=True, help="folder of this run")
-    parser.add_argument("--resume", action="store_true", help="continue the run in the workdir")
-    parser.add_argument(
-        "--resume_step",
-        type=int,
-        metavar="N",
-        action=_ResumeStep,
-        help="continue it from the checkpoint of step N instead of the last one; later ones are removed",
-    )
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in the workdir")
-    parser.add_argument(
-        "--resume_if_any",
-        action="store_true",
-        help="--resume if the workdir holds a run, else start it: for what is restarted by a machine",
-    )
-
-
-class _ResumeStep(argparse.Action):
-    """Implies --resume."""
-
-    def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
-        namespace.resume, namespace.resume_step = True, values
-
-
 def resume_if_any(options: argparse.Namespace) -> None:
-    """Turn ``--resume_if_any`` into ``--resume`` or nothing, by what the workdir holds.
-
-    Raises:
-        InputError: it excludes --resume, --resume_step and --overwrite.
-    """
-    if not options.resume_if_any:
-        return
-    if options.resume or options.overwrite:
-        other = "--overwrite" if options.overwrite else "--resume, or --resume_step,"
-        raise InputError(f"--resume_if_any and {other} exclude each other")
-    options.resume = on_first((options.workdir / "config.json").is_file)
+    """Turn ``--resume_if_any`` into ``--resume`` or nothing, by what the workdir holds."""
+    if options.resume_if_any:
+        options.resume = on_first((options.workdir / "config.json").is_file)
 
 
 @by_first

@@ -16,7 +16,7 @@ from afa_jax.commands import load_config, run
 from afa_jax.scale import abstract, chips
 from afa_jax.scale.abstract import KNOWN, Architecture, architecture_of
 from afa_jax.scale.memory import arguments_of
-from afa_jax.train import configured_fusion
+from afa_jax.training.run import configured_fusion
 from tests import tiny
 
 
@@ -106,7 +106,7 @@ def test_the_architecture_is_read_from_configs_alone(config_file: Path, tmp_path
     [
         (("--devices", "0"), "--devices 0; choose 1 or more"),
         (("--devices", "2", "--slices", "2"), "--slices goes with --topology"),
-        (("--devices", "2", "--architecture", "sdxl"), "--architecture sdxl; choose sd15"),
+        (("--devices", "2", "--architecture", "sdxl"), "argument --architecture: invalid choice: 'sdxl' (choose from"),
         (("--devices", "4096"), "--devices 4096: "),
         (("--devices", "2", "--expert", "a=missing"), "or --architecture sd15, which needs no files"),
         (("--devices", "4", "--config.mesh.expert=4"), "mesh data=-1, fsdp=1, expert=4 does not fit"),

@@ -1,6 +1,5 @@
 """The commands as a user runs them, on tiny experts: train, resume, sample; and every bad input in one line."""
 
-import argparse
 import json
 import shutil
 from pathlib import Path
@@ -15,6 +14,7 @@ from safetensors.numpy import load_file
 from afa_jax import sample, train
 from afa_jax.commands import run
 from afa_jax.models.configs import UNetConfig
+from afa_jax.sampling.pictures import find_method
 from afa_jax.training.log import TIMINGS
 from afa_jax.weights.aggregators import aggregators_hash
 from afa_jax.weights.folders import save_folder
@@ -134,11 +134,10 @@ def test_maps_grid_and_methods(root, trained, tmp_path):
 def test_flags_come_before_what_a_method_has_of_its_own():
     own = dict(name="superdiff eta=1", kind="superdiff", eta=1.0, steps=5)
     config = ConfigDict(dict(evaluation=dict(methods=[own])))
-    nothing = argparse.Namespace(eta=None, steps=None, guidance=None)
-    assert sample.find_method("superdiff eta=1", config, nothing) == own
-    given = argparse.Namespace(eta=0.0, steps=None, guidance=2.0)
-    assert sample.find_method("superdiff eta=1", config, given) == own | dict(eta=0.0, guidance=2.0)
-    assert sample.find_method("uniform,eta=1,steps=4", config, given) == dict(
+    assert find_method("superdiff eta=1", config, {}) == own
+    given = dict(eta=0.0, guidance=2.0)
+    assert find_method("superdiff eta=1", config, given) == own | dict(eta=0.0, guidance=2.0)
+    assert find_method("uniform,eta=1,steps=4", config, given) == dict(
         name="uniform steps=4", kind="uniform", eta=0.0, guidance=2.0, steps=4
     )
 
@@ -152,7 +151,7 @@ def test_flags_come_before_what_a_method_has_of_its_own():
         (["--prompt", "fox", "--prompt", " "], "--prompt is empty"),
         ([], "one of the arguments --prompt --prompts is required"),
         (["--prompt", "fox", "--seed", "5000000000"], "--seed 5000000000"),
-        (["--prompt", "fox", "--steps", "0"], "0 sampling steps"),
+        (["--prompt", "fox", "--steps", "0"], "--steps 0; choose 1 or more"),
         (["--prompt", "fox", "--size", "30x64"], "multiples of 4"),
         (["--prompt", "fox", "--size", "big"], "--size 'big'"),
         (["--prompt", "fox", "--workdir", "nowhere"], "nowhere: no such file or folder"),

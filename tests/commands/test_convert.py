@@ -14,6 +14,7 @@ import pytest
 
 from afa_jax import convert
 from afa_jax.commands import run
+from afa_jax.exporting.written import RECIPE
 from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.folders import save_folder
 from afa_jax.weights.load import check_networks, open_checkpoint
@@ -44,7 +45,7 @@ def assert_same(one: Path, other: Path) -> None:
 
 
 def recipe(path: Path) -> dict:
-    return json.loads(open_checkpoint(path).metadata[convert.RECIPE])
+    return json.loads(open_checkpoint(path).metadata[RECIPE])
 
 
 @pytest.fixture(scope="module")

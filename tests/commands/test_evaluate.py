@@ -15,6 +15,7 @@ from afa_jax import evaluate
 from afa_jax.commands import load_config, run
 from afa_jax.errors import InputError
 from afa_jax.evaluation import comparison, cost, judge
+from afa_jax.evaluation import evaluate as evaluating
 from afa_jax.evaluation.bootstrap import Figure, Resamples
 from afa_jax.evaluation.comparison import (
     Measured,
@@ -84,7 +85,7 @@ def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys,
         return comparison.compare(measured, protocol)
 
     monkeypatch.setattr(comparison, "make_method", make)
-    monkeypatch.setattr(evaluate, "compare", compare)
+    monkeypatch.setattr(evaluating, "compare", compare)
     assert run(evaluate.main, arguments(place)) == 0
     assert len(made) >= 5 and alive == []  # the networks of a measured method do not stay on the device
     printed = capsys.readouterr().out
@@ -328,11 +329,11 @@ def test_no_comparison_is_without_its_controls():
 def test_an_absent_main_metric_gives_way_to_one_that_is_there():
     """The run goes on, and says so."""
     shared, absent = protocol(), dict(pickscore="no weights")
-    assert evaluate.main_metric("main", shared, absent) == "main"
+    assert evaluating.main_metric("main", shared, absent) == "main"
     with pytest.warns(UserWarning, match="'pickscore' is absent; the best ones are chosen by 'main'"):
-        assert evaluate.main_metric("pickscore", shared, absent) == "main"
+        assert evaluating.main_metric("pickscore", shared, absent) == "main"
     with pytest.raises(InputError, match="'clip': it is none of the metrics: main, pickscore"):
-        evaluate.main_metric("clip", shared, absent)
+        evaluating.main_metric("clip", shared, absent)
 
 
 class Scorer:
@@ -384,17 +385,17 @@ def test_example_maps_are_kept_beside_the_pictures(config, tmp_path, monkeypatch
         maps = (np.full((2, 3, 4, 8), 1 / 3, np.float32), np.full((2, 3, 2, 4), 1 / 3, np.float32))
         return [Picture(request=request, pixels=np.zeros((32, 64, 3), np.uint8), maps=maps) for request in requests]
 
-    monkeypatch.setattr(evaluate, "generate", sample)
+    monkeypatch.setattr(evaluating, "generate", sample)
     folder = PictureFolder(tmp_path, dict(method=dict(kind="uniform")))
     measured = [row("uniform", kind="uniform", pictures=folder)]
     models = Models(config)
     for prompts in ([items[0].prompt], [items[0].prompt], [item.prompt for item in items]):
-        found = evaluate.example_maps(measured, "uniform", models, protocol(items=items), prompts)
+        found = evaluating.example_maps(measured, "uniform", models, protocol(items=items), prompts)
         assert found.keys() == {("uniform", prompt) for prompt in prompts}
         for maps in found.values():
             np.testing.assert_allclose(maps, np.full((3, 4, 8), 1 / 3), atol=1e-4)
     assert len(sampled) == 2 and all(options.maps and options.batch == 1 for options in sampled)
-    assert evaluate.example_maps(measured, None, models, protocol(items=items), []) == {}
+    assert evaluating.example_maps(measured, None, models, protocol(items=items), []) == {}
 
 
 @pytest.mark.parametrize(
@@ -410,7 +411,7 @@ def test_example_maps_are_kept_beside_the_pictures(config, tmp_path, monkeypatch
     ],
 )
 def test_a_misspelt_method_is_found_before_the_work(entry, message):
-    with pytest.raises(evaluate.InputError, match=message):
+    with pytest.raises(InputError, match=message):
         entries_of(ConfigDict(dict(evaluation=dict(methods=[dict(kind="uniform", name="fine"), entry]))))
 
 
@@ -424,12 +425,12 @@ def test_fewer_prompts_are_of_all_groups_in_their_shares():
 
 def test_noise_needs_pictures_of_its_own_where_prompts_are_not_emoji():
     def pairs(**noise):
-        return evaluate.noise_pairs(
+        return evaluating.noise_pairs(
             ConfigDict(dict(evaluation=dict(prompts=dict(kind="coco"), noise=noise)), convert_dict=True)
         )
 
     assert pairs(pairs=0) is None
-    with pytest.raises(evaluate.InputError, match=r"evaluation\.noise\.data is missing"):
+    with pytest.raises(InputError, match=r"evaluation\.noise\.data is missing"):
         pairs(pairs=4)
-    with pytest.raises(evaluate.InputError, match=r"evaluation\.noise\.pairs=9: .* only 5 examples"):
+    with pytest.raises(InputError, match=r"evaluation\.noise\.pairs=9: .* only 5 examples"):
         pairs(pairs=9, data=dict(kind="emoji", seed=0, length=5))

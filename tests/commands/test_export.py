@@ -10,9 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afa_jax import convert, export
+from afa_jax import export
 from afa_jax.commands import load_config, run
 from afa_jax.evaluation.snapshot import block_weights
+from afa_jax.exporting.written import RECIPE
 from afa_jax.methods import Models, make_method
 from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, save_fusion
 from afa_jax.weights.checkpoint import hash_components
@@ -38,7 +39,7 @@ def arguments(root: Path) -> list[str]:
 
 
 def recipe(path: Path) -> dict:
-    return json.loads(open_checkpoint(path).metadata[convert.RECIPE])
+    return json.loads(open_checkpoint(path).metadata[RECIPE])
 
 
 def test_the_pair_is_copied_and_can_be_used(root, arguments, tmp_path, capsys):

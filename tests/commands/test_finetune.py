@@ -18,13 +18,13 @@ from afa_jax.data.sources import BadExample, make_source
 from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.finetune import encode_scenes, make_text_audible
 from afa_jax.fusion.time_experts import TimeExperts, binary_tree_edges, uniform_edges
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
 from afa_jax.parallel import make_mesh
-from afa_jax.train_vae import MAX_GAIN, whiten
+from afa_jax.training.finetune import encode_scenes, make_text_audible
 from afa_jax.training.loss import diffusion_loss
+from afa_jax.training.vae import MAX_GAIN, whiten
 from afa_jax.weights.keys import flatten
 from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
 from tests import tiny

@@ -14,6 +14,8 @@ from afa_jax import maps
 from afa_jax.commands import load_config, run
 from afa_jax.experts import load_experts
 from afa_jax.generate import Picture, Request, SampleOptions, generate
+from afa_jax.sampling import maps as drawing
+from afa_jax.sampling.maps import read_prompts
 from afa_jax.weights.aggregators import save_fusion
 from tests import tiny
 
@@ -43,7 +45,7 @@ def made(root, trained, tmp_path_factory):
         return generate(requests, *given, options=options, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(maps, "generate", recorded)
+        patch.setattr(drawing, "generate", recorded)
         assert run(maps.main, arguments) == 0
     # Maps are kept of the picture that was asked for, and one at a time; over many prompts nothing but their sums.
     assert [(n, o.batch, o.maps, o.path, o.routing) for n, o, _ in asked] == [
@@ -146,6 +148,6 @@ def test_bad_input_is_one_line_and_leaves_nothing(root, tmp_path, arguments, sai
 
 
 def test_scenes_of_two_topics_by_number():
-    prompts = maps.read_prompts("emoji:8", 1)
+    prompts = read_prompts("emoji:8", 1)
     assert len(set(prompts)) == 8 and all(" and " in prompt for prompt in prompts)
-    assert maps.read_prompts("emoji:8", 1) == prompts != maps.read_prompts("emoji:8", 2)
+    assert read_prompts("emoji:8", 1) == prompts != read_prompts("emoji:8", 2)

@@ -11,6 +11,7 @@ import pytest
 from afa_jax import convert, merge
 from afa_jax.commands import load_config, run
 from afa_jax.experts import find_checkpoints
+from afa_jax.exporting.written import RECIPE
 from afa_jax.weights import merging
 from afa_jax.weights.load import load_unet, open_checkpoint
 from tests import tiny
@@ -23,7 +24,7 @@ def merged(root, *arguments):
 
 
 def recipe(path):
-    return json.loads(open_checkpoint(path).metadata[convert.RECIPE])
+    return json.loads(open_checkpoint(path).metadata[RECIPE])
 
 
 @pytest.mark.parametrize("out", ["ties.safetensors", "ties"])

@@ -17,6 +17,7 @@ from afa_jax.commands import run
 from afa_jax.errors import InputError
 from afa_jax.generate import Request
 from afa_jax.prompt_files import read_prompts
+from afa_jax.sampling import pictures as sampling
 
 PROMPTS = ["octopus and pizza, noto style", "fox, blob style", "car, noto style", "fox, blob style", "owl, noto style"]
 
@@ -223,9 +224,9 @@ def test_a_batch_is_under_way_while_the_one_before_is_used(made, root, monkeypat
 
     monkeypatch.setattr(generate, "sample_batch", counted)
     config = sample.parse(sample.Parser(), [f"--config={root}/config.py"])[1]
-    experts = sample.Models(config).experts
-    method = sample.make_method(dict(kind="uniform"), sample.Models(config))
-    options = sample.SampleOptions(size=(32, 64), steps=3, guidance=2.0, batch=2)
+    experts = sampling.Models(config).experts
+    method = sampling.make_method(dict(kind="uniform"), sampling.Models(config))
+    options = sampling.SampleOptions(size=(32, 64), steps=3, guidance=2.0, batch=2)
     requests = [Request(prompt=prompt, number=2 * i) for i, prompt in enumerate(PROMPTS)]
     pictures = []
     for picture in generate.generate(requests, method.denoiser, experts, seed=5, options=options):

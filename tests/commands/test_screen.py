@@ -12,8 +12,10 @@ import pytest
 from afa_jax import screen, train
 from afa_jax.commands import load_config, run
 from afa_jax.data.emoji.scenes import UNSEEN, SceneSource
-from afa_jax.data.sources import BadExample
+from afa_jax.data.sources import BadExample, make_source
 from afa_jax.errors import InputError
+from afa_jax.evaluation import screening
+from afa_jax.evaluation.pairs import by_hash, choose_pairs, unseen
 from afa_jax.evaluation.screen import Estimate, RoutingGain
 from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.folders import save_folder
@@ -49,7 +51,7 @@ def test_the_figures_the_tables_and_the_verdict_agree(root, tmp_path, capsys):
     single = total["mse"]["single"]
     assert min(single, key=single.get) == results["routing"]["best_single"]
     assert total["gain"] == pytest.approx(1 - total["mse"]["routed"] / min(single.values()))
-    assert len(results["routing"]["buckets"]) == screen.BUCKETS
+    assert len(results["routing"]["buckets"]) == screening.BUCKETS
     for row in (total, *results["routing"]["buckets"]):
         assert sum(row["share"].values()) == pytest.approx(1)
         assert f"{row['mse']['routed']:.4f}" in printed
@@ -138,7 +140,7 @@ def test_every_mismatch_is_listed(root, tmp_path, experts, capsys):
     [
         (["--pairs=7"], "choose --pairs of 8 or more"),
         (["--draws=1"], "--draws of 2 or more"),
-        (["--seed=-1"], "--seed from 0"),
+        (["--seed=-1"], "--seed -1; choose 0 to"),
         (["--pairs=many"], "invalid int value: 'many'"),
         (["--config.data.length=5", *SMALL], "--pairs 8: the data has only 5 examples"),
         (["--config.data.kind=magic", *SMALL], "data.kind='magic'"),
@@ -163,14 +165,14 @@ def test_one_expert_and_an_expert_without_weights_are_refused(root, tmp_path, ex
 
 
 def chosen(data, count, seed):
-    return screen.choose_pairs(screen.unseen(screen.make_source(data)), None, count, seed)
+    return choose_pairs(unseen(make_source(data)), None, count, seed)
 
 
 def test_emoji_pairs_are_scenes_that_nothing_trains_on(root):
     data = load_config(f"{root}/config.py").data
     pictures, captions = chosen(data, 8, seed=0)
     unseen = SceneSource(seed=UNSEEN, length=data.length)
-    order = list(screen.by_hash(data.length, 0))
+    order = list(by_hash(data.length, 0))
     assert captions == [unseen[index]["caption"] for index in order[:8]]
     np.testing.assert_array_equal(pictures, [unseen[index]["image"] for index in order[:8]])
     assert captions != chosen(data, 8, seed=1)[1]
@@ -178,7 +180,7 @@ def test_emoji_pairs_are_scenes_that_nothing_trains_on(root):
 
 @pytest.mark.parametrize("length", [1, 10, 1000])
 def test_the_hash_chooses_every_example_once(length):
-    order = list(screen.by_hash(length, 3))
+    order = list(by_hash(length, 3))
     assert sorted(order) == list(range(length))
     assert length == 1 or order != sorted(order)
 
@@ -197,7 +199,7 @@ def test_an_example_that_cannot_be_read_is_named_and_replaced(root, monkeypatch)
                 raise BadExample(f"{index}.png", "not a readable picture")
             return dict(image=np.full((8, 8, 3), index, np.uint8), caption=str(index))
 
-    monkeypatch.setattr(screen, "make_source", lambda config: Damaged(range(20)))
+    monkeypatch.setitem(globals(), "make_source", lambda config: Damaged(range(20)))
     with pytest.warns(UserWarning, match=r"left out: \d*[13579].png: not a readable picture"):
         pictures, captions = chosen(data, 8, seed=0)
     assert [int(caption) for caption in captions] == pictures[:, 0, 0, 0].tolist()
@@ -219,15 +221,15 @@ def test_an_example_that_cannot_be_read_is_named_and_replaced(root, monkeypatch)
     ],
 )
 def test_the_three_verdicts(root, monkeypatch, capsys, estimate, status, verdict):
-    buckets = np.ones(screen.BUCKETS)
+    buckets = np.ones(screening.BUCKETS)
     gain = RoutingGain(
         total=estimate,
-        buckets=(estimate,) * screen.BUCKETS,
+        buckets=(estimate,) * screening.BUCKETS,
         best=0,
         routed=buckets,
         single=np.stack([buckets] * 3),
         share=np.stack([buckets / 3] * 3),
     )
-    monkeypatch.setattr(screen, "measure", lambda *arguments: gain)
+    monkeypatch.setattr(screening, "measure", lambda *arguments: gain)
     assert run(screen.main, ["--config", f"{root}/config.py", *SMALL]) == status
     assert last_line(capsys) == f"verdict: {verdict}"

@@ -22,14 +22,15 @@ from PIL import Image
 from afa_jax import search as command
 from afa_jax.commands import load_config, run
 from afa_jax.errors import InputError, Stopped
-from afa_jax.evaluation import metrics, scores
+from afa_jax.evaluation import metrics, scores, trials
 from afa_jax.evaluation import search as searching
 from afa_jax.evaluation.prompts import Item, load_items
 from afa_jax.evaluation.search import KINDS, LIMIT, Space, emoji_score, full_scale_score, merge_stacks, score_weights
+from afa_jax.evaluation.trials import search, summary
 from afa_jax.experts import load_experts
 from afa_jax.generate import SampleOptions
+from afa_jax.names import SEARCHERS
 from afa_jax.parallel import stack, take
-from afa_jax.search import search, summary
 from afa_jax.weights.keys import flatten
 from afa_jax.weights.load import load_text_encoder, load_unet
 from tests import tiny
@@ -106,7 +107,7 @@ def trials_of(study: Any) -> list[tuple[Any, ...]]:
     return [(t.number, t.value, t.params) for t in study.get_trials(deepcopy=False) if t.value is not None]
 
 
-@pytest.mark.parametrize("sampler", command.SAMPLERS)
+@pytest.mark.parametrize("sampler", SEARCHERS)
 def test_a_search_goes_on_as_if_it_had_never_stopped(sampler, tmp_path):
     """After a stop between trials, a crash within one, and SIGTERM; also the first trial is the average."""
     own = space("experts")
@@ -156,14 +157,14 @@ def test_a_lower_score_may_be_the_better_one(tmp_path):
 
 def test_time_is_a_budget_too(tmp_path, monkeypatch):
     clock = iter(range(0, 10_000, 30))
-    monkeypatch.setattr(command, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    monkeypatch.setattr(trials, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     study = search(
         tmp_path / "log", bowl, space("experts"), better="higher", sampler="tpe", seed=0, trials=99, minutes=2
     )
     assert len(trials_of(study)) == 3  # begun after 30, 60 and 90 seconds
 
 
-@pytest.mark.parametrize("sampler", command.SAMPLERS)
+@pytest.mark.parametrize("sampler", SEARCHERS)
 def test_a_score_that_is_no_number_is_the_worst(sampler, tmp_path):
     own, calls = space("experts"), []
 

@@ -10,8 +10,8 @@ from PIL import Image
 from afa_jax import merge
 from afa_jax import train as command
 from afa_jax.commands import load_config, run
-from afa_jax.convert import RECIPE
 from afa_jax.experts import load_experts, with_fusion
+from afa_jax.exporting.written import RECIPE
 from afa_jax.fusion.block_weights import Merged
 from afa_jax.fusion.kinds import fusion_config, init_fusion
 from afa_jax.generate import SampleOptions

@@ -19,11 +19,12 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax import distributed
+from afa_jax.cli.arguments import add_workdir_arguments
 from afa_jax.commands import Parser, run
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
 from afa_jax.training.loop import Every, run_loop
-from afa_jax.training.workdir import add_workdir_arguments, keep_config, open_workdir, resume_if_any
+from afa_jax.training.workdir import keep_config, open_workdir, resume_if_any
 from afa_jax.weights.keys import flatten
 
 BATCH = 8

@@ -6,8 +6,8 @@ import re
 import numpy as np
 from PIL import Image
 
-from afa_jax.demo import PROMPTS, write_comparison, write_page
 from afa_jax.generate import Picture, Request
+from afa_jax.report.demo import PROMPTS, write_comparison, write_page
 
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):

@@ -6,14 +6,16 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
+from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
 from afa_jax.errors import InputError
-from afa_jax.training.workdir import add_workdir_arguments, keep_config, open_workdir, resume_if_any
+from afa_jax.training.workdir import keep_config, open_workdir, resume_if_any
 
 
 def options(workdir: Path, *arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_workdir_arguments(parser)
     parsed = parser.parse_args([f"--workdir={workdir}", *arguments])
+    check_workdir_arguments(parsed)
     resume_if_any(parsed)
     return parsed
 

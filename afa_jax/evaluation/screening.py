@@ -1,0 +1,127 @@
+"""Whether experts can be fused, and whether routing between them can be learnt, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from afa_jax.data.loader import loading
+from afa_jax.data.sources import make_source
+from afa_jax.errors import InputError
+from afa_jax.evaluation.noise import expert_errors
+from afa_jax.evaluation.pairs import choose_pairs, unseen
+from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
+from afa_jax.experts import Mismatch, find_checkpoints, load_experts, mismatches
+from afa_jax.files import replace_text
+from afa_jax.report.screen import print_gain, print_mismatches, print_weights, record
+from afa_jax.weights.checkpoint import hash_components
+from afa_jax.weights.compare import EXPERT, Difference, compare_experts
+
+BUCKETS = 10  # ranges of timesteps
+Pairs = Mapping[tuple[str, str], Difference]
+
+
+def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0, out: Path | None = None) -> int:
+    """Screen the experts of a config and print tables and the verdict.
+
+    Args:
+        pairs: held-out pictures with captions.
+        draws: of noise for each pair and timestep.
+        seed: of pairs, timesteps, noise and intervals.
+        out: a new JSON file for all figures.
+
+    Returns:
+        3 if training is clearly not worth it, else 0.
+
+    Raises:
+        InputError: experts or data cannot be used, or ``out`` is there.
+    """
+    if out is not None and out.exists():
+        raise InputError(f"{out} exists; choose another --out or remove it")
+    base, checkpoints = find_checkpoints(config)
+    if len(checkpoints) < 2:
+        raise InputError(f"{next(iter(checkpoints))!r} is the only expert; routing needs two or more")
+
+    misfits = list(mismatches(base, checkpoints))
+    comparable = not any(misfit.what in ("architecture", "text encoder") for misfit in misfits)
+    hashes = {name: hash_components(checkpoint, EXPERT) for name, checkpoint in checkpoints.items()}
+    compared = dict(compare_experts(checkpoints)) if comparable else {}
+    print_mismatches(list(checkpoints), misfits)
+    if compared:
+        print_weights(compared)
+    refusal = refuse(misfits, compared)
+    gain = None
+    if refusal is None:
+        gain = measure(config, pairs, draws, seed)
+        print_gain(list(checkpoints), gain, f"on {pairs} held-out pairs, {draws} draws of noise each")
+    answer, verdict = ("no", refusal) if gain is None else judge(gain, pairs)
+    if out is not None:
+        results = dict(
+            config=config.to_dict(),
+            pairs=pairs,
+            draws=draws,
+            seed=seed,
+            experts=[dict(name=name, sha256=sha) for name, sha in hashes.items()],
+            mismatches=[misfit._asdict() for misfit in misfits],
+            weights=[
+                dict(experts=pair, kind=found.kind, total=found.total) | dict(blocks=found.blocks)
+                for pair, found in compared.items()
+            ],
+            routing=None if gain is None else record(list(checkpoints), gain),
+            answer=answer,
+            verdict=verdict,
+        )
+        out.parent.mkdir(parents=True, exist_ok=True)
+        replace_text(out, json.dumps(results, indent=2) + "\n")
+    print(f"\nverdict: {verdict}")
+    return 3 if answer == "no" else 0
+
+
+def measure(config: ConfigDict, count: int, draws: int, seed: int) -> RoutingGain:
+    """The routing gain of a config's experts on its held-out pairs.
+
+    Raises:
+        InputError: experts or data cannot be used, or an expert's predictions are not finite.
+    """
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    pixels, captions = choose_pairs(unseen(make_source(config.data)), loading(config.data)["crop"], count, seed)
+    experts.check_size(pixels.shape[1:3])
+    parts = []
+    with tqdm(total=count, unit="pair", dynamic_ncols=True, disable=None) as progress:
+        batch = min(count, config.sample.batch)
+        for errors in expert_errors(experts, pixels, captions, buckets=BUCKETS, draws=draws, seed=seed, batch=batch):
+            for name, own in zip(experts.names, errors, strict=True):
+                if not np.isfinite(own).all():
+                    raise InputError(f"expert {name!r} predicts NaN or infinity; try --config.dtype=float32")
+            parts.append(route(errors))
+            progress.update(errors.shape[1])
+    return routing_gain(parts, seed=seed)
+
+
+def refuse(misfits: Sequence[Mismatch], pairs: Pairs) -> str | None:
+    """The verdict on experts that need no measurement, if they do not: they do not fit, or one is there twice."""
+    if misfits:
+        return f"not worth training: {misfits[0].message}"
+    for (one, other), found in pairs.items():
+        if found.kind == "identical":
+            return f"not worth training: experts {one!r} and {other!r} have the same weights; leave one out"
+        if found.kind != "different":
+            apart = f"weights differ by {found.total:.1e} in all"
+            return f"not worth training: experts {one!r} and {other!r} are {found.kind} ({apart}); leave one out"
+    return None
+
+
+def judge(gain: RoutingGain, pairs: int) -> tuple[str, str]:
+    """The answer and the verdict that a measured gain gives."""
+    answer, line = worth_training(gain.total), f"{100 * WORTH_TRAINING:.0f} %"
+    verdict = {
+        "yes": f"routing is worth training ({gain.total})",
+        "no": f"not worth training: {gain.total}, below {line}",
+        "undecided": f"undecided: {gain.total}, on both sides of {line}; give more --pairs than {pairs}",
+    }
+    return answer, verdict[answer]

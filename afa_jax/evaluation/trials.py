@@ -1,0 +1,247 @@
+"""A search for merge weights, trial by trial, whose log can be gone on with."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import json
+import math
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from afa_jax.errors import InputError, Stopped
+from afa_jax.evaluation.prompts import load_items
+from afa_jax.evaluation.search import LIMIT, Score, Space, emoji_score, full_scale_score, score_weights
+from afa_jax.experts import Experts, load_experts
+from afa_jax.files import replace_text, writing
+from afa_jax.generate import SampleOptions
+from afa_jax.training.stopping import Interrupted, StopSignals
+from afa_jax.training.workdir import check_workdir, locked, open_workdir
+
+
+def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
+    """Run the trials that are missing and write the best weights.
+
+    Args:
+        options: the arguments of ``afa_jax.search``.
+
+    Raises:
+        InputError: something of the config, the metric or the workdir cannot be used.
+        Stopped: by SIGTERM or SIGINT; all finished trials are in the log.
+    """
+    optuna()
+    check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
+    out = options.out or options.workdir / "best.json"
+    if options.write:
+        from afa_jax.exporting.written import check_out
+
+        check_out(options.write, False)
+    score = _score(options, config)
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    guidance = config.sample.guidance if options.guidance is None else options.guidance
+    sampling = SampleOptions(
+        size=tuple(config.sample.size), steps=options.steps, guidance=float(guidance), batch=options.batch
+    )
+    sampling.check(experts)
+    stages = tuple(stage.name for stage in experts.unet.stages)
+    space = Space(kind=options.space, experts=experts.names, stages=stages, points=options.points)
+    settings = _settings(options, sampling, score, experts, str(config.dtype))
+    if options.out:
+        with writing(options.out):  # before the trials, not after the first one
+            options.out.parent.mkdir(parents=True, exist_ok=True)
+    open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
+    _keep_settings(options.workdir / "config.json", settings, config, resume=options.resume)
+
+    def evaluate(parameters: Mapping[str, float]) -> float:
+        return score_weights(space.weights(parameters), experts, score, seed=options.seed, options=sampling)
+
+    with locked(options.workdir):
+        study = search(
+            options.workdir / "trials.log", evaluate, space,
+            better=score.better, sampler=options.sampler, seed=options.seed,
+            trials=options.trials, minutes=options.minutes,
+            on_trial=lambda study: replace_text(out, json.dumps(summary(study, space, settings), indent=2) + "\n"),
+        )  # fmt: skip
+    best = summary(study, space, settings)
+    print(
+        f"{score.metric} {best['score']:.4f} by trial {best['trial']} of {best['trials']}; "
+        f"the uniform average has {best['average']:.4f}"
+    )
+    print(out)
+    if options.write:
+        write_merge(options.write, config, best)
+        print(options.write)
+
+
+def optuna() -> Any:
+    """The library, which warns instead of talking.
+
+    Raises:
+        InputError: it is not installed.
+    """
+    try:
+        import cmaes  # noqa: F401, optuna's CMA-ES needs it
+        import optuna as library
+    except ImportError as error:
+        raise InputError(
+            f"the search needs {error.name}, which is not installed: pip install -r requirements-search.txt"
+        ) from None
+    library.logging.set_verbosity(library.logging.WARNING)
+    return library
+
+
+def search(
+    log: Path,
+    evaluate: Callable[[Mapping[str, float]], float],
+    space: Space,
+    *,
+    better: str,
+    sampler: str,
+    seed: int,
+    trials: int,
+    minutes: float | int | None = None,
+    on_trial: Callable[[Any], None] = lambda study: None,
+) -> Any:
+    """Evaluate until ``trials`` are finished or the time is over; the study, which ``log`` holds.
+
+    A trial's parameters follow from the seed, its number and the trials before it, so a search that was stopped and
+    goes on meets the same ones. A trial that was under way is evaluated again. A score that is no number, such as that
+    of a merge whose pictures are none, is the worst of all.
+
+    Raises:
+        Stopped: SIGTERM or SIGINT; all finished trials are in the log.
+        InputError: the score of the first trial, the average, is no number.
+    """
+    library = optuna()
+    storage = library.storages.JournalStorage(library.storages.journal.JournalFileBackend(str(log)))
+    direction = "maximize" if better == "higher" else "minimize"
+    study = library.create_study(storage=storage, study_name="merge", direction=direction, load_if_exists=True)
+    range_ = library.distributions.FloatDistribution(-LIMIT, LIMIT)
+    distributions = dict.fromkeys(space.average, range_)
+    started = time.monotonic()
+    finished = len(study.get_trials(states=(library.trial.TrialState.COMPLETE,)))
+    with StopSignals() as signals, tqdm(total=trials, initial=finished, unit="trial", dynamic_ncols=True) as bar:
+        while finished < trials and (minutes is None or time.monotonic() - started < 60 * minutes):
+            number, parameters = _begin(study, distributions, space.average, _sampler(sampler, seed, finished))
+            try:
+                # In a thread, since the first trial compiles and others are long: a signal need not wait for it.
+                value = signals.compiling(functools.partial(evaluate, parameters))
+            except Interrupted:
+                assert signals.asked is not None
+                raise Stopped(signals.asked, finished) from None
+            if not math.isfinite(value):
+                if not finished:
+                    raise InputError(f"the uniform average scores {value}; try another --metric or --config.dtype")
+                value = -math.inf if better == "higher" else math.inf
+            study.tell(number, value)
+            finished += 1
+            on_trial(study)
+            bar.update()
+            bar.set_postfix(best=f"{study.best_value:.4f}", last=f"{value:.4f}")
+    return study
+
+
+def _begin(study: Any, distributions: Mapping[str, Any], first: Mapping[str, float], sampler: Any) -> tuple[int, Any]:
+    """Number and parameters of the next trial: one that was under way, the average, or what the sampler suggests."""
+    states = optuna().trial.TrialState
+    for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
+        if set(trial.params) == set(distributions):
+            return trial.number, trial.params
+        study.tell(trial.number, state=states.FAIL)  # killed while it was being written
+    if not study.get_trials(deepcopy=False, states=(states.COMPLETE, states.WAITING)):
+        study.enqueue_trial(dict(first))
+    study.sampler = sampler
+    trial = study.ask(dict(distributions))
+    return trial.number, trial.params
+
+
+def _sampler(name: str, seed: int, number: int) -> Any:
+    """A sampler of its own for each trial: what it draws does not depend on what this process drew before."""
+    samplers = optuna().samplers
+    own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
+    if name == "tpe":
+        return samplers.TPESampler(seed=own)
+    # It starts in the middle of the ranges, which is the average, with a sixth of them for deviation: LIMIT / 3.
+    return samplers.CmaEsSampler(seed=own, warn_independent_sampling=False)
+
+
+def summary(study: Any, space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The best trial of a study, its weights as the method ``mbw`` takes them, and the score of every trial."""
+    complete = study.get_trials(deepcopy=False, states=(optuna().trial.TrialState.COMPLETE,))
+    best = study.best_trial
+    return dict(
+        version=1,
+        kind="mbw",
+        weights=space.by_block(space.weights(best.params)),
+        metric=settings["metric"],
+        score=best.value,
+        average=next(trial.value for trial in complete if trial.params == space.average),
+        trial=best.number,
+        trials=len(complete),
+        settings=dict(settings),
+        history=[[trial.number, trial.value if math.isfinite(trial.value) else None] for trial in complete],
+    )
+
+
+def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any]) -> None:
+    """Write the merge as an ordinary checkpoint, with VAE, tokenizer and schedule of the base."""
+    from afa_jax.experts import find_checkpoints
+    from afa_jax.exporting.merge import ingredients
+    from afa_jax.exporting.written import write
+    from afa_jax.weights.combine import with_base
+    from afa_jax.weights.merging import merge
+
+    base, checkpoints = find_checkpoints(config)
+    method = dict(weights=best["weights"])
+    recipe = dict(made="search", kind="mbw", options=method, score=best["score"], settings=best["settings"])
+    merged = with_base(merge("mbw", checkpoints, base, method), base)
+    write(out, merged, recipe | ingredients(config, base, checkpoints, False))
+
+
+def _score(options: argparse.Namespace, config: ConfigDict) -> Score:
+    if options.prompt_file is None:
+        return emoji_score(options.metric, options.prompts)
+    if not options.prompt_file.is_file():
+        raise InputError(f"--prompt_file {options.prompt_file}: no such file")
+    items = load_items(ConfigDict(dict(kind="file", path=str(options.prompt_file))))
+    weights = config.get("evaluation", ConfigDict()).get("weights") or {}
+    given = {key: path for key, path in dict(weights).items() if path}
+    return full_scale_score(options.metric, items, given, size=tuple(config.sample.size))
+
+
+def _settings(
+    options: argparse.Namespace, sampling: SampleOptions, score: Score, experts: Experts, dtype: str
+) -> dict[str, Any]:
+    """What trials must agree in to be of one search; the batch and the budget are not."""
+    return dict(
+        metric=score.metric,
+        space=f"curve of {options.points} points" if options.space == "curve" else options.space,
+        sampler=options.sampler,
+        captions=list(score.captions),
+        **(dict(references=list(score.references)) if score.references else {}),
+        size=list(sampling.size),
+        steps=sampling.steps,
+        guidance=sampling.guidance,
+        seed=options.seed,
+        dtype=dtype,
+        experts=experts.record,
+        vae=experts.vae_hash,
+        tokenizer=experts.tokenizer.sha256,
+    )
+
+
+def _keep_settings(path: Path, settings: dict[str, Any], config: ConfigDict, *, resume: bool) -> None:
+    """Write them for a new search, compare them to those of one that goes on."""
+    if not resume:
+        replace_text(path, json.dumps(dict(search=settings, config=config.to_dict()), indent=2) + "\n")
+        return
+    before = json.loads(path.read_text()).get("search", {})
+    for name, value in settings.items():
+        if before.get(name) != value:
+            raise InputError(f"--resume: {path.parent} searched with other {name}; give it again, or another --workdir")

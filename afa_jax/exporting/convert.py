@@ -1,0 +1,70 @@
+"""One checkpoint into another container, with other parts, LoRAs or another dtype."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from afa_jax.errors import InputError
+from afa_jax.exporting.written import check_out, identity, is_single, write
+from afa_jax.ingredients import Source, bake, parse_lora
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
+from afa_jax.weights.combine import COMPONENTS, check_parts, compose
+from afa_jax.weights.hub import fetch
+from afa_jax.weights.load import check_networks, open_checkpoint
+from afa_jax.weights.single_file import SingleFileCheckpoint
+
+
+def convert(options: argparse.Namespace) -> None:
+    """Write the input as the options of ``afa_jax.convert`` say.
+
+    Raises:
+        InputError: an input cannot be read, or the output not be written.
+    """
+    check_out(options.out, options.overwrite)
+    for name in ("lora", "vae", "base"):
+        for text in options.lora if name == "lora" else [getattr(options, name)]:
+            other = Path(parse_lora(text)[0] if name == "lora" else text or "")
+            if options.out.exists() and other.exists() and options.out.samefile(other):
+                raise InputError(f"--out {options.out} would replace the file of --{name}; choose another name")
+    name = options.inputs[0]
+    checkpoint = open_input(name, options)
+    check_networks(checkpoint)
+    if isinstance(checkpoint, SingleFileCheckpoint) and checkpoint.unused:
+        print(f"left out: {checkpoint.unused} tensors (unused weights, moving averages, training state)")
+    recipe: dict[str, Any] = dict(input=identity(name, checkpoint))
+    taken = {} if options.vae is None else {"vae": options.vae}
+    for part in COMPONENTS:
+        if part in taken or part in checkpoint.components:
+            continue
+        if is_single(options.out) and part == "tokenizer":
+            continue  # a single file has no place for it
+        if options.base is None:
+            print(f"{part}: {name} has none; --base INPUT takes it from another checkpoint")
+        else:
+            taken[part] = options.base
+    others = {}
+    for part, other in taken.items():
+        opened = open_checkpoint(fetch(other, [part]))
+        if part not in opened.components:
+            if part in NETWORKS:
+                raise InputError(f"{other}: it has no {part} to take")
+            print(f"{part}: neither {name} nor {other} has one")
+            continue
+        others[part] = opened
+        print(f"{part}: taken from {other}")
+        if part in NETWORKS:
+            recipe.setdefault("taken", {})[part] = identity(other, opened, [part])
+    composed = compose(checkpoint, **others)
+    check_networks(composed)
+    check_parts(composed)
+    # What is baked in is listed in the metadata afa_jax.loras.
+    baked = bake(composed, [parse_lora(text) for text in options.lora], options.dtype)
+    write(options.out, baked, recipe | dict(dtype=options.dtype or "as stored"), overwrite=options.overwrite)
+
+
+def open_input(name: str, options: argparse.Namespace) -> Checkpoint:
+    """The checkpoint that an argument names, on the hub or here."""
+    fields = ("revision", "variant", "prediction_type", "ema")
+    return Source(path=name, **{field: getattr(options, field) for field in fields}).open(COMPONENTS)

@@ -1,0 +1,199 @@
+"""An ensemble for other tools: its trained pair, a static approximation, or one expert with its LoRAs."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from afa_jax.data.loader import loading
+from afa_jax.data.sources import PictureSource, make_source
+from afa_jax.data.split import hold_out
+from afa_jax.errors import InputError
+from afa_jax.evaluation.pairs import choose_pairs, unseen
+from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
+from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, mismatches
+from afa_jax.exporting.written import check_out, identity, write
+from afa_jax.files import check_new, partial_name, remove_leftovers, replace_bytes, replace_folder, writing
+from afa_jax.fusion.ensemble import Ensemble, SingleExpert
+from afa_jax.ingredients import bake
+from afa_jax.parallel import stack
+from afa_jax.report.checkpoints import print_table
+from afa_jax.weights.aggregators import (
+    RECORD,
+    WEIGHTS,
+    aggregators_hash,
+    check_aggregators,
+    load_aggregators,
+    read_record,
+)
+from afa_jax.weights.checkpoint import Checkpoint, hash_components
+from afa_jax.weights.combine import BASES, average, check_parts, with_base
+from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.hub import fetch_run
+from afa_jax.weights.load import check_networks, load_text_encoder, load_unet
+
+NOTE = (
+    "A static approximation of an ensemble: each block of weights is the average of the experts' with fixed weights, "
+    "where the ensemble chooses anew for every pixel, timestep and prompt."
+)
+
+
+def export(config: ConfigDict, options: argparse.Namespace) -> None:
+    """Export what the options of ``afa_jax.export`` name.
+
+    Raises:
+        InputError: the experts do not fit the run or one another, or an output cannot be written.
+    """
+    if options.pair:
+        check_new(options.pair, options.overwrite)
+        if options.pair.exists() and not options.pair.is_dir():
+            raise InputError(f"--pair {options.pair} is a file; choose another name")
+        if options.pair.exists() and {path.name for path in options.pair.iterdir()} - {WEIGHTS, RECORD}:
+            raise InputError(f"--pair {options.pair}: there is something else in it; choose another folder")
+    for out in (options.snapshot, options.bake and Path(options.bake[1])):
+        if out:
+            check_out(out, options.overwrite)
+    base, checkpoints = find_checkpoints(config)
+    for mismatch in mismatches(base, checkpoints):
+        raise InputError(mismatch.message)
+    if options.bake and options.bake[0] not in checkpoints:
+        raise InputError(f"no expert {options.bake[0]!r}; there are {', '.join(checkpoints)}")
+
+    if options.pair:
+        export_pair(fetch_run(options.workdir), Path(os.path.realpath(options.pair)), checkpoints, options.overwrite)
+    if options.bake:
+        name, out = options.bake
+        expert = with_base(checkpoints[name], base)
+        check_networks(expert)
+        check_parts(expert)
+        print(f"{', '.join(part for part in BASES if part in base.components)}: the base's")
+        entry = next(dict(entry) for entry in config.experts if entry["name"] == name)
+        recipe = dict(made="expert", name=name, entry=entry, input=identity(entry["path"], checkpoints[name], EXPERT))
+        write(Path(out), bake(expert, (), options.dtype), recipe, overwrite=options.overwrite)
+    if options.snapshot:
+        export_snapshot(fetch_run(options.workdir), base, checkpoints, config, options)
+
+
+def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], overwrite: bool = False) -> None:
+    """Copy the aggregators and their record into a folder, both or none.
+
+    Raises:
+        InputError: the run has none, they do not belong together, or they are of other experts.
+    """
+    record = [dict(name=name, sha256=hash_components(checkpoint, EXPERT)) for name, checkpoint in checkpoints.items()]
+    check_record(read_record(run), record, str(run))
+    check_aggregators(run)
+    partial = partial_name(out)
+    try:
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(out)
+            partial.mkdir()
+            for name in (WEIGHTS, RECORD):
+                replace_bytes(partial / name, (run / name).read_bytes())
+            replace_folder(out, partial, overwrite)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    print(f"wrote {out}: {WEIGHTS} (sha256 {aggregators_hash(out)}), {RECORD}")
+
+
+def export_snapshot(
+    run: Path, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], config: ConfigDict, options: argparse.Namespace
+) -> None:
+    """Measure the router, average the experts, measure what that loses, write."""
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    check_record(read_record(run), experts.record, str(run))
+    ensemble = Ensemble(experts=experts.unet, aggregators=load_aggregators(run, experts.unet, len(experts.names)))
+    source, held_out = router_pairs(config)
+    pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
+    experts.check_size(pixels.shape[1:3])
+    half, how = options.pairs // 2, dict(draws=options.draws, batch=min(options.pairs // 2, config.sample.batch))
+    routed = predictions(ensemble, experts, pixels[:half], captions[:half], **how).weights
+    assert routed is not None
+    stages = [stage.name for stage in experts.unet.stages]
+    fused = [stages[index] for index in ensemble.aggregators.at]
+    sites = dict(zip(fused, routed.mean((0, 1), dtype=np.float64), strict=True))
+
+    rest = (pixels[half:], captions[half:])
+    measured = {"ensemble": predictions(ensemble, experts, *rest, **how)}
+    for index, name in enumerate(experts.names):
+        measured[f"expert {name}"] = predictions(SingleExpert(experts=experts.unet, index=index), experts, *rest, **how)
+    # Of the experts only what all models share stays in memory.
+    stacks = ("unet", "text_encoder")
+    shared = {f.name: getattr(experts, f.name) for f in dataclasses.fields(experts) if f.name not in stacks}
+    record = experts.record
+    del experts, ensemble
+
+    count = len(checkpoints)
+    blocks = {
+        "uniform average": dict.fromkeys([*stages, "time_embedding", "text_encoder"], [1 / count] * count),
+        "snapshot": block_weights(sites, stages),
+    }
+    for name, weights in blocks.items():
+        merged = bake(average(list(checkpoints.values()), weights), (), options.dtype)
+        measured[name] = predict_alone(merged, shared, *rest, dtype=config.dtype, **how)
+    figures = report(measured, held_out)
+    snapshot = average(list(checkpoints.values()), blocks["snapshot"])
+    recipe = dict(
+        made="snapshot",
+        note=NOTE,
+        aggregators_sha256=aggregators_hash(run),
+        experts=record,
+        weights={site: [round(float(weight), 6) for weight in weights] for site, weights in sites.items()},
+        measured=dict(held_out=held_out, pairs=len(rest[1]), draws=options.draws, seed=options.seed, **figures),
+    )
+    write(options.snapshot, bake(with_base(snapshot, base), (), options.dtype), recipe, overwrite=options.overwrite)
+
+
+def predict_alone(
+    checkpoint: Checkpoint,
+    shared: Mapping[str, Any],
+    pixels: np.ndarray,
+    captions: Sequence[str],
+    *,
+    dtype: Any,
+    **how: Any,
+) -> Predictions:
+    """The predictions of one model with its own text encoder, as an ensemble of one."""
+    kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=dtype)
+    unet, text_encoder = load_unet(checkpoint, **kwargs), load_text_encoder(checkpoint, **kwargs)
+    alone = Experts(**shared, unet=stack([unet]), text_encoder=stack([text_encoder]))
+    return predictions(SingleExpert(experts=alone.unet, index=0), alone, pixels, captions, **how)
+
+
+def router_pairs(config: ConfigDict) -> tuple[PictureSource, bool]:
+    """The examples to measure on, and whether the router was not trained on them.
+
+    These are what validation sees (``validation.data``, or what it holds out of the training data), and without
+    validation emoji scenes of an unseen seed; of any other data there is only what was trained on.
+    """
+    validation = config.get("validation", ConfigDict())
+    if validation.get("data"):
+        return make_source(validation.data), True
+    source = make_source(config.data)
+    if validation.get("every"):
+        return hold_out(source, validation.pairs, validation.seed)[1], True
+    return unseen(source), unseen(source) is not source
+
+
+def report(measured: Mapping[str, Predictions], held_out: bool) -> dict[str, Any]:
+    """Print and return noise MSE and distance to the ensemble, by method; of the experts, the best one by its MSE."""
+    singles = [name for name in measured if name.startswith("expert ")]
+    best = min(singles, key=lambda name: measured[name].mse)
+    ensemble = measured["ensemble"]
+    mse = {name: measured[name].mse for name in ("ensemble", "snapshot", "uniform average", best)}
+    distance = {name: measured[name].distance(ensemble) for name in mse if name != "ensemble"}
+    pairs = "held-out pairs" if held_out else "pairs of the training data (nothing was held out)"
+    print(f"on {pairs}: the noise MSE, and the distance to the ensemble")
+    print("(MSE between the two predictions of the noise, relative to the power of the ensemble's)")
+    rows = [[name, f"{mse[name]:.5f}", f"{distance[name]:.5f}" if name in distance else ""] for name in mse]
+    print_table([["", "noise MSE", "distance"], *rows], (24, 12, 12))
+    return dict(noise_mse=mse, distance_to_ensemble=distance, best_expert=best.removeprefix("expert "))

@@ -1,0 +1,88 @@
+"""Experts merged into one ordinary checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+from afa_jax.experts import check_record, find_checkpoints, mismatches, record_of
+from afa_jax.exporting.written import check_out, identity, write
+from afa_jax.ingredients import bake, parse_base
+from afa_jax.names import LEARNED
+from afa_jax.weights.aggregators import aggregators_hash, load_block_weights, read_record
+from afa_jax.weights.checkpoint import Checkpoint, rounded
+from afa_jax.weights.combine import BASES, COMPONENTS, check_parts, with_base
+from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.hub import fetch_run
+from afa_jax.weights.merging import merge, needs_base
+
+
+def merge_experts(
+    config: ConfigDict, out: Path, method: Mapping[str, Any], *, dtype: str | None = None, overwrite: bool = False
+) -> None:
+    """Merge a config's experts into a checkpoint.
+
+    Args:
+        out: NAME.safetensors for a single file, else a folder.
+        method: the kind of merge and its options, as ``parse_method`` gives them.
+        dtype: of the written weights; None as they are stored.
+        overwrite: replace ``out`` if it is there.
+
+    Raises:
+        InputError: the experts cannot be merged so, or the output not be written.
+    """
+    options = dict(method)
+    kind = options.pop("kind")
+    check_out(out, overwrite)
+    base, checkpoints = find_checkpoints(config)
+    run_of = None
+    if kind == LEARNED:
+        kind, options, run_of = "mbw", *learned(options, checkpoints)
+    if needs_base(kind, options):
+        base = parse_base(config.base).open(COMPONENTS)  # of a model on the hub its U-Net is fetched only here
+    for mismatch in mismatches(base, checkpoints):
+        raise InputError(mismatch.message)
+    # What becomes another dtype is rounded once, after the merge.
+    exact = {name: rounded(own, "float32") if dtype else own for name, own in checkpoints.items()}
+    whole = with_base(merge(kind, exact, base, options), base)
+    check_parts(whole)
+    print(
+        f"{kind} of {', '.join(checkpoints)}; the base's {', '.join(part for part in BASES if part in base.components)}"
+    )
+    recipe: dict[str, Any] = dict(made="merge", kind=kind, options=options)
+    recipe |= ingredients(config, base, checkpoints, needs_base(kind, options))
+    recipe |= {} if run_of is None else dict(aggregators_sha256=aggregators_hash(run_of))
+    write(out, bake(whole, (), dtype), recipe, overwrite=overwrite)
+
+
+def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) -> tuple[dict[str, Any], Path]:
+    """The options of the merge mbw for ``learned_mbw``'s, and the folder of its run.
+
+    Raises:
+        InputError: no run is named, or not one of block weights of these experts.
+    """
+    options = dict(method)
+    workdir = options.pop("workdir", None)
+    if workdir is None:
+        raise InputError(f"{LEARNED}: name the run, workdir=RUN")
+    if "weights" in options:
+        raise InputError(f"{LEARNED}: the weights are the run's; leave weights out, or choose mbw")
+    folder = fetch_run(str(workdir))
+    check_record(read_record(folder), record_of(checkpoints), str(folder))
+    return options | dict(weights=load_block_weights(folder, checkpoints)), folder
+
+
+def ingredients(
+    config: ConfigDict, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], based: bool
+) -> dict[str, Any]:
+    """What a merge was made of, for its recipe: experts with their entries and hashes, and what the base gave."""
+    entries = {entry["name"]: dict(entry) for entry in config.experts}
+    own = [
+        dict(name=name, entry=entries[name], input=identity(entries[name]["path"], checkpoint, EXPERT))
+        for name, checkpoint in checkpoints.items()
+    ]
+    return dict(experts=own, base=identity(parse_base(config.base).path, base, ("vae", *EXPERT) if based else ("vae",)))

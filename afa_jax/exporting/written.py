@@ -1,0 +1,73 @@
+"""Checkpoints as they are written: where to, with which recipe, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import afa_jax
+from afa_jax.errors import InputError
+from afa_jax.files import check_new
+from afa_jax.report.checkpoints import print_components
+from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
+from afa_jax.weights.describe import component, container, file_sha256
+from afa_jax.weights.folders import check_target, write_folder
+from afa_jax.weights.load import open_checkpoint
+from afa_jax.weights.single_file import write_single_file
+from afa_jax.weights.tensors import PICKLES
+
+RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made, JSON
+
+
+def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETWORKS) -> dict[str, Any]:
+    """An input in a recipe: its name without its folder, sha256 of the file or of the networks, and its own recipe."""
+    networks = {part: checkpoint.sha256(part) for part in components if part in checkpoint.components}
+    own: dict[str, Any] = dict(name=name if not Path(name).exists() else Path(name).name, networks=networks)
+    if checkpoint.path.is_file():
+        own["sha256"] = file_sha256(checkpoint.path)
+    return own
+
+
+def is_single(out: Path) -> bool:
+    """Whether an output's name asks for a single file."""
+    return out.suffix.lower() == ".safetensors"
+
+
+def check_out(out: Path, overwrite: bool) -> None:
+    """Raise InputError for an output that is there, or whose name asks for a pickle."""
+    if out.suffix.lower() in PICKLES:
+        raise InputError(f"--out {out}: pickles are not written; end it in .safetensors, or name a folder")
+    if is_single(out):
+        check_new(out, overwrite)
+        if out.is_dir():
+            raise InputError(f"{out} is a folder; choose another name")
+    else:
+        check_target(out, overwrite)
+
+
+def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Write a checkpoint with its recipe, and print what was written."""
+    whole = dict(version=afa_jax.__version__, **recipe)
+    if RECIPE in checkpoint.metadata:
+        whole["before"] = parsed(checkpoint.metadata[RECIPE])
+    metadata = {RECIPE: json.dumps(whole)}
+    if is_single(out):
+        write_single_file(out, checkpoint, metadata=metadata, overwrite=overwrite)
+    else:
+        write_folder(out, checkpoint, metadata=metadata, overwrite=overwrite)
+    written = open_checkpoint(out)
+    print(f"wrote {out}, a {container(written)}" + (f", sha256 {file_sha256(out)}" if is_single(out) else ""))
+    networks = [part for part in written.components if part in NETWORKS]
+    print_components({part: component(written.tensors(part)) | dict(sha256=written.sha256(part)) for part in networks})
+    if rest := [part for part in written.components if part not in NETWORKS]:
+        print(f"  {', '.join(rest)}")
+
+
+def parsed(text: str) -> Any:
+    """JSON from a file's metadata; as it is if it is not that."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return text

@@ -1,0 +1,79 @@
+"""What is wrong with a command line is found before anything heavy is imported."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from afa_jax import methods, names
+from afa_jax.evaluation import search
+from afa_jax.scale import abstract
+from afa_jax.weights import merge_kinds
+
+ROOT = Path(__file__).parents[2]
+
+WRONG_LINES = """
+import contextlib, importlib, io, pathlib, sys
+from afa_jax.commands import run
+
+root, folder = sys.argv[1:]
+heavy = ("jax", "torch", "tensorflow", "transformers", "numpy")
+config = f"--config={root}/configs/emoji.py"
+wrong_field = f"{config}", "--config.dtypee=float32"
+own = dict(
+    train=["--workdir=x"],
+    finetune=["--workdir=x"],
+    train_vae=["--workdir=x"],
+    sample=["--prompt=fox", "--out=x"],
+    evaluate=["--out=x"],
+    maps=["--prompt=fox", "--out=x"],
+    merge=["--method=average", "--out=x"],
+    search=["--workdir=x"],
+    export=["--workdir=x", "--pair=y"],
+    screen=[],
+    aot=["--devices=2"],
+)
+for name, arguments in own.items():
+    own[name] = [
+        ([*arguments, f"--config={folder}/absent.py"], "no file"),
+        ([*arguments, *wrong_field], "did you mean dtype"),
+        ([*arguments, config, "--nonsense"], "nonsense"),
+        ([config, "--seed=x", "--steps=x", "--resume_step=x", "--devices=x", *arguments], ""),
+    ]
+own["train"].append((["--workdir=x", config, "--resume", "--overwrite"], "exclude each other"))
+own["sample"] += [
+    (["--prompt=fox", "--out=x", config, f"--{option}"], option.partition("=")[0])
+    for option in ("num_images=0", "seed=-1", "steps=0", "guidance=nan", "size=64", "method=magic", "eta=-1")
+]
+own["merge"].append((["--method=magic", "--out=x", config], "no merge 'magic'; there are average"))
+own |= {
+    "demo": [(["--seed=-1"], "--seed -1"), (["--config.trian.steps=1"], "no such field")],
+    "convert": [
+        (["a"], "--out is missing"),
+        (["a", "--out=b", "--dtype=int8"], "--dtype"),
+        (["--inspect", "a", "--out=b"], "--out does not go with --inspect"),
+    ],
+    "report.__main__": [([], "--workdir and --out"), (["--sheet=a", "--out=b", "--prompts=0"], "--prompts 0")],
+    "data.prepare": [(["--builder=x"], "--builder")],
+}
+for name, lines in own.items():
+    main = importlib.import_module(f"afa_jax.{name}").main
+    for arguments, fact in lines:
+        with contextlib.redirect_stderr(io.StringIO()) as said:
+            status = run(main, arguments)
+        (line,) = said.getvalue().splitlines()
+        assert status == 2 and line.startswith("error: ") and fact in line, (name, arguments, status, line)
+    there = [module for module in heavy if module in sys.modules]
+    assert not there, (name, there)
+assert not list(pathlib.Path(folder).iterdir())
+"""
+
+
+def test_wrong_lines_cost_no_heavy_import(tmp_path):
+    arguments = [sys.executable, "-c", WRONG_LINES, str(ROOT), str(tmp_path)]
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, env=dict(PYTHONPATH=str(ROOT)))
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_names_are_those_of_what_there_is():
+    assert tuple(methods.KINDS) == names.METHODS and tuple(merge_kinds.KINDS) == names.MERGES
+    assert search.KINDS == names.SPACES and tuple(abstract.KNOWN) == names.ARCHITECTURES
