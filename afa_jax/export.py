@@ -1,6 +1,7 @@
 """An ensemble for other tools: ``python -m afa_jax.export --config CONFIG --workdir RUN --snapshot OUT``.
 
---pair: the trained aggregators, ``aggregators.safetensors`` and ``ensemble.json``, to publish.
+--pair: a folder to publish: ``aggregators.safetensors``, ``ensemble.json`` and a model card, README.md; with
+--with_config a config.py, in which whoever has the experts says where they are.
 --snapshot: one ordinary U-Net and text encoder, a static approximation of the ensemble: each parameter block is the
 average of the experts' blocks, weighted by what the trained router gave each expert there on held-out pairs. What it
 loses against the ensemble is measured, printed and kept in its metadata.
@@ -22,7 +23,13 @@ def main(arguments: Sequence[str]) -> None:
     """Export what the options name."""
     parser = Parser(prog="python -m afa_jax.export", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for --pair and --snapshot)")
-    parser.add_argument("--pair", type=Path, metavar="OUT", help="folder for the two files of the trained aggregators")
+    parser.add_argument("--pair", type=Path, metavar="OUT", help="folder of the trained pair, with its model card")
+    parser.add_argument("--license", metavar="NAME", help="of the pair, as the hub spells it, such as mit")
+    parser.add_argument("--report", type=Path, help="report.json of a comparison of this run, for the card's figures")
+    parser.add_argument(
+        "--picture", type=Path, action="append", default=[], metavar="PNG", help="for the card, instead of samples/"
+    )
+    parser.add_argument("--with_config", action="store_true", help="also write config.py, to sample the pair with")
     parser.add_argument("--snapshot", type=Path, metavar="OUT", help="one static model")
     parser.add_argument("--bake", nargs=2, metavar=("NAME", "OUT"), help="one expert of the config")
     parser.add_argument("--pairs", type=int, default=64, help="held-out pairs: half for the weights, half for the loss")
@@ -35,6 +42,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("nothing to export: give --pair, --snapshot or --bake")
     if (options.pair or options.snapshot) and not options.workdir:
         raise InputError("--workdir is missing; --pair and --snapshot need the workdir of a trained run, or its hub id")
+    if not options.pair and (options.license or options.report or options.picture or options.with_config):
+        raise InputError("--license, --report, --picture and --with_config go with --pair")
     check_seed(options.seed)
     if options.pairs < 2 or options.draws < 1:
         raise InputError("choose --pairs of 2 or more and --draws of 1 or more")

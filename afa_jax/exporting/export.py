@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,21 +19,14 @@ from afa_jax.errors import InputError
 from afa_jax.evaluation.pairs import choose_pairs, unseen
 from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
 from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, mismatches
+from afa_jax.exporting.pair import Publication, check_pair, export_pair
 from afa_jax.exporting.written import check_out, identity, write
-from afa_jax.files import check_new, partial_name, remove_leftovers, replace_bytes, replace_folder, writing
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
 from afa_jax.ingredients import bake
 from afa_jax.parallel import stack
 from afa_jax.report.checkpoints import print_table
-from afa_jax.weights.aggregators import (
-    RECORD,
-    WEIGHTS,
-    aggregators_hash,
-    check_aggregators,
-    load_aggregators,
-    read_record,
-)
-from afa_jax.weights.checkpoint import Checkpoint, hash_components
+from afa_jax.weights.aggregators import aggregators_hash, load_aggregators, read_record
+from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.combine import BASES, average, check_parts, with_base
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.hub import fetch_run
@@ -52,12 +44,14 @@ def export(config: ConfigDict, options: argparse.Namespace) -> None:
     Raises:
         InputError: the experts do not fit the run or one another, or an output cannot be written.
     """
+    publication = Publication(
+        licence=options.license,
+        report=options.report,
+        pictures=options.picture,
+        with_config=options.with_config,
+    )
     if options.pair:
-        check_new(options.pair, options.overwrite)
-        if options.pair.exists() and not options.pair.is_dir():
-            raise InputError(f"--pair {options.pair} is a file; choose another name")
-        if options.pair.exists() and {path.name for path in options.pair.iterdir()} - {WEIGHTS, RECORD}:
-            raise InputError(f"--pair {options.pair}: there is something else in it; choose another folder")
+        check_pair(options.pair, publication, options.overwrite)
     for out in (options.snapshot, options.bake and Path(options.bake[1])):
         if out:
             check_out(out, options.overwrite)
@@ -68,7 +62,8 @@ def export(config: ConfigDict, options: argparse.Namespace) -> None:
         raise InputError(f"no expert {options.bake[0]!r}; there are {', '.join(checkpoints)}")
 
     if options.pair:
-        export_pair(fetch_run(options.workdir), Path(os.path.realpath(options.pair)), checkpoints, options.overwrite)
+        run, out = fetch_run(options.workdir), Path(os.path.realpath(options.pair))
+        export_pair(run, out, config, base, checkpoints, publication, overwrite=options.overwrite)
     if options.bake:
         name, out = options.bake
         expert = with_base(checkpoints[name], base)
@@ -82,38 +77,15 @@ def export(config: ConfigDict, options: argparse.Namespace) -> None:
         export_snapshot(fetch_run(options.workdir), base, checkpoints, config, options)
 
 
-def export_pair(run: Path, out: Path, checkpoints: Mapping[str, Checkpoint], overwrite: bool = False) -> None:
-    """Copy the aggregators and their record into a folder, both or none.
-
-    Raises:
-        InputError: the run has none, they do not belong together, or they are of other experts.
-    """
-    record = [dict(name=name, sha256=hash_components(checkpoint, EXPERT)) for name, checkpoint in checkpoints.items()]
-    check_record(read_record(run), record, str(run))
-    check_aggregators(run)
-    partial = partial_name(out)
-    try:
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(out)
-            partial.mkdir()
-            for name in (WEIGHTS, RECORD):
-                replace_bytes(partial / name, (run / name).read_bytes())
-            replace_folder(out, partial, overwrite)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    print(f"wrote {out}: {WEIGHTS} (sha256 {aggregators_hash(out)}), {RECORD}")
-
-
 def export_snapshot(
     run: Path, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], config: ConfigDict, options: argparse.Namespace
 ) -> None:
     """Measure the router, average the experts, measure what that loses, write."""
+    source, held_out = router_pairs(config)
+    pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     check_record(read_record(run), experts.record, str(run))
     ensemble = Ensemble(experts=experts.unet, aggregators=load_aggregators(run, experts.unet, len(experts.names)))
-    source, held_out = router_pairs(config)
-    pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
     experts.check_size(pixels.shape[1:3])
     half, how = options.pairs // 2, dict(draws=options.draws, batch=min(options.pairs // 2, config.sample.batch))
     routed = predictions(ensemble, experts, pixels[:half], captions[:half], **how).weights

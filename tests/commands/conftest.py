@@ -52,3 +52,11 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
         )
     (root / "config.py").write_text(CONFIG.format(root=root))
     return root
+
+
+def says_nothing_of(name: str, folder: Path) -> int:
+    """How many files of a folder there are, none of which has the name in its bytes; checkpoints are not published."""
+    files = [path for path in folder.rglob("*") if path.is_file() and "checkpoints" not in path.parts]
+    for path in files:
+        assert name.encode() not in path.read_bytes(), path
+    return len(files)

@@ -13,6 +13,7 @@ import pytest
 from afa_jax import export
 from afa_jax.commands import load_config, run
 from afa_jax.evaluation.snapshot import block_weights
+from afa_jax.exporting.pair import CARD
 from afa_jax.exporting.written import RECIPE
 from afa_jax.methods import Models, make_method
 from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, save_fusion
@@ -45,7 +46,7 @@ def recipe(path: Path) -> dict:
 def test_the_pair_is_copied_and_can_be_used(root, arguments, tmp_path, capsys):
     out = tmp_path / "pair"
     assert run(export.main, [*arguments, "--pair", str(out)]) == 0
-    assert {path.name for path in out.iterdir()} == {WEIGHTS, RECORD}
+    assert {path.name for path in out.iterdir()} == {WEIGHTS, RECORD, CARD}
     for name in (WEIGHTS, RECORD):
         assert (out / name).read_bytes() == (root / "exported" / name).read_bytes()
     assert aggregators_hash(out) in capsys.readouterr().out
