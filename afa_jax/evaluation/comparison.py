@@ -21,6 +21,7 @@ from afa_jax.evaluation.prompts import Item, fewer
 from afa_jax.evaluation.scores import Scorer, Scores, scored
 from afa_jax.generate import SampleOptions
 from afa_jax.methods import Method, Models, NotTrained, check_entry, make_method, method_name
+from afa_jax.records import recorded
 
 Entry = Mapping[str, Any]
 
@@ -109,7 +110,7 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
         kind=method.kind,
         family=method.family,
         what=method.what,
-        options=dict(method.options),
+        options=recorded(method.options, "options"),
         steps=options.steps,
         eta=options.eta,
         guidance=options.guidance,

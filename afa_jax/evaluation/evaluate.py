@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import warnings
@@ -34,10 +35,11 @@ from afa_jax.evaluation.comparison import (
 from afa_jax.evaluation.pairs import choose_pairs
 from afa_jax.evaluation.prompts import Item, fewer, load_items
 from afa_jax.evaluation.scores import bounds_of, load_scorers
-from afa_jax.files import replace_text
+from afa_jax.files import check_folder, replace_text
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.method_specs import parse_method
 from afa_jax.methods import Models, NotTrained, check_entry, make_method
+from afa_jax.records import public_sentence, recorded
 from afa_jax.report.comparison import write_comparison
 from afa_jax.report.maps import mean_maps
 
@@ -67,6 +69,9 @@ def evaluate(
     """
     own = config.evaluation
     check_fields(own)
+    for folder in (out, out / "pictures", out / "part"):
+        check_folder(folder)
+    recorded(config)  # which can be kept
     sampling = sample_options(config)
     known = entries_of(config)
     entries = chosen(known, methods)
@@ -87,6 +92,7 @@ def evaluate(
         root=out / "pictures",
     )
     if pictures_only:
+        check_methods(entries, ConfigDict(), models)
         make_pictures(entries, models, protocol)
         return
     weights = {key: path for key, path in own.get("weights", {}).items() if path}
@@ -96,6 +102,7 @@ def evaluate(
         print(f"without {name}: {why}", flush=True)
     protocol = dataclasses.replace(protocol, main=main_metric(own.main, protocol, absent_metrics))
 
+    check_methods(entries, own.get("curves") or ConfigDict(), models)
     measured: list[Measured] = []
     absent: dict[str, str] = {}
     for number, (name, entry) in enumerate(entries.items(), 1):
@@ -119,6 +126,20 @@ def evaluate(
     write(place, report, measured, protocol, trusted, models.experts.names)
     print_table(report)
     print(place / "report.html")
+
+
+def check_methods(entries: Mapping[str, Entry], curves: ConfigDict, models: Models) -> None:
+    """Raise InputError for a method that cannot be made of these models, before the first one's pictures are."""
+    if curves.get("methods"):
+        for field in ("steps", "prompts", "seeds"):
+            if not curves.get(field):
+                raise InputError(f"evaluation.curves.{field} is missing; configs/emoji.py shows what it says")
+        for name in curves.methods:
+            for steps in curves.steps:
+                check_entry(dict(entries.get(name, dict(kind="uniform"))) | dict(steps=steps))
+    for entry in entries.values():
+        with contextlib.suppress(NotTrained):
+            make_method(entry, models)
 
 
 def make_pictures(entries: Mapping[str, Entry], models: Models, protocol: Protocol) -> None:
@@ -238,7 +259,7 @@ def assemble(
         version=1,
         afa_jax=afa_jax.__version__,
         device=jax.devices()[0].device_kind,
-        config=json.loads(config.to_json_best_effort()),
+        config=recorded(config),
         protocol=dict(
             prompts=len(protocol.items),
             seeds=list(protocol.seeds),
@@ -254,8 +275,8 @@ def assemble(
             dict(name=i.name, better=i.better, what=i.what, level=i.level, digits=i.digits, main=i.name in stands_out)
             for i in sorted(infos, key=lambda info: order.index(info.name))
         ],
-        absent_metrics=dict(absent_metrics),
-        absent_methods=dict(absent),
+        absent_metrics={name: public_sentence(why) for name, why in absent_metrics.items()},
+        absent_methods={name: public_sentence(why) for name, why in absent.items()},
         references=dict(named),
         bounds=dict(found),
         methods=[one.row for one in measured],

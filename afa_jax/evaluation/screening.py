@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -17,7 +18,8 @@ from afa_jax.evaluation.noise import expert_errors
 from afa_jax.evaluation.pairs import choose_pairs, unseen
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
 from afa_jax.experts import Mismatch, find_checkpoints, load_experts, mismatches
-from afa_jax.files import replace_text
+from afa_jax.files import check_file, replace_text
+from afa_jax.records import public_sentence, recorded
 from afa_jax.report.screen import print_gain, print_mismatches, print_weights, record
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT, Difference, compare_experts
@@ -41,8 +43,11 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
     Raises:
         InputError: experts or data cannot be used, or ``out`` is there.
     """
-    if out is not None and out.exists():
-        raise InputError(f"{out} exists; choose another --out or remove it")
+    if out is not None:
+        if os.path.lexists(out):
+            raise InputError(f"{out} exists; choose another --out or remove it")
+        check_file(out)
+        recorded(config)  # which can be kept
     base, checkpoints = find_checkpoints(config)
     if len(checkpoints) < 2:
         raise InputError(f"{next(iter(checkpoints))!r} is the only expert; routing needs two or more")
@@ -62,19 +67,19 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
     answer, verdict = ("no", refusal) if gain is None else judge(gain, pairs)
     if out is not None:
         results = dict(
-            config=config.to_dict(),
+            config=recorded(config),
             pairs=pairs,
             draws=draws,
             seed=seed,
             experts=[dict(name=name, sha256=sha) for name, sha in hashes.items()],
-            mismatches=[misfit._asdict() for misfit in misfits],
+            mismatches=[misfit._asdict() | dict(message=public_sentence(misfit.message)) for misfit in misfits],
             weights=[
                 dict(experts=pair, kind=found.kind, total=found.total) | dict(blocks=found.blocks)
                 for pair, found in compared.items()
             ],
             routing=None if gain is None else record(list(checkpoints), gain),
             answer=answer,
-            verdict=verdict,
+            verdict=public_sentence(str(verdict)),
         )
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps(results, indent=2) + "\n")
@@ -88,8 +93,8 @@ def measure(config: ConfigDict, count: int, draws: int, seed: int) -> RoutingGai
     Raises:
         InputError: experts or data cannot be used, or an expert's predictions are not finite.
     """
-    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     pixels, captions = choose_pairs(unseen(make_source(config.data)), loading(config.data)["crop"], count, seed)
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     experts.check_size(pixels.shape[1:3])
     parts = []
     with tqdm(total=count, unit="pair", dynamic_ncols=True, disable=None) as progress:

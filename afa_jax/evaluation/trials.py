@@ -19,8 +19,9 @@ from afa_jax.errors import InputError, Stopped
 from afa_jax.evaluation.prompts import load_items
 from afa_jax.evaluation.search import LIMIT, Score, Space, emoji_score, full_scale_score, score_weights
 from afa_jax.experts import Experts, load_experts
-from afa_jax.files import replace_text, writing
+from afa_jax.files import check_file, replace_text, writing
 from afa_jax.generate import SampleOptions
+from afa_jax.records import record_text, recorded
 from afa_jax.training.stopping import Interrupted, StopSignals
 from afa_jax.training.workdir import check_workdir, locked, open_workdir
 
@@ -38,6 +39,8 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
     optuna()
     check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
     out = options.out or options.workdir / "best.json"
+    check_file(out)
+    recorded(config)  # which can be kept
     if options.write:
         from afa_jax.exporting.written import check_out
 
@@ -53,7 +56,7 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
     space = Space(kind=options.space, experts=experts.names, stages=stages, points=options.points)
     settings = _settings(options, sampling, score, experts, str(config.dtype))
     if options.out:
-        with writing(options.out):  # before the trials, not after the first one
+        with writing(options.out):
             options.out.parent.mkdir(parents=True, exist_ok=True)
     open_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
     _keep_settings(options.workdir / "config.json", settings, config, resume=options.resume)
@@ -239,7 +242,7 @@ def _settings(
 def _keep_settings(path: Path, settings: dict[str, Any], config: ConfigDict, *, resume: bool) -> None:
     """Write them for a new search, compare them to those of one that goes on."""
     if not resume:
-        replace_text(path, json.dumps(dict(search=settings, config=config.to_dict()), indent=2) + "\n")
+        replace_text(path, record_text(dict(search=settings, config=config)))
         return
     before = json.loads(path.read_text()).get("search", {})
     for name, value in settings.items():

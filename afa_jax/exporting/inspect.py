@@ -16,7 +16,7 @@ import afa_jax
 from afa_jax.errors import InputError
 from afa_jax.experts import find_checkpoints
 from afa_jax.exporting.convert import open_input
-from afa_jax.files import check_new, replace_text
+from afa_jax.files import check_file, replace_text
 from afa_jax.report.checkpoints import WIDTH, duplicates, print_description, print_pairs, resemblance
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.compare import EXPERT, comparison, expert_blocks
@@ -27,7 +27,7 @@ from afa_jax.weights.tensors import PICKLES
 def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> int:
     """Describe the inputs, say which expert each resembles, and compare them; 2 if one cannot be read."""
     if options.json:
-        check_new(options.json, options.overwrite)
+        check_file(options.json, options.overwrite)
     experts = {}
     if config is not None:
         base, own = find_checkpoints(config)

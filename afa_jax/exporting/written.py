@@ -9,7 +9,8 @@ from typing import Any
 
 import afa_jax
 from afa_jax.errors import InputError
-from afa_jax.files import check_new
+from afa_jax.files import check_file
+from afa_jax.records import public_path, recorded
 from afa_jax.report.checkpoints import print_components
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.describe import component, container, file_sha256
@@ -24,7 +25,8 @@ RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made
 def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETWORKS) -> dict[str, Any]:
     """An input in a recipe: its name without its folder, sha256 of the file or of the networks, and its own recipe."""
     networks = {part: checkpoint.sha256(part) for part in components if part in checkpoint.components}
-    own: dict[str, Any] = dict(name=name if not Path(name).exists() else Path(name).name, networks=networks)
+    public = Path(name).name if Path(name).exists() else public_path(name)
+    own: dict[str, Any] = dict(name=public, networks=networks)
     if checkpoint.path.is_file():
         own["sha256"] = file_sha256(checkpoint.path)
     return own
@@ -40,9 +42,7 @@ def check_out(out: Path, overwrite: bool) -> None:
     if out.suffix.lower() in PICKLES:
         raise InputError(f"--out {out}: pickles are not written; end it in .safetensors, or name a folder")
     if is_single(out):
-        check_new(out, overwrite)
-        if out.is_dir():
-            raise InputError(f"{out} is a folder; choose another name")
+        check_file(out, overwrite)
     else:
         check_target(out, overwrite)
 
@@ -52,7 +52,7 @@ def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overw
     whole = dict(version=afa_jax.__version__, **recipe)
     if RECIPE in checkpoint.metadata:
         whole["before"] = parsed(checkpoint.metadata[RECIPE])
-    metadata = {RECIPE: json.dumps(whole)}
+    metadata = {RECIPE: json.dumps(recorded(whole, "the recipe"))}
     if is_single(out):
         write_single_file(out, checkpoint, metadata=metadata, overwrite=overwrite)
     else:
@@ -66,8 +66,8 @@ def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overw
 
 
 def parsed(text: str) -> Any:
-    """JSON from a file's metadata; as it is if it is not that."""
+    """JSON from a file's metadata; as it is if it is not that, or nothing that a record can keep."""
     try:
-        return json.loads(text)
+        return recorded(dict(before=json.loads(text)))["before"]
     except (ValueError, RecursionError):
         return text

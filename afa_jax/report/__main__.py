@@ -18,6 +18,7 @@ from pathlib import Path
 
 from afa_jax.commands import Parser, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_file
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -37,6 +38,9 @@ def main(arguments: Sequence[str]) -> int:
     page, sheet = options.workdir and options.out, options.sheet and options.out
     if not (options.into or sheet or page):
         parser.error("name --workdir and --out for a run's page, --sheet and --out for pictures, or --into for tables")
+
+    if options.out:
+        check_file(options.out)
 
     from afa_jax.report.run_page import write_run_page, write_sheet, write_tables
 

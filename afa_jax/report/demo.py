@@ -10,8 +10,10 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
-from afa_jax.data.pictures import save_png
+from afa_jax.data.pictures import save_picture, save_png
+from afa_jax.errors import InputError
 from afa_jax.files import replace_text
+from afa_jax.fusion.kinds import kind_of
 from afa_jax.generate import Picture, Request, SampleOptions, generate
 from afa_jax.methods import Method, Models, make_method
 from afa_jax.report.charts import line_chart, points_of, swatch
@@ -19,8 +21,8 @@ from afa_jax.report.maps import contact_sheet, legend, mean_maps, paint
 from afa_jax.report.page import image, page, table
 from afa_jax.report.sheet import labelled_grid
 from afa_jax.sampling.pictures import file_name, recipe_of, slug
-from afa_jax.training.run import train
-from afa_jax.training.workdir import read_metrics
+from afa_jax.training.run import configured_fusion, train
+from afa_jax.training.workdir import check_workdir, read_metrics
 
 PROMPTS = (
     "octopus and pizza, noto style",
@@ -49,6 +51,14 @@ def demo(
         seed: of the pictures.
         arguments: that made the config, kept with the trained pair.
     """
+    if (kind := kind_of(configured_fusion(config))) != "afa":
+        raise InputError(f"fusion.kind={kind}: the demo shows AFA; train others by afa_jax.train")
+    check_workdir(out, resume=resume, overwrite=overwrite)
+    models = Models(config, out)
+    # What is drawn after the training can be: the words are known, and the size is one that the networks take.
+    models.experts.tokenizer(PROMPTS)
+    _sampling(config).check(models.experts)
+    del models
     started = time.perf_counter()
     train(config, out, resume=resume, overwrite=overwrite, arguments=arguments)
     trained = time.perf_counter()
@@ -68,14 +78,15 @@ def demo(
     print(f"open {out / 'index.html'}")
 
 
-def _sample(method: Method, config: ConfigDict, out: Path, seed: int) -> list[Picture]:
-    sampling = SampleOptions(
-        size=tuple(config.sample.size),
-        steps=config.sample.steps,
-        guidance=config.sample.guidance,
-        batch=len(PROMPTS),
-        maps=method.kind == "afa",
+def _sampling(config: ConfigDict, maps: bool = False) -> SampleOptions:
+    own = config.sample
+    return SampleOptions(
+        size=tuple(own.size), steps=own.steps, guidance=float(own.guidance), batch=len(PROMPTS), maps=maps
     )
+
+
+def _sample(method: Method, config: ConfigDict, out: Path, seed: int) -> list[Picture]:
+    sampling = _sampling(config, maps=method.kind == "afa")
     requests = [Request(prompt=prompt) for prompt in PROMPTS]
     made = list(generate(requests, method.denoiser, method.experts, seed=seed, options=sampling))
     folder = out / "pictures"
@@ -93,9 +104,7 @@ def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
         for i in range(len(PROMPTS))
     ]
     sheet = labelled_grid(rows, PROMPTS, [*pictures, "AFA's last maps"])
-    partial = out / ".comparison.png.partial"
-    sheet.save(partial, format="PNG", optimize=True)
-    partial.replace(out / "comparison.png")
+    save_picture(out / "comparison.png", sheet)
 
 
 def write_page(

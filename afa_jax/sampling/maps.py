@@ -14,7 +14,7 @@ from tqdm import tqdm
 import afa_jax
 from afa_jax.data.pictures import save_png
 from afa_jax.errors import InputError
-from afa_jax.files import check_new, replace_bytes, replace_text, writing
+from afa_jax.files import check_folder, check_new, replace_bytes, replace_text, writing
 from afa_jax.generate import Picture, Request, SampleOptions, generate
 from afa_jax.methods import Models, make_method
 from afa_jax.report.maps import animation, contact_sheet, frames
@@ -55,6 +55,7 @@ def draw_maps(
     flags = {name: value for name, value in dict(steps=steps, guidance=guidance).items() if value is not None}
     many = read_prompts(statistics, seed) if statistics else []
     names = [f"{i:03d}_{slug(prompt)}" for i, prompt in enumerate(prompts)]
+    check_folder(out)
     for file in ("maps.html", "maps.json", *(name + end for name in names for end in _ENDS)):
         check_new(out / file, overwrite)
     defaults = config.sample

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -15,16 +16,18 @@ from tqdm import tqdm
 
 import afa_jax
 from afa_jax.bulk import sample_all
-from afa_jax.data.pictures import grid, save_png
+from afa_jax.data.pictures import grid, save_picture, save_png
 from afa_jax.distributed import first, on_first, together
 from afa_jax.errors import InputError
 from afa_jax.evaluation.comparison import entries_of
+from afa_jax.files import check_file, check_folder
 from afa_jax.generate import Picture, Request, SampleOptions, generate
 from afa_jax.method_specs import parse_method
 from afa_jax.methods import Method, Models, make_method, method_name
 from afa_jax.names import SAMPLING
 from afa_jax.parallel import make_mesh, mesh_of
 from afa_jax.prompt_files import read_prompts
+from afa_jax.records import recorded
 from afa_jax.report.maps import contact_sheet
 
 
@@ -66,6 +69,7 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
     Raises:
         InputError: a prompt, a model or the method cannot be used, or a picture is there already.
     """
+    on_first(lambda: check_folder(out))
     sampling = sample_options(config, asked)
     method = together(lambda: load_method(config, asked, sampling))
     sampling = method.sampled_with(sampling)
@@ -80,8 +84,11 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
         for i, request in enumerate(requests)
     ]
     grid_path = out / f"{file_name(method)}_grid.png"
-    if not asked.overwrite:
-        on_first(lambda: check_absent([*(out / f"{name}.png" for name in names), grid_path]))
+    ends = (".png", "_maps.png") if asked.maps else (".png",)
+    on_first(
+        lambda: check_outputs([*(out / (name + end) for name in names for end in ends), grid_path], asked.overwrite)
+    )
+    recorded(recipe_of(requests[0], method, asked.seed, sampling, config), "the recipe")  # which can be kept
 
     pictures: list[Picture] = []
     made = generate(requests, method.denoiser, method.experts, seed=asked.seed, options=sampling)
@@ -94,7 +101,7 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
         save_png(out / f"{name}.png", picture.pixels, recipe)
         if asked.maps:
             timesteps = [int(t) for t in method.experts.schedule.timesteps(sampling.steps)]
-            contact_sheet(picture.maps, method.sites, timesteps).save(out / f"{name}_maps.png")
+            save_picture(out / f"{name}_maps.png", contact_sheet(picture.maps, method.sites, timesteps))
         pictures.append(picture)
     if not first():
         return
@@ -102,7 +109,7 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
         [picture.pixels for picture in pictures[i : i + asked.num_images]]
         for i in range(0, len(pictures), asked.num_images)
     ]
-    Image.fromarray(grid(rows)).save(grid_path)
+    save_picture(grid_path, Image.fromarray(grid(rows)))
     print(grid_path)
 
 
@@ -112,6 +119,7 @@ def sample_file(config: ConfigDict, prompts: Path, out: Path, asked: Asked) -> N
     Raises:
         InputError: as sample_prompts; a line of the file.
     """
+    together(lambda: check_folder(out))
     read = together(lambda: read_prompts(prompts, asked.negative_prompt))
     sampling = sample_options(config, asked)
     method = together(lambda: load_method(config, asked, sampling, many=True))
@@ -160,11 +168,12 @@ def load_method(config: ConfigDict, asked: Asked, sampling: SampleOptions, *, ma
     return method
 
 
-def check_absent(paths: Sequence[Path]) -> None:
-    """Raise InputError for the first of the paths where something is."""
+def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
+    """Raise InputError for the first of the files that cannot be written, or is there already."""
     for path in paths:
-        if path.exists():
+        if os.path.lexists(path) and not overwrite:
             raise InputError(f"{path} exists; choose another --out, or --overwrite")
+        check_file(path)
 
 
 def slug(prompt: str) -> str:
@@ -206,6 +215,8 @@ def recipe_of(
         sampler="ddim",
         dtype=config.dtype,
         base=config.base,
+        vae=method.experts.vae_hash,
+        tokenizer=method.experts.tokenizer.sha256,
         experts=method.experts.record,
         made_by=dict(method.record),
     )

@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
-from afa_jax.files import replace_text
+from afa_jax.files import check_file, replace_text
 from afa_jax.scale.abstract import KNOWN, architecture_of, sampler, target_of, training_step
 from afa_jax.scale.chips import chip_of
 from afa_jax.scale.memory import arguments_of, gib, knob, required
@@ -61,6 +61,8 @@ def check(
     Raises:
         InputError: the config cannot be run on these devices, or its models are not there.
     """
+    if output is not None:
+        check_file(output)
     check_options(config)
     fusing = configured_fusion(config)
     networks = architecture_of(config) if architecture is None else KNOWN[architecture]
@@ -115,5 +117,6 @@ def check(
         facts["advice"] = knob(mode, config, target.shape, len(config.experts), arguments=held, total=needed)
         print(f"does not fit: {gib(needed)} of {gib(limit)}, of it {gib(held)} all the time; {facts['advice']}")
     if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
         replace_text(output, json.dumps(facts, indent=2) + "\n")
     return 0 if fits else 1

@@ -17,6 +17,7 @@ from afa_jax.data.cache import build_cache, make_cached_loader
 from afa_jax.data.loader import Batch, Loader, loading, make_loader
 from afa_jax.data.sources import BadExample, PictureSource, make_source
 from afa_jax.data.split import Subset, hold_out
+from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.distributed import say
 from afa_jax.errors import InputError
@@ -31,7 +32,8 @@ class TrainingData:
 
     Attributes:
         source: what ``index`` in a batch counts.
-        held_out: what validation sees; None without validation.
+        held_out: what validation sees some of; None without validation.
+        validation: pictures and captions of it.
         crop: from any picture to the size of training.
         skip: whether bad examples are left out.
         loader: of the batches.
@@ -44,6 +46,7 @@ class TrainingData:
 
     source: PictureSource
     held_out: PictureSource | None
+    validation: tuple[np.ndarray, list[str]] | None
     crop: Crop
     skip: bool
     loader: Loader
@@ -76,37 +79,42 @@ class TrainingData:
         """What the source calls a batch's examples."""
         return [self.source.name(int(index)) for index in batch["index"]]
 
-    def validation_pairs(self, experts: Experts, config: ConfigDict) -> Pairs:
-        """The first ``config.pairs`` good held-out examples, each cut at random but always alike.
+    def validation_pairs(self, experts: Experts, batch: int) -> Pairs:
+        """Encode what validation sees, ``batch`` at a time, with encoders on one device (``with_encoders_here``)."""
+        assert self.validation is not None, "a run without validation"
+        return Pairs.encode(experts, *self.validation, batch)
 
-        Args:
-            experts: with their encoders on one device (``with_encoders_here``).
-            config: the run's ``validation``.
 
-        Raises:
-            InputError: there is not one.
-            BadExample: unless bad ones are skipped.
-        """
-        assert self.held_out is not None, "a run without validation"
-        images, captions = [], []
-        for index in range(len(self.held_out)):
-            name = self.held_out.name(index)
-            try:
-                example = self.held_out[index]
-                experts.tokenizer([example["caption"]], quiet=True)
-            except InputError as error:
-                reason = error.reason if isinstance(error, BadExample) else str(error)
-                if not self.skip:
-                    raise BadExample(name, reason) from error
-                self.bad.append((name, reason))
-                continue
-            images.append(self.crop(example["image"], np.random.default_rng((0, index))))
-            captions.append(example["caption"])
-            if len(images) == config.pairs:
-                break
-        if not images:
-            raise InputError(f"validation: none of the {len(self.held_out)} held-out examples can be read")
-        return Pairs.encode(experts, np.stack(images), captions, config.batch)
+def read_held_out(
+    held_out: PictureSource, crop: Crop, tokenizer: Tokenizer, count: int, skip: bool
+) -> tuple[tuple[np.ndarray, list[str]], list[tuple[str, str]]]:
+    """Return the first ``count`` good pictures and captions, each cut at random but always alike, and the bad ones.
+
+    Raises:
+        InputError: there is not one.
+        BadExample: unless bad ones are skipped.
+    """
+    images: list[np.ndarray] = []
+    captions: list[str] = []
+    bad: list[tuple[str, str]] = []
+    for index in range(len(held_out)):
+        name = held_out.name(index)
+        try:
+            example = held_out[index]
+            tokenizer([example["caption"]], quiet=True)
+        except InputError as error:
+            reason = error.reason if isinstance(error, BadExample) else str(error)
+            if not skip:
+                raise BadExample(name, reason) from error
+            bad.append((name, reason))
+            continue
+        images.append(crop(example["image"], np.random.default_rng((0, index))))
+        captions.append(example["caption"])
+        if len(images) == count:
+            break
+    if not images:
+        raise InputError(f"validation: none of the {len(held_out)} held-out examples can be read")
+    return (np.stack(images), captions), bad
 
 
 def check_identity(stored: Mapping[str, Any], identity: Mapping[str, Any], what: str) -> None:
@@ -146,16 +154,28 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
     crop = options["crop"] or Crop(source[0]["image"].shape[:2])
     experts.check_size(crop.size)
     index, count = (0, 1) if experts.mesh is None else row_share(experts.mesh)
+    if train.batch % count:
+        raise InputError(f"train.batch={train.batch} does not divide among {count} processes; choose a multiple")
+    shown: tuple[np.ndarray, list[str]] | None = None
+    bad: list[tuple[str, str]] = []
+    if held_out is not None:  # before the cache is made, which takes hours
+        skip = options["bad"] == "skip"
+        shown, bad = read_held_out(held_out, crop, experts.tokenizer, validation.pairs, skip)
     parts = frozen(experts)
     shared = dict(batch=train.batch, seed=train.seed, process_index=index, process_count=count)
     common: dict[str, Any] = dict(
-        held_out=held_out, crop=crop, skip=options["bad"] == "skip", length=len(chosen), seed=train.seed
+        held_out=held_out,
+        validation=shown,
+        crop=crop,
+        skip=options["bad"] == "skip",
+        length=len(chosen),
+        seed=train.seed,
     )
     if not cache.path:
         return TrainingData(
             source=chosen,
             loader=make_loader(chosen, experts.tokenizer, **shared, **options),
-            bad=[],
+            bad=bad,
             frozen=parts,
             no_caption=jnp.asarray(experts.tokenizer([""])[0]),
             **common,
@@ -178,7 +198,7 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
     return TrainingData(
         source=source,
         loader=make_cached_loader(made, among=among, workers=options["workers"], **shared),
-        bad=list(made.bad.values()),
+        bad=[*made.bad.values(), *bad],
         frozen=dict(unet=parts["unet"]),
         no_caption=jnp.asarray(made.no_caption),
         **common,

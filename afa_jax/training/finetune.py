@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import shutil
 from collections.abc import Iterator, Mapping
@@ -33,11 +32,12 @@ from afa_jax.models.configs import TextConfig, UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import DATA, make_mesh, place
+from afa_jax.records import plain, recorded
 from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
 from afa_jax.training.loss import diffusion_loss, drop_captions
-from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import check_positive, keep_config, open_workdir, write_config
+from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer, update_average
+from afa_jax.training.workdir import check_positive, check_workdir, keep_config, open_workdir, write_config
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.folders import save_folder
@@ -62,6 +62,12 @@ def finetune(
         InputError: something of the config, its models, its data or the workdir cannot be used.
         Stopped: by SIGTERM or SIGINT, after saving.
     """
+    check_workdir(workdir, resume=resume, overwrite=overwrite)
+    check_positive(config, "steps", "batch", "log_every", "save_every", "scenes")
+    check_optimizer(config.optimizer)
+    check_objective(config)
+    recorded(config)  # which can be kept
+    trained_by = f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}"
     vae, tokenizer = load_vae(config.vae), Tokenizer(config.tokenizer)
     schedule = NoiseSchedule.from_json(config.schedule.to_dict())
     timesteps = interval(config.get("timesteps"), schedule)
@@ -106,7 +112,6 @@ def finetune(
         return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
 
     mesh = make_mesh(dict(data=-1))
-    check_positive(config, "steps", "batch", "log_every", "save_every", "scenes")
     for name, number, unit in (("batch", config.batch, mesh.size), ("scenes", config.scenes, ENCODED_AT_ONCE)):
         if number % unit:
             raise InputError(f"{name}={number}; choose a multiple of {unit}")
@@ -124,7 +129,7 @@ def finetune(
         schedule=schedule.to_json(),
         **{name: config[name] for name in ("seed", "batch", "scenes", "caption_dropout", "min_snr_gamma", "ema")},
     )
-    identity = json.loads(json.dumps(started, default=list))
+    identity = plain(started, "the run")
     open_workdir(workdir, resume=resume, overwrite=overwrite)
     keep_config(workdir, config)
 
@@ -166,7 +171,7 @@ def finetune(
             tokenizer=Path(config.tokenizer) / "tokenizer",
             scheduler=schedule.to_json(),
             dtype=jnp.float16,
-            metadata=dict(trained_by=f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}")
+            metadata=dict(trained_by=trained_by)
             | (dict(timesteps=f"{timesteps[0]} <= t < {timesteps[1]}") if timesteps else {}),
         )
 

@@ -12,6 +12,8 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax.data.bad_examples import BadExamples
+from afa_jax.data.cache import check_cache
+from afa_jax.data.loader import loading
 from afa_jax.distributed import compiled_together, fetch, first, on_first, say, several, together
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts, check_record, load_experts, with_encoders_here
@@ -20,16 +22,17 @@ from afa_jax.fusion.kinds import REMATERIALISED, SPREAD, Fusion, FusionConfig, f
 from afa_jax.fusion.sabw import parameter_count
 from afa_jax.generate import SampleOptions
 from afa_jax.parallel import DATA, EXPERT, FSDP, mesh_of, place, place_rows, row_share
+from afa_jax.records import public_arguments, record_text, recorded
 from afa_jax.training.checkpoints import Checkpoints
 from afa_jax.training.data import check_identity, make_training_data
 from afa_jax.training.loop import Every, run_loop
-from afa_jax.training.optimizer import make_optimizer
+from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer
 from afa_jax.training.state import batch_specs, init_state, make_train_step, published
 from afa_jax.training.stopping import nothing_to_save
 from afa_jax.training.validation import Pairs, Validation
 from afa_jax.training.workdir import check_positive, check_workdir, keep_config, open_workdir, write_config
 from afa_jax.training.writers import check_writers
-from afa_jax.weights.aggregators import save_fusion
+from afa_jax.weights.aggregators import RECORD, save_fusion
 from afa_jax.weights.keys import flatten, shapes_of, unflatten
 
 
@@ -55,6 +58,8 @@ def train(
     check_options(config)
     fusing = configured_fusion(config)
     check_workdir(workdir, resume=resume, overwrite=overwrite)
+    recorded(config)  # which can be kept
+    optimizer = make_optimizer(settings.optimizer, settings.steps)
     with nothing_to_save():
         mesh = configured_mesh(config, fusing)
         experts = together(lambda: load_experts(config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh))
@@ -63,8 +68,9 @@ def train(
         data = together(lambda: make_training_data(config, experts, progress=first() and not quiet))
         pairs = None
         if config.validation.every:
-            pairs = together(lambda: data.validation_pairs(with_encoders_here(experts, config), config.validation))
-    optimizer = make_optimizer(settings.optimizer, settings.steps)
+            pairs = together(
+                lambda: data.validation_pairs(with_encoders_here(experts, config), config.validation.batch)
+            )
     open_workdir(workdir, resume=resume, overwrite=overwrite)
     keep_config(workdir, config)
 
@@ -84,7 +90,16 @@ def train(
             mesh=mesh,
         )
     )
-    record: dict[str, Any] = dict(experts=experts.record)
+    facts = dict(experts=experts.record)
+    record: dict[str, Any] = facts | dict(
+        base=config.base,
+        vae=experts.vae_hash,
+        schedule=dataclasses.asdict(experts.schedule),
+        training=dict(
+            steps=settings.steps, batch=settings.batch, arguments=public_arguments(arguments), config=recorded(config)
+        ),
+    )
+    record_text(record, RECORD)  # what is written at the end is tried at the start
     identity = data.identity | dict(vae=experts.vae_hash, schedule=dataclasses.asdict(experts.schedule))
 
     def on_resume(facts: Mapping[str, Any]) -> None:
@@ -115,7 +130,7 @@ def train(
         workdir=workdir,
         resume=resume,
         resume_step=resume_step,
-        facts=record | dict(data=identity),
+        facts=facts | dict(data=identity),
         on_resume=on_resume,
         describe=data.names,
         every=validation(config, experts, fusion, pairs, sampling, workdir),
@@ -125,11 +140,6 @@ def train(
         save_every=settings.save_every,
         keep=settings.keep,
         quiet=quiet,
-    )
-    record |= dict(
-        base=config.base,
-        schedule=dataclasses.asdict(experts.schedule),
-        training=dict(steps=settings.steps, batch=settings.batch, arguments=list(arguments), config=config.to_dict()),
     )
 
     def publish(folder: Path, state: Any) -> None:
@@ -154,16 +164,12 @@ def check_options(config: ConfigDict) -> None:
         raise InputError(f"train.accumulate={train.accumulate} does not divide train.batch={train.batch}")
     if train.remat not in REMATS:
         raise InputError(f"train.remat={train.remat!r}; choose {', '.join(REMATS)}")
-    if not 0 <= train.ema < 1:
-        raise InputError(f"train.ema={train.ema}; choose 0 (none) or a decay below 1")
-    if not 0 <= train.caption_dropout <= 1:
-        raise InputError(f"train.caption_dropout={train.caption_dropout}; choose a probability")
-    for name, value in dict(min_snr_gamma=train.min_snr_gamma, clip=train.optimizer.clip).items():
-        if value < 0:
-            raise InputError(f"train.{name}={value}; choose 0 (none) or more")
-    if train.seed < 0:
-        raise InputError(f"train.seed={train.seed}; choose 0 or more")
+    check_objective(train, "train.")
+    check_optimizer(train.optimizer, "train.optimizer")
     check_writers(train.writers)
+    loading(config.data)
+    if config.cache.path:
+        check_cache(config.cache.path, **{name: config.cache[name] for name in ("crops", "shard", "batch")})
     if config.validation.every:
         check_positive(config.validation, "every", "pairs", "buckets", "batch", "num_images")
 

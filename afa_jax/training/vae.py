@@ -21,13 +21,17 @@ from afa_jax.errors import InputError
 from afa_jax.models.configs import VAEConfig
 from afa_jax.models.layers import Conv
 from afa_jax.models.vae import VAE
+from afa_jax.records import recorded
 from afa_jax.training.loop import run_loop
-from afa_jax.training.optimizer import make_optimizer, update_average
-from afa_jax.training.workdir import check_positive, open_workdir, write_config
+from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer, update_average
+from afa_jax.training.workdir import check_positive, check_workdir, open_workdir, write_config
 from afa_jax.weights.folders import save_folder
 from afa_jax.weights.load import load_vae
 
 MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when they are whitened
+
+UNSEEN = 256  # pictures of the end of the data, to measure on
+NO_QUANT_CONV = "an autoencoder is whitened through use_quant_conv and use_post_quant_conv; set both"
 
 
 def train_vae(
@@ -44,13 +48,23 @@ def train_vae(
         InputError: something of the config, its models, its data or the workdir cannot be used.
         Stopped: by SIGTERM or SIGINT, after saving.
     """
+    check_workdir(workdir, resume=resume, overwrite=overwrite)
+    check_positive(config, "batch", "log_every", "save_every")
+    if config.steps < 0:
+        raise InputError(f"steps={config.steps}; choose 0 (which only whitens) or more")
+    check_optimizer(config.optimizer)
+    check_objective(config)
+    recorded(config)  # which can be kept
     if config.init:
         vae = load_vae(config.init)
     else:
         vae = VAE(VAEConfig(**config.vae), rngs=nnx.Rngs(config.seed))
     optimizer = make_optimizer(config.optimizer, config.steps)
-    check_positive(config, "batch", "log_every", "save_every")
+    if vae.quant_conv is None or vae.post_quant_conv is None:
+        raise InputError(NO_QUANT_CONV)
     source = make_source(ConfigDict(dict(kind="emoji") | config.data.to_dict()))
+    if len(source) < (needed := config.steps * config.batch + UNSEEN):
+        raise InputError(f"data has {len(source):,} pictures; {config.steps} steps and the test need {needed:,}")
     open_workdir(workdir, resume=resume, overwrite=overwrite)
     if not resume:
         write_config(workdir, config)
@@ -84,7 +98,7 @@ def train_vae(
     vae = state["average"]
 
     # What the noise schedule expects, measured on scenes that were not trained on.
-    unseen = [source[len(source) - 1 - i]["image"] for i in range(256)]
+    unseen = [source[len(source) - 1 - i]["image"] for i in range(UNSEEN)]
     images = [to_images(jnp.asarray(np.stack(unseen[i : i + 32]))) for i in range(0, len(unseen), 32)]
     moments = jax.jit(lambda vae, x: vae.moments(x))
     vae.config = whiten(vae, *(np.concatenate(parts) for parts in zip(*(moments(vae, x) for x in images), strict=True)))
@@ -93,7 +107,7 @@ def train_vae(
     target = workdir / "model"
     shutil.rmtree(target, ignore_errors=True)  # of this very run, before it was resumed to more steps
     save_folder(target, vae=vae, dtype=jnp.float16)
-    print(f"{target}: PSNR {psnr:.2f} dB on 256 unseen scenes, scaling factor {vae.config.scaling_factor}")
+    print(f"{target}: PSNR {psnr:.2f} dB on {UNSEEN} unseen scenes, scaling factor {vae.config.scaling_factor}")
 
 
 def whiten(vae: VAE, mean: np.ndarray, logvar: np.ndarray) -> VAEConfig:
@@ -110,7 +124,7 @@ def whiten(vae: VAE, mean: np.ndarray, logvar: np.ndarray) -> VAEConfig:
         logvar: log variances of the same.
     """
     if vae.quant_conv is None or vae.post_quant_conv is None:
-        raise InputError("an autoencoder is whitened through use_quant_conv and use_post_quant_conv; set both")
+        raise InputError(NO_QUANT_CONV)
     channels = mean.shape[-1]
     points = mean.reshape(-1, channels).astype(np.float64)
     center = points.mean(0)

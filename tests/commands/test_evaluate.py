@@ -33,6 +33,7 @@ from afa_jax.generate import Picture, SampleOptions
 from afa_jax.methods import Models, check_entry, make_method
 from afa_jax.weights.folders import save_folder
 from tests import tiny
+from tests.commands.conftest import says_nothing_of
 
 EVALUATION = """
         evaluation=dict(
@@ -127,6 +128,8 @@ def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys,
     page = (place / "out" / "report.html").read_text()
     assert "superdiff eta=0.5" in page and "data:image/png;base64" in page and "pickscore" in page
 
+    assert says_nothing_of(str(place), place / "out") > 20  # absent metrics are explained, without folders
+
     # Again: nothing is made anew, and the figures are the same.
     before = pictures(place)
     broken, gone = list(before)[:2]
@@ -176,6 +179,10 @@ def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys,
         ),
         (["--config.evaluation.metrics=('emoj',)"], "emoj"),
         (["--config.evaluation.steps=0"], "0 sampling steps"),
+        (["--config.evaluation.curves.prompts=0"], "evaluation.curves.prompts"),
+        (["--config.evaluation.curves.steps=(1, -2)"], "steps=-2"),
+        (["--method", "afa,top=9"], "afa: top=9"),
+        (["--pictures_only", "--method", "uniform", "--method", "afa,top=9"], "afa: top=9"),
     ],
 )
 def test_wrong_input_is_one_line(root, place, tmp_path, capsys, monkeypatch, more, message):

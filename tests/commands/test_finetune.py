@@ -28,7 +28,7 @@ from afa_jax.training.vae import MAX_GAIN, whiten
 from afa_jax.weights.keys import flatten
 from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
 from tests import tiny
-from tests.commands.conftest import TOKENIZER
+from tests.commands.conftest import TOKENIZER, says_nothing_of
 
 
 def test_whitening_changes_the_latents_and_no_picture() -> None:
@@ -158,6 +158,7 @@ def test_an_expert_of_an_interval_from_a_single_file(root, tmp_path, capsys):
         np.testing.assert_array_equal(array, parts[name], err_msg=name)
     assert any(float(jnp.abs(whole[name] - before[name]).max()) > 1e-4 for name in whole)
     assert open_checkpoint(tmp_path / "parts" / "model").metadata["timesteps"] == "750 <= t < 1000"
+    assert says_nothing_of(str(tmp_path), tmp_path / "whole") > 5 and says_nothing_of(str(root), tmp_path / "whole")
 
     # Of another run it is neither continued nor, when finished, named anew.
     config_json = (tmp_path / "parts" / "config.json").read_text()

@@ -18,6 +18,7 @@ from afa_jax.sampling import maps as drawing
 from afa_jax.sampling.maps import read_prompts
 from afa_jax.weights.aggregators import save_fusion
 from tests import tiny
+from tests.commands.conftest import says_nothing_of
 
 PROMPT, OTHER = "octopus, noto style", "pizza and owl, noto style"
 
@@ -57,7 +58,8 @@ def made(root, trained, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def out(made):
-    """The folder."""
+    """The folder; it says nothing of where the models are."""
+    assert says_nothing_of(str(made[0].parents[1]), made[0]) == 5
     return made[0]
 
 

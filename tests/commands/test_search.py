@@ -34,6 +34,7 @@ from afa_jax.parallel import stack, take
 from afa_jax.weights.keys import flatten
 from afa_jax.weights.load import load_text_encoder, load_unet
 from tests import tiny
+from tests.commands.conftest import says_nothing_of
 
 STAGES = tuple(stage.name for stage in tiny.unet(0, tiny.MICRO_UNET).stages)
 NAMES = ("a", "b", "c")
@@ -215,6 +216,8 @@ def test_the_command(root, tmp_path, capsys):
         written = flatten(stored)
         for path, leaf in flatten(take(module, 0)).items():
             np.testing.assert_allclose(leaf, written[path], atol=1e-6, err_msg=path)
+
+    assert says_nothing_of(str(root), tmp_path) > 3 and says_nothing_of(str(tmp_path), tmp_path)
 
     capsys.readouterr()
     assert go("--trials", "3") == 2

@@ -1,0 +1,147 @@
+"""What can be known at the start is said at the start: before models are loaded, pictures made or steps trained."""
+
+import importlib
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from afa_jax.commands import run
+
+PROMPT = ("--prompt", "octopus, noto style")
+EMOJI = Path(__file__).parents[2] / "configs" / "emoji.py"
+FOLDERS = {
+    "train --workdir OUT": (),
+    "sample --out OUT": PROMPT,
+    "sample --prompts PROMPTS --out OUT": (),
+    f"evaluate --config {EMOJI} --out OUT": None,
+    f"evaluate --config {EMOJI} --pictures_only --out OUT": None,
+    "maps --out OUT": PROMPT,
+    "search --workdir OUT": (),
+    "search --workdir new --write OUT": (),
+    "merge --out OUT": ("--method", "average"),
+    "export --pair OUT --workdir ROOT": (),
+    "export --snapshot OUT --workdir ROOT": (),
+    "export --bake a OUT": (),
+    "convert ROOT/a --out OUT": None,
+    "demo --out OUT": None,
+}
+FILES = {
+    "screen --out OUT": (),
+    "search --workdir new --out OUT": (),
+    "search --workdir new --write OUT.safetensors": (),
+    "merge --out OUT.safetensors": ("--method", "average"),
+    "export --snapshot OUT.safetensors --workdir ROOT": (),
+    "convert ROOT/a --out OUT.safetensors": None,
+    "convert --inspect ROOT/a --json OUT": None,
+    "report --workdir ROOT --out OUT": None,
+    "report --sheet ROOT --out OUT": None,
+    "aot --json OUT": ("--devices", "1"),
+}
+"""Every option that names an output, and what else the command wants; None for one without the tiny config."""
+PLACES = ("file/out", "nowhere/out", "sealed/out", "n" * 250)
+WORK = (
+    "afa_jax.experts.find_checkpoints", "afa_jax.exporting.merge.find_checkpoints",
+    "afa_jax.exporting.export.find_checkpoints", "afa_jax.evaluation.screening.find_checkpoints",
+    "afa_jax.exporting.convert.open_input", "afa_jax.exporting.inspect._described",
+    "afa_jax.methods.loading.load_experts",
+    "afa_jax.training.run.load_experts", "afa_jax.evaluation.trials.load_experts",
+    "afa_jax.report.run_page.read_metrics", "afa_jax.report.run_page.comparison_sheet", "afa_jax.scale.fit.target_of",
+)  # fmt: skip
+
+
+@pytest.fixture
+def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where nothing may be made, and no work begun."""
+    (tmp_path / "file").write_text("what was there")
+    (tmp_path / "sealed").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder.safetensors").mkdir()
+    (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
+    (tmp_path / "prompts.txt").write_text(PROMPT[1])
+    access = os.access  # root, who runs some of these tests, may write anywhere
+    monkeypatch.setattr(os, "access", lambda path, mode: "sealed" not in str(path) and access(path, mode))
+    monkeypatch.chdir(tmp_path)
+    for name in WORK:
+        module, _, function = name.rpartition(".")
+        monkeypatch.setattr(importlib.import_module(module), function, begun)
+    return tmp_path
+
+
+def begun(*arguments, **options):
+    raise AssertionError("the work was begun")
+
+
+def call(command: str, root: Path, *more: str) -> int:
+    name, *arguments = command.replace("ROOT", str(root)).replace("PROMPTS", "prompts.txt").split()
+    module = importlib.import_module(f"afa_jax.{name}.__main__" if name == "report" else f"afa_jax.{name}")
+    return run(module.main, [*arguments, *more])
+
+
+@pytest.mark.parametrize("command", [*FOLDERS, *FILES])
+def test_an_output_that_cannot_be_written_is_said_before_the_work(command, root, place, capsys):
+    more = (FOLDERS | FILES)[command]
+    options = () if more is None else ("--config", f"{root}/config.py", *more)
+    before = sorted(place.rglob("*"))
+    for name in (*PLACES, *(("file", "nowhere") if command in FOLDERS else ("folder",))):
+        assert call(command.replace("OUT", name), root, *options) == 2, name
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and name[:20] in error, (name, error)
+        assert sorted(place.rglob("*")) == before and (place / "file").read_text() == "what was there"
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        "train.optimizer.schedule=linear", "train.optimizer.lr=0.0", "train.optimizer.warmup=-1",
+        "train.optimizer.weight_decay=-0.1", "train.optimizer.clip=-1.0", "train.optimizer.b2=1.0",
+        "train.min_snr_gamma=-1.0", "train.seed=-1", "train.writers=('excel',)", "train.save_every=0",
+        "data={'kind': 'emoji', 'workers': -1}", "data={'kind': 'emoji', 'workers': 10000}",
+        "data={'kind': 'emoji', 'bad': 'ignore'}", "data={'kind': 'folder', 'path': 'folder'}",
+        "cache={'path': 'c', 'seed': 0, 'crops': 0, 'shard': 32, 'batch': 8}",
+        "cache={'path': 'c', 'seed': 0, 'crops': 1, 'shard': 0, 'batch': 8}",
+        "cache.path=file/c", "cache.path=nowhere/c", "cache.path=s3://bucket/c",
+    ],
+)  # fmt: skip
+def test_a_field_that_is_used_late_is_looked_at_first(option, root, place, capsys):
+    before = sorted(place.rglob("*"))
+    assert call("train --workdir new", root, "--config", f"{root}/config.py", f"--config.{option}") == 2
+    error, (field, _, value) = capsys.readouterr().err, option.partition("=")
+    named = [*re.findall(r"'(\w+)':", value), field.rpartition(".")[2]]
+    assert error.count("\n") == 1 and any(name in error for name in named)
+    assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("finetune --workdir new", "min_snr_gamma=-1.0"),
+        ("finetune --workdir new", "optimizer.schedule=linear"),
+        ("finetune --workdir new", "caption_dropout=2.0"),
+        ("finetune --workdir file", "steps=1"),
+        ("train_vae --workdir new", "optimizer.lr=0.0"),
+        ("train_vae --workdir new", "ema=1.0"),
+        ("train_vae --workdir new", "vae.use_quant_conv=False"),
+        ("train_vae --workdir new", "data.length=1000"),
+        ("train_vae --workdir file", "steps=1"),
+        ("demo --out new", "fusion={'kind': 'gate'}"),
+        ("demo --out new", "sample.size=(33, 64)"),
+    ],
+)
+def test_the_other_trainers_look_first_too(command, option, root, place, capsys, monkeypatch):
+    monkeypatch.undo()  # of the demo, experts are loaded; and the emoji models are found from the project's folder
+    for name in ("training.finetune", "training.vae", "training.run"):
+        monkeypatch.setattr(f"afa_jax.{name}.run_loop", begun)
+    monkeypatch.chdir(EMOJI.parents[1])
+    name, _, out = command.split()
+    config = () if name == "demo" else ("--config", str(EMOJI.with_name(CONFIGS[name])))
+    before = sorted(place.rglob("*"))
+    assert call(command.replace(out, str(place / out)), root, *config, f"--config.{option}") == 2
+    error = capsys.readouterr().err
+    named = out if out == "file" else option.partition("=")[0].rpartition(".")[2].replace("length", "data")
+    assert error.count("\n") == 1 and named in error
+    assert sorted(place.rglob("*")) == before
+
+
+CONFIGS = dict(finetune="emoji_base.py", train_vae="emoji_vae.py")
