@@ -16,6 +16,7 @@ from pathlib import Path
 
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_file
 from afa_jax.names import ARCHITECTURES
 from afa_jax.scale.chips import CHIPS, slice_devices
 
@@ -45,6 +46,9 @@ def main(arguments: Sequence[str]) -> int:
             raise InputError(f"--{name} {value}; choose 1 or more")
     if options.devices and options.slices > 1:
         raise InputError("--slices goes with --topology")
+
+    if options.json:
+        check_file(options.json)
 
     import jax
 

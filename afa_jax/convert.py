@@ -14,6 +14,7 @@ from pathlib import Path
 from afa_jax.cli.arguments import add_dtype_argument
 from afa_jax.commands import Parser, load_config, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_file, check_new
 from afa_jax.names import PREDICTIONS
 
 
@@ -38,6 +39,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.inspect:
         _check_inspect(options)
         config = load_config(options.config) if options.config else None
+        if options.json:
+            check_file(options.json, options.overwrite)
 
         from afa_jax.exporting.inspect import inspect
 
@@ -49,6 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("json", "config"):
         if getattr(options, name):
             raise InputError(f"--{name} goes with --inspect")
+    check_new(options.out, options.overwrite)
 
     from afa_jax.exporting.convert import convert
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from afa_jax.cli.arguments import check_seed
 from afa_jax.commands import Parser, load_config, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_folder
 
 CONFIG = Path(__file__).parent.parent / "configs" / "emoji.py"
 
@@ -30,6 +31,7 @@ def main(arguments: Sequence[str]) -> None:
     check_seed(options.seed)
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite exclude each other")
+    check_folder(options.out)
     config = load_config(str(CONFIG), [override.removeprefix("--config.") for override in overrides])
 
     from afa_jax.report.demo import demo

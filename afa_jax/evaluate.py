@@ -19,6 +19,7 @@ from pathlib import Path
 from afa_jax.cli.arguments import check_method
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_folder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -40,6 +41,8 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("--out is missing; without --workdir there is no folder for the report")
     if options.prompts is not None and options.prompts < 2:
         raise InputError(f"--prompts {options.prompts}; choose 2 or more")
+    out = options.out or options.workdir / "evaluation"
+    check_folder(out)
     for method in options.method or ():
         check_method(method, config)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when JAX first needs the device
@@ -48,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
 
     evaluate(
         config,
-        options.out or options.workdir / "evaluation",
+        out,
         workdir=options.workdir,
         methods=options.method,
         prompts=options.prompts,

@@ -17,6 +17,7 @@ from pathlib import Path
 from afa_jax.cli.arguments import add_dtype_argument, check_seed
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_new
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -50,6 +51,8 @@ def main(arguments: Sequence[str]) -> None:
     outs = [Path(out) for out in (options.pair, options.snapshot, options.bake and options.bake[1]) if out]
     if len({out.resolve() for out in outs}) < len(outs):
         raise InputError("two of --pair, --snapshot and --bake have one name; choose another")
+    for out in outs:
+        check_new(out, options.overwrite)
 
     from afa_jax.exporting.export import export
 

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from afa_jax.cli.arguments import check_method, check_prompts, check_sampling, parse_size
 from afa_jax.commands import Parser, parse, run
+from afa_jax.files import check_folder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -38,6 +39,7 @@ def main(arguments: Sequence[str]) -> None:
     check_prompts(options.prompt)
     check_sampling(options)
     check_method(options.method, config)
+    check_folder(options.out)
     size = parse_size(options.size) if options.size else None
 
     from afa_jax.sampling.maps import draw_maps

@@ -14,6 +14,7 @@ from afa_jax import cluster
 from afa_jax.cli.arguments import check_method, check_prompts, check_sampling, parse_size
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_folder
 from afa_jax.names import METHODS
 
 
@@ -54,6 +55,8 @@ def main(arguments: Sequence[str]) -> None:
     check_sampling(options)
     check_method(options.method, config)
     size = parse_size(options.size) if options.size else None
+    if cluster.settings(options) is None:  # else process 0 alone may have it
+        check_folder(options.out)
 
     from afa_jax import distributed
     from afa_jax.sampling.pictures import Asked, sample_file, sample_prompts

@@ -18,6 +18,7 @@ from pathlib import Path
 from afa_jax.cli.arguments import check_seed
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_file
 
 FEWEST = 8  # pairs; the bootstrap's intervals are too narrow for fewer
 
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     check_seed(options.seed)
     if options.pairs < FEWEST or options.draws < 2:
         raise InputError(f"choose --pairs of {FEWEST} or more and --draws of 2 or more")
+    if options.out:
+        check_file(options.out)
 
     from afa_jax.evaluation.screening import screen
 

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.files import check_file, check_folder, check_new
 from afa_jax.names import SEARCHERS, SPACES
 
 
@@ -50,6 +51,11 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError(f"--minutes {options.minutes}; choose more than 0")
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite exclude each other")
+    check_folder(options.workdir)
+    if options.out:
+        check_file(options.out)
+    if options.write:
+        check_new(options.write)
     # Torch, which computes the metrics of full scale, has what JAX does not need of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 

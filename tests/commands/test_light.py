@@ -44,13 +44,26 @@ own["sample"] += [
     (["--prompt=fox", "--out=x", config, f"--{option}"], option.partition("=")[0])
     for option in ("num_images=0", "seed=-1", "steps=0", "guidance=nan", "size=64", "method=magic", "eta=-1")
 ]
+for name in ("train", "finetune", "train_vae", "search"):
+    own[name].append((["--workdir=/dev/null/x", config], "cannot be written"))
+for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("maps", "--prompt=fox"),
+                   ("merge", "--method=average"), ("screen", "--pairs=8"), ("search", "--workdir=x")):
+    own[name].append(([more, "--out=/dev/null/x", config], "cannot be written"))
+own["export"].append((["--workdir=x", "--pair=/dev/null/x", config], "cannot be written"))
+own["aot"].append((["--devices=2", "--json=/dev/null/x", config], "cannot be written"))
 own["merge"].append((["--method=magic", "--out=x", config], "no merge 'magic'; there are average"))
 own |= {
-    "demo": [(["--seed=-1"], "--seed -1"), (["--config.trian.steps=1"], "no such field")],
+    "demo": [
+        (["--out=/dev/null/x"], "cannot be written"),
+        (["--seed=-1"], "--seed -1"),
+        (["--config.trian.steps=1"], "no such field"),
+    ],
     "convert": [
         (["a"], "--out is missing"),
         (["a", "--out=b", "--dtype=int8"], "--dtype"),
         (["--inspect", "a", "--out=b"], "--out does not go with --inspect"),
+        (["a", "--out=/dev/null/b"], "cannot be written"),
+        (["--inspect", "a", "--json=/dev/null/b"], "cannot be written"),
     ],
     "report.__main__": [([], "--workdir and --out"), (["--sheet=a", "--out=b", "--prompts=0"], "--prompts 0")],
     "data.prepare": [(["--builder=x"], "--builder")],
