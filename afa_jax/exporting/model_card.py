@@ -96,7 +96,7 @@ def model_card(
         prompt: for the command.
         config: whether config.py is beside it.
     """
-    hub = list(dict.fromkeys(part.source for part in (base, *experts) if part.on_hub))
+    hub = list(dict.fromkeys(repo for part in (base, *experts) if (repo := _repository(part))))
     data = ModelCardData(
         license=licence or UNKNOWN,
         library_name="afa_jax",
@@ -141,9 +141,15 @@ def _experts(base: Part, experts: Sequence[Part]) -> list[str]:
 
 
 def _link(part: Part) -> str:
-    if part.on_hub and re.fullmatch(r"[\w.-]+/[\w.-]+", part.source):
-        return f"[{escaped(part.source)}](https://huggingface.co/{part.source})"
-    return escaped(part.source)
+    repository = _repository(part)
+    # On the hub, where this is read, a repository is a path.
+    return f"[{escaped(part.source)}](/{repository})" if repository else escaped(part.source)
+
+
+def _repository(part: Part) -> str | None:
+    """Return the repository on the hub that a model is in, if it is there."""
+    match = re.match(r"[\w.-]+/[\w.-]+(?=[/@]|$)", part.source)
+    return match[0] if part.on_hub and match else None
 
 
 def _pictures(samples: Mapping[str, str]) -> list[str]:

@@ -15,6 +15,7 @@ from PIL import Image
 
 from afa_jax import convert, export, merge, sample, train
 from afa_jax.commands import run
+from afa_jax.exporting.model_card import METHODS, model_card, part_of
 from afa_jax.exporting.pair import CARD, CONFIG, SAMPLES
 from afa_jax.report.__main__ import main as write_report
 from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash
@@ -135,6 +136,31 @@ def test_the_card_has_what_a_reader_asks_for(home, trained, pair):
     }
     with Image.open(pair / SAMPLES) as picture, Image.open(trained / "samples" / "step_00000002.png") as own:
         assert picture.size == own.size
+
+
+def test_the_best_step_has_a_card_of_its_own(home, trained, tmp_path):
+    options = ["--config", f"{home}/config.py", "--workdir", str(trained / "best"), "--pair", str(tmp_path / "pair")]
+    assert run(export.main, options) == 0
+    assert "| validation loss |" in (tmp_path / "pair" / CARD).read_text() and (tmp_path / "pair" / SAMPLES).is_file()
+
+
+@pytest.mark.parametrize("kind", METHODS)
+def test_a_card_of_any_kind_shows_texts_as_they_are(kind, tmp_path):
+    """Names, prompts and a stranger's record of other types neither end a row, a block or the front matter."""
+    evil = "x|`]\n---\n# <script>&```"
+    base = part_of("base", "owner/base", "0" * 64)
+    experts = [part_of(evil, dict(path="owner/a@main"), "1" * 64), part_of("b", "owner/b/x.safetensors", "2" * 64)]
+    record = dict(training=dict(steps=1, arguments=["--config", evil], config=dict(name=evil, train=3, data=[])))
+    text = model_card(record, kind, base, experts, folder="pair", prompt=evil, samples={SAMPLES: evil})
+    card = ModelCard(text)
+    data = card.data.to_dict()
+    assert data["license"] == "unknown" and data["base_model"] == ["owner/base", "owner/a", "owner/b"]
+    table = [line for line in card.text.splitlines() if "64" not in line and re.search("`[012]{64}`", line)]
+    assert len(table) == 3 and all(len(re.findall(r"(?<!\\)\|", line)) == 5 for line in table)
+    outside = re.sub(r"^(`{3,})\n.*?^\1$", "", card.text, flags=re.S | re.M)
+    assert "<script" not in outside and outside.count("\n# ") + outside.startswith("# ") == 1
+    command = next(line for line in text.splitlines() if line.startswith("python -m afa_jax.sample"))
+    assert ("--method" in command) == (kind != "afa")
 
 
 def test_the_card_takes_figures_and_pictures_of_this_pair_only(home, trained, tmp_path, capsys):
