@@ -241,9 +241,9 @@ def test_a_batch_is_under_way_while_the_one_before_is_used(made, root, monkeypat
 
 def test_a_picture_that_is_not_finite_is_refused_and_a_vae_that_overflows_decodes_in_float32(root, monkeypatch):
     config = sample.parse(sample.Parser(), [f"--config={root}/config.py", "--config.dtype=float16"])[1]
-    models = sample.Models(config)
-    method = sample.make_method(dict(kind="uniform"), models)
-    options = sample.SampleOptions(size=(32, 64), steps=1, guidance=1.0, batch=2)
+    models = sampling.Models(config)
+    method = sampling.make_method(dict(kind="uniform"), models)
+    options = sampling.SampleOptions(size=(32, 64), steps=1, guidance=1.0, batch=2)
     requests = [Request(prompt=prompt, number=i) for i, prompt in enumerate(PROMPTS)]
     finite, dtypes = np.ones((5, 2), bool), []
 
@@ -272,12 +272,12 @@ def test_a_picture_that_is_not_finite_is_refused_and_a_vae_that_overflows_decode
 @pytest.mark.parametrize(("part", "flags"), [("unet", [False, False]), ("vae", [True, False]), ("", [True, True])])
 def test_what_is_not_finite_is_told_apart(root, part, flags):
     config = sample.parse(sample.Parser(), [f"--config={root}/config.py"])[1]
-    method = sample.make_method(dict(kind="expert", expert="a"), sample.Models(config))
+    method = sampling.make_method(dict(kind="expert", expert="a"), sampling.Models(config))
     models = dict(unet=method.denoiser, text=method.experts.text_encoder, vae=method.experts.vae)
     if part:
         models[part] = jax.tree.map(lambda leaf: np.nan * leaf if jnp.ndim(leaf) else leaf, models[part])
     ids = method.experts.tokenizer(["fox"])
-    options = sample.SampleOptions(size=(32, 32), steps=1, guidance=1.0, batch=1, one_by_one=False)
+    options = sampling.SampleOptions(size=(32, 32), steps=1, guidance=1.0, batch=1, one_by_one=False)
     made = generate.sample_batch(
         *models.values(), (ids, ids, np.zeros(1, np.int32)), 0, schedule=method.experts.schedule, options=options
     )
