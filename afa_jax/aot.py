@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from afa_jax.cli.arguments import whole
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_file
@@ -29,21 +30,18 @@ def main(arguments: Sequence[str]) -> int:
     where = parser.add_mutually_exclusive_group(required=True)
     examples = ", ".join(chip.topology for chip in CHIPS.values())
     where.add_argument("--topology", metavar="NAME", help=f"a TPU slice: {examples}, ...")
-    where.add_argument("--devices", type=int, metavar="N", help="virtual CPU devices instead")
-    parser.add_argument("--slices", type=int, default=1, metavar="K", help="so many slices, joined by the network")
+    where.add_argument("--devices", type=whole(1, 4096), metavar="N", help="virtual CPU devices instead")
+    parser.add_argument("--slices", type=whole(1, 4096), default=1, metavar="K", help="slices, joined by the network")
     parser.add_argument("--mode", choices=MODES, default="train")
     parser.add_argument(
         "--architecture", choices=ARCHITECTURES, help="sd15: Stable Diffusion 1.5's, whatever the experts are"
     )
-    parser.add_argument("--experts", type=int, metavar="N", help="as if there were N of the config's experts")
+    parser.add_argument("--experts", type=whole(1, 1000), metavar="N", help="as if the config had N experts")
     parser.add_argument(
         "--quick", action="store_true", help="a fifth of the compiler's work; memory differs by some per cent"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is printed there")
     options, config = parse(parser, arguments)
-    for name in ("slices", "experts", "devices"):
-        if (value := getattr(options, name)) is not None and value < 1:
-            raise InputError(f"--{name} {value}; choose 1 or more")
     if options.devices and options.slices > 1:
         raise InputError("--slices goes with --topology")
 

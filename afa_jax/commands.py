@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-import ast
-import difflib
 import errno
-import importlib.util
 import os
 import sys
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from pathlib import Path
-from typing import Any, NoReturn, TextIO
+from typing import NoReturn, TextIO
 
 from ml_collections import ConfigDict
 
+from afa_jax.cli.configs import load_config
+from afa_jax.cli.schema import SHOWN, kind_of
 from afa_jax.errors import COMPILING, InputError, Stopped
 
 _PLACES = (
@@ -123,15 +121,20 @@ class Parser(argparse.ArgumentParser):
         raise InputError(f"{message}; see {self.prog} --help")
 
 
-def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[argparse.Namespace, ConfigDict]:
+def parse(
+    parser: argparse.ArgumentParser, arguments: Sequence[str], of: str = "an ensemble"
+) -> tuple[argparse.Namespace, ConfigDict]:
     """Parse a command's arguments and load the config that ``--config`` names.
 
     Adds ``--config FILE[:variant]`` to the parser; every other ``--config.field=value`` overrides one field. Adds
     ``--expert`` too, for experts instead of the config's (afa_jax/ingredients.py). What of the arguments is the
     config's is in the namespace as ``config_arguments``, to say later how something was made.
 
+    Args:
+        of: the kind of config that the command works on, of ``schema.SCHEMAS``.
+
     Raises:
-        InputError: no such file, no such field, or a value of another type.
+        InputError: no such file, no such field, a value of another type, or a config of another kind.
     """
     parser.add_argument("--config", required=True, metavar="FILE[:VARIANT]", help="configs/*.py, with its variant")
     parser.add_argument(
@@ -145,11 +148,13 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     if unknown := [argument for argument in rest if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     config = load_config(known.config, [argument.removeprefix("--config.") for argument in rest])
+    if (kind := kind_of(config)) != of:
+        raise InputError(f"--config {known.config}: it is of {kind}; this command wants one of {of}, as {SHOWN[of]} is")
     if known.expert:
         from afa_jax.ingredients import parse_argument
 
-        if "experts" not in config:
-            parser.error(f"--expert: {known.config} is not of an ensemble, it has no experts")
+        if of != "an ensemble":
+            parser.error("--expert: this command trains one model, it has no experts")
         with config.unlocked():
             config.experts = [parse_argument(argument) for argument in known.expert]
     experts = [part for argument in known.expert or () for part in ("--expert", argument)]
@@ -157,49 +162,4 @@ def parse(parser: argparse.ArgumentParser, arguments: Sequence[str]) -> tuple[ar
     return known, config
 
 
-def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The locked config of ``path.py`` or ``path.py:variant``, with overrides such as ``train.steps=100``.
-
-    Raises:
-        InputError: as parse.
-    """
-    path, _, variant = spec.partition(":")
-    if not Path(path).is_file():
-        raise InputError(f"--config {spec}: no file {path}")
-    module_spec = importlib.util.spec_from_file_location(f"config_{Path(path).stem}", path)
-    if module_spec is None or module_spec.loader is None:
-        raise InputError(f"--config {spec}: {path} is not a Python file")
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    try:
-        config = module.get_config(variant)
-    except KeyError as error:
-        raise InputError(f"--config {spec}: no variant {variant!r} ({error})") from error
-    for override in overrides:
-        _override(config, override)
-    config.lock()
-    return config
-
-
-def _override(config: ConfigDict, override: str) -> None:
-    name, equals, text = override.partition("=")
-    if not equals:
-        raise InputError(f"--config.{override}: write --config.{name}=VALUE")
-    *parents, field = name.split(".")
-    node: Any = config
-    for parent in parents:
-        node = node.get(parent) if isinstance(node, ConfigDict) else None
-    if not isinstance(node, ConfigDict) or field not in node:
-        known = list(config.keys()) if not isinstance(node, ConfigDict) else [".".join([*parents, k]) for k in node]
-        close = difflib.get_close_matches(name, known, n=1)
-        raise InputError(f"--config.{name}: no such field" + (f"; did you mean {close[0]}?" if close else ""))
-    try:
-        value = ast.literal_eval(text)
-    except (ValueError, SyntaxError):
-        value = text
-    old = node[field]
-    if isinstance(old, float) and isinstance(value, int):
-        value = float(value)
-    if old is not None and value is not None and type(value) is not type(old):
-        raise InputError(f"--config.{name}={text}: expected {type(old).__name__}, as {old!r}")
-    node[field] = value
+__all__ = ["Parser", "load_config", "parse", "run"]

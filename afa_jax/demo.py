@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import check_seed
+from afa_jax.cli.arguments import seed_or_random
 from afa_jax.commands import Parser, load_config, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder
@@ -24,11 +24,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/emoji"), help="folder of the run")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed_or_random, default=0, metavar="N", help="of the noise; -1: a random one")
     options, overrides = parser.parse_known_args(list(arguments))
     if unknown := [argument for argument in overrides if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    check_seed(options.seed)
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite exclude each other")
     check_folder(options.out)

@@ -16,7 +16,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import check_method
+from afa_jax.cli.arguments import COUNT, check_method
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder
@@ -28,7 +28,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id, for methods that name none")
     parser.add_argument("--out", type=Path, help="folder of pictures and report (default: WORKDIR/evaluation)")
     parser.add_argument("--method", action="append", metavar="NAME|KIND[,OPTION=VALUE]...", help="only these methods")
-    parser.add_argument("--prompts", type=int, help="only so many prompts, of all groups alike")
+    parser.add_argument("--prompts", type=COUNT, help="only so many prompts, of all groups alike")
     parser.add_argument(
         "--pictures_only",
         action="store_true",

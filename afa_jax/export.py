@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import add_dtype_argument, check_seed
+from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_new
@@ -33,9 +33,9 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--with_config", action="store_true", help="also write config.py, to sample the pair with")
     parser.add_argument("--snapshot", type=Path, metavar="OUT", help="one static model")
     parser.add_argument("--bake", nargs=2, metavar=("NAME", "OUT"), help="one expert of the config")
-    parser.add_argument("--pairs", type=int, default=64, help="held-out pairs: half for the weights, half for the loss")
-    parser.add_argument("--draws", type=int, default=4, help="timesteps and noises for each pair")
-    parser.add_argument("--seed", type=int, default=0, help="of the choice of pairs")
+    parser.add_argument("--pairs", type=COUNT, default=64, help="held-out: half for the weights, half for the loss")
+    parser.add_argument("--draws", type=COUNT, default=4, help="timesteps and noises for each pair")
+    parser.add_argument("--seed", type=SEED, default=0, help="of the choice of pairs")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     add_dtype_argument(parser)
     options, config = parse(parser, arguments)
@@ -45,7 +45,6 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("--workdir is missing; --pair and --snapshot need the workdir of a trained run, or its hub id")
     if not options.pair and (options.license or options.report or options.picture or options.with_config):
         raise InputError("--license, --report, --picture and --with_config go with --pair")
-    check_seed(options.seed)
     if options.pairs < 2 or options.draws < 1:
         raise InputError("choose --pairs of 2 or more and --draws of 1 or more")
     outs = [Path(out) for out in (options.pair, options.snapshot, options.bake and options.bake[1]) if out]

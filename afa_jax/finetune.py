@@ -22,7 +22,7 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m afa_jax.finetune", description=__doc__)
     add_workdir_arguments(parser)
     cluster.add_arguments(parser)
-    options, config = parse(parser, arguments)
+    options, config = parse(parser, arguments, "one model")
     check_workdir_arguments(options)
     if cluster.settings(options) is None:  # else process 0 alone has it
         check_folder(options.workdir)

@@ -113,6 +113,7 @@ def generate(
             finite.
     """
     options.check(experts)
+    key = np.uint32(seed)  # as an int32 it would end at 2**31
     mesh = experts.mesh
     models = (denoiser, experts.text_encoder, experts.vae)
     if mesh is not None:
@@ -137,9 +138,9 @@ def generate(
                 batch = place(batch, mesh, PartitionSpec(ROWS))
             how: dict[str, Any] = dict(schedule=experts.schedule, options=options, mesh=mesh)
             if first == start and mesh is not None and several():
-                sample_batch.lower(*models, batch, seed, **how).compile()
+                sample_batch.lower(*models, batch, key, **how).compile()
                 meet("sampler")
-            yield first, sample_batch(*models, batch, seed, **how)
+            yield first, sample_batch(*models, batch, key, **how)
 
     def pictures() -> Iterator[Picture]:
         vae = models[-1]
@@ -197,7 +198,13 @@ def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options:
     """Bytes that the compiled sampler of a batch holds on a device: arguments, temporaries and results."""
     ids, numbers = experts.tokenizer([""] * options.batch), np.zeros(options.batch, np.int64)
     lowered = sample_batch.lower(
-        denoiser, experts.text_encoder, experts.vae, (ids, ids, numbers), 0, schedule=experts.schedule, options=options
+        denoiser,
+        experts.text_encoder,
+        experts.vae,
+        (ids, ids, numbers),
+        np.uint32(0),
+        schedule=experts.schedule,
+        options=options,
     )
     memory = lowered.compile().memory_analysis()
     if memory is None:

@@ -10,7 +10,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import check_method, check_prompts, check_sampling, parse_size
+from afa_jax.cli.arguments import (
+    GUIDANCE,
+    STEPS,
+    add_size_arguments,
+    check_method,
+    check_prompts,
+    seed_or_random,
+    size_of,
+)
 from afa_jax.commands import Parser, parse, run
 from afa_jax.files import check_folder
 
@@ -23,10 +31,10 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument(
         "--statistics", metavar="FILE|emoji:N", help="over the prompts of a text file, one a line, or N emoji scenes"
     )
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the config's)")
-    parser.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the config's)")
+    parser.add_argument("--seed", type=seed_or_random, default=0, metavar="N", help="of the noise; -1: a random one")
+    parser.add_argument("--steps", type=STEPS, help="sampling steps (default: the config's)")
+    parser.add_argument("--guidance", type=GUIDANCE, help="guidance scale (default: the config's)")
+    add_size_arguments(parser)
     parser.add_argument(
         "--method", default="afa", help="afa, or another method that has maps", metavar="NAME|KIND[,OPTION=VALUE]..."
     )
@@ -37,10 +45,9 @@ def main(arguments: Sequence[str]) -> None:
     if not options.prompt and not options.statistics:
         parser.error("nothing to draw: give --prompt, --statistics or both")
     check_prompts(options.prompt)
-    check_sampling(options)
     check_method(options.method, config)
     check_folder(options.out)
-    size = parse_size(options.size) if options.size else None
+    size = size_of(options)
 
     from afa_jax.sampling.maps import draw_maps
 

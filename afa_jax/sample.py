@@ -11,7 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax import cluster
-from afa_jax.cli.arguments import check_method, check_prompts, check_sampling, parse_size
+from afa_jax.cli.arguments import (
+    COUNT,
+    GUIDANCE,
+    STEPS,
+    add_size_arguments,
+    check_method,
+    check_prompts,
+    real,
+    seed_or_random,
+    size_of,
+)
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder
@@ -28,12 +38,12 @@ def main(arguments: Sequence[str]) -> None:
         "--prompts", type=Path, metavar="FILE", help="a prompt a line, or .jsonl with prompt, negative_prompt"
     )
     parser.add_argument("--negative_prompt", default="", metavar="TEXT")
-    parser.add_argument("--num_images", type=int, default=1, metavar="K", help="pictures of each prompt")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, help="sampling steps (default: the config's)")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the config's)")
-    parser.add_argument("--eta", type=float, help="0 (default): deterministic DDIM, 1: as much noise as DDPM")
-    parser.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the config's)")
+    parser.add_argument("--num_images", type=COUNT, default=1, metavar="K", help="pictures of each prompt")
+    parser.add_argument("--seed", type=seed_or_random, default=0, metavar="N", help="of the noise; -1: a random one")
+    parser.add_argument("--steps", type=STEPS, help="sampling steps (default: the config's)")
+    parser.add_argument("--guidance", type=GUIDANCE, help="guidance scale (default: the config's)")
+    parser.add_argument("--eta", type=real(0, 1000), help="0 (default): deterministic DDIM, 1: as much noise as DDPM")
+    add_size_arguments(parser)
     parser.add_argument(
         "--method",
         default="afa",
@@ -45,16 +55,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace pictures of the same name")
     cluster.add_arguments(parser)
     options, config = parse(parser, arguments)
-    if options.num_images < 1:
-        raise InputError(f"--num_images {options.num_images}; choose 1 or more")
     check_prompts(options.prompt or ())
     if options.prompts is not None and options.maps:
         raise InputError("--maps goes with --prompt; of a file of prompts only the pictures are kept")
-    if options.eta is not None and options.eta < 0:
-        raise InputError(f"--eta {options.eta}; choose 0 or more")
-    check_sampling(options)
     check_method(options.method, config)
-    size = parse_size(options.size) if options.size else None
+    size = size_of(options)
     if cluster.settings(options) is None:  # else process 0 alone may have it
         check_folder(options.out)
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import check_seed
+from afa_jax.cli.arguments import COUNT, SEED
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_file
@@ -26,12 +26,11 @@ FEWEST = 8  # pairs; the bootstrap's intervals are too narrow for fewer
 def main(arguments: Sequence[str]) -> int:
     """Screen the experts of a config, print tables and the verdict; 3 if training is clearly not worth it."""
     parser = Parser(prog="python -m afa_jax.screen", description=__doc__)
-    parser.add_argument("--pairs", type=int, default=64, help="held-out pictures with captions")
-    parser.add_argument("--draws", type=int, default=4, help="of noise for each pair and timestep")
-    parser.add_argument("--seed", type=int, default=0, help="of pairs, timesteps, noise and intervals")
+    parser.add_argument("--pairs", type=COUNT, default=64, help="held-out pictures with captions")
+    parser.add_argument("--draws", type=COUNT, default=4, help="of noise for each pair and timestep")
+    parser.add_argument("--seed", type=SEED, default=0, help="of pairs, timesteps, noise and intervals")
     parser.add_argument("--out", type=Path, help="JSON file with all figures")
     options, config = parse(parser, arguments)
-    check_seed(options.seed)
     if options.pairs < FEWEST or options.draws < 2:
         raise InputError(f"choose --pairs of {FEWEST} or more and --draws of 2 or more")
     if options.out:

@@ -13,6 +13,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, real, whole
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_file, check_folder, check_new
@@ -26,27 +27,24 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the search in the workdir")
     parser.add_argument("--overwrite", action="store_true", help="replace the search in the workdir")
     parser.add_argument("--metric", default="subject", help="emoji: the judge's, or kid; else: any of evaluate's")
-    parser.add_argument("--trials", type=int, default=250, metavar="N", help="in all, with those before a --resume")
-    parser.add_argument("--minutes", type=float, metavar="M", help="begin no trial after this time")
+    parser.add_argument("--trials", type=COUNT, default=250, metavar="N", help="in all, with those before a --resume")
+    parser.add_argument("--minutes", type=real(0, 10**7), metavar="M", help="begin no trial after this time")
     parser.add_argument("--space", choices=SPACES, default="blocks", help="what has weights of its own")
-    parser.add_argument("--points", type=int, default=4, help="of --space curve: control points along the depth")
+    parser.add_argument("--points", type=whole(1, 1000), default=4, help="of --space curve: its control points")
     parser.add_argument("--sampler", choices=SEARCHERS, default="tpe")
-    parser.add_argument("--prompts", type=int, default=32, metavar="N", help="emoji: pictures of each trial")
+    parser.add_argument("--prompts", type=COUNT, default=32, metavar="N", help="emoji: pictures of each trial")
     parser.add_argument(
         "--prompt_file",
         type=Path,
         help="prompts instead of emoji scenes: one a line, or .csv, .tsv, .jsonl, also with real pictures (reference)",
     )
-    parser.add_argument("--steps", type=int, default=10, help="sampling steps")
-    parser.add_argument("--guidance", type=float, help="guidance scale (default: the config's)")
-    parser.add_argument("--batch", type=int, default=16, help="pictures at once")
-    parser.add_argument("--seed", type=int, default=1000, help="of the noise and of the search")
+    parser.add_argument("--steps", type=STEPS, default=10, help="sampling steps")
+    parser.add_argument("--guidance", type=GUIDANCE, help="guidance scale (default: the config's)")
+    parser.add_argument("--batch", type=COUNT, default=16, help="pictures at once")
+    parser.add_argument("--seed", type=SEED, default=1000, help="of the noise and of the search")
     parser.add_argument("--out", type=Path, help="JSON file for the result (default: best.json in the workdir)")
     parser.add_argument("--write", type=Path, metavar="OUT", help="write the best merge, as afa_jax.merge would")
     options, config = parse(parser, arguments)
-    for name in ("trials", "prompts", "batch"):
-        if getattr(options, name) < 1:
-            raise InputError(f"--{name} {getattr(options, name)}; choose 1 or more")
     if options.minutes is not None and options.minutes <= 0:
         raise InputError(f"--minutes {options.minutes}; choose more than 0")
     if options.resume and options.overwrite:

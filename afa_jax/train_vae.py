@@ -16,7 +16,7 @@ def main(arguments: Sequence[str]) -> None:
     """Train and write ``workdir/model``, a diffusers folder with a VAE."""
     parser = Parser(prog="python -m afa_jax.train_vae", description=__doc__)
     add_workdir_arguments(parser)
-    options, config = parse(parser, arguments)
+    options, config = parse(parser, arguments, "an autoencoder")
     check_workdir_arguments(options)
     check_folder(options.workdir)
 

@@ -5,15 +5,63 @@ from __future__ import annotations
 import argparse
 import math
 import re
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from afa_jax.errors import InputError
 from afa_jax.names import DTYPES, METHODS
 
-SEEDS = 2**31
+SEEDS = 2**32
 """Seeds are below this."""
+
+
+def whole(low: int, high: int) -> Callable[[str], int]:
+    """Return an argparse type: whole numbers from low to high."""
+
+    def parse(text: str) -> int:
+        try:
+            value = int(text) if len(text) <= 30 else None
+        except ValueError:
+            value = None
+        if value is None or not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text:.40}: write a whole number from {low} to {high}")
+        return value
+
+    return parse
+
+
+def real(low: float, high: float) -> Callable[[str], float]:
+    """Return an argparse type: finite numbers from low to high."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text:.40}: write a number from {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+COUNT = whole(1, 10**6)
+"""Of pictures, prompts, pairs, steps: as many as anybody waits for."""
+SEED = whole(0, SEEDS - 1)
+"""Of whatever is drawn."""
+GUIDANCE = real(1, 1000)
+STEPS = whole(1, 1000)
+
+
+def seed_or_random(text: str) -> int:
+    """Return the seed of pictures, as an argparse type; for -1 a random one, which is printed."""
+    seed = whole(-1, SEEDS - 1)(text)
+    if seed == -1:
+        seed = secrets.randbelow(SEEDS)
+        print(f"seed {seed}")
+    return seed
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
@@ -27,7 +75,7 @@ def add_workdir_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--resume", action="store_true", help="continue the run in the workdir")
     parser.add_argument(
         "--resume_step",
-        type=int,
+        type=whole(0, 10**9),
         metavar="N",
         action=_ResumeStep,
         help="continue it from the checkpoint of step N instead of the last one; later ones are removed",
@@ -56,36 +104,37 @@ def check_workdir_arguments(options: argparse.Namespace) -> None:
         raise InputError("--resume and --overwrite exclude each other")
 
 
-def check_seed(seed: int) -> None:
-    """Raise InputError for a seed that no generator takes."""
-    if not 0 <= seed < SEEDS:
-        raise InputError(f"--seed {seed}; choose 0 to {SEEDS - 1}")
-
-
-def check_sampling(options: argparse.Namespace) -> None:
-    """Raise InputError for a ``--seed``, ``--steps`` or ``--guidance`` that no sampler takes."""
-    check_seed(options.seed)
-    if options.steps is not None and options.steps < 1:
-        raise InputError(f"--steps {options.steps}; choose 1 or more")
-    if options.guidance is not None and not 1 <= options.guidance < math.inf:
-        raise InputError(f"--guidance {options.guidance}; choose 1 (none) or more")
-
-
 def check_prompts(prompts: Sequence[str]) -> None:
     """Raise InputError for an empty prompt."""
     if not all(prompt.strip() for prompt in prompts):
         raise InputError("--prompt is empty; say what to draw")
 
 
-def parse_size(text: str) -> tuple[int, int]:
-    """Return rows and columns of a size: 512x768 is (512, 768).
+def add_size_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say how large pictures are."""
+    parser.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the config's)")
+    side = whole(1, 2**16)
+    parser.add_argument("--width", type=side, metavar="W", help="columns in pixels, with --height instead of --size")
+    parser.add_argument("--height", type=side, metavar="H", help="rows in pixels")
+
+
+def size_of(options: argparse.Namespace) -> tuple[int, int] | None:
+    """Return the rows and columns that the options of ``add_size_arguments`` say, or None.
 
     Raises:
-        InputError: not of that form.
+        InputError: a size of another form, or half of one.
     """
-    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if options.size is None and options.width is None and options.height is None:
+        return None
+    if options.size is None:
+        if options.width is None or options.height is None:
+            raise InputError("--width and --height go together; give both, or --size HxW")
+        return options.height, options.width
+    if options.width is not None or options.height is not None:
+        raise InputError("--size and --width, --height exclude each other; keep one")
+    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", options.size)
     if not match:
-        raise InputError(f"--size {text!r}; write rows x columns, such as 512x768")
+        raise InputError(f"--size {options.size!r:.40}; write rows x columns in pixels, such as 512x768")
     return int(match[1]), int(match[2])
 
 

@@ -16,8 +16,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from afa_jax.cli.arguments import COUNT
 from afa_jax.commands import Parser, run
-from afa_jax.errors import InputError
 from afa_jax.files import check_file
 
 
@@ -31,10 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--check", action="store_true", help="with --into: write nothing, 1 if a table is out of date")
     parser.add_argument("--sheet", type=Path, metavar="DIR", help="a comparison: the --out of afa_jax.evaluate")
     parser.add_argument("--method", nargs="+", action="extend", default=[], metavar="NAME", help="the sheet's rows")
-    parser.add_argument("--prompts", type=int, metavar="N", help="the sheet's columns (default: all of the examples)")
+    parser.add_argument("--prompts", type=COUNT, metavar="N", help="the sheet's columns (default: all of the examples)")
     options = parser.parse_args(list(arguments))
-    if options.prompts is not None and options.prompts < 1:
-        raise InputError(f"--prompts {options.prompts}; choose 1 or more")
     page, sheet = options.workdir and options.out, options.sheet and options.out
     if not (options.into or sheet or page):
         parser.error("name --workdir and --out for a run's page, --sheet and --out for pictures, or --into for tables")

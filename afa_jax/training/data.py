@@ -140,7 +140,7 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
     options = loading(config.data)
     source, held_out = make_source(config.data), None
     chosen: PictureSource = source
-    if validation.every and validation.data:
+    if validation.every and validation.get("data"):
         own = [name for name in ("size", "flip", "bad", "workers") if name in validation.data]
         if own:
             raise InputError(f"validation.data.{own[0]}: pictures are cut and read as config.data says; leave it out")

@@ -172,7 +172,9 @@ def test_an_expert_of_an_interval_from_a_single_file(root, tmp_path, capsys):
     for wrong in ("(500, 500)", "(-1, 500)", "(0, 1001)", "(0, 1, 2)", "(0.0, 0.5)"):
         capsys.readouterr()
         assert train("bad", f"--config.timesteps={wrong}") == 2
-        assert f"timesteps={wrong}; choose (low, high) with 0 <= low < high <= 1000" in capsys.readouterr().err
+        assert f"timesteps={wrong}" in (said := capsys.readouterr().err) and (
+            "low < high" in said or "2 values" in said
+        )
         assert not (tmp_path / "bad").exists()
     assert train("bad", "--config.scenes=100") == 2
     assert "scenes=100; choose a multiple of 64" in capsys.readouterr().err

@@ -18,7 +18,7 @@ from afa_jax.commands import run
 root, folder = sys.argv[1:]
 heavy = ("jax", "torch", "tensorflow", "transformers", "numpy")
 config = f"--config={root}/configs/emoji.py"
-wrong_field = f"{config}", "--config.dtypee=float32"
+others = dict(finetune=f"--config={root}/configs/emoji_base.py", train_vae=f"--config={root}/configs/emoji_vae.py")
 own = dict(
     train=["--workdir=x"],
     finetune=["--workdir=x"],
@@ -35,17 +35,18 @@ own = dict(
 for name, arguments in own.items():
     own[name] = [
         ([*arguments, f"--config={folder}/absent.py"], "no file"),
-        ([*arguments, *wrong_field], "did you mean dtype"),
+        ([*arguments, others.get(name, config), "--config.nme=x"], "did you mean name"),
+        ([*arguments, f"--config={root}/configs/emoji_{'vae' if name == 'finetune' else 'base'}.py"], "wants one of"),
         ([*arguments, config, "--nonsense"], "nonsense"),
         ([config, "--seed=x", "--steps=x", "--resume_step=x", "--devices=x", *arguments], ""),
     ]
 own["train"].append((["--workdir=x", config, "--resume", "--overwrite"], "exclude each other"))
 own["sample"] += [
     (["--prompt=fox", "--out=x", config, f"--{option}"], option.partition("=")[0])
-    for option in ("num_images=0", "seed=-1", "steps=0", "guidance=nan", "size=64", "method=magic", "eta=-1")
+    for option in ("num_images=0", "seed=-2", "steps=0", "guidance=nan", "size=64", "method=magic", "eta=-1")
 ]
 for name in ("train", "finetune", "train_vae", "search"):
-    own[name].append((["--workdir=/dev/null/x", config], "cannot be written"))
+    own[name].append((["--workdir=/dev/null/x", others.get(name, config)], "cannot be written"))
 for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("maps", "--prompt=fox"),
                    ("merge", "--method=average"), ("screen", "--pairs=8"), ("search", "--workdir=x")):
     own[name].append(([more, "--out=/dev/null/x", config], "cannot be written"))
@@ -55,7 +56,7 @@ own["merge"].append((["--method=magic", "--out=x", config], "no merge 'magic'; t
 own |= {
     "demo": [
         (["--out=/dev/null/x"], "cannot be written"),
-        (["--seed=-1"], "--seed -1"),
+        (["--seed=-2"], "--seed"),
         (["--config.trian.steps=1"], "no such field"),
     ],
     "convert": [
@@ -65,7 +66,7 @@ own |= {
         (["a", "--out=/dev/null/b"], "cannot be written"),
         (["--inspect", "a", "--json=/dev/null/b"], "cannot be written"),
     ],
-    "report.__main__": [([], "--workdir and --out"), (["--sheet=a", "--out=b", "--prompts=0"], "--prompts 0")],
+    "report.__main__": [([], "--workdir and --out"), (["--sheet=a", "--out=b", "--prompts=0"], "--prompts")],
     "data.prepare": [(["--builder=x"], "--builder")],
 }
 for name, lines in own.items():

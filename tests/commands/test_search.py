@@ -237,7 +237,7 @@ def test_what_the_command_refuses(root, tmp_path, capsys, monkeypatch):
 
     assert "--metric beauty: of emoji scenes there are subject," in error("--metric", "beauty")
     assert "--prompts 2; choose 3 or more" in error("--metric", "kid", "--prompts", "2")
-    assert "--trials 0; choose 1 or more" in error("--trials", "0")
+    assert "--trials: 0: write a whole number from 1" in error("--trials", "0")
     assert "--minutes 0.0; choose more than 0" in error("--minutes", "0")
     assert "no such file" in error("--prompt_file", str(tmp_path / "absent.txt"))
     monkeypatch.setitem(sys.modules, "optuna", None)

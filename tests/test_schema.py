@@ -1,0 +1,138 @@
+"""What a config may say: every field has its type and bounds, and what is missing its default or its name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from afa_jax.commands import load_config
+from afa_jax.errors import InputError
+
+EMOJI = Path(__file__).parents[1] / "configs" / "emoji.py"
+# README's example: what has no default, and one section more.
+SHORT = """
+from ml_collections import ConfigDict
+
+def get_config():
+    return ConfigDict(dict(
+        base=dict(path="b.safetensors", tokenizer="t"), experts=[dict(name="a", path="a.safetensors")],
+        dtype="fp16", data=dict(kind="folder", path="p", size=(64, 64)), train=dict(steps=3),
+    ))
+"""
+
+
+def write(path: Path, text: str) -> str:
+    path.write_text(text)
+    return str(path)
+
+
+def test_a_short_config_is_completed(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path / "c.py", SHORT), ["train.optimizer.lr=1", "sample.size=[32,64]"])
+    assert (config.dtype, config.train.steps, config.train.batch) == ("float16", 3, 8)
+    assert (config.sabw.hidden, config.sabw.transformer_layers, config.sabw.heads) == (128, 2, 8)  # the paper's
+    assert (config.fusion.kind, config.cache.path, config.validation.every) == ("afa", "", 0)
+    assert config.train.optimizer.lr == 1.0 and isinstance(config.train.optimizer.lr, float)
+    assert tuple(config.sample.size) == (32, 64) and "evaluation" not in config and "mesh" not in config
+    assert config.base.tokenizer == "t"
+
+
+@pytest.mark.parametrize("spelled", ["fp16", "half", "float16"])
+def test_names_of_dtypes(spelled: str) -> None:
+    assert load_config(str(EMOJI), [f"dtype={spelled}"]).dtype == "float16"
+
+
+@pytest.mark.parametrize(
+    ("override", "field", "remedy"),
+    [
+        ("dtype=float15", "dtype", "'float16'"),
+        ("dtype=None", "dtype", "'float32'"),
+        ("train.steps=None", "train.steps", "whole number"),
+        ("train.steps='10'", "train.steps", "expected int"),
+        ("train.steps=True", "train.steps", "expected int"),
+        ("train.steps=0", "train.steps", "from 1"),
+        ("train.steps=1e3", "train.steps", "expected int"),
+        (f"train.steps={'9' * 400}", "train.steps", "from 1 to"),
+        ("train.batch=-1", "train.batch", "from 1"),
+        ("train.seed=-1", "train.seed", "from 0"),
+        ("train.ema=1", "train.ema", "below 1"),
+        ("train.optimizer.lr=0", "train.optimizer.lr", "above 0"),
+        (f"train.optimizer.lr={'1' * 400}", "train.optimizer.lr", "finite"),
+        (f"train.optimizer.lr={'1' * 5000}", "train.optimizer.lr", "expected float"),
+        ("train.optimizer.lr=1e400", "train.optimizer.lr", "finite"),
+        ("train.optimizer.schedule=linear", "train.optimizer.schedule", "'cosine'"),
+        ("train.caption_dropout=2", "train.caption_dropout", "from 0 to 1"),
+        ("train.remat=all", "train.remat", "'fused'"),
+        ("sabw.transformer_layers=100000000000", "sabw.transformer_layers", "from 0 to 64"),
+        ("sabw.use_time='True'", "sabw.use_time", "expected bool"),
+        ("mesh.data=0", "mesh.data", "from 1"),
+        ("sample.size=(32,)", "sample.size", "(rows, columns)"),
+        ("sample.size=(32, 0)", "sample.size", "from 1"),
+        ("sample.guidance=nan", "sample.guidance", "expected float"),
+        ("experts=[]", "experts", "list of 1 or more"),
+        ("experts=['a']", "experts", "dict(...)"),
+        ("base=''", "base", "not empty"),
+        ("data.kind=zip", "data.kind", "'parquet'"),
+        ("evaluation.seeds=()", "evaluation.seeds", "list of 1 or more"),
+        ("validation.prompts=('a', 1)", "validation.prompts", "text in quotes"),
+        ("fusion.kind=moe", "fusion.kind", "'router'"),
+        ("trian.steps=3", "trian.steps", "did you mean train.steps"),
+        ("train.stpes=3", "train.stpes", "did you mean train.steps"),
+        ("train.steps.more=3", "train.steps.more", "no such field"),
+        ("=3", "--config.", "FIELD=VALUE"),
+        ("train.steps", "train.steps", "FIELD=VALUE"),
+        ("train={[]:1}", "train", "expected ConfigDict"),
+        (f"train.steps={'[' * 5000}", "train.steps", "expected int"),
+        (f"base={'x' * 20000}", "base", "20000 characters"),
+    ],
+)
+def test_a_wrong_value_is_one_line_with_its_field_and_what_to_write(override: str, field: str, remedy: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(str(EMOJI), [override])
+    assert field in str(caught.value) and remedy in str(caught.value) and len(str(caught.value)) < 400
+
+
+def test_of_overrides_the_last_one_counts() -> None:
+    assert load_config(str(EMOJI), ["train.steps=1", "train.steps=2"]).train.steps == 2
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "no function get_config"),
+        ("get_config = 3", "no function get_config"),
+        ("def get_config(arg):\n    return 3", "returns int"),
+        ("def get_config(arg):\n    return None", "returns NoneType"),
+        ("def get_config(arg)\n    return 3", "c.py:1: not Python"),
+        ("import nothing_of_that_name", "c.py:1: ModuleNotFoundError"),
+        ("def get_config(arg):\n    x = 1\n    return x / 0", "c.py:3: ZeroDivisionError"),
+        ("raise SystemExit(0)", "c.py:1: SystemExit"),
+        ("def get_config(arg):\n    return {}", "base is missing"),
+        (SHORT.replace("size=(64, 64)", "size=64"), "data.size=64"),
+        (SHORT.replace('kind="folder", ', ""), "data.kind is missing"),
+        (SHORT.replace("train=dict(steps=3)", "train=None"), "train=None: expected a section"),
+        (
+            SHORT.replace("train=dict(steps=3)", "train=dict(stps=3)"),
+            "train.stps: no such field; did you mean train.steps",
+        ),
+        (SHORT.replace("get_config()", "get_config(a, b)"), "TypeError"),
+        ("x = '\0'", "not Python"),
+    ],
+)
+def test_a_file_without_a_config_says_why_and_where(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path / "c.py", text))
+    assert said in str(caught.value)
+
+
+def test_what_is_no_python_file(tmp_path: Path) -> None:
+    (tmp_path / "c.txt").write_text("x = 1")
+    for path, said in (
+        (tmp_path, "is a folder"),
+        (tmp_path / "d.py", "no file"),
+        (tmp_path / "c.txt", "not a Python file"),
+    ):
+        with pytest.raises(InputError, match=said):
+            load_config(str(path))
+    with pytest.raises(InputError, match="takes no variant"):
+        load_config(write(tmp_path / "c.py", SHORT) + ":more")
