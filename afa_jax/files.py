@@ -7,19 +7,16 @@ import errno
 import functools
 import glob
 import hashlib
-import json
 import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from afa_jax.errors import InputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
-_LONGEST_JSON = 2**28  # bytes; a run of a million lines has a fifth of it
 _LEFT = r"(?s)\.(?P<name>.+)\.(?P<pid>\d{1,9})(-(?P<place>[0-9a-f]{8}))?\.partial"
 """The name that ``partial_name`` gives; without a place by this project's first versions."""
 
@@ -62,24 +59,6 @@ def naming(path: Path) -> Iterator[None]:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
-
-
-def read_object(path: Path, advice: str) -> dict[str, Any]:
-    """Read a JSON object that this project wrote.
-
-    Raises:
-        InputError: the file cannot be read, or holds something else; it ends with the advice.
-    """
-    try:
-        if path.stat().st_size > _LONGEST_JSON:
-            raise ValueError(f"longer than {_LONGEST_JSON >> 20} MB")
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise InputError(f"{path}: not to be read as JSON ({reason}); {advice}") from error
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: holds no JSON object; {advice}")
-    return found
 
 
 def check_new(path: Path, overwrite: bool = False) -> None:

@@ -7,6 +7,7 @@ import sys
 import time
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,11 +18,11 @@ from afa_jax.files import (
     check_new,
     partial_file,
     partial_name,
-    read_object,
     replace_text,
     sweep,
     writing,
 )
+from afa_jax.json_files import is_number, read_lines, read_object
 
 
 def test_the_next_start_removes_what_killed_processes_left_and_nothing_else(tmp_path: Path) -> None:
@@ -117,3 +118,24 @@ def test_outputs_that_are_there(tmp_path: Path) -> None:
                 check(tmp_path / name)
     with pytest.raises(InputError, match="is a folder"):
         check_file(tmp_path / "folder")
+
+
+def test_what_was_torn_off_a_file_of_lines_is_left_out_and_other_damage_kept_in_a_copy(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+
+    def good(line: dict[str, Any]) -> bool:
+        return isinstance(line.get("step"), int) and is_number(line.get("loss"))
+
+    assert read_lines(path, good) == []
+    lines = [b'{"step": %d, "loss": NaN}\n' % step for step in range(4)]
+    for torn in (b"", b'{"step": 4, "lo', b"\0" * 512, b"\xff\xfe"):
+        path.write_bytes(b"".join(lines) + torn)
+        assert [line["step"] for line in read_lines(path, good, keep=True)] == [0, 1, 2, 3]
+    huge = b'{"step": 1, "loss": 1' + b"0" * 400 + b"}"
+    for bad in (b"\xff\xfe", b'{"step": "1", "loss": 1}', b"[1]", b'{"step"', b"[" * 100_000, huge, b'{"step": 1}'):
+        path.write_bytes(b"".join([lines[0], bad + b"\n", *lines[2:]]))
+        with pytest.warns(UserWarning, match=rf"^{path}: line 2 is damaged and left out$"):
+            read_lines(path, good)
+        with pytest.warns(UserWarning, match=rf"^{path}: line 2 is .*; the file as it was is {path}.damaged$"):
+            assert [line["step"] for line in read_lines(path, good, keep=True)] == [0, 2, 3]
+        assert (tmp_path / "metrics.jsonl.damaged").read_bytes() == path.read_bytes()

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
 from afa_jax.data.loader import Batch
 from afa_jax.distributed import first, gather
 from afa_jax.files import replace_text
+from afa_jax.json_files import read_lines
 
 NAMED = 20  # in the summary; the file names all
 
@@ -30,8 +32,7 @@ class BadExamples:
         self.path, self.length = path, length
         self.writes = first()
         self.last_step = -(-(epoch or length) // batch) - 1  # of the first epoch
-        lines = path.read_text().splitlines() if self.writes and path.exists() else []
-        entries = [json.loads(line) for line in lines]
+        entries = read_lines(path, _is_entry, keep=True) if self.writes else []
         self.reasons: dict[str, str] = {entry["name"]: entry["reason"] for entry in entries}
 
     def take(self, step: int, batch: Batch) -> str | None:
@@ -60,3 +61,7 @@ class BadExamples:
         names = list(self.reasons)
         more = f" and {len(names) - NAMED} more, see {self.path}" if len(names) > NAMED else ""
         return f"{len(names)} of {self.length} examples left out: {', '.join(names[:NAMED])}{more}"
+
+
+def _is_entry(line: dict[str, Any]) -> bool:
+    return isinstance(line.get("name"), str) and isinstance(line.get("reason"), str)

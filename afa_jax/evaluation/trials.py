@@ -18,9 +18,11 @@ from tqdm import tqdm
 from afa_jax.errors import InputError, Stopped
 from afa_jax.evaluation.prompts import load_items
 from afa_jax.evaluation.search import LIMIT, Score, Space, emoji_score, full_scale_score, score_weights
+from afa_jax.evaluation.trials_log import open_study, optuna
 from afa_jax.experts import Experts, load_experts
 from afa_jax.files import check_file, replace_text, writing
 from afa_jax.generate import SampleOptions
+from afa_jax.json_files import read_object
 from afa_jax.records import record_text, recorded
 from afa_jax.training.stopping import Interrupted, StopSignals
 from afa_jax.training.workdir import check_workdir, locked, open_workdir
@@ -82,23 +84,6 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
         print(options.write)
 
 
-def optuna() -> Any:
-    """The library, which warns instead of talking.
-
-    Raises:
-        InputError: it is not installed.
-    """
-    try:
-        import cmaes  # noqa: F401, optuna's CMA-ES needs it
-        import optuna as library
-    except ImportError as error:
-        raise InputError(
-            f"the search needs {error.name}, which is not installed: pip install -r requirements-search.txt"
-        ) from None
-    library.logging.set_verbosity(library.logging.WARNING)
-    return library
-
-
 def search(
     log: Path,
     evaluate: Callable[[Mapping[str, float]], float],
@@ -119,12 +104,10 @@ def search(
 
     Raises:
         Stopped: SIGTERM or SIGINT; all finished trials are in the log.
-        InputError: the score of the first trial, the average, is no number.
+        InputError: the score of the first trial, the average, is no number; or as open_study.
     """
     library = optuna()
-    storage = library.storages.JournalStorage(library.storages.journal.JournalFileBackend(str(log)))
-    direction = "maximize" if better == "higher" else "minimize"
-    study = library.create_study(storage=storage, study_name="merge", direction=direction, load_if_exists=True)
+    study = open_study(log, "maximize" if better == "higher" else "minimize", space.average)
     range_ = library.distributions.FloatDistribution(-LIMIT, LIMIT)
     distributions = dict.fromkeys(space.average, range_)
     started = time.monotonic()
@@ -244,7 +227,9 @@ def _keep_settings(path: Path, settings: dict[str, Any], config: ConfigDict, *, 
     if not resume:
         replace_text(path, record_text(dict(search=settings, config=config)))
         return
-    before = json.loads(path.read_text()).get("search", {})
+    before = read_object(path, "restore it, or start again with --overwrite").get("search")
+    if not isinstance(before, dict):
+        raise InputError(f"{path}: not of a search; give another --workdir")
     for name, value in settings.items():
         if before.get(name) != value:
             raise InputError(f"--resume: {path.parent} searched with other {name}; give it again, or another --workdir")

@@ -81,10 +81,10 @@ def _files(folder: Path, seed: int) -> dict[str, str]:
 def _maps(folder: Path) -> Mapping[str, np.ndarray]:
     """The mean maps ``[n, h, w]`` that were kept beside a method's pictures, by prompt."""
     try:
-        kept = json.loads((folder / "maps.json").read_text())["measured"]
-    except OSError:
+        kept = json.loads((folder / "maps.json").read_bytes())["measured"]
+        return {prompt: np.asarray(maps, np.float32) for prompt, maps in kept.items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
-    return {prompt: np.asarray(maps, np.float32) for prompt, maps in kept.items()}
 
 
 def _sized(pixels: np.ndarray) -> np.ndarray:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import html
 import io
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 
 from afa_jax.errors import InputError
 from afa_jax.files import replace_bytes, writing
+from afa_jax.json_files import read_object
 from afa_jax.report.charts import line_chart, points_of
 from afa_jax.report.comparison_sheet import comparison_sheet
 from afa_jax.report.maps import legend
@@ -36,7 +36,7 @@ def write_run_page(workdir: Path, out: Path) -> None:
     if not (workdir / "metrics.jsonl").is_file():
         raise InputError(f"{workdir}: no run there (no metrics.jsonl)")
     lines = read_metrics(workdir)
-    if not any("loss" in line for line in lines):
+    if not any({"loss", "data_wait", "seconds_per_step"} <= line.keys() for line in lines):
         raise InputError(f"{workdir}: the run has not logged a step yet")
     write_file(out, report(workdir, lines).encode())
 
@@ -67,20 +67,26 @@ def write_tables(files: Sequence[Path], only: Path | None, check: bool) -> int:
 
 def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     """The page of a workdir with these lines of metrics."""
-    config = json.loads((workdir / "config.json").read_text()) if (workdir / "config.json").is_file() else {}
+    path = workdir / "config.json"
+    config = read_object(path, "restore it from another copy of the run") if path.is_file() else {}
     if "train" not in config or "experts" not in config:
         raise InputError(f"{workdir}: not a run of afa_jax.train")
-    names = [expert["name"] for expert in config["experts"]]
+    try:
+        title, steps, batch = str(config["name"]), config["train"]["steps"], config["train"]["batch"]
+        names = [str(expert["name"]) for expert in config["experts"]]
+        prompts = "; ".join(config["validation"]["prompts"])
+    except (KeyError, TypeError) as error:
+        raise InputError(f"{path}: not as afa_jax.train writes it ({error}); restore it from another copy") from error
     validation, curve = read_validation(workdir), functools.partial(points_of, lines)
 
     def chart(title: str, *series: tuple[str, str, Sequence[tuple[float, float]]]) -> tuple[str, str]:
         return title, line_chart([s for s in series if s[2]], x_label="step", y_label=title.split(",")[0])
 
-    trained = [line for line in lines if "loss" in line]
+    trained = [line for line in lines if {"loss", "data_wait", "seconds_per_step"} <= line.keys()]
     waited = float(np.mean([line["data_wait"] for line in trained]))
     intro = (
-        f"<p>{html.escape(config['name'])}: {trained[-1]['step']} of {config['train']['steps']} steps of "
-        f"{config['train']['batch']}, {np.median([line['seconds_per_step'] for line in trained]):.2f} s a step "
+        f"<p>{html.escape(title)}: {trained[-1]['step']} of {steps} steps of "
+        f"{batch}, {np.median([line['seconds_per_step'] for line in trained]):.2f} s a step "
         f"(median), {100 * waited:.2f} % of the time waiting for data. Loss {trained[-1]['loss']:.4f}.</p>"
     )
     buckets = list(validation[-1]["loss"]) if validation else []
@@ -128,8 +134,7 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     samples = sorted((workdir / "samples").glob("step_*.png"))
     if samples:
         chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, GRIDS).round().astype(int))]
-        prompts = html.escape("; ".join(config["validation"]["prompts"]))
-        sections.append(("Samples", f"<p>Rows: {prompts}</p>" + "".join(map(_sample, chosen))))
+        sections.append(("Samples", f"<p>Rows: {html.escape(prompts)}</p>" + "".join(map(_sample, chosen))))
     return page(f"Run {workdir.name}", sections)
 
 

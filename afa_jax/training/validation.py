@@ -25,6 +25,7 @@ from afa_jax.fusion.block_weights import BlockWeights
 from afa_jax.fusion.kinds import Fusion, assemble, site_names
 from afa_jax.fusion.routing import routing_of
 from afa_jax.generate import Request, SampleOptions, generate
+from afa_jax.json_files import read_lines
 from afa_jax.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
 from afa_jax.training.loss import prediction_errors
 from afa_jax.weights.keys import shapes_of, unflatten
@@ -181,7 +182,8 @@ class Validation:
     @by_first
     def _write(self, line: dict[str, Any]) -> None:
         # A run that goes on from an earlier step measures again what came after it, and not where a shorter one ended.
-        lines = [old for old in read_validation(self.workdir) if old["step"] < line["step"] and not old["extra"]]
+        lines = read_validation(self.workdir, keep=True)
+        lines = [old for old in lines if old["step"] < line["step"] and not old["extra"]]
         replace_text(self.workdir / FILE, "".join(json.dumps(line) + "\n" for line in [*lines, line]))
 
     def _sample(self, params: dict[str, Array], step: int) -> dict[str, np.ndarray]:
@@ -204,10 +206,32 @@ class Validation:
             Image.fromarray(pixels).save(partial, format="PNG")
 
 
-def read_validation(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of validation.jsonl: ``step``, ``loss`` by bucket, and by site ``weights`` and ``entropy``."""
-    path = workdir / FILE
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+def read_validation(workdir: Path, *, keep: bool = False) -> list[dict[str, Any]]:
+    """The lines of validation.jsonl: ``step``, ``loss`` by bucket, and by site ``weights`` and ``entropy``.
+
+    As ``files.read_lines``.
+    """
+    return read_lines(workdir / FILE, _is_validation, keep=keep)
+
+
+def _is_validation(line: dict[str, Any]) -> bool:
+    """Whether a line of validation.jsonl has its fields."""
+    try:
+        buckets, experts = len(line["loss"].values()), len(line["experts"])
+        sites = [(line["entropy"][site], weights) for site, weights in line["weights"].items()]
+        return (
+            isinstance(line["step"], int)
+            and isinstance(line["extra"], bool)
+            and _are_numbers([*line["loss"].values()], buckets)
+            and all(_are_numbers(entropy, buckets) and _are_numbers(rows, buckets, experts) for entropy, rows in sites)
+        )
+    except (KeyError, TypeError, AttributeError, ValueError):
+        return False
+
+
+def _are_numbers(value: Any, *shape: int) -> bool:
+    array = np.asarray(value)
+    return array.shape == shape and array.dtype.kind in "if"
 
 
 def _rows(count: int, batch: int) -> list[np.ndarray]:

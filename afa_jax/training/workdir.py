@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder, replace_text
+from afa_jax.json_files import append, is_number, read_lines
 from afa_jax.records import record_text
 
 _LOCK = ".lock"
@@ -98,21 +99,6 @@ def keep_config(workdir: Path, config: ConfigDict) -> None:
         write_config(workdir, config)
 
 
-def append(file: FileIO, data: bytes) -> None:
-    """Append to an unbuffered file.
-
-    Raises:
-        InputError: the disk is full, or gone.
-    """
-    reason = "No space left on device"
-    try:
-        complete = file.write(data) == len(data)
-    except OSError as error:
-        complete, reason = False, str(error.strerror)
-    if not complete:
-        raise InputError(f"{file.name}: {reason}; mend that, then continue with --resume")
-
-
 class Metrics:
     """``metrics.jsonl``: one JSON object a line, each with its ``step``. A line is in the file when ``write`` returns.
 
@@ -125,7 +111,7 @@ class Metrics:
 
     def __init__(self, workdir: Path, step: int = 0, most: int | None = None):
         path = workdir / "metrics.jsonl"
-        kept = [line for line in read_metrics(workdir) if line["step"] <= step][:most] if path.exists() else []
+        kept = [line for line in read_metrics(workdir, keep=True) if line["step"] <= step][:most]
         replace_text(path, "".join(json.dumps(line) + "\n" for line in kept))
         self.lines = len(kept)
         self._file = FileIO(path, "a")
@@ -148,15 +134,13 @@ class Metrics:
         self._file.close()
 
 
-def read_metrics(workdir: Path) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl; a half-written last line is left out."""
-    lines = []
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        try:
-            lines.append(json.loads(line))
-        except ValueError:
-            break
-    return lines
+def read_metrics(workdir: Path, *, keep: bool = False) -> list[dict[str, Any]]:
+    """The lines of metrics.jsonl, numbers by name and ``step``; none if there is no file; as ``files.read_lines``."""
+
+    def good(line: dict[str, Any]) -> bool:
+        return isinstance(line.get("step"), int) and all(map(is_number, line.values()))
+
+    return read_lines(workdir / "metrics.jsonl", good, keep=keep)
 
 
 def _plain(value: Any) -> Any:

@@ -19,7 +19,7 @@ from PIL import Image
 
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
-from afa_jax.training.workdir import append
+from afa_jax.json_files import append, read_object
 
 NAMES = ("tensorboard", "wandb")
 
@@ -103,7 +103,7 @@ class WeightsAndBiases:
         import wandb
 
         record = workdir / "wandb.json"
-        run_id = json.loads(record.read_text())["id"] if first and record.is_file() else uuid.uuid4().hex
+        run_id = _run_id(record) if first and record.is_file() else uuid.uuid4().hex
         replace_text(record, json.dumps(dict(id=run_id)) + "\n")
         config = workdir / "config.json"
         self._image = wandb.Image
@@ -113,7 +113,7 @@ class WeightsAndBiases:
             id=run_id,
             resume="allow",
             dir=str(workdir),
-            config=json.loads(config.read_text()) if config.is_file() else None,
+            config=read_object(config, "restore it from another copy of the run") if config.is_file() else None,
         )
 
     def write(self, step: int, numbers: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
@@ -123,6 +123,14 @@ class WeightsAndBiases:
 
     def close(self) -> None:
         self._run.finish()
+
+
+def _run_id(record: Path) -> str:
+    advice = "remove it, and Weights & Biases shows what follows as another run"
+    run_id = read_object(record, advice).get("id")
+    if not isinstance(run_id, str):
+        raise InputError(f"{record}: id={run_id!r} is no run's; {advice}")
+    return run_id
 
 
 def _field(number: int, value: int | float | bytes) -> bytes:

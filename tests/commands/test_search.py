@@ -1,13 +1,15 @@
 """The search for merge weights: its spaces, its merge in memory, that it goes on as it was, and the command."""
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
+import resource
 import signal
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -144,6 +146,71 @@ def test_a_search_goes_on_as_if_it_had_never_stopped(sampler, tmp_path):
         go("parts", 25, signalled)
     stopped.set()
     assert trials_of(go("parts", 25)) == trials_of(whole)
+
+
+def test_a_search_goes_on_from_the_whole_records_of_a_damaged_log(tmp_path):
+    """As a full disk or a power cut leaves it; optuna itself never reads such a log again."""
+    own = space("experts")
+
+    def go(log: Path, trials: int) -> list[tuple[Any, ...]]:
+        study = search(log, bowl, own, better="higher", sampler="tpe", seed=3, trials=trials)
+        return [trial[1:] for trial in trials_of(study)]  # one that was being written has a number, too
+
+    expected = go(tmp_path / "whole", 6)
+    go(tmp_path / "log", 4)
+    log = (tmp_path / "log").read_bytes()
+    lines = log.splitlines(keepends=True)
+    damaged = {
+        "unfinished": log[:-30],
+        "first": lines[0][:-9],
+        "torn": b"".join([*lines[:-1], lines[-1][:40], *lines[:1], lines[-1]]),  # and then appended to
+        "bytes": b"".join([*lines[:9], b"\xff" + lines[9], *lines[10:]]),
+        "zeros": log[:-100] + bytes(4096),
+        "nested": log + b"[" * 100_000 + b"\n" + lines[-1],
+    }
+    for name, content in damaged.items():
+        path = tmp_path / name
+        path.write_bytes(content)
+        path.with_name(f"{name}.lock").symlink_to(path)  # of a process that was killed
+        with pytest.warns(UserWarning, match=rf"^{path}: line \d+ is no whole record; the search goes on from the \d+"):
+            assert go(path, 6) == expected
+        kept = path.with_name(f"{name}.damaged")
+        assert kept.exists() == (name not in ("unfinished", "first", "zeros"))
+        assert not kept.exists() or kept.read_bytes() == content
+
+    records = {
+        "text": b"some text\nof something else\n",
+        "types": lines[0] + b'{"op_code":4,"worker_id":7,"study_id":0,"datetime_start":[1]}\n',
+        "codes": lines[0] + b'{"op_code":99}\n',
+        "other": lines[0] + b"".join(line.replace(b"all/a", b"all/z") for line in lines[1:]),
+    }
+    for name, content in records.items():
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"^{tmp_path / name}: .*; restore the file, or start again with --over"):
+            go(tmp_path / name, 6)
+        assert (tmp_path / name).read_bytes() == content
+
+
+def test_records_are_appended_whole_or_not_at_all(tmp_path):
+    log = tmp_path / "log"
+    kwargs: dict[str, Any] = dict(better="higher", sampler="tpe", seed=3)
+    search(log, bowl, space("experts"), trials=2, **kwargs)
+    before = log.read_bytes()
+    with file_size_limit(len(before) + 30), pytest.raises(InputError, match=rf"^{log}: No space .*--resume"):
+        search(log, bowl, space("experts"), trials=3, **kwargs)
+    assert log.read_bytes() == before
+    assert len(trials_of(search(log, bowl, space("experts"), trials=3, **kwargs))) == 3
+
+
+@contextlib.contextmanager
+def file_size_limit(size: int) -> Iterator[None]:
+    """As a full disk: no file may grow beyond this."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 def test_a_lower_score_may_be_the_better_one(tmp_path):

@@ -39,6 +39,7 @@ def workdir(tmp_path):
     validations = [
         dict(
             step=step,
+            extra=False,
             loss=dict.fromkeys(BUCKETS, 0.5),
             experts=["one", "two"],
             weights={site: [[0.75, 0.25]] * 2 for site in SITES},
@@ -67,6 +68,14 @@ def test_a_run_without_validation_has_a_page_too(workdir, tmp_path):
     (workdir / "validation.jsonl").unlink()
     assert run(main, ["--workdir", str(workdir), "--out", str(tmp_path / "run.html")]) == 0
     assert "Whom each site trusts" not in (tmp_path / "run.html").read_text()
+
+
+@pytest.mark.parametrize("content", [b"\xff", b"[]", b'{"train": {', b'{"train": 1, "experts": [{"name": "a"}]}'])
+def test_a_config_that_was_damaged_is_named(workdir, tmp_path, capsys, content):
+    (workdir / "config.json").write_bytes(content)
+    assert run(main, ["--workdir", str(workdir), "--out", str(tmp_path / "run.html")]) == 2
+    error = capsys.readouterr().err
+    assert (f"error: {workdir / 'config.json'}: " in error and "restore it" in error) and error.count("\n") == 1
 
 
 def test_a_folder_without_a_run_is_refused(tmp_path, capsys):
