@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import whole
+from afa_jax.cli.schema import require
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_file
@@ -42,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all that is printed there")
     options, config = parse(parser, arguments)
+    if options.mode == "train":
+        require(config, "data")
     if options.devices and options.slices > 1:
         raise InputError("--slices goes with --topology")
 

@@ -126,7 +126,7 @@ def load_experts(
         unet=load_unets(stored, **spread("unet")),
         text_encoder=load_text_encoders(stored, **spread("text_encoder")),
         vae=vae if mesh is None else place(vae, mesh, PartitionSpec()),
-        tokenizer=Tokenizer(base.tokenizer),
+        tokenizer=Tokenizer(base.tokenizer, text_config(stored[0])),
         schedule=NoiseSchedule.from_json(base.config("scheduler")),
         mesh=mesh,
     )

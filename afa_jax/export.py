@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument
+from afa_jax.cli.schema import require
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_new
@@ -39,6 +40,8 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     add_dtype_argument(parser)
     options, config = parse(parser, arguments)
+    if options.snapshot:
+        require(config, "data")
     if not (options.pair or options.snapshot or options.bake):
         raise InputError("nothing to export: give --pair, --snapshot or --bake")
     if (options.pair or options.snapshot) and not options.workdir:

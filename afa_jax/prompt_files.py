@@ -12,10 +12,14 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from afa_jax.data.prompts import check_prompt, shortened, warn_of_syntax
 from afa_jax.data.text import Tokenizer
 from afa_jax.distributed import first
 from afa_jax.errors import InputError
 from afa_jax.generate import Request
+
+FIELDS = ("prompt", "negative_prompt")
+"""Of a line of a .jsonl file."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -57,13 +61,17 @@ def read_prompts(path: Path, negative_prompt: str = "") -> Prompts:
         raise InputError(f"--prompts {path}: it is empty; write a prompt a line")
     read = _read_json if path.suffix == ".jsonl" else _read_text
     requests = [read(line, f"{path}:{number}", negative_prompt) for number, line in enumerate(lines, 1)]
+    if path.suffix == ".jsonl":
+        _warn_of_unused(path, lines)
+    warn_of_syntax(request.prompt for request in requests)
     return Prompts(path=path, requests=requests, sha256=hashlib.sha256(data).hexdigest())
 
 
 def _read_text(line: str, where: str, negative_prompt: str) -> Request:
     if not line.strip():
         raise InputError(f"{where}: the line is empty; write a prompt there, or remove it")
-    return Request(prompt=line.strip(), negative_prompt=negative_prompt)
+    prompt, negative = check_prompt(line, where), check_prompt(negative_prompt, f"{where}: negative_prompt")
+    return Request(prompt=prompt.strip(), negative_prompt=negative)
 
 
 def _read_json(line: str, where: str, negative_prompt: str) -> Request:
@@ -76,6 +84,15 @@ def _read_json(line: str, where: str, negative_prompt: str) -> Request:
     if not isinstance(prompt, str) or not isinstance(negative, str):
         raise InputError(f'{where}: write {{"prompt": "...", "negative_prompt": "..."}}, the second if you like')
     return _read_text(prompt, where, negative)
+
+
+def _warn_of_unused(path: Path, lines: Sequence[str]) -> None:
+    """Warn, once, of fields that no picture comes of."""
+    rows = [json.loads(line) for line in lines]
+    if unused := list(dict.fromkeys(field for row in rows for field in row if field not in FIELDS)):
+        count, named = sum(any(field in row for field in unused) for row in rows), shortened(", ".join(unused))
+        known = ", ".join(FIELDS)
+        warnings.warn(f"{path}: {named}: not used, in {count} of {len(rows)} lines; a line has {known}", stacklevel=2)
 
 
 def check_words(prompts: Prompts, tokenizer: Tokenizer) -> None:

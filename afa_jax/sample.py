@@ -23,6 +23,7 @@ from afa_jax.cli.arguments import (
     size_of,
 )
 from afa_jax.commands import Parser, parse, run
+from afa_jax.data.prompts import check_prompt
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder
 from afa_jax.names import METHODS
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str]) -> None:
     cluster.add_arguments(parser)
     options, config = parse(parser, arguments)
     check_prompts(options.prompt or ())
+    check_prompt(options.negative_prompt, "--negative_prompt")
     if options.prompts is not None and options.maps:
         raise InputError("--maps goes with --prompt; of a file of prompts only the pictures are kept")
     check_method(options.method, config)

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import COUNT, SEED
+from afa_jax.cli.schema import require
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_file
@@ -31,6 +32,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=SEED, default=0, help="of pairs, timesteps, noise and intervals")
     parser.add_argument("--out", type=Path, help="JSON file with all figures")
     options, config = parse(parser, arguments)
+    require(config, "data")
     if options.pairs < FEWEST or options.draws < 2:
         raise InputError(f"choose --pairs of {FEWEST} or more and --draws of 2 or more")
     if options.out:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from afa_jax.data.prompts import check_prompt
 from afa_jax.errors import InputError
 from afa_jax.names import DTYPES, METHODS
 
@@ -105,9 +106,10 @@ def check_workdir_arguments(options: argparse.Namespace) -> None:
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
-    """Raise InputError for an empty prompt."""
-    if not all(prompt.strip() for prompt in prompts):
-        raise InputError("--prompt is empty; say what to draw")
+    """Raise InputError for a prompt that is empty, too long or no text."""
+    for prompt in prompts:
+        if not check_prompt(prompt, "--prompt").strip():
+            raise InputError("--prompt is empty; say what to draw")
 
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:

@@ -26,6 +26,7 @@ from afa_jax.cli.fields import (
     size,
     text,
 )  # fmt: skip
+from afa_jax.errors import InputError
 from afa_jax.names import DTYPES, PREDICTIONS
 
 DTYPE_ALIASES = {
@@ -131,7 +132,7 @@ ENSEMBLE = Section(
             )
         ),
         fusion=Section(dict(kind=Field(choice("afa", "router", "gate", "mbw"), "afa")), open_=True),
-        data=Section(DATA, open_=True),
+        data=Section(DATA, optional=True, open_=True),  # only to sample, no pictures are needed
         train=Section(
             dict(
                 seed=Field(SEED, 0),
@@ -250,6 +251,12 @@ def names(section: Section, where: str = "") -> list[str]:
     for name, field in section.fields.items():
         found += [f"{where}{name}", *(names(field, f"{where}{name}.") if isinstance(field, Section) else [])]
     return found
+
+
+def require(config: ConfigDict, section: str) -> None:
+    """Raise InputError for a config without a section that a command needs."""
+    if section not in config:
+        raise InputError(f"{section} is missing: write {section}=dict(...) into the config, as configs/emoji.py does")
 
 
 def complete(config: ConfigDict) -> None:

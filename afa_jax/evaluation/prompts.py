@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from afa_jax.data.emoji.scenes import Prompt, evaluation_prompts
+from afa_jax.data.prompts import check_prompt
 from afa_jax.errors import InputError
 
 EMOJI_GROUPS: Mapping[str, Mapping[str, Any]] = {
@@ -73,7 +74,7 @@ def load_items(config: ConfigDict) -> list[Item]:
         raise
     except (KeyError, AttributeError) as error:
         raise InputError(f"evaluation.prompts: the field or key {error} is missing") from None
-    except (OSError, TypeError, ValueError, csv.Error) as error:
+    except (OSError, TypeError, ValueError, RecursionError, csv.Error) as error:
         where = config.get("path") or config.get("annotations")
         raise InputError(
             f"evaluation.prompts{f': {where}' if where else ''}: {' '.join(str(error).split())}"
@@ -143,7 +144,7 @@ def _item(row: Any, number: int, path: Path) -> Item:
     if not str(found["prompt"] or "").strip():
         raise InputError(f"{path}: row {number} has no prompt")
     return Item(
-        prompt=str(found["prompt"]).strip(),
+        prompt=check_prompt(str(found["prompt"]).strip(), f"{path}: row {number}"),
         group=str(found["group"] or "all"),
         reference=None if found["reference"] is None else path.parent / str(found["reference"]),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from tqdm import tqdm
 import afa_jax
 from afa_jax.bulk import sample_all
 from afa_jax.data.pictures import grid, save_picture, save_png
+from afa_jax.data.prompts import warn_of_syntax
 from afa_jax.distributed import first, on_first, together
 from afa_jax.errors import InputError
 from afa_jax.evaluation.comparison import entries_of
@@ -73,6 +75,8 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
     sampling = sample_options(config, asked)
     method = together(lambda: load_method(config, asked, sampling))
     sampling = method.sampled_with(sampling)
+    if first():
+        warn_of_syntax([*prompts, asked.negative_prompt])
     requests = [
         Request(prompt=prompt, number=number, negative_prompt=asked.negative_prompt)
         for prompt in prompts
@@ -163,6 +167,9 @@ def load_method(config: ConfigDict, asked: Asked, sampling: SampleOptions, *, ma
         mesh = make_mesh(dict(data=-1))
     models = Models(config, asked.workdir, sampling.steps, mesh)
     sampling.check(models.experts)
+    scheduler = str(models.base.config("scheduler").get("_class_name") or "DDIM")
+    if first() and "DDIM" not in scheduler:
+        warnings.warn(f"the base model's scheduler is {scheduler!r:.60}; pictures are sampled by DDIM", stacklevel=2)
     method = make_method(find_method(asked.method, config, asked.sampling), models)
     method.sampled_with(sampling).check(method.experts)
     return method

@@ -68,7 +68,7 @@ def finetune(
     check_objective(config)
     recorded(config)  # which can be kept
     trained_by = f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}"
-    vae, tokenizer = load_vae(config.vae), Tokenizer(config.tokenizer)
+    vae = load_vae(config.vae)
     schedule = NoiseSchedule.from_json(config.schedule.to_dict())
     timesteps = interval(config.get("timesteps"), schedule)
     if config.init:
@@ -80,6 +80,7 @@ def finetune(
             TextEncoder(TextConfig(**config.text_encoder), rngs=rngs),
         )
         make_text_audible(*model)
+    tokenizer = Tokenizer(config.tokenizer, model[1].config)
     optimizer = make_optimizer(config.optimizer, config.steps)
     no_caption = jnp.asarray(tokenizer([""])[0])
 

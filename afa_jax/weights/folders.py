@@ -48,6 +48,7 @@ from afa_jax.weights.tensors import (
     open_tensors,
     write_tensors,
 )
+from afa_jax.weights.tokenizer_files import read_tokenizer
 from afa_jax.weights.variants import PYTORCH, weights_name
 
 _CLASSES = {
@@ -57,11 +58,6 @@ _CLASSES = {
     "tokenizer": ("transformers", "CLIPTokenizer"),
 }
 _BARE = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}  # of the config.json of a network alone
-# A tokenizer may be in a folder with other things, so that it is known by its files.
-TOKENIZER = (
-    *("vocab.json", "merges.txt", "added_tokens.json"),
-    *("tokenizer_config.json", "special_tokens_map.json", "tokenizer.json"),
-)
 # StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
 _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 _TASKS = {"inpainting": "StableDiffusionInpaintPipeline", "InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline"}
@@ -205,10 +201,7 @@ def write_folder(
             for file, fields in configs.items():
                 write_json(partial / file, fields)
             if checkpoint.tokenizer is not None:
-                (partial / "tokenizer").mkdir()
-                for path in [checkpoint.tokenizer / name for name in TOKENIZER]:
-                    if path.is_file():
-                        shutil.copy(path, partial / "tokenizer")
+                read_tokenizer(checkpoint.tokenizer).write(partial / "tokenizer")
             for file, tensors in files.items():
                 write_tensors(partial / file, tensors, header | {"format": "pt"})
             check_target(folder, overwrite)

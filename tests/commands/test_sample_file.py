@@ -98,7 +98,9 @@ def test_prompts_are_read_line_by_line(tmp_path):
     found = read_prompts(tmp_path / "a.txt", "blob").requests
     assert [request.prompt for request in found] == ["fox", "car\u2028b", "fox"]
     (tmp_path / "a.jsonl").write_text('{"prompt": "fox", "id": 3}\n{"negative_prompt": "car", "prompt": "owl"}')
-    assert read_prompts(tmp_path / "a.jsonl", "blob").requests == [
+    with pytest.warns(UserWarning, match=r"id: not used, in 1 of 2 lines"):
+        requests = read_prompts(tmp_path / "a.jsonl", "blob").requests
+    assert requests == [
         Request(prompt="fox", negative_prompt="blob"), Request(prompt="owl", negative_prompt="car")
     ]  # fmt: skip
 

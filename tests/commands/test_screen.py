@@ -140,8 +140,8 @@ def test_every_mismatch_is_listed(root, tmp_path, experts, capsys):
     [
         (["--pairs=7"], "choose --pairs of 8 or more"),
         (["--draws=1"], "--draws of 2 or more"),
-        (["--seed=-1"], "--seed -1; choose 0 to"),
-        (["--pairs=many"], "invalid int value: 'many'"),
+        (["--seed=-1"], "--seed: -1: write a whole number from 0"),
+        (["--pairs=many"], "--pairs: many: write a whole number"),
         (["--config.data.length=5", *SMALL], "--pairs 8: the data has only 5 examples"),
         (["--config.data.kind=magic", *SMALL], "data.kind='magic'"),
         (["--config.base=../nowhere"], "../nowhere: no such file or folder"),

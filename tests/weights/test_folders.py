@@ -38,6 +38,8 @@ from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, w
 from tests import tiny
 from tests.models import goldens
 
+TOKENIZER = Path(__file__).parents[2] / "afa_jax" / "data" / "emoji" / "tokenizer"
+
 LOAD = {"unet": load_unet, "vae": load_vae, "text_encoder": load_text_encoder}
 FILES = {
     "unet": "unet/diffusion_pytorch_model.safetensors",
@@ -61,10 +63,8 @@ def modules():
 def saved(modules, tmp_path_factory):
     """A whole folder with the golden networks; tests only read it."""
     base = tmp_path_factory.mktemp("saved")
-    (base / "tokens").mkdir()
-    (base / "tokens" / "vocab.json").write_text("{}")
     folder = base / "new" / "model"
-    save_folder(folder, **modules, tokenizer=base / "tokens", scheduler=SCHEDULER, metadata={"step": "7"})
+    save_folder(folder, **modules, tokenizer=TOKENIZER, scheduler=SCHEDULER, metadata={"step": "7"})
     return folder
 
 
@@ -104,7 +104,7 @@ def test_the_folder_has_the_files_that_diffusers_expects(saved):
     assert files == configs | {
         *FILES.values(),
         "model_index.json",
-        "tokenizer/vocab.json",
+        *(f"tokenizer/{path.name}" for path in TOKENIZER.iterdir()),
         "scheduler/scheduler_config.json",
     }
     index = json.loads((saved / "model_index.json").read_text())
@@ -708,8 +708,9 @@ def test_the_header_does_not_say_what_was_true_of_another_file(tmp_path, text_on
 
 
 def test_of_a_tokenizers_folder_the_tokenizer_is_copied(tmp_path, text_only):
-    for name in ("vocab.json", "merges.txt", "model.safetensors", "README.md"):
-        (text_only / name).write_text(name)
+    for name in ("vocab.json", "merges.txt"):
+        shutil.copy(TOKENIZER / name, text_only)
+    (text_only / "README.md").write_text("read me")
     model = dataclasses.replace(MemoryCheckpoint.of(), tokenizer=text_only)
     write_folder(tmp_path / "new", model)
     assert set(content(tmp_path / "new")) == {"model_index.json", "tokenizer/vocab.json", "tokenizer/merges.txt"}

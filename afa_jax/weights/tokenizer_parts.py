@@ -1,0 +1,237 @@
+"""Each file of a tokenizer by itself: read, bounded and checked, so that what comes of it has the types it says."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from afa_jax.errors import InputError
+
+END_OF_WORD = "</w>"  # ends the last token of a word
+LARGEST = 8 << 20  # bytes of a file: CLIP's largest has 4 MB, and 8 MiB of brackets are 200 MB of Python's objects
+Merge = tuple[str, str]
+
+_IDS = 2**31
+_CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
+_AGAIN = "fetch the file again"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AddedToken:
+    """A token that is found in a text before the text is split into words; the fields of ``tokenizers.AddedToken``.
+
+    Attributes:
+        normalized: whether it is found in the normalized text; None: unless it is special.
+    """
+
+    content: str
+    special: bool = False
+    normalized: bool | None = None
+    lstrip: bool = False
+    rstrip: bool = False
+    single_word: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the arguments of ``tokenizers.AddedToken``."""
+        normalized = not self.special if self.normalized is None else self.normalized
+        return dataclasses.asdict(self) | dict(normalized=normalized)
+
+
+Entry = tuple[AddedToken, int, Path]
+"""An added token, its id, and the file that says so."""
+
+
+def read_text(path: Path) -> str:
+    """Read a file in UTF-8.
+
+    Raises:
+        InputError: it is too large, not UTF-8, or the system does not let it be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(LARGEST + 1)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}; mend that") from error
+    if len(data) > LARGEST:
+        raise InputError(f"{path}: larger than {LARGEST >> 20} MiB, as no file of CLIP's tokenizer is; {_AGAIN}")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: not UTF-8 (byte {error.start}); {_AGAIN}") from error
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """Read a JSON object; None for a file that is not there.
+
+    Raises:
+        InputError: as read_text; or it is not JSON, or no object.
+    """
+    if not path.is_file():
+        return None
+    try:
+        data = json.loads(read_text(path))
+    except InputError:
+        raise
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path}: not JSON ({error}); {_AGAIN}") from error
+    if not isinstance(data, dict):
+        raise InputError(f"{path}: no JSON object; {_AGAIN}")
+    return data
+
+
+def check_class(config: Mapping[str, Any], path: Path) -> None:
+    """Raise InputError if tokenizer_config.json is another tokenizer's than CLIP's."""
+    name = config.get("tokenizer_class")
+    if name is None and "auto_map" in config:
+        raise InputError(f"{path}: auto_map names code, which is not run; take a tokenizer of CLIP ({_CLASSES[0]})")
+    if name is not None and name not in _CLASSES:
+        raise InputError(f"{path}: tokenizer_class is {name!r}; Stable Diffusion 1.x/2.x takes a {_CLASSES[0]}")
+
+
+def read_ids(data: Any, where: str) -> dict[str, int]:
+    """Check a table from tokens to ids."""
+    if not isinstance(data, dict) or not data:
+        raise InputError(f"{where} is no table from tokens to ids, or an empty one; {_AGAIN}")
+    for token, number in data.items():
+        _check_token(token, where)
+        _check_id(number, token, where)
+    return data
+
+
+def read_merges(path: Path, vocab: Mapping[str, int]) -> list[Merge]:
+    """Read merges.txt: a pair of tokens a line, after a line ``#version``."""
+    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    while lines and not lines[-1].strip():
+        lines.pop()
+    header = bool(lines) and lines[0].startswith("#version")
+    pairs = [line.split(" ") for line in lines[header:]]
+    return _check_merges(pairs, vocab, lambda index: f"{path}:{index + 1 + header}")
+
+
+def json_merges(data: Any, path: Path, vocab: Mapping[str, int]) -> list[Merge]:
+    """Check the merges of tokenizer.json, pairs or texts with a space between."""
+    if not isinstance(data, list):
+        raise InputError(f"{path}: model.merges is no list; {_AGAIN}")
+    pairs = [merge.split(" ") if isinstance(merge, str) else merge for merge in data]
+    return _check_merges(pairs, vocab, lambda index: f"{path}: model.merges[{index}]")
+
+
+def _check_merges(pairs: Sequence[Any], vocab: Mapping[str, int], where: Callable[[int], str]) -> list[Merge]:
+    merges: list[Merge] = []
+    for index, pair in enumerate(pairs):
+        if (
+            not isinstance(pair, list)
+            or len(pair) != 2
+            or not all(isinstance(p, str) and p.split() == [p] for p in pair)
+        ):
+            raise InputError(f"{where(index)}: {pair!r} is no pair of tokens; {_AGAIN}")
+        for token in (*pair, "".join(pair)):
+            if token not in vocab:
+                raise InputError(f"{where(index)}: the merge {' '.join(pair)!r} wants {token!r}, which is no token")
+        merges.append((pair[0], pair[1]))
+    return merges
+
+
+def decoder_tokens(config: Mapping[str, Any], path: Path) -> Iterator[Entry]:
+    """The added tokens of tokenizer_config.json: ``added_tokens_decoder``, a token by its id."""
+    key = "added_tokens_decoder"
+    table = config.get(key)
+    if table is None:
+        return
+    if not isinstance(table, dict):
+        raise InputError(f"{path}: {key} is no table from ids to tokens; {_AGAIN}")
+    for number, token in table.items():
+        read = _read_token(token, f"{path}: {key}.{number}")
+        plain = number.isascii() and number.isdigit() and len(number) <= len(str(_IDS))
+        yield read, _check_id(int(number) if plain else number, read.content, f"{path}: {key}"), path
+
+
+def listed_tokens(whole: Mapping[str, Any], path: Path) -> Iterator[Entry]:
+    """The ``added_tokens`` of tokenizer.json."""
+    entries = whole.get("added_tokens")
+    if not isinstance(entries, list | None):
+        raise InputError(f"{path}: added_tokens is no list; {_AGAIN}")
+    for index, entry in enumerate(entries or ()):
+        where = f"{path}: added_tokens[{index}]"
+        token = _read_token(entry, where)
+        number = entry.get("id") if isinstance(entry, dict) else None
+        yield token, _check_id(number, token.content, where), path
+
+
+def added_json(path: Path, special: Collection[str]) -> Iterator[Entry]:
+    """The tokens of added_tokens.json, an id by its token."""
+    data = read_object(path)
+    for token, number in read_ids(data, f"{path}").items() if data else ():
+        yield AddedToken(content=token, special=token in special), number, path
+
+
+def special_tokens(
+    data: Mapping[str, Any], roles: Collection[str], path: Path
+) -> Iterator[tuple[str, tuple[AddedToken, Path]]]:
+    """The special tokens of tokenizer_config.json or special_tokens_map.json, by their fields' names.
+
+    ``bos_token`` and the like, any other field whose name ends in ``_token``, and lists of more.
+    """
+    for key, value in data.items():
+        if key in roles or (key.endswith("_token") and isinstance(value, str | dict)):
+            yield key, (_read_token(value, f"{path}: {key}"), path)
+        elif key in ("additional_special_tokens", "extra_special_tokens") and value is not None:
+            if not isinstance(value, list | dict):
+                raise InputError(f"{path}: {key} is no list of tokens; {_AGAIN}")
+            for index, token in value.items() if isinstance(value, dict) else enumerate(value):
+                where = f"{key}.{index}"
+                yield where, (_read_token(token, f"{path}: {where}"), path)
+
+
+def read_max_length(config: Mapping[str, Any], path: Path) -> int | None:
+    """``model_max_length`` of tokenizer_config.json; None where there is none, or a number that stands for none."""
+    value = config.get("model_max_length")
+    if value is None:
+        return None
+    whole = isinstance(value, int | float) and (value == math.inf or value % 1 == 0)  # 77.0 too, and 1e30
+    if isinstance(value, bool) or not whole or value < 3:
+        raise InputError(
+            f"{path}: model_max_length is {value!r}; write how many tokens a prompt has with both its ends, such as 77"
+        )
+    return int(value) if value < _IDS else None
+
+
+def read_flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
+    """A field of tokenizer_config.json that is true or false; false where it is not there."""
+    value = config.get(key, False)
+    if not isinstance(value, bool):
+        raise InputError(f"{path}: {key} is {value!r}; write true or false")
+    return value
+
+
+def _read_token(value: Any, where: str) -> AddedToken:
+    """A token as a text, or as an object with ``content`` and how it is found."""
+    if not isinstance(value, dict):
+        _check_token(value, where)
+        return AddedToken(content=value)
+    _check_token(value.get("content"), f"{where}.content")
+    flags = {field.name: value[field.name] for field in dataclasses.fields(AddedToken)[1:] if field.name in value}
+    for name, flag in flags.items():
+        if not isinstance(flag, bool):
+            raise InputError(f"{where}.{name} is {flag!r}; write true or false")
+    return AddedToken(content=value["content"], **flags)
+
+
+def _check_token(token: Any, where: str) -> None:
+    if not isinstance(token, str) or not token or has_surrogates(token):
+        raise InputError(f'{where} is {token!r}; write a token, such as "<|endoftext|>"')
+
+
+def has_surrogates(text: str) -> bool:
+    """Whether a text has halves of characters, which no file in UTF-8 can hold and no library of tokenizers takes."""
+    return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
+
+
+def _check_id(number: Any, token: str, where: str) -> int:
+    if type(number) is not int or not 0 <= number < _IDS:
+        raise InputError(f"{where}: {token!r} has the id {number!r}; that is a whole number from 0 to {_IDS - 1}")
+    return number
