@@ -25,7 +25,7 @@ from afa_jax.generate import SampleOptions
 from afa_jax.json_files import read_object
 from afa_jax.records import record_text, recorded
 from afa_jax.training.stopping import Interrupted, StopSignals
-from afa_jax.training.workdir import check_workdir, locked, open_workdir
+from afa_jax.training.workdir import begin_run, check_workdir, locked, open_workdir
 
 
 def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
@@ -225,7 +225,7 @@ def _settings(
 def _keep_settings(path: Path, settings: dict[str, Any], config: ConfigDict, *, resume: bool) -> None:
     """Write them for a new search, compare them to those of one that goes on."""
     if not resume:
-        replace_text(path, record_text(dict(search=settings, config=config)))
+        begin_run(path.parent, record_text(dict(search=settings, config=config)))
         return
     before = read_object(path, "restore it, or start again with --overwrite").get("search")
     if not isinstance(before, dict):

@@ -31,7 +31,7 @@ import numpy as np
 
 from afa_jax.distributed import alone, broadcast_arrays, by_first, fetch, first, on_first, place, several
 from afa_jax.errors import InputError
-from afa_jax.files import replace_text, sync
+from afa_jax.files import replace_text, sweep, sync
 from afa_jax.weights.keys import flatten, unflatten
 
 _DELETED = ".deleted"  # suffix of a checkpoint that is being removed
@@ -74,6 +74,7 @@ class Checkpoints:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._remove(f"*{_DELETED}")
         self._remove(f"*{_UNFINISHED}*")
+        sweep(self.folder)
         self._scores = _read_scores(self.folder / "scores.json")
         # Orbax must not wait for the other processes.
         mine = ocp.options.MultiprocessingOptions(active_processes={0} if several() else None)

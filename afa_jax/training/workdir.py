@@ -17,17 +17,43 @@ from ml_collections import ConfigDict
 
 from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
-from afa_jax.files import check_folder, replace_text
-from afa_jax.json_files import append, is_number, read_lines
+from afa_jax.files import check_folder, is_partial, replace_text, sweep, sync, writing
+from afa_jax.json_files import append, is_number, read_lines, read_object
 from afa_jax.records import record_text
 
-_LOCK = ".lock"
+_CONFIG, _LOCK = "config.json", ".lock"
+_OVERWRITTEN = ".overwritten"
+"""The config of a run that is being removed, until that of the next one is there: what else there is may be no run."""
+_OF_A_RUN = (
+    "checkpoints", "metrics.jsonl", "validation.jsonl", "bad_examples.jsonl", "samples", "tensorboard", "wandb",
+    "wandb.json", "aggregators.safetensors", "ensemble.json", "best", "model", "trials.log", "trials.log.lock",
+    "best.json",
+)  # fmt: skip
+"""What trainers and the search write beside the config."""
 
 
 def resume_if_any(options: argparse.Namespace) -> None:
-    """Turn ``--resume_if_any`` into ``--resume`` or nothing, by what the workdir holds."""
+    """Turn ``--resume_if_any`` into ``--resume``, nothing, or an ``--overwrite`` that was begun, as the workdir is."""
     if options.resume_if_any:
-        options.resume = on_first((options.workdir / "config.json").is_file)
+        workdir = options.workdir
+        options.resume, options.overwrite = on_first(lambda: [holds_run(workdir), _is_removed(workdir)])
+
+
+def holds_run(workdir: Path) -> bool:
+    """Whether a folder holds a run, not something else with a config.json, such as a model."""
+    if not (workdir / _CONFIG).is_file():
+        return False
+    if any((workdir / name).exists() for name in (_LOCK, "checkpoints", "metrics.jsonl", "trials.log")):
+        return True  # also where the config was damaged
+    try:
+        return not {"train", "optimizer", "search"}.isdisjoint(read_object(workdir / _CONFIG, ""))
+    except InputError:
+        return False
+
+
+def _is_removed(workdir: Path) -> bool:
+    """Whether an --overwrite was begun and no other run yet."""
+    return (workdir / _OVERWRITTEN).is_file() and not (workdir / _CONFIG).exists()
 
 
 @by_first
@@ -36,30 +62,54 @@ def check_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other")
     check_folder(workdir)
-    filled = workdir.is_dir() and any(path.name != _LOCK for path in workdir.iterdir())
-    if resume and not (workdir / "config.json").is_file():
-        raise InputError(f"--resume: {workdir} holds no run")
-    if filled and not resume:
-        if not overwrite:
-            raise InputError(f"{workdir} is not empty: continue it with --resume, or replace it with --overwrite")
-        if not (workdir / "config.json").is_file():
-            raise InputError(f"--overwrite: {workdir} does not look like a run (no config.json); remove it yourself")
+    if resume:
+        if not holds_run(workdir):
+            raise InputError(f"--resume: {workdir} holds no run; start it without, or with --resume_if_any")
+        return
+    if not workdir.is_dir() or all(map(_begun, workdir.iterdir())):
+        return
+    if not overwrite:
+        raise InputError(f"{workdir} is not empty: continue it with --resume, or replace it with --overwrite")
+    if not holds_run(workdir) and not _is_removed(workdir):
+        raise InputError(f"--overwrite: {workdir} does not look like a run (no {_CONFIG} of one); remove it yourself")
+
+
+def _begun(path: Path) -> bool:
+    """Whether an entry of a workdir is from a start that was killed before it had written its config."""
+    return path.name in (_LOCK, _OVERWRITTEN) or (is_partial(path) and path.name.startswith(f".{_CONFIG}."))
 
 
 @by_first
 def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
     """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
 
+    Overwriting removes what a run writes and leaves what else is there. Killed at any moment, what is left is a whole
+    run, none, or one that ``--overwrite`` and ``--resume_if_any`` go on to remove.
+
     Raises:
         InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume;
             or another process trains in the folder that is to be replaced.
     """
     check_workdir(workdir, resume=resume, overwrite=overwrite)
-    if overwrite and workdir.is_dir():
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir):
-            pass
-        shutil.rmtree(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+            if overwrite:
+                _remove_run(workdir)
+            sweep(workdir)
+
+
+def _remove_run(workdir: Path) -> None:
+    config, removed = workdir / _CONFIG, workdir / _OVERWRITTEN
+    if config.is_file():
+        config.replace(removed)
+        sync(workdir)
+    for path in [*workdir.iterdir()]:
+        if path.name.removesuffix(".damaged") in _OF_A_RUN:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
 
 
 @contextlib.contextmanager
@@ -69,7 +119,7 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    with open(workdir / _LOCK, "w") as file:
+    with open(workdir / _LOCK, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -89,7 +139,13 @@ def check_positive(config: ConfigDict, *fields: str) -> None:
 @by_first
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Keep the config with the run, as records.py says."""
-    replace_text(workdir / "config.json", record_text(config))
+    begin_run(workdir, record_text(config))
+
+
+def begin_run(workdir: Path, text: str) -> None:
+    """Write config.json: from then on the folder holds a run."""
+    replace_text(workdir / _CONFIG, text)
+    (workdir / _OVERWRITTEN).unlink(missing_ok=True)
 
 
 @by_first

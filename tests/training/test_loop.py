@@ -232,9 +232,9 @@ def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path, whole, c
 
 def test_only_one_process_trains_in_a_workdir(tmp_path):
     with locked(tmp_path):
-        open_workdir(tmp_path, resume=False, overwrite=False)  # the lock alone is no run
-        with pytest.raises(InputError, match=f"another process trains in {tmp_path}"):
-            train(tmp_path, 2)
+        for start in (lambda: open_workdir(tmp_path, resume=False, overwrite=False), lambda: train(tmp_path, 2)):
+            with pytest.raises(InputError, match=f"another process trains in {tmp_path}"):
+                start()
         (tmp_path / "config.json").touch()
         with pytest.raises(InputError, match=f"another process trains in {tmp_path}"):
             open_workdir(tmp_path, resume=False, overwrite=True)
@@ -242,7 +242,7 @@ def test_only_one_process_trains_in_a_workdir(tmp_path):
     with pytest.raises(InputError, match="is not empty"):
         open_workdir(tmp_path, resume=False, overwrite=False)
     open_workdir(tmp_path, resume=False, overwrite=True)
-    assert not any(tmp_path.iterdir())
+    assert {path.name for path in tmp_path.iterdir()} == {".lock", ".overwritten"}
 
 
 def test_a_state_that_is_not_finite_is_not_saved(tmp_path):
