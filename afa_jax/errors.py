@@ -5,21 +5,48 @@ from __future__ import annotations
 import signal
 
 COMPILING = "compiling"  # the name of a thread that a run which was stopped leaves behind
-_LONGEST = 2000  # characters of a message
+LONGEST = 2000  # characters of a line
+
+
+def printable(text: object, longest: int = LONGEST) -> str:
+    """Return a text that came from a file as it may be printed: on one line, without characters that act on a terminal.
+
+    Names, captions and metadata can hold anything: escape sequences, line breaks that forge a line, controls that turn
+    the direction of writing or have no width, halves of surrogate pairs that cannot be encoded. A line break becomes a
+    space, any other such character its escape as Python writes it; a long text goes without its middle.
+    """
+    text = str(text)
+    if len(text) > longest:
+        text = f"{text[: longest // 2]} ... {text[-(longest // 2) :]}"
+    return "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
+
+
+def listed(names: list[str], most: int = 5) -> str:
+    """Return the first names, printable, and how many more there are."""
+    more = f" and {len(names) - most:,} more" if len(names) > most else ""
+    return ", ".join(printable(name, 200) for name in names[:most]) + more
 
 
 class InputError(ValueError):
     """Something the user gave cannot be used: the message is one line that names it and says what to do.
 
     The commands print it without a traceback and exit with status 2. What a message quotes from a file, such as a
-    tensor's name, can hold anything: it is shown as printable characters on one line, a long one without its middle.
+    tensor's name, can hold anything: it is shown as ``printable`` says.
     """
 
     def __str__(self) -> str:
-        text = super().__str__()
-        if len(text) > _LONGEST:
-            text = f"{text[: _LONGEST // 2]} ... {text[-_LONGEST // 2 :]}"
-        return "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
+        return printable(super().__str__())
+
+
+class BadExample(InputError):
+    """An example without a readable picture or without a caption."""
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(name, reason)  # both in args: that is what pickles
+        self.name, self.reason = name, reason
+
+    def __str__(self) -> str:
+        return printable(f"{self.name}: {self.reason}; mend it, or leave such examples out with data.bad=skip")
 
 
 class Stopped(Exception):

@@ -69,6 +69,7 @@ DATA = dict(
     mixed=Field(boolean, ABSENT),
     single=Field(PROBABILITY, ABSENT),
     row_groups=Field(integer(1, 2**16), ABSENT),
+    max_pixels=Field(integer(1, 2**40), ABSENT),
 )
 SAMPLING = dict(
     size=Field(size, (512, 512)),

@@ -14,10 +14,11 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from afa_jax.data.files import FileSystem, filesystem, find, join
+from afa_jax.data.decode import MAX_PIXELS, check_max_pixels, decode, longest_file
+from afa_jax.data.files import FileSystem, filesystem, find
 from afa_jax.data.folder import CaptionedFolder
-from afa_jax.data.sources import BadExample, check_caption, decode, read_file
-from afa_jax.errors import InputError
+from afa_jax.data.sources import check_caption, path_below, read_file
+from afa_jax.errors import BadExample, InputError, printable
 
 Splits = Mapping[str, Iterable[tuple[str, Any]]]
 
@@ -28,6 +29,7 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
     Args:
         source: the folder, or fsspec URL, of what was downloaded.
         text: which text becomes the caption, where there are several: one of the class's ``TEXTS``.
+        max_pixels: of a picture; larger ones are left out.
         **kwargs: those of tfds.core.GeneratorBasedBuilder, such as data_dir.
 
     Raises:
@@ -37,12 +39,15 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
     VERSION = tfds.core.Version("1.0.0")
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "image, caption, file_name"}
     TEXTS: ClassVar[tuple[str, ...]] = ()
+    ANY_TEXT: ClassVar[bool] = False
+    """Whether ``text`` may be any name, of a column."""
 
-    def __init__(self, *, source: str, text: str = "", **kwargs: Any):
-        if text and text not in self.TEXTS:
+    def __init__(self, *, source: str, text: str = "", max_pixels: int = MAX_PIXELS, **kwargs: Any):
+        if text and text not in self.TEXTS and not self.ANY_TEXT:
             raise InputError(
                 f"--text {text}: {self.name} knows {', '.join(self.TEXTS) or 'one text only; leave it out'}"
             )
+        self.max_pixels = check_max_pixels(max_pixels)
         self.source, self.text = source, text or next(iter(self.TEXTS), "")
         self.left_out: list[BadExample] = []
         self.taken = 0
@@ -56,6 +61,9 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
     @abc.abstractmethod
     def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
         """A picture's bytes and its caption, or a BadExample."""
+
+    def _file(self, folder: str, name: str) -> bytes:
+        return read_file(self.fs, path_below(folder, name), name, longest_file(self.max_pixels))
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
@@ -78,12 +86,12 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
         for key, (name, caption) in enumerate(self.found[split]):
             try:
                 data, text = self.read(split, name, caption)
-                decode(data, name, small=True)
+                decode(data, name, max_pixels=self.max_pixels, small=True)
             except BadExample as error:
                 self.left_out.append(error)
                 continue
             self.taken += 1
-            yield key, dict(image=data, caption=text, file_name=name)
+            yield key, dict(image=data, caption=text, file_name=printable(name))
 
 
 class JourneyDB(CaptionedPictures):
@@ -122,14 +130,14 @@ class JourneyDB(CaptionedPictures):
                     entry = json.loads(line)
                     name = posixpath.normpath(entry["img_path"])
                     text = entry.get("prompt") if self.text == "prompt" else (entry.get("Task2") or {}).get("Caption")
-                except (ValueError, KeyError, TypeError, AttributeError) as error:
+                except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                     raise InputError(f"{path}, line {number}: expected img_path and texts ({error!r})") from error
                 if name in there:
                     yield name, text
 
     def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
         caption = check_caption(name, caption)
-        return read_file(self.fs, join(self.folders[split], name), name), caption
+        return self._file(self.folders[split], name), caption
 
 
 class CocoCaptions(CaptionedPictures):
@@ -156,16 +164,17 @@ class CocoCaptions(CaptionedPictures):
 
     def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
         caption = check_caption(name, caption)
-        return read_file(self.fs, join(self.folders[split], name), name), caption
+        return self._file(self.folders[split], name), caption
 
 
 class CaptionedFolderPictures(CaptionedPictures):
-    """A folder of pictures with captions.jsonl, captions.csv or a .txt beside each: all of it is the split train."""
+    """A folder of pictures as CaptionedFolder reads it, all of it the split train; ``text``: the column of its list."""
 
     name = "captioned_folder"
+    ANY_TEXT = True
 
     def splits(self) -> Splits:
-        self.folder = CaptionedFolder(self.source, verify=False)
+        self.folder = CaptionedFolder(self.source, text=self.text or "text", verify=False, max_pixels=self.max_pixels)
         return {"train": ((self.folder.name(index), index) for index in range(len(self.folder)))}
 
     def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
@@ -176,9 +185,11 @@ def _coco_captions(fs: FileSystem, path: str) -> Iterator[tuple[str, str | None]
     try:
         whole = json.loads(fs.cat_file(path))
         names = {picture["id"]: picture["file_name"] for picture in whole["images"]}
+        if odd := [name for name in names.values() if not isinstance(name, str)]:
+            raise TypeError(f"a file_name is no text but {odd[0]!r:.40}")
         first: dict[Any, str] = {}
         for annotation in sorted(whole["annotations"], key=lambda annotation: annotation["id"]):
             first.setdefault(annotation["image_id"], annotation["caption"])
-    except (ValueError, KeyError, TypeError) as error:
+        return ((names[picture], first.get(picture)) for picture in sorted(names))
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise InputError(f"{path}: not COCO's captions ({error!r})") from error
-    return ((names[picture], first.get(picture)) for picture in sorted(names))

@@ -15,13 +15,14 @@ import fsspec
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.registry import known_implementations
 
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, printable
 from afa_jax.files import replace_bytes
 
 FileSystem = Any
 """An fsspec.AbstractFileSystem; it pickles, so that sources which hold one do too."""
 STAMPS = ("mtime", "etag", "ETag", "md5Hash", "content_md5", "checksum", "sha")
 """What fsspec's file systems call a file's time of change, or what stands for its content."""
+MOST_FILES = 100_000  # that paths may name
 
 
 def filesystem(path: str) -> tuple[FileSystem, str]:
@@ -60,25 +61,57 @@ def expand(paths: str | Sequence[str]) -> tuple[FileSystem, list[str]]:
         if not found:
             raise InputError(f"{pattern}: no such file")
         files += found
+        if len(files) > MOST_FILES:
+            raise _too_many(pattern)
     return fs, files
 
 
 def braces(pattern: str) -> list[str]:
-    """``x{00..11}`` and ``x{a,b}`` as the names they stand for; several pairs of braces are combined."""
+    """Return the names that ``x{00..11}`` and ``x{a,b}`` stand for; several pairs of braces are combined.
+
+    Raises:
+        InputError: more than MOST_FILES.
+    """
     found = re.search(r"\{([^{}]*)\}", pattern)
     if not found:
         return [pattern]
-    choices = found[1].split(",")
+    if pattern.count("{") > 100:
+        raise _too_many(pattern)
+    choices: Sequence[str] = found[1].split(",")
     if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
         first, last = numbers.groups()
+        if max(len(first), len(last)) > 18 or int(last) - int(first) >= MOST_FILES:
+            raise _too_many(pattern)
         width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
         choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
-    return [name for choice in choices for name in braces(pattern[: found.start()] + choice + pattern[found.end() :])]
+    names: list[str] = []
+    for choice in choices:
+        names += braces(pattern[: found.start()] + choice + pattern[found.end() :])
+        if len(names) > MOST_FILES:
+            raise _too_many(pattern)
+    return names
 
 
-def join(folder: str, name: str) -> str:
-    """A file below a folder; an absolute name stands for itself."""
-    return posixpath.join(folder, name)
+def _too_many(pattern: str) -> InputError:
+    return InputError(
+        f"{printable(pattern, 200)}: stands for more than {MOST_FILES:,} files; name fewer, by a glob such as "
+        "part-*.tar or by larger files"
+    )
+
+
+def below(folder: str, path: str) -> str:
+    """Return the name below a folder of a file in it."""
+    prefix = folder.rstrip("/") + "/"
+    return path.removeprefix(prefix) if path.startswith(prefix) else posixpath.relpath(path, folder)
+
+
+def hidden(name: str) -> bool:
+    """Return whether a file is none of the user's but the system's: what Macs, Windows and notebooks put beside."""
+    *folders, base = name.split("/")
+    return base.lower() in ("thumbs.db", "desktop.ini") or any(
+        (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "@eaDir")
+        for part in (*folders, base)
+    )
 
 
 def below_common(paths: Sequence[str]) -> list[str]:
@@ -102,7 +135,7 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
         for entry in entries:
             if entry.is_dir():
                 yield from _walk(entry.path, above | {real})
-            elif entry.is_file():
+            elif entry.is_file():  # no pipe, no device
                 yield entry.path, entry.stat().st_size
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from fsspec.implementations.local import LocalFileSystem
 
+from afa_jax.data.decode import MAX_PIXELS, check_max_pixels, longest_file
 from afa_jax.data.files import below_common, digest, expand
-from afa_jax.data.sources import BadExample, example
-from afa_jax.errors import InputError
+from afa_jax.data.sources import example
+from afa_jax.errors import BadExample, InputError
 
 
 class ParquetSource:
@@ -27,17 +28,27 @@ class ParquetSource:
         image: column of picture files: bytes, or a struct with a field ``bytes``.
         text: column of captions.
         row_groups: how many are kept in memory.
+        max_pixels: of a picture; larger ones are bad examples, before they are decoded.
 
     Raises:
         InputError: no such file, one that is truncated or not parquet, or a column that is missing or of another type.
     """
 
-    def __init__(self, paths: str | Sequence[str], *, image: str = "image", text: str = "text", row_groups: int = 16):
+    def __init__(
+        self,
+        paths: str | Sequence[str],
+        *,
+        image: str = "image",
+        text: str = "text",
+        row_groups: int = 16,
+        max_pixels: int = MAX_PIXELS,
+    ):
         import pyarrow as pa
         import pyarrow.parquet as pq
 
         if row_groups < 1:
             raise InputError(f"data.row_groups={row_groups}; choose 1 or more")
+        self.max_pixels = check_max_pixels(max_pixels)
         self.fs, self.files = expand(paths)
         self._short = below_common(self.files)
         self.image, self.text, self.row_groups = image, text, row_groups
@@ -49,7 +60,7 @@ class ParquetSource:
                 with self.fs.open(path, "rb") as file:
                     parquet = pq.ParquetFile(file)
                     metadata, schema = parquet.metadata, parquet.schema_arrow
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
                 raise InputError(f"{path}: truncated or not parquet ({_line(error)}); fetch it again") from error
             _check_columns(path, schema, image, text)
             before = 0
@@ -57,12 +68,16 @@ class ParquetSource:
                 self._groups.append((number, group, before))
                 counts.append(metadata.row_group(group).num_rows)
                 before += counts[-1]
+            if before != metadata.num_rows or min(counts, default=0) < 0:
+                raise InputError(
+                    f"{path}: its footer counts {metadata.num_rows} rows, its groups {before}; fetch it again"
+                )
             size = self.fs.size(path)
             # The footer has each column's place and size in each row group, and mostly its least and greatest text.
             footer = self.fs.cat_file(path, start=size - 8 - metadata.serialized_size, end=size)
             stamps.append([self._short[number], size, footer.hex()])
         self._ends = np.cumsum(counts, dtype=np.int64)
-        self._fingerprint = digest(stamps)
+        self._fingerprint = digest(stamps if self.max_pixels == MAX_PIXELS else [*stamps, self.max_pixels])
         if not len(self):
             raise InputError(f"{self.files[0]}: no row")
         self._open()
@@ -93,11 +108,13 @@ class ParquetSource:
             data = data["bytes"]
         if not data:
             raise BadExample(self.name(index), "no picture in its row")
+        if len(data) > longest_file(self.max_pixels):
+            raise BadExample(self.name(index), f"a picture of {len(data):,} bytes, which none of data.max_pixels has")
         try:
             caption = table.column(self.text)[row].as_py()
         except UnicodeDecodeError as error:
             raise BadExample(self.name(index), "the caption is not UTF-8") from error
-        return example(self.name(index), data, caption)
+        return example(self.name(index), data, caption, self.max_pixels)
 
     def name(self, index: int) -> str:
         """The file's name (below the folder that all are in) and the row, counted from 0 within the file."""
@@ -141,7 +158,7 @@ class ParquetSource:
                 try:
                     with self._opened(self.files[file]) as opened:
                         table = pq.ParquetFile(opened).read_row_group(group, columns=[self.image, self.text])
-                except (pa.ArrowException, OSError) as error:
+                except (pa.ArrowException, OSError, ValueError) as error:
                     raise InputError(
                         f"{self.files[file]}: row group {group} is not readable ({_line(error)}); fetch the file again"
                     ) from error

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.commands import Parser, run
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, printable
 from afa_jax.files import check_folder
 
 NAMED = 20  # of the examples that were left out
@@ -24,18 +24,23 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--builder", required=True, choices=("journeydb", "coco", "folder"))
     parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="what was downloaded, unpacked")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder that holds data sets")
-    parser.add_argument("--text", default="", help="journeydb: prompt (default) or caption")
+    parser.add_argument("--text", default="", help="journeydb: prompt (default) or caption; folder: its list's column")
+    parser.add_argument("--max_pixels", type=int, metavar="N", help="leave out larger pictures (default: 64 million)")
     options = parser.parse_args(list(arguments))
     check_folder(options.out)
-    if not Path(options.source).is_dir():
+    if "://" not in options.source and not Path(options.source).is_dir():
         raise InputError(f"--from {options.source}: no such folder; unpack what was downloaded, and name its folder")
 
     import tensorflow_datasets as tfds  # takes a second
 
     from afa_jax.data import builders
+    from afa_jax.data.decode import MAX_PIXELS
 
     choices = dict(journeydb=builders.JourneyDB, coco=builders.CocoCaptions, folder=builders.CaptionedFolderPictures)
-    builder = choices[options.builder](source=options.source, text=options.text, data_dir=options.out)
+    max_pixels = MAX_PIXELS if options.max_pixels is None else options.max_pixels
+    builder = choices[options.builder](
+        source=options.source, text=options.text, max_pixels=max_pixels, data_dir=options.out
+    )
     out = Path(builder.data_dir)
     if out.exists():
         raise InputError(f"{out} exists; remove it, or give another --out")
@@ -49,7 +54,7 @@ def main(arguments: Sequence[str]) -> None:
     splits = ", ".join(f"{split.num_examples:,} {name}" for name, split in builder.info.splits.items())
     print(f"{out}: {splits}")
     if bad := builder.left_out:
-        named = ", ".join(f"{error.name} ({error.reason})" for error in bad[:NAMED])
+        named = ", ".join(printable(f"{error.name} ({error.reason})", 300) for error in bad[:NAMED])
         print(f"left out {len(bad)} of {len(bad) + builder.taken}: {named}{', ...' if len(bad) > NAMED else ''}")
 
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import importlib
 import inspect
-import io
+import os
+import posixpath
+import re
 from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
+from fsspec.implementations.local import LocalFileSystem
 from ml_collections import ConfigDict
-from PIL import Image, ImageOps, UnidentifiedImageError
 
+from afa_jax.data.decode import MAX_PIXELS, decode
 from afa_jax.data.files import FileSystem
-from afa_jax.errors import InputError
+from afa_jax.errors import BadExample, InputError
 
-PICTURES = frozenset((".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 KINDS = {
     "emoji": ("afa_jax.data.emoji.scenes", "SceneSource"),
     "folder": ("afa_jax.data.folder", "CaptionedFolder"),
@@ -23,7 +25,8 @@ KINDS = {
     "parquet": ("afa_jax.data.parquet", "ParquetSource"),
 }
 LOADING = ("size", "flip", "bad", "workers")  # fields of config.data that are the loader's, see loader.loading
-NARROW = 20  # long side / short side of a picture, at most
+LONGEST_CAPTION = 50_000  # characters; text encoders read 77 tokens
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs, which have no UTF-8
 
 
 @runtime_checkable
@@ -48,17 +51,6 @@ class PictureSource(Protocol):
     def fingerprint(self) -> str:
         """A sha256 that changes when the data set does; no picture is decoded for it."""
         ...
-
-
-class BadExample(InputError):
-    """An example without a readable picture or without a caption."""
-
-    def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both in args: that is what pickles
-        self.name, self.reason = name, reason
-
-    def __str__(self) -> str:
-        return f"{self.name}: {self.reason}; mend it, or leave such examples out with data.bad=skip"
 
 
 def make_source(config: ConfigDict) -> PictureSource:
@@ -87,68 +79,67 @@ def make_source(config: ConfigDict) -> PictureSource:
         raise error if isinstance(error, InputError) else InputError(f"data: {error}") from error
 
 
-def example(name: str, data: bytes, caption: Any) -> dict[str, Any]:
-    """What a source gives for a picture file's bytes and a caption.
+def example(name: str, data: bytes, caption: Any, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
+    """Return what a source gives for a picture file's bytes and a caption.
 
     Raises:
         BadExample: no caption, or not a picture.
     """
-    return dict(image=decode(data, name), caption=check_caption(name, caption))
+    return dict(caption=check_caption(name, caption), image=decode(data, name, max_pixels=max_pixels))
 
 
 def check_caption(name: str, caption: Any) -> str:
-    """The caption without white space around it; one that is no text, or nothing left of it, is a BadExample."""
-    if caption is not None and not isinstance(caption, str):
-        raise BadExample(name, f"the caption is no text ({caption!r:.40})")
-    if caption is None or not caption.strip():
-        raise BadExample(name, "no caption")
-    return caption.strip()
-
-
-def read_file(fs: FileSystem, path: str, name: str) -> bytes:
-    """A file's bytes.
+    """Return the caption without white space around it.
 
     Raises:
-        BadExample: there is none, or it may not be read. A disk or a network that fails is no fault of the example's:
-            that is an OSError.
+        BadExample: it is no text, or none is left, or it has characters that no text has, or is no caption but a book.
     """
+    if caption is not None and not isinstance(caption, str):
+        raise BadExample(name, f"the caption is no text ({caption!r:.40})")
+    if caption is None or not (caption := caption.strip()):
+        raise BadExample(name, "no caption")
+    if len(caption) > LONGEST_CAPTION:
+        raise BadExample(name, f"a caption of {len(caption):,} characters, more than {LONGEST_CAPTION:,}")
+    if found := _NO_TEXT.search(caption):
+        raise BadExample(
+            name, f"the caption has U+{ord(found[0]):04X}, which no text has, at character {found.start()}"
+        )
+    return caption
+
+
+def path_below(folder: str, name: str) -> str:
+    """Return the path of a file that a list names below a folder.
+
+    Raises:
+        BadExample: the name leads out of the folder. Links in the folder, which its owner made, may do so.
+    """
+    tidy = posixpath.normpath(name.removeprefix(f"{folder}/"))
+    if tidy == ".." or tidy.startswith(("/", "../")):
+        raise BadExample(name, "names a file outside of the folder; put it there, or a link to it")
+    return posixpath.join(folder, tidy)
+
+
+def read_file(fs: FileSystem, path: str, name: str, longest: int) -> bytes:
+    """Return a file's bytes.
+
+    Raises:
+        BadExample: there is none of that name, or it may not be read, or has more than ``longest`` bytes. A disk or a
+            network that fails is no fault of the example's: that is an OSError.
+    """
+    if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
+        raise BadExample(name, "no file but a folder, a pipe or a device")
     try:
-        return fs.cat_file(path)
+        data = fs.cat_file(path, end=longest + 1)
     except PermissionError as error:
         raise BadExample(name, "not readable (PermissionError)") from error
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise BadExample(name, f"no such file ({type(error).__name__})") from error
-
-
-def decode(data: bytes, name: str, *, small: bool = False) -> np.ndarray:
-    """A picture file's bytes as uint8 ``[h, w, 3]``: turned as its EXIF says, what is transparent on white.
-
-    Args:
-        small: only to see whether it can be read: a JPEG is decoded at a fraction of its size, which is faster.
-
-    Raises:
-        BadExample: not a whole picture of a format that Pillow knows; one of integers or floats of 32 bits, which have
-            no white; one so narrow (above 20:1) that covering a crop would take gigabytes.
-    """
-    try:
-        with Image.open(io.BytesIO(data)) as file:
-            if max(file.size) > NARROW * min(file.size):
-                raise BadExample(name, f"{file.width} x {file.height} pixels, narrower than {NARROW}:1")
-            if file.mode in ("I", "F"):
-                raise BadExample(name, f"pixels of 32 bits (Pillow's mode {file.mode}); save it as 8 bits a channel")
-            if small:
-                file.draft("RGB", (64, 64))
-            picture = ImageOps.exif_transpose(file)
-            if picture.mode.startswith("I;16"):  # Pillow would not scale but clip
-                picture = Image.fromarray((np.asarray(picture) >> 8).astype(np.uint8))
-            if picture.has_transparency_data:
-                canvas = Image.new("RGBA", picture.size, "white")
-                canvas.alpha_composite(picture.convert("RGBA"))
-                picture = canvas
-            return np.asarray(picture.convert("RGB"))
-    except (MemoryError, BadExample):
-        raise
-    except UnidentifiedImageError as error:
-        raise BadExample(name, "not a readable picture (no format that Pillow knows)") from error
-    except Exception as error:  # whatever Pillow's decoders stumble over in damaged bytes
-        raise BadExample(name, f"not a readable picture ({error})") from error
+    except ValueError as error:  # half of a surrogate pair, or NUL
+        raise BadExample(name, f"no file can have that name ({error})") from error
+    except OSError as error:
+        if error.errno not in (errno.ENAMETOOLONG, errno.ELOOP):
+            raise
+        raise BadExample(name, f"no such file ({error.strerror})") from error
+    if len(data) > longest:
+        raise BadExample(name, f"a file of more than {longest:,} bytes, which no picture of data.max_pixels has")
+    return data

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from afa_jax.data.decode import MAX_PIXELS, check_max_pixels
 from afa_jax.data.files import digest
 from afa_jax.data.sources import example
-from afa_jax.errors import InputError
+from afa_jax.errors import BadExample, InputError
 
 
 class TFDSSource:
@@ -22,6 +23,7 @@ class TFDSSource:
         split: as TFDS writes them: "train", "train[:10000]".
         image: feature that holds the picture.
         caption: feature that holds the caption, "captions/text" for one within another; of several captions the first.
+        max_pixels: of a picture; larger ones are bad examples, before they are decoded.
 
     Raises:
         InputError: no such data set, split or feature, or one that was not prepared as array_record;
@@ -29,7 +31,13 @@ class TFDSSource:
     """
 
     def __init__(
-        self, name: str = "", data_dir: str = "", split: str = "train", image: str = "image", caption: str = "caption"
+        self,
+        name: str = "",
+        data_dir: str = "",
+        split: str = "train",
+        image: str = "image",
+        caption: str = "caption",
+        max_pixels: int = MAX_PIXELS,
     ):
         import tensorflow_datasets as tfds  # takes a second
         from tensorflow_datasets.core import read_only_builder
@@ -38,6 +46,7 @@ class TFDSSource:
         if not (name or data_dir):
             raise InputError("data: give the data set's name, its data_dir, or both")
         self.split, self.image, self.caption = split, image, caption
+        self.max_pixels = check_max_pixels(max_pixels)
         place = "/".join(filter(None, (data_dir, name)))
         try:
             # Both read what is on disk; tfds.builder would first look for the code that once made the data set, which
@@ -80,8 +89,11 @@ class TFDSSource:
             caption = caption[key]
         several = np.ravel(np.asarray(caption, object))
         first = several[0] if several.size else b""
-        text = first.decode("utf-8", "replace") if isinstance(first, bytes) else str(first)
-        return example(self._name(index, record), record[self.image], text)
+        try:
+            text = first.decode() if isinstance(first, bytes) else str(first)
+        except UnicodeDecodeError as error:
+            raise BadExample(self._name(index, record), "the caption is not UTF-8") from error
+        return example(self._name(index, record), record[self.image], text, self.max_pixels)
 
     def name(self, index: int) -> str:
         """The record, with its file's name where the data set has a feature ``file_name``."""
@@ -98,7 +110,9 @@ class TFDSSource:
 
     def _name(self, index: int, record: dict[str, Any]) -> str:
         file = record.get("file_name", b"")
-        return f"{self._builder.name}/{self.split}[{index}]" + (f" ({file.decode()})" if file else "")
+        return f"{self._builder.name}/{self.split}[{index}]" + (
+            f" ({file.decode(errors='backslashreplace')})" if file else ""
+        )
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -106,9 +120,10 @@ class TFDSSource:
         from etils import epath
 
         files = sorted(epath.Path(self._builder.data_dir).iterdir(), key=lambda file: file.name)
+        limit = [] if self.max_pixels == MAX_PIXELS else [self.max_pixels]
         return digest(
             [
-                [self.split, self.image, self.caption],
+                [self.split, self.image, self.caption, *limit],
                 *([file.name, file.stat().length] for file in files),
                 *(file.read_text() for file in files if file.suffix == ".json"),
             ]

@@ -8,6 +8,7 @@ import pickle
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,12 @@ from PIL import Image
 
 from afa_jax.commands import run
 from afa_jax.data import prepare
+from afa_jax.data.decode import decode
 from afa_jax.data.files import below_common, braces, filesystem
 from afa_jax.data.folder import CaptionedFolder
-from afa_jax.data.sources import BadExample, PictureSource, decode, make_source
+from afa_jax.data.sources import PictureSource, make_source
 from afa_jax.data.tar import TarSource
-from afa_jax.errors import InputError
+from afa_jax.errors import BadExample, InputError
 from tests.data import formats
 
 FORMATS = (
@@ -152,6 +154,15 @@ def test_braces():
     assert braces("a{08..11}b") == ["a08b", "a09b", "a10b", "a11b"]
     assert braces("{0..1}/{x,y}") == ["0/x", "0/y", "1/x", "1/y"]
     assert braces("plain") == ["plain"]
+    for pattern in (
+        "part-{0..99999999999}.tar",
+        "{0..99999}/{0..9}.tar",
+        "{0..9" + "9" * 5000 + "}",
+        "{a,b}" * 17,
+        "{a}" * 2000,
+    ):
+        with pytest.raises(InputError, match=r"more than 100,000 files; .*glob"):
+            braces(pattern)
 
 
 def test_files_in_several_folders_have_several_names(tmp_path):
@@ -180,25 +191,27 @@ def test_a_fingerprint_knows_pictures_by_any_name(tmp_path):
     formats.write_pictures(tmp_path / "data")
     formats.write_pictures(tmp_path / "other")
     (tmp_path / "data/link").symlink_to(tmp_path / "other")
-    names = [
-        "./0/0000.png",
-        "x/../1/0001.png",
-        f"{tmp_path}/other/0/0002.png",
-        "../other/1/0003.png",
-        "link/0/0004.png",
-    ]
-    lines = [json.dumps(dict(file_name=name, text="fox")) + "\n" for name in names]
+    names = ["./0/0000.png", "x/../1/0001.png", f"{tmp_path}/data/0/0002.png", "1\\0003.png", "link/0/0004.png"]
+    outside = [f"{tmp_path}/other/0/0002.png", "../other/1/0003.png", "\0.png", "\ud800.png", "x" * 300]
+    lines = [json.dumps(dict(file_name=name, text="fox")) + "\n" for name in (*names, *outside)]
     (tmp_path / "data/captions.jsonl").write_text("".join(lines))
 
-    def fingerprint() -> str:
-        return make_source(ConfigDict(dict(kind="folder", path=f"{tmp_path}/data", verify=False))).fingerprint
+    def source() -> PictureSource:
+        with pytest.warns(UserWarning, match=r"5 of 10 rows name files that are not there .*13 of 18 pictures have no"):
+            return make_source(ConfigDict(dict(kind="folder", path=f"{tmp_path}/data", verify=False)))
 
-    prints = [fingerprint()]
-    for path in ("data/0/0000.png", "data/1/0001.png", "other/0/0002.png", "other/1/0003.png", "other/0/0004.png"):
+    assert [source().name(index) for index in range(4)] == [formats.name(index) for index in range(4)]
+    for index, reason in enumerate(
+        ["outside of the folder"] * 2 + ["no file can have that name"] * 2 + ["no such file"]
+    ):
+        with pytest.raises(BadExample, match=reason) as error:
+            source()[5 + index]
+        assert str(error.value).isprintable()
+    prints = [source().fingerprint]
+    for path in ("data/0/0000.png", "data/1/0001.png", "data/0/0002.png", "data/1/0003.png", "other/0/0004.png"):
         (tmp_path / path).write_bytes(b"now of another size")
-        prints.append(fingerprint())
-    (tmp_path / "other/0/0002.png").unlink()
-    assert len({*prints, fingerprint()}) == 7
+        prints.append(source().fingerprint)
+    assert len(set(prints)) == 6
 
 
 def test_bad_captions_are_left_to_the_loader(tmp_path, monkeypatch):
@@ -249,7 +262,7 @@ def test_captions_that_are_ambiguous_or_malformed(tmp_path):
     (tmp_path / "captions.jsonl").write_text('{"file_name": "0/0000.png", "text": "fox"}\n\n{"file_name": "x.png"}\n')
     refuse("captions.jsonl, line 3: expected file_name and text", captions="jsonl")
     (tmp_path / "captions.jsonl").write_text('{"file_name": "0/0000.png", "text": ["fox"]}\n')
-    refuse(r"captions.jsonl, line 1: expected file_name and text .*\['fox'\]", captions="jsonl")
+    refuse(r"captions.jsonl, line 1: expected file_name and text, .*\['fox'\]", captions="jsonl")
     (tmp_path / "captions.csv").write_text(f"file_name,text\n1.png,fox\n2.png,{'x' * 200_000}\n")
     refuse("captions.csv, line 3: field larger", captions="csv")
 
@@ -264,7 +277,7 @@ def test_the_check_at_the_start_may_be_left_out(tmp_path):
     with pytest.raises(InputError, match=r"0002.png: not a readable picture.*data.skip_unreadable"):
         make_source(config)
     config.skip_unreadable = True
-    with pytest.warns(UserWarning, match=r"left out 3 unreadable pictures: 0/0002.png, 0/0004.png, 0/0006.png"):
+    with pytest.warns(UserWarning, match=r"left out 3 unreadable pictures \(0/0002.png, 0/0004.png, 0/0006.png\)"):
         assert len(make_source(config)) == formats.COUNT - 3
     config.verify = False
     source = make_source(config)
@@ -323,6 +336,104 @@ def test_a_tar_index_is_made_when_asked_for_and_used_while_it_fits(tmp_path):
     os.utime(path, ns=(0, 1))
     assert TarSource(str(path), index=True)[0]["caption"] == formats.CAPTIONS[3]
     assert TarSource(str(path), index=True).fingerprint != before
+
+
+def pax_tar(path: Path, size: int | None = None, records: dict[str, str] | None = None) -> None:
+    """A tar of one example whose picture's header has pax records; its size field says ``size``."""
+    with tarfile.open(path, "w", format=tarfile.PAX_FORMAT) as tar:
+        for name, data in (("0.png", formats.encoded(0)), ("0.txt", b"fox")):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            member.pax_headers = (records or {}) if name == "0.png" else {}
+            tar.addfile(member, io.BytesIO(data))
+    if size is not None:
+        changed = bytearray(path.read_bytes())
+        header = tarfile.TarInfo("0.png")
+        header.size = size
+        changed[:512] = header.tobuf(tarfile.GNU_FORMAT)
+        path.write_bytes(changed)
+
+
+@pytest.mark.parametrize("time", ["inf", "-inf", "nan", "1e300", "x"])
+def test_times_in_a_tar_are_no_matter(time, tmp_path):
+    pax_tar(tmp_path / "a.tar", records=dict(mtime=time))
+    for _ in range(2):
+        source = TarSource(str(tmp_path / "a.tar"), index=True)
+        assert source[0]["caption"] == "fox" and len(source.fingerprint) == 64
+
+
+@pytest.mark.parametrize(
+    "size", [-1, -512, -1024, -(2**62), 2**31, 2**33, 2**40, 2**62, "x" * 4_000_000, "pax sizes", "chain", "sparse"]
+)
+def test_headers_of_a_tar_have_bounds(size, tmp_path):
+    path = tmp_path / "a.tar"
+    if isinstance(size, int):
+        pax_tar(path, size)
+    elif size == "pax sizes":
+        pax_tar(path, records=dict(size=str(2**62)))
+    elif size == "chain":  # headers before headers before headers
+        pax_tar(path)
+        header = tarfile.TarInfo("x")
+        header.type, header.size = tarfile.XHDTYPE, 512
+        record = b"13 comment=x\n".ljust(512, b"\0")
+        path.write_bytes((header.tobuf(tarfile.USTAR_FORMAT) + record) * 5000 + path.read_bytes())
+    elif size == "sparse":
+        pax_tar(path, records={"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.png"})
+    else:
+        pax_tar(path, records=dict(comment=size))
+    with pytest.raises(InputError, match=r"a.tar: truncated, compressed or not a tar") as error:
+        TarSource(str(path))
+    assert str(error.value).isprintable()
+
+
+def test_links_in_a_tar_are_their_files_and_others_are_said(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for name, data in (
+            ("a\x1b[31m\nerror: forged/0.png", formats.encoded(0)),
+            ("0.png", formats.encoded(0)),
+            ("0.txt", b"fox"),
+            ("1.txt", b"owl \xed\xa0\x80"),
+            ("2.heic", b"x"),
+            ("2.txt", b"elk"),
+            ("__MACOSX/0.png", b"x"),
+            ("../3.png", b""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+        for name, kind, target in (
+            ("1.png", tarfile.LNKTYPE, "0.png"),
+            ("4.png", tarfile.SYMTYPE, "/etc/passwd"),
+            ("5.png", tarfile.CHRTYPE, ""),
+        ):
+            member = tarfile.TarInfo(name)
+            member.type, member.linkname = kind, target
+            tar.addfile(member)
+    with pytest.warns(UserWarning, match=r"1 captioned members are no pictures by their names: a.tar/2.heic"):
+        source = TarSource(str(tmp_path / "a.tar"))
+    names = [source.name(index) for index in range(len(source))]
+    assert names[1:] == ["a.tar/0", "a.tar/1", "a.tar/../3"]
+    np.testing.assert_array_equal(source[1]["image"], formats.picture(0))
+    with pytest.raises(BadExample, match="no readable caption"):
+        source[2]
+    with pytest.raises(BadExample) as error:
+        source[0]
+    assert str(error.value).startswith("a.tar/a\\x1b[31m error: forged/0: no caption")
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [["0.png", 10**30, 5, 0], ["0.png", 512, -5, 0], ["0.png", 512, 5, {}], ["0.png", True, 5, 0], [1, 2, 3], None, 7],
+)
+def test_an_index_of_other_values_is_made_anew(entry, tmp_path):
+    pax_tar(tmp_path / "a.tar")
+    TarSource(str(tmp_path / "a.tar"), index=True)
+    index = tmp_path / "a.tar.index.json"
+    whole = json.loads(index.read_text())
+    for members in ([entry], entry):
+        index.write_text(json.dumps(whole | dict(members=members)))
+        assert TarSource(str(tmp_path / "a.tar"), index=True)[0]["caption"] == "fox"
+        assert json.loads(index.read_text()) == whole
 
 
 def test_captions_in_a_tar_that_are_no_text(tmp_path):
@@ -424,9 +535,9 @@ def test_preparing_names_what_it_does_not_find(tmp_path, capsys):
         arguments = ["--builder", builder, "--from", str(tmp_path), "--out", str(tmp_path / "out")]
         assert run(prepare.main, arguments) == 2
         assert message in capsys.readouterr().err
-    arguments = ["--builder", "folder", "--from", str(tmp_path), "--out", str(tmp_path / "out"), "--text", "caption"]
+    arguments = ["--builder", "coco", "--from", str(tmp_path), "--out", str(tmp_path / "out"), "--text", "caption"]
     assert run(prepare.main, arguments) == 2
-    assert "--text caption: captioned_folder knows one text only" in capsys.readouterr().err
+    assert "--text caption: coco_pairs knows one text only" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
     formats.write_txt(tmp_path / "bad")
     for picture in (tmp_path / "bad").rglob("*.png"):

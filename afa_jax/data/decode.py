@@ -1,0 +1,145 @@
+"""Picture files as pixels: of a list of formats, of a bounded size, whatever else is in them."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from afa_jax.data.side_data import orientation, pixels_only, webp_size
+from afa_jax.errors import BadExample, InputError
+
+FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
+"""What may be decoded, whatever a file is called. Pillow knows forty more; one of them starts Ghostscript."""
+PICTURES = frozenset(
+    (".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".apng", ".tif", ".tiff", ".webp")
+)
+"""How files of these formats are called."""
+MAX_PIXELS = 64_000_000
+NARROW = 20  # long side / short side of a picture, at most
+_BAND = 1 << 20  # pixels that become RGB at a time
+
+# What Pillow warns of in damaged files is named by us, or is no matter; its warning of many pixels is our error.
+warnings.filterwarnings("ignore", module=r"PIL\.")
+
+
+def check_max_pixels(max_pixels: object) -> int:
+    """Return ``data.max_pixels`` if it is a number of pixels.
+
+    Raises:
+        InputError: it is none.
+    """
+    if not isinstance(max_pixels, int) or isinstance(max_pixels, bool) or max_pixels < 1:
+        raise InputError(f"data.max_pixels={max_pixels!r}: choose how many pixels a picture may have, 1 or more")
+    return max_pixels
+
+
+def longest_file(max_pixels: int) -> int:
+    """Return how many bytes a picture file may have: 16 a pixel, more than any format needs, and 64 MB around them."""
+    return 16 * max_pixels + (64 << 20)
+
+
+def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool = False) -> np.ndarray:
+    """Decode a picture file to uint8 ``[h, w, 3]``: turned as its EXIF says, what is transparent on white.
+
+    Of an animation the first frame counts. Metadata that is broken or huge does no harm; pixels that are missing do.
+    Memory is up to 19 bytes a pixel for a WebP, 12 for an AVIF, 7 to 13 for others.
+
+    Args:
+        data: the file's bytes.
+        name: what messages call it.
+        max_pixels: of the picture; the header is asked before anything is decoded.
+        small: only to see whether it can be read: a JPEG is decoded at a fraction of its size, which is faster.
+
+    Raises:
+        BadExample: not a whole picture of one of FORMATS; more than ``max_pixels``; one of integers or floats of 32
+            bits, which have no white; one so narrow (above 20:1) that covering a crop would take gigabytes.
+    """
+    try:
+        data, turned = pixels_only(data)
+        with open_image(data, name, max_pixels) as file:
+            if max(file.size) > NARROW * min(file.size):
+                raise BadExample(name, f"{file.width} x {file.height} pixels, narrower than {NARROW}:1")
+            if file.mode in ("I", "F"):
+                raise BadExample(name, f"pixels of 32 bits (Pillow's mode {file.mode}); save it as 8 bits a channel")
+            if file.format in ("AVIF", "WEBP"):
+                turned = orientation(file.info.get("exif", b""), file.info.get("xmp", b""))
+            if small:
+                file.draft("RGB", (64, 64))
+            # Pillow would not scale what has more than 8 bits but clip it.
+            shift = 4 if any(tile.args and "I;12" in tile.args for tile in getattr(file, "tile", ())) else 8
+            file.load()
+            pixels = np.empty((file.height, file.width, 3), np.uint8)
+            rows = max(1, _BAND // file.width)
+            for top in range(0, file.height, rows):  # copies of the whole would take as much again
+                band = file.crop((0, top, file.width, min(top + rows, file.height)))
+                pixels[top : top + rows] = _rgb(band, shift)
+        return _upright(pixels, turned)
+    except (MemoryError, BadExample):
+        raise
+    except UnidentifiedImageError as error:
+        raise BadExample(name, f"not a readable picture (none of {', '.join(FORMATS)})") from error
+    except Exception as error:  # whatever Pillow's decoders stumble over in damaged bytes
+        raise BadExample(name, f"not a readable picture ({error})") from error
+
+
+def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
+    """Open a picture file, not decoded yet: of FORMATS only, and of at most ``max_pixels``.
+
+    Raises:
+        BadExample: it has more.
+        OSError, SyntaxError, ValueError ...: as Image.open.
+    """
+    name = name or str(source)
+    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
+        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own bound, of the process
+    if isinstance(source, Path):
+        with source.open("rb") as head:
+            start = head.read(32)
+    else:
+        start = source[:32]
+    if start[:4] == b"RIFF":
+        _check_size(webp_size(start) or (0, 0), name, max_pixels)
+    try:
+        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise BadExample(name, f"more than data.max_pixels={max_pixels} ({error})") from error
+    try:
+        _check_size(image.size, name, max_pixels)
+        tags = getattr(image, "tag_v2", {})
+        _check_size((tags.get(322, 1), tags.get(323, 1)), name, max_pixels)  # a TIFF's tiles
+    except BadExample:
+        image.close()
+        raise
+    return image
+
+
+def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    if size[0] * size[1] > max_pixels:
+        raise BadExample(name, f"{size[0]} x {size[1]} pixels, more than data.max_pixels={max_pixels}")
+
+
+def _rgb(band: Image.Image, shift: int) -> np.ndarray:
+    if band.mode.startswith("I;16"):
+        return (np.asarray(band) >> shift).astype(np.uint8)[..., None]
+    if band.mode == "La":
+        band = band.convert("LA")
+    if band.has_transparency_data:
+        canvas = Image.new("RGBA", band.size, "white")
+        canvas.alpha_composite(band.convert("RGBA"))
+        band = canvas
+    return np.asarray(band.convert("RGB"))
+
+
+def _upright(pixels: np.ndarray, turned: int) -> np.ndarray:
+    """Turn and mirror as EXIF's orientation asks for."""
+    if turned in (5, 6, 7, 8):
+        pixels = pixels.swapaxes(0, 1)
+    if turned in (3, 4, 7, 8):
+        pixels = pixels[::-1]
+    if turned in (2, 3, 6, 7):
+        pixels = pixels[:, ::-1]
+    return np.ascontiguousarray(pixels)
