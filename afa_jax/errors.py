@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterable
 
 COMPILING = "compiling"  # the name of a thread that a run which was stopped leaves behind
 LONGEST = 2000  # characters of a line
@@ -47,6 +48,18 @@ class BadExample(InputError):
 
     def __str__(self) -> str:
         return printable(f"{self.name}: {self.reason}; mend it, or leave such examples out with data.bad=skip")
+
+
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Return ``a, b, c``, or of many the first ones and how many more: what a message says of a list of any length."""
+    every = [printable(name) for name in names]
+    rest = f" and {len(every) - most} more" if len(every) > most else ""
+    return ", ".join(every[:most]) + rest
+
+
+def printable(name: str) -> str:
+    """A name from a file as it is, or escaped where it would not stay on one line."""
+    return name if name.isprintable() else repr(name)
 
 
 class Stopped(Exception):

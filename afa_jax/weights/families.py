@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from afa_jax.errors import some
 from afa_jax.models.configs import task_of
 from afa_jax.weights.tensors import WeightsError
 
@@ -112,8 +113,7 @@ def family_of(shapes: Shapes) -> Family:
         return Family("a text encoder in diffusers' layout", _FOLDER)
     if "conv_in.weight" in shapes and any(key.startswith("down_blocks.0.resnets.") for key in shapes):
         return Family("a U-Net in diffusers' layout", _FOLDER)
-    some = ", ".join(sorted(shapes)[:3])
-    return Family(f"no model that is known here (it has {some}, ...)", _OTHER)
+    return Family(f"no model that is known here (it has {some(sorted(shapes), 3)})", _OTHER)
 
 
 def _ldm(shapes: Shapes) -> Family:

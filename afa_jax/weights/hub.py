@@ -17,9 +17,10 @@ from afa_jax.errors import InputError
 from afa_jax.weights.aggregators import RECORD, WEIGHTS
 from afa_jax.weights.checkpoint import NETWORKS
 from afa_jax.weights.folders import FolderCheckpoint
+from afa_jax.weights.foreign_files import PICKLES
 from afa_jax.weights.load import unet_config
 from afa_jax.weights.lora_files import FILES as LORAS
-from afa_jax.weights.tensors import PICKLES, listed
+from afa_jax.weights.tensors import listed
 from afa_jax.weights.tokenizer_files import TOKENIZER
 from afa_jax.weights.variants import shard_names, weights_name
 

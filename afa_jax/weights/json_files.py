@@ -8,7 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from afa_jax.files import replace_text
+from afa_jax.weights.foreign_files import foreign
 from afa_jax.weights.tensors import WeightsError
+
+_LONGEST, _MOST_BRACKETS = 2**24, 2**20  # an index of shards has 0.2 MB
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -18,11 +21,18 @@ def read_json(path: Path) -> dict[str, Any]:
         WeightsError: the file is missing or does not hold a JSON object.
     """
     try:
-        data = json.loads(path.read_text())
+        with open(path, "rb") as file:
+            text = file.read(_LONGEST + 1)
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file; is {path.parent.parent} a diffusers folder?") from None
-    except (ValueError, OSError, RecursionError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({error})") from error
+    except OSError as error:
+        raise WeightsError(f"{path}: not readable ({error.strerror})") from error
+    if len(text) > _LONGEST or text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
+        raise WeightsError(f"{path}: more than {_LONGEST >> 20} MB of JSON, which no model has; fetch it again")
+    try:
+        data = json.loads(text.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path}: not readable as JSON ({foreign(path, text[:64]) or error})") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path}: expected a JSON object")
     return data

@@ -23,10 +23,11 @@ from afa_jax.weights.checkpoint import (
     unet_keys,
 )
 from afa_jax.weights.folders import FolderCheckpoint
+from afa_jax.weights.foreign_files import PICKLES
 from afa_jax.weights.keys import flatten, pytorch_name, text_key
 from afa_jax.weights.single_file import SingleFileCheckpoint
 from afa_jax.weights.state_dicts import check_tensors, load_stack, load_state_dict
-from afa_jax.weights.tensors import PICKLES, WeightsError
+from afa_jax.weights.tensors import WeightsError
 
 Source = Checkpoint | Path | str
 LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]

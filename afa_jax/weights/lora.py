@@ -139,8 +139,7 @@ def _placed(lora: Lora, places: Mapping[str, Place], weights: Mapping[str, Tenso
         lacking = [f"no {component}" for component in COMPONENTS if component not in weights]
         model = f"the model ({', '.join(lacking)} in it)" if lacking else "the model"
         other = _made_for(lora, weights)
-        shown = listed("unmatched", unmatched, 3 if other else len(unmatched))
-        raise WeightsError(f"{lora.path}: {shown}, which {model} does not have{other}")
+        raise WeightsError(f"{lora.path}: {listed('unmatched', unmatched)}, which {model} does not have{other}")
     count = Counter(places[name] for name in names.values())
     if twice := sorted(module for module, name in names.items() if count[places[name]] > 1):
         raise WeightsError(f"{lora.path}: {listed('names for the same weights', twice)}; it must name each once")
@@ -187,5 +186,7 @@ def _made_for(lora: Lora, weights: Mapping[str, Tensors]) -> str:
 
 def _text_width(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int | None:
     """What cross-attention and text encoder take, by modules and the shapes of their weights."""
-    pattern = re.compile(r"attn2[._]\w*\.?to_[kv]$|self_attn[._](q_proj|to_q)$")
-    return max((shape[1] for module, shape in shapes if pattern.search(module)), default=None)
+    pattern = re.compile(r"attn2[._].*to_[kv]|.*self_attn[._](q_proj|to_q)")
+    return max(
+        (shape[1] for name, shape in shapes if pattern.fullmatch(name, max(name.find("attn2"), 0))), default=None
+    )

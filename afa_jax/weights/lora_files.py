@@ -20,8 +20,10 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from afa_jax.weights.families import family_of
+from afa_jax.weights.foreign_files import PICKLES
 from afa_jax.weights.json_files import read_json
-from afa_jax.weights.tensors import PICKLES, Tensor, TensorFile, WeightsError, file_sha256, listed, open_tensors
+from afa_jax.weights.tensors import Tensor, TensorFile, WeightsError, file_sha256, listed, open_tensors
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what diffusers and PEFT call them
 _PEFT = "base_model.model."  # before every module in the files of PeftModel.save_pretrained
@@ -129,11 +131,10 @@ def read_lora(path: Path | str) -> Lora:
         else:
             modules[match["module"]][name] = tensor
     if not any(factors.keys() - {"alpha"} for factors in modules.values()):
-        raise WeightsError(
-            f"{path}: no LoRA in it, {listed('other tensors', sorted(file.tensors), 3) or 'it is empty'}"
-        )
+        family = family_of({key: tensor.shape for key, tensor in file.tensors.items()})
+        raise WeightsError(f"{path}: no LoRA in it, this is {family.name}; name the file of a LoRA")
     if strange:
-        raise WeightsError(f"{path}: {listed('unmatched', sorted(strange), len(strange))}; they are no LoRA's keys")
+        raise WeightsError(f"{path}: {listed('unmatched', sorted(strange))}; they are no LoRA's keys")
     halves = [
         f"{module} has no {half}"
         for module, factors in sorted(modules.items())

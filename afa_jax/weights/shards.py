@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
+from afa_jax.weights.foreign_files import PICKLES
 from afa_jax.weights.json_files import read_json
-from afa_jax.weights.tensors import PICKLES, TensorFile, WeightsError, listed, open_tensors
+from afa_jax.weights.tensors import TensorFile, WeightsError, listed, open_tensors
 
 
 def shard_files(index: Path) -> list[Path]:

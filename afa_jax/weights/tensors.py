@@ -19,10 +19,10 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, printable, some
 from afa_jax.files import check_new, naming, partial_name, remove_leftovers, sync
+from afa_jax.weights.foreign_files import PICKLES, foreign, pickle_advice
 
-PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 _DTYPES = {
     "F64": np.float64,
     "F32": np.float32,
@@ -43,6 +43,7 @@ _DTYPES = {
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 # Of a file that someone sent. A model has some 1100 tensors, and a header of 100 kB besides its metadata.
 _LONGEST_HEADER, _MOST_TENSORS, _MOST_DIMENSIONS, _MOST_NUMBERS = 2**24, 2**16, 32, 2**40
+_MOST_METADATA, _LONGEST_NAME, _MOST_BRACKETS = 2**14, 2**9, 2**20
 M = TypeVar("M")
 
 
@@ -102,27 +103,40 @@ def open_tensors(path: Path) -> TensorFile:
         WeightsError: the file is missing, a pickle, truncated, or not safetensors.
     """
     if path.suffix.lower() in PICKLES:
-        raise WeightsError(
-            f"{path}: pickled weights are refused, loading them can run any code. Convert them where you trust them: "
-            "safetensors.torch.save_file(torch.load(file, weights_only=True), 'model.safetensors')"
-        )
+        raise WeightsError(f"{path}: pickled weights are refused, loading them can run any code. {pickle_advice(path)}")
     if not path.is_file():
         raise WeightsError(f"{path}: no such file")
     with _named(path):
         with open(path, "rb") as file:
-            length = int.from_bytes(file.read(8), "little")
+            start = file.read(64)
+            if what := foreign(path, start):
+                raise WeightsError(f"{path}: this is {what}")
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
             text = file.read(min(length, _LONGEST_HEADER + 1))
-        if len(text) > _LONGEST_HEADER or text.count(b'"data_offsets"') > _MOST_TENSORS:  # before it takes memory
-            raise WeightsError(
-                f"{path}: its header is of more than {_LONGEST_HEADER >> 20} MB or {_MOST_TENSORS} tensors, which no "
-                "model has; fetch it again"
-            )
+        # Before it takes memory; unlike letters of a name, brackets cannot be written in another way.
+        if len(text) > _LONGEST_HEADER or text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
+            raise _immoderate(path)
         # The library checks what a file may do wrong: the header's length and text, gaps and overlaps, the file's end.
         with safe_open(path, "np"):
             pass
         header: dict[str, Any] = json.loads(text)
         metadata = header.pop("__metadata__", None) or {}
+        if len(header) > _MOST_TENSORS or len(metadata) > _MOST_METADATA:
+            raise _immoderate(path)
+        if long := next((name for name in header if len(name) > _LONGEST_NAME), None):
+            raise WeightsError(
+                f"{path}: the name of a tensor has {len(long)} characters ({long[:40]}...), which no model has; "
+                "fetch it again"
+            )
         return TensorFile(path, {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata)
+
+
+def _immoderate(path: Path) -> WeightsError:
+    return WeightsError(
+        f"{path}: its header is of more than {_LONGEST_HEADER >> 20} MB or {_MOST_TENSORS} tensors, or its metadata of "
+        f"more than {_MOST_METADATA} entries, which no model has; fetch it again"
+    )
 
 
 def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
@@ -295,17 +309,9 @@ def _finite(array: np.ndarray, name: str, what: str) -> np.ndarray:
     return array
 
 
-def listed(what: str, names: list[str], most: int = 8) -> str:
+def listed(what: str, names: Collection[str], most: int = 5) -> str:
     """``3 missing (a, b, c)``, or of many the first ones and how many more; empty for none."""
-    if not names:
-        return ""
-    rest = f" and {len(names) - most} more" if len(names) > most else ""
-    return f"{len(names)} {what} ({', '.join(map(printable, names[:most]))}{rest})"
-
-
-def printable(name: str) -> str:
-    """A name from a file as it is, or escaped where it would not stay on one line."""
-    return name if name.isprintable() else repr(name)
+    return f"{len(names)} {what} ({some(names, most)})" if names else ""
 
 
 @contextlib.contextmanager

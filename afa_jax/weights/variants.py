@@ -15,7 +15,8 @@ import re
 from collections.abc import Collection
 
 from afa_jax.weights.checkpoint import NETWORKS
-from afa_jax.weights.tensors import PICKLES, WeightsError
+from afa_jax.weights.foreign_files import PICKLES
+from afa_jax.weights.tensors import WeightsError
 
 PYTORCH = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
 FLAX = {"unet": "diffusion_flax_model", "vae": "diffusion_flax_model", "text_encoder": "flax_model"}

@@ -468,10 +468,10 @@ def both(module, up, down):
 
 
 REFUSED = {
-    "no key": (lambda tensors: tensors.clear(), "no LoRA in it, it is empty"),
+    "no key": (lambda tensors: tensors.clear(), "no LoRA in it, this is a file without tensors"),
     "another model": (
         lambda t: (t.clear(), put(".weight", module="conv_in")(t)),
-        r"no LoRA in it, 1 other tensors \(conv_in\.weight\)",
+        r"no LoRA in it, this is no model that is known here \(it has conv_in\.weight\)",
     ),
     "LoHa": (put(".hada_w1_a"), rf"LoHa \(1 keys \({KOHYA[QUERY]}\.hada_w1_a\)\) is not supported; bake it in with"),
     "LoKr": (put(".lokr_w1"), "LoKr"),
@@ -499,7 +499,7 @@ REFUSED = {
     ),
     "unknown": (
         lambda t: [both(f"lora_unet_nowhere_{i:02}", (16, 3), (3, 16))(t) for i in range(20)],
-        r"20 unmatched \(lora_unet_nowhere_00, .*, lora_unet_nowhere_19\), which the model does not have$",
+        r"20 unmatched \(lora_unet_nowhere_00, .*_04 and 15 more\), which the model does not have$",
     ),
     "a norm": (both("lora_unet_conv_norm_out", (8, 3), (3, 8)), r"1 unmatched \(lora_unet_conv_norm_out\)"),
     "SDXL": (both("lora_te2_text_model_x", (16, 3), (3, 16)), r"does not have; it was made for SDXL$"),

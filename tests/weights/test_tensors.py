@@ -96,6 +96,9 @@ def entry(shape, dtype="F32", end=0):
     return dict(dtype=dtype, shape=shape, data_offsets=[0, end])
 
 
+TOO_MANY = json.dumps({str(i): entry([0]) for i in range(2**16 + 1)}).encode()
+
+
 @pytest.mark.parametrize(
     ("header", "message"),
     [
@@ -103,6 +106,11 @@ def entry(shape, dtype="F32", end=0):
         ({"a": entry([0, *[2**20] * 3])}, "not a complete safetensors file (a tensor of shape"),
         ({"a": entry([1] * 33, end=4)}, "not a complete safetensors file (a tensor of 33 dimensions)"),
         ({str(i): entry([0]) for i in range(2**16 + 1)}, "its header is of more than 16 MB or 65536 tensors"),
+        # the same, counted without the letters that can be written in another way
+        (TOO_MANY.replace(b"data_offsets", rb"d\u0061ta_offsets"), "its header is of more than 16 MB or 65536 tensors"),
+        (b'{"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(2**14 + 1)) + b"}}", "its header is of more"),
+        (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"x":[%s1]}}' % (b"[]," * 2**20), "its header is of"),
+        ({"n" * 513: entry([0])}, "the name of a tensor has 513 characters (nnn"),
         (b"{}" + b" " * 2**24, "its header is of more than 16 MB or 65536 tensors"),
         ({"a": entry([2], "F4", 1)}, "holds tensors of dtype F4, which cannot be read; fetch the model in float16"),
         ({"a": entry([4], "F8_E8M0", 4)}, "holds tensors of dtype F8_E8M0, which cannot be read"),
@@ -114,6 +122,23 @@ def test_headers_of_no_model_are_refused_before_they_take_memory(tmp_path, heade
     end = max(entry["data_offsets"][1] for entry in header.values()) if isinstance(header, dict) else 0
     write_header(path, header, bytes(end))
     with pytest.raises(WeightsError, match=f"^{path}: {re.escape(message)}"):
+        open_tensors(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 4\n", "a git-lfs pointer.*git lfs pull"),
+        (b"\n<!DOCTYPE html><html>Please log in</html>", "a web page.*download"),
+        (b'{"error":"The creator of this asset requires you to be logged in"}', "JSON.*download"),
+        (b"PK\x03\x04" + bytes(80), r"a pickle.*torch.*model\.converted\.safetensors"),
+        (b"GGUF" + bytes(80), "a GGUF file.*as safetensors"),
+    ],
+)
+def test_what_is_something_else_under_this_name_is_said(tmp_path, content, message):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(WeightsError, match=f"^{path}: this is {message}"):
         open_tensors(path)
 
 

@@ -1,0 +1,66 @@
+"""What a file is that is no safetensors file, whatever its name says, and what to do with it.
+
+Imports nothing but names, so that tests/reference can run the line for pickles where torch is installed.
+"""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
+# What whole Lightning checkpoints hold beside tensors. They are read as empty dictionaries: nothing of them is run.
+_LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+
+_STARTS: tuple[tuple[bytes, str], ...] = (
+    (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull` in its repository"),
+    (b"<", "a web page, not weights: download the file itself, logged in where that is needed"),
+    (b"PK\x03\x04", "a pickle or another archive under this name"),
+    (b"\x80\x02", "a pickle under this name"),
+    (b"\x80\x04", "a pickle under this name"),
+    (b"GGUF", "a GGUF file, which cannot be read: take the model as safetensors in float16, bfloat16 or float32"),
+    (b"\x89HDF", "an HDF5 file of Keras, which cannot be read: take the model as safetensors"),
+    (b"\x1f\x8b", "a compressed file: unpack it"),
+    (b"7z\xbc\xaf", "a compressed file: unpack it"),
+    (b"Rar!", "a compressed file: unpack it"),
+)
+_JSON = "JSON, not weights (perhaps an error that a server sent): download the file itself"
+
+
+def foreign(path: Path, start: bytes) -> str:
+    """Say what a file is by its first bytes and what to do; empty for what may be safetensors.
+
+    Args:
+        path: of the file, for the line that converts it.
+        start: its first 64 bytes or so; safetensors begin with the header's length, 8 bytes, and a brace.
+    """
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 1 << 32:
+        return ""
+    for mark, what in _STARTS:
+        if (text if mark == b"<" else start).startswith(mark):
+            return f"{what}. {pickle_advice(path)}" if "pickle" in what else what
+    if text[:1] in (b"{", b"["):
+        return _JSON
+    return ""
+
+
+def pickle_advice(path: Path) -> str:
+    """Say how to turn a pickled checkpoint into a safetensors file."""
+    return f"Convert it where torch is installed: {pickle_command(path)}"
+
+
+def pickle_command(path: Path) -> str:
+    """Return the command line that writes the tensors of a pickle into NAME.safetensors beside it.
+
+    ``weights_only=True`` runs no code of the file. Checkpoints of trainers keep the model under ``state_dict``, beside
+    an optimizer's state and callbacks, and some of its tensors share their memory, which safetensors does not allow.
+    """
+    out = path.with_suffix(".safetensors" if path.suffix.lower() in PICKLES else ".converted.safetensors")
+    code = (
+        "import sys, torch as t, safetensors.torch as s; "
+        f"t.serialization.add_safe_globals([(dict, '{_LIGHTNING}')]); "
+        "m = t.load(sys.argv[1], map_location='cpu', weights_only=True); m = m.get('state_dict', m); "
+        "s.save_file({k: v.clone().contiguous() for k, v in m.items() if t.is_tensor(v)}, sys.argv[2])"
+    )
+    return f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(str(out))}'
