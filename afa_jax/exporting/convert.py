@@ -31,6 +31,8 @@ def convert(options: argparse.Namespace) -> None:
     name = options.inputs[0]
     checkpoint = open_input(name, options)
     check_networks(checkpoint)
+    if not set(NETWORKS) & set(checkpoint.components):
+        raise InputError(f"{name}: it has no U-Net, VAE or text encoder; give a model, {', '.join(NETWORKS)} or all")
     if isinstance(checkpoint, SingleFileCheckpoint) and checkpoint.unused:
         print(f"left out: {checkpoint.unused} tensors (unused weights, moving averages, training state)")
     recipe: dict[str, Any] = dict(input=identity(name, checkpoint))

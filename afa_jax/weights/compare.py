@@ -70,12 +70,17 @@ def compare_experts(checkpoints: Mapping[str, Source]) -> Iterator[tuple[tuple[s
 
 
 def difference(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference:
-    """The difference of two sets of arrays or Tensors by block and name; names and shapes are the same in both."""
+    """The difference of two sets of arrays or Tensors by block and name.
+
+    Names and shapes are the same in both, except for layers that one text encoder leaves out: there it has zeros.
+    """
     squares = {}
     for block, arrays in one.items():
         apart = size = 0.0
-        for name, a in arrays.items():
-            a, b = np.asarray(a, np.float32), np.asarray(other[block][name], np.float32)
+        for name in {**arrays, **other[block]}:
+            a, b = (
+                np.asarray(own[name], np.float32) if name in own else np.float32(0) for own in (arrays, other[block])
+            )
             apart += float(np.square(a - b, dtype=np.float64).sum())
             size += float(np.square((a + b) / 2, dtype=np.float64).sum())
         squares[block] = apart, size

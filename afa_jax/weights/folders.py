@@ -61,6 +61,8 @@ _BARE = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}  # of the confi
 # StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
 _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 _TASKS = {"inpainting": "StableDiffusionInpaintPipeline", "InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline"}
+_OTHER_HALF = re.compile(r"vision_model\.|visual_projection\.|text_projection(\.|$)|logit_scale$")
+_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d{1,6})\.")
 # All that is in a folder that diffusers wrote.
 _ENTRIES = ("model_index.json", *_CLASSES, "scheduler", "safety_checker", "feature_extractor", "image_encoder")
 _NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # true of the file that was read only
@@ -121,6 +123,9 @@ class FolderCheckpoint:
     def tensors(self, component: str) -> Tensors:
         stored = self._open(component).tensors
         names = [name for name in stored if not name.endswith("position_ids")]
+        if component == "text_encoder":
+            layers = self.config(component).get("num_hidden_layers")
+            names = [name for name in names if not _is_unused(name, layers)]
         tensors = {modern_key(component, name): as_linear(component, name, stored[name]) for name in names}
         if len(tensors) < len(names):
             raise WeightsError(f"{self.what(component)}: some tensors are there under two names; fetch it again")
@@ -190,6 +195,8 @@ def write_folder(
         files[f"{name}/{PYTORCH[name]}.safetensors"] = {
             key: checked(tensor, key, what) for key, tensor in checkpoint.tensors(name).items()
         }
+    if not files and checkpoint.tokenizer is None:
+        raise WeightsError(f"{checkpoint.path}: it has no U-Net, VAE or text encoder, so there is nothing to write")
     configs = _configs(checkpoint)
     with writing(folder):
         if not folder.exists() and aside(folder).exists():
@@ -257,6 +264,18 @@ def save_folder(
     """Write modules as a diffusers folder: ``write_folder`` of ``MemoryCheckpoint.of``, which see."""
     parts: dict[str, Any] = dict(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     write_folder(folder, MemoryCheckpoint.of(**parts, scheduler=scheduler), dtype=dtype, metadata=metadata)
+
+
+def _is_unused(key: str, layers: Any) -> bool:
+    """Whether a text encoder's file carries this for something else: the rest of CLIP, or layers after the last used.
+
+    Args:
+        layers: ``num_hidden_layers`` of config.json, which may be fewer than are stored, as transformers reads it.
+    """
+    if _OTHER_HALF.match(key):
+        return True
+    layer = _LAYER.match(key)
+    return layer is not None and type(layers) is int and int(layer[1]) >= layers
 
 
 def modern_key(component: str, key: str) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax.typing import DTypeLike
 
@@ -27,7 +29,8 @@ from afa_jax.weights.foreign_files import PICKLES
 from afa_jax.weights.keys import flatten, pytorch_name, text_key
 from afa_jax.weights.single_file import SingleFileCheckpoint
 from afa_jax.weights.state_dicts import check_tensors, load_stack, load_state_dict
-from afa_jax.weights.tensors import WeightsError
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError
+from afa_jax.weights.wrong_folders import explain
 
 Source = Checkpoint | Path | str
 LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -55,7 +58,10 @@ def open_checkpoint(
             raise WeightsError(
                 f"{path}: prediction_type and ema are for single files; a folder's configs say what it is"
             )
-        return FolderCheckpoint(path, variant)
+        checkpoint = FolderCheckpoint(path, variant)
+        if not checkpoint.components:
+            raise WeightsError(f"{path} {explain(path)}")
+        return checkpoint
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder")
     if path.suffix.lower() not in (".safetensors", *PICKLES):  # which are refused with what to do
@@ -130,15 +136,36 @@ def load_text_encoders(
     param_dtype: DTypeLike = jnp.float32,
     sharding: LeafSharding | None = None,
 ) -> TextEncoder:
-    """The text encoders of N checkpoints of the first one's architecture, as a stack; as load_unets."""
-    config = text_config(checkpoints[0])
+    """The text encoders of N checkpoints of the first one's architecture, as a stack; as load_unets.
+
+    One may have fewer layers than another (clip skip): it gets layers of zeros, which change nothing, for each adds
+    what it computes to its input.
+    """
+    layers = [text_config(checkpoint).num_hidden_layers for checkpoint in checkpoints]
+    config = dataclasses.replace(text_config(checkpoints[0]), num_hidden_layers=max(layers))
     return load_stack(
         lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype),
-        [(checkpoint.what("text_encoder"), checkpoint.tensors("text_encoder")) for checkpoint in checkpoints],
+        [
+            (checkpoint.what("text_encoder"), _with_layers(checkpoint.tensors("text_encoder"), own, config))
+            for checkpoint, own in zip(checkpoints, layers, strict=True)
+        ],
         lambda module: text_key,
         param_dtype=param_dtype,
         sharding=sharding,
     )
+
+
+def _with_layers(tensors: Tensors, layers: int, config: TextConfig) -> Tensors:
+    """A text encoder's tensors with layers of zeros from ``layers`` on, so that it has the config's number."""
+    if layers == config.num_hidden_layers:
+        return tensors
+    added = {f".layers.{number}." for number in range(layers, config.num_hidden_layers)}
+    shapes = {key: shape for key, shape in expected_shapes(config).items() if any(layer in key for layer in added)}
+    return {**tensors, **{key: _zeros(shape) for key, shape in shapes.items()}}
+
+
+def _zeros(shape: tuple[int, ...]) -> Tensor:
+    return Tensor(shape, np.dtype(np.float32), lambda: np.zeros(shape, np.float32))
 
 
 def load_vae(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> VAE:

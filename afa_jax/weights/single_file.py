@@ -55,6 +55,7 @@ from afa_jax.weights.tensors import (
     open_tensors,
     write_tensors,
 )
+from afa_jax.weights.yaml_files import yaml_prediction
 
 CONFIGS = "afa_jax.configs"
 _PREFIXES = dict(unet=UNET, vae=VAE, text_encoder="cond_stage_model.")
@@ -247,12 +248,24 @@ class SingleFileCheckpoint:
         return _SCHEDULER | dict(prediction_type=prediction) | zero_snr
 
     def _prediction(self) -> str | None:
-        """What the U-Net predicts by the marks that trainers leave: ModelSpec's metadata, or tensors so named."""
+        """What the U-Net predicts by the marks that trainers leave.
+
+        These are ModelSpec's metadata, tensors so named, and the .yaml of the same name beside the file.
+
+        Raises:
+            WeightsError: two of them contradict each other.
+        """
         said = _PREDICTIONS.get(self.metadata.get("modelspec.prediction_type", "").lower())
-        if said:
-            return said
-        if "v_pred" in self._stored or "-768-v" in self.metadata.get("modelspec.architecture", ""):
-            return "v_prediction"
+        if not said and ("v_pred" in self._stored or "-768-v" in self.metadata.get("modelspec.architecture", "")):
+            said = "v_prediction"
+        beside = yaml_prediction(self.path)
+        if said and beside and said != beside:
+            raise WeightsError(
+                f"{self.path}: it says {said}, and {self.path.with_suffix('.yaml').name} beside it {beside}; say which "
+                "by prediction_type"
+            )
+        if said or beside:
+            return said or beside
         unet = self.config("unet")
         if not unet.get("use_linear_projection") or unet["in_channels"] > unet["out_channels"]:
             return "epsilon"  # 1.x; and of 2.x inpainting, which was published with epsilon only
@@ -295,6 +308,8 @@ def write_single_file(
         if component in NETWORKS:
             configs[component] = checkpoint.config(component)
             tensors |= _as_ldm(checkpoint, component)
+    if not tensors:
+        raise WeightsError(f"{checkpoint.path}: it has no U-Net, VAE or text encoder, so there is nothing to write")
     header = {**checkpoint.metadata, **(metadata or {}), "format": "pt"}
     header.pop("modelspec.hash_sha256", None)  # of the file that was read
     if "scheduler" in checkpoint.components:

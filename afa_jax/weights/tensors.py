@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import functools
 import hashlib
 import json
@@ -233,10 +234,26 @@ def write_tensors(
             with naming(path):
                 file.flush()
                 os.fsync(file.fileno())
+        _check_written(partial, path, tensors)
         os.replace(partial, path) if overwrite else _rename_new(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
+
+
+def _check_written(partial: Path, path: Path, tensors: Mapping[str, Any]) -> None:
+    """Read the header of what was written, before it takes another file's place.
+
+    Raises:
+        OSError: it does not hold these tensors, whatever the disk said.
+    """
+    with safe_open(partial, "np") as file:
+        names = set(file.keys())
+        whole = names == set(tensors) and all(
+            tuple(file.get_slice(name).get_shape()) == tuple(tensors[name].shape) for name in names
+        )
+    if not whole:
+        raise OSError(errno.EIO, "what was written there does not read back whole", str(path))
 
 
 def _rename_new(partial: Path, path: Path) -> None:

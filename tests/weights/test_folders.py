@@ -208,7 +208,8 @@ def test_a_network_may_be_the_folder_itself(saved, modules, tmp_path, name):
 
 def test_another_config_in_a_folder_makes_no_network(saved, tmp_path):
     folder = shutil.copytree(saved / "text_encoder", tmp_path / "clip")
-    assert open_checkpoint(folder).components == ()
+    with pytest.raises(WeightsError, match=r"clip is a folder of single files \(model\.safetensors\)"):
+        open_checkpoint(folder)
     shutil.copytree(saved / "vae", tmp_path / "clip" / "vae")
     shutil.copy(saved / "unet" / "config.json", folder)
     assert open_checkpoint(folder).components == ("vae",)
@@ -474,7 +475,7 @@ def missing(tensors):
 
 
 def surplus(tensors):
-    tensors["text_projection.weight"] = np.zeros((4, 4), np.float32)
+    tensors["text_pooler.weight"] = np.zeros((4, 4), np.float32)
 
 
 def misshapen(tensors):
@@ -492,7 +493,7 @@ def integers(tensors):
             missing,
             r"2 missing \(text_model\.encoder\.layers\.1\.mlp\.fc1\.weight, text_model\.final_layer_norm\.bias\)",
         ),
-        (surplus, r"1 surplus \(text_model\.text_projection\.weight\)"),
+        (surplus, r"1 surplus \(text_model\.text_pooler\.weight\)"),
         (misshapen, r"1 misshapen \(.*layers\.1\.mlp\.fc1\.weight is \(32, 64\), expected \(64, 32\)\)"),
         (integers, r"1 not floating point \(text_model\.encoder\.layers\.0\.mlp\.fc1\.bias\)"),
     ],
