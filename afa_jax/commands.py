@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 import threading
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.cli.configs import load_config
 from afa_jax.cli.schema import SHOWN, kind_of
-from afa_jax.errors import COMPILING, InputError, Stopped
+from afa_jax.errors import COMPILING, InputError, Stopped, printable
 
 _PLACES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
@@ -34,6 +35,9 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         not finite); 130 for SIGINT. Of several processes each ends when the others have come as far, and with 1 when
         one of them has left it.
     """
+    for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     failure: BaseException | None = None
@@ -65,7 +69,7 @@ def _explain(error: BaseException) -> int | None:
             reason = f"{error.strerror}; choose another place, or mend that"
         else:
             return _unexpected(error)
-        print(f"error: {error.filename or 'a file'}: {reason}", file=sys.stderr)
+        print(f"error: {printable(error.filename or 'a file')}: {reason}", file=sys.stderr)
         return 2
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
@@ -111,7 +115,7 @@ def _one_line_warning(
     file: TextIO | None = None,
     line: str | None = None,
 ) -> None:
-    print(f"warning: {message}", file=file or sys.stderr)
+    print(f"warning: {printable(message)}", file=file or sys.stderr)
 
 
 class Parser(argparse.ArgumentParser):

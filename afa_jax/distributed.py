@@ -25,7 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from afa_jax.cluster import FLAGS, settings
 from afa_jax.cluster import add_arguments as add_arguments
-from afa_jax.errors import InputError, Stopped
+from afa_jax.errors import InputError, Stopped, printable
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -156,9 +156,9 @@ def first() -> bool:
 
 
 def say(line: object) -> None:
-    """Print a line once, not once a process."""
+    """Print a line once, not once a process; what it quotes from files is cleaned."""
     if first():
-        print(line, flush=several())
+        print(printable(line), flush=several())
 
 
 @contextlib.contextmanager

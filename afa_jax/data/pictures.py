@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Mapping
+import struct
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +15,13 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from afa_jax.data.decode import open_image
+from afa_jax.errors import BadExample, InputError
 from afa_jax.files import partial_file
 from afa_jax.records import recorded
 from afa_jax.types import Images, Pixels
+
+OWN_PIXELS = 178_000_000  # of a picture that this project made; grids are larger than what is trained on
 
 
 def to_images(pixels: jax.Array) -> Images:
@@ -57,7 +64,35 @@ def save_picture(path: Path, picture: Image.Image) -> None:
         picture.save(partial, format="PNG", optimize=True)
 
 
+@contextlib.contextmanager
+def opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture that this project made, as a whole.
+
+    Raises:
+        InputError: it is no picture, damaged, or has more than OWN_PIXELS.
+    """
+    try:
+        picture = open_image(path, max_pixels=OWN_PIXELS)
+        picture.load()
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, struct.error) as error:
+        reason = error.reason if isinstance(error, BadExample) else error
+        raise InputError(f"{path}: a picture that cannot be read ({reason}); remove it, and make it again") from error
+    with picture:
+        yield picture
+
+
 def read_png(path: Path) -> np.ndarray:
-    """A picture, uint8 ``[rows, columns, 3]``."""
-    with Image.open(path) as picture:
+    """Return a picture of ours as uint8 ``[rows, columns, 3]``; raise InputError as ``opened``."""
+    with opened(path) as picture:
         return np.asarray(picture.convert("RGB"))
+
+
+def read_recipe(path: Path) -> dict[str, Any]:
+    """Return the recipe in a picture of ours, empty where it has none; raise InputError as ``opened``."""
+    with opened(path) as picture:
+        text = picture.info.get("afa_jax")
+    try:
+        recipe = json.loads(text) if isinstance(text, str) else {}
+    except (ValueError, RecursionError):
+        recipe = {}
+    return recipe if isinstance(recipe, dict) else {}

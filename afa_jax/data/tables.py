@@ -56,11 +56,16 @@ def _object(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def csv_rows(
-    text: str, where: str, needed: Sequence[Collection[str]], whole: Collection[str], names: Collection[str] = ()
+    text: str,
+    where: str,
+    needed: Sequence[Collection[str]],
+    whole: Collection[str],
+    names: Collection[str] = (),
+    delimiters: str = ",;\t",
 ) -> Iterator[tuple[int, dict[str, str]]]:
     """Yield each row's first line and its cells by column, whose names come in lower case; empty rows are passed over.
 
-    The delimiter is the one of comma, semicolon and tab by which the first line has the columns. A row may have too
+    The delimiter is the first one by which the first line has the columns. A row may have too
     many commas where its last column is free text and it has no quotes: then the text goes to the end of the line, as
     people write tags, and a warning says so.
 
@@ -71,6 +76,7 @@ def csv_rows(
         whole: names of columns of free text.
         names: what a cell of another row would be, such as the pictures' names: a line of a text over several lines
             that has one shows that its quote was left open.
+        delimiters: those that are tried: comma, semicolon and tab.
 
     Raises:
         InputError: columns that are missing or there twice; a row with too few or too many cells, quotes that are not
@@ -79,7 +85,7 @@ def csv_rows(
     skipped = 0
     if separator := re.match(r"sep=.\s*?(?:\r\n|\r|\n)", text):  # Excel's
         text, skipped = text[separator.end() :], 1
-    delimiter, columns = _columns(text, where, needed, whole)
+    delimiter, columns = _columns(text, where, needed, whole, delimiters)
     read: list[str] = []
 
     def lines() -> Iterator[str]:
@@ -144,11 +150,11 @@ def _named(delimiter: str) -> str:
 
 
 def _columns(
-    text: str, where: str, needed: Sequence[Collection[str]], whole: Collection[str]
+    text: str, where: str, needed: Sequence[Collection[str]], whole: Collection[str], delimiters: str
 ) -> tuple[str, Sequence[str]]:
     """The delimiter, and the columns' names in lower case, without empty ones at the end."""
     tried = []
-    for delimiter in ",;\t":
+    for delimiter in delimiters:
         try:
             first = next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True), [])
         except csv.Error as error:

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from PIL import Image
 from tqdm import tqdm
 
-from afa_jax.data.pictures import save_png
+from afa_jax.data.pictures import opened, save_png
+from afa_jax.errors import InputError, printable
 from afa_jax.evaluation.prompts import Item
 from afa_jax.files import replace_text, sweep, writing
 from afa_jax.generate import Request, SampleOptions, generate
@@ -85,7 +85,9 @@ class PictureFolder:
             replace_text(self.folder / RECORD, json.dumps(self.record, indent=2) + "\n")
         requests = [Request(prompt=item.prompt, number=item.number(seed)) for item, seed in missing]
         made = generate(requests, method.denoiser, method.experts, seed=0, options=options)
-        bar = tqdm(made, total=len(missing), unit="image", desc=method.name, dynamic_ncols=True, disable=None)
+        bar = tqdm(
+            made, total=len(missing), unit="image", desc=printable(method.name, 80), dynamic_ncols=True, disable=None
+        )
         for (item, seed), picture in zip(missing, bar, strict=True):
             recipe = dict(prompt=item.prompt, seed=seed, number=item.number(seed)) | self.record
             save_png(self.path(item, seed), picture.pixels, recipe)
@@ -112,8 +114,7 @@ class PictureFolder:
 def _readable(path: Path) -> bool:
     """Whether there is a whole picture: a power cut may leave an empty one."""
     try:
-        with Image.open(path) as picture:
-            picture.verify()
-    except (OSError, SyntaxError):
+        with opened(path):
+            return True
+    except InputError:
         return False
-    return True

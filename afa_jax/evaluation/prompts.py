@@ -5,11 +5,10 @@ from __future__ import annotations
 import csv
 import dataclasses
 import hashlib
-import io
 import json
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.data.emoji.scenes import Prompt, evaluation_prompts
 from afa_jax.data.prompts import check_prompt
+from afa_jax.data.tables import csv_rows, decode_text, jsonl_rows
 from afa_jax.errors import InputError
 
 EMOJI_GROUPS: Mapping[str, Mapping[str, Any]] = {
@@ -124,27 +124,27 @@ def _file(config: ConfigDict) -> list[Item]:
     path = Path(config["path"])
     if not path.is_file():
         raise InputError(f"evaluation.prompts.path={path}: no such file")
-    text = path.read_text(encoding="utf-8-sig")
+    where, text = str(path), decode_text(path.read_bytes(), str(path))
+    rows: Iterable[tuple[int, Mapping[str, Any]]]
     if path.suffix == ".jsonl":
-        rows = [json.loads(line) for line in text.split("\n") if line.strip()]
+        rows = jsonl_rows(text, where)
     elif path.suffix in (".csv", ".tsv"):
-        rows = list(csv.DictReader(io.StringIO(text, newline=""), delimiter="\t" if path.suffix == ".tsv" else ","))
+        delimiters = "\t" if path.suffix == ".tsv" else ",;\t"
+        rows = csv_rows(text, where, [_COLUMNS["prompt"]], _COLUMNS["prompt"], delimiters=delimiters)
     else:
-        rows = [dict(prompt=line.strip()) for line in text.split("\n") if line.strip()]
-    return [_item(row, number, path) for number, row in enumerate(rows, 1)]
+        rows = [(number, dict(prompt=line)) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
+    return [_item(row, number, path) for number, row in rows]
 
 
-def _item(row: Any, number: int, path: Path) -> Item:
-    if not isinstance(row, Mapping):
-        raise InputError(f"{path}: row {number} is no object with a prompt")
+def _item(row: Mapping[str, Any], number: int, path: Path) -> Item:
     lower = {str(key).lower(): value for key, value in row.items()}
     found = {field: next((lower[n] for n in names if lower.get(n)), None) for field, names in _COLUMNS.items()}
     if not any(name in lower for name in _COLUMNS["prompt"]):
-        raise InputError(f"{path}: no column prompt; it has {', '.join(map(str, row))}")
+        raise InputError(f"{path}, line {number}: no column prompt; it has {', '.join(map(str, row))}")
     if not str(found["prompt"] or "").strip():
-        raise InputError(f"{path}: row {number} has no prompt")
+        raise InputError(f"{path}, line {number}: no prompt")
     return Item(
-        prompt=check_prompt(str(found["prompt"]).strip(), f"{path}: row {number}"),
+        prompt=check_prompt(str(found["prompt"]).strip(), f"{path}, line {number}"),
         group=str(found["group"] or "all"),
         reference=None if found["reference"] is None else path.parent / str(found["reference"]),
     )

@@ -15,8 +15,11 @@ from PIL import Image
 from tqdm import tqdm
 from typing_extensions import Protocol, runtime_checkable
 
+from afa_jax.data.decode import MAX_PIXELS, decode, longest_file
+from afa_jax.data.files import filesystem
 from afa_jax.data.pictures import read_png
-from afa_jax.errors import InputError
+from afa_jax.data.sources import read_file
+from afa_jax.errors import BadExample, InputError
 from afa_jax.evaluation import emoji
 from afa_jax.evaluation.bootstrap import Figure, Resamples, kernel, mean
 from afa_jax.evaluation.metrics import MetricInfo, PictureMetric, SetMetric, load_metrics
@@ -153,11 +156,11 @@ def references_of(items: Sequence[Item], size: tuple[int, int]) -> list[np.ndarr
 def cut(path: Path, size: tuple[int, int]) -> np.ndarray:
     """One real picture; see references_of."""
     rows, columns = size
+    fs, inner = filesystem(str(path))
     try:
-        with Image.open(path) as file:
-            picture = file.convert("RGB")
-    except (OSError, SyntaxError) as error:
-        raise InputError(f"{path}: a reference picture that cannot be read ({error})") from error
+        picture = Image.fromarray(decode(read_file(fs, inner, str(path), longest_file(MAX_PIXELS)), str(path)))
+    except BadExample as error:
+        raise InputError(f"{path}: a reference picture that cannot be read ({error.reason})") from error
     scale = max(rows / picture.height, columns / picture.width)
     height, width = max(rows, round(picture.height * scale)), max(columns, round(picture.width * scale))
     top, left = (height - rows) // 2, (width - columns) // 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import re
 import shutil
@@ -13,9 +12,8 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from PIL import Image
 
-from afa_jax.data.pictures import read_png, save_png
+from afa_jax.data.pictures import read_png, read_recipe, save_png
 from afa_jax.errors import InputError
 from afa_jax.experts import check_record, record_of
 from afa_jax.exporting.model_card import Losses, check_license, figures_of, model_card, part_of
@@ -177,18 +175,11 @@ def _losses(run: Path, step: int | None) -> Losses | None:
 
 
 def _recipe_of(path: Path) -> dict[str, Any]:
-    """Return the recipe in a picture of ours; raise InputError for what is no PNG."""
+    """Return the recipe in a picture of ours; raise InputError for what is no picture."""
     try:
-        with Image.open(path, formats=("PNG",)) as picture:
-            text = picture.info.get("afa_jax")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else "no PNG that can be read"
-        raise InputError(f"--picture {path}: {reason}; name a picture that afa_jax.sample made") from error
-    try:
-        recipe = json.loads(text) if isinstance(text, str) else {}
-    except (ValueError, RecursionError):
-        recipe = {}
-    return recipe if isinstance(recipe, dict) else {}
+        return read_recipe(path)
+    except InputError as error:
+        raise InputError(f"--picture {path}: no picture that can be read; name one that afa_jax.sample made") from error
 
 
 def _prompt_of(path: Path) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeGuard
 
+from afa_jax.report.escape import escape
 from afa_jax.report.labels import LETTER
 
 LARGEST, SMALLEST = 1e200, 1e-200
@@ -150,8 +150,7 @@ class Axes:
                 ticks += svg_text(x, base + 17, label, "middle")
                 taken = x + half + 2
         labels = svg_text((self.left + right) / 2, self.height - 3, x_label, "middle") + (
-            f'<text transform="translate(12 {base / 2:.0f}) rotate(-90)" text-anchor="middle">'
-            f"{html.escape(y_label)}</text>"
+            f'<text transform="translate(12 {base / 2:.0f}) rotate(-90)" text-anchor="middle">{escape(y_label)}</text>'
         )
         return svg((self.width, self.height), ticks + content + labels)
 
@@ -172,9 +171,9 @@ def svg(size: tuple[int, int], content: str) -> str:
 def svg_text(x: float, y: float, text: str, anchor: str, whole: str = "") -> str:
     """Return a text of a drawing; ``whole``, where it says more, is what a pointer on it shows."""
     more = svg_title(whole) if whole != text and whole else ""
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{html.escape(text)}{more}</text>'
+    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}{more}</text>'
 
 
 def svg_title(text: str) -> str:
     """Return what a pointer on an element shows."""
-    return f"<title>{html.escape(text)}</title>"
+    return f"<title>{escape(text)}</title>"

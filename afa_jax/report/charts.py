@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from afa_jax.report.axes import Axes, drawable, round_numbers, span_of, svg, svg_text, svg_title, tick_labels
+from afa_jax.report.escape import escape
 from afa_jax.report.labels import LETTER, labels_beside, shortened
 
 NO_DATA = '<p class="note">no data</p>'
@@ -39,7 +39,7 @@ class Row(NamedTuple):
 
 def swatch(name: str, colour: str) -> str:
     """A colour and what it stands for."""
-    return f'<span class="key"><span class="swatch" style="background:{colour}"></span>{html.escape(name)}</span>'
+    return f'<span class="key"><span class="swatch" style="background:{colour}"></span>{escape(name)}</span>'
 
 
 def points_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:

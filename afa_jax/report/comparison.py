@@ -5,7 +5,6 @@ Tables that can be sorted, paired differences, quality against cost, curves, gro
 
 from __future__ import annotations
 
-import html
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from afa_jax.files import replace_text
 from afa_jax.report import figures
 from afa_jax.report.charts import legend_keys, swatch
 from afa_jax.report.comparison_charts import costs, curves, differences
+from afa_jax.report.escape import escape
 from afa_jax.report.figures import FAMILIES, Figure, Method, Report, figure, number
 from afa_jax.report.maps import legend, paint
 from afa_jax.report.page import Cell, Column, image, page, sortable_table, table
@@ -61,13 +61,13 @@ def comparison(report: Report, pictures: Pictures, maps: Pictures | None = None,
 
 def _intro(report: Report) -> str:
     whats = "".join(
-        f"<dt>{html.escape(m['name'])} ({html.escape(m['better'])} is better)</dt><dd>{html.escape(m['what'])}</dd>"
+        f"<dt>{escape(m['name'])} ({escape(m['better'])} is better)</dt><dd>{escape(m['what'])}</dd>"
         for m in report["metrics"]
     )
-    own = f" Written by afa_jax {html.escape(str(report['afa_jax']))}." if report.get("afa_jax") else ""
+    own = f" Written by afa_jax {escape(str(report['afa_jax']))}." if report.get("afa_jax") else ""
     families = {name: FAMILIES[name] for name in FAMILIES if any(m["family"] == name for m in report["methods"])}
     return (
-        f"<p>{html.escape(figures.protocol_sentence(report))}{own}</p>{legend_keys(families)}"
+        f"<p>{escape(figures.protocol_sentence(report))}{own}</p>{legend_keys(families)}"
         f"<details><summary>What the metrics are</summary><dl>{whats}</dl></details>"
     )
 
@@ -99,14 +99,14 @@ def _methods(report: Report) -> str:
             found = figure(method.get("metrics"), metric["name"])
             top = found is not None and found.value == tops[metric["name"]]
             cells.append(Cell(_with_interval(found, metric), None if found is None else found.value, top))
-        cells += [Cell(f'<span title="{html.escape(why)}">absent</span>') for why in absent.values()]
+        cells += [Cell(f'<span title="{escape(why)}">absent</span>') for why in absent.values()]
         for key, _, text in shown:
             value = method.get(key)
-            cells.append(Cell("" if value is None else html.escape(text(value)) + _range(method, key), value))
+            cells.append(Cell("" if value is None else escape(text(value)) + _range(method, key), value))
         rows.append(cells)
     foot = []
     for name, bound in (report.get("bounds") or {}).items():
-        cells = [Cell(html.escape(name))]
+        cells = [Cell(escape(name))]
         cells += [Cell(_with_interval(figure(bound, metric["name"]), metric)) for metric in metrics]
         foot.append(cells + [Cell("")] * (len(absent) + len(shown)))
     note = "A click on a column's head sorts by it. The best value of a column is bold; small: 95 % intervals"
@@ -141,7 +141,7 @@ def _groups(report: Report) -> str:
                 ]
                 rows.append([Cell(_named(method), method["name"]), *cells])
         main = metric in figures.main_metrics(report)
-        head = f"{html.escape(metric['name'])} ({metric['better']} is better)"
+        head = f"{escape(metric['name'])} ({metric['better']} is better)"
         grid = sortable_table(columns, rows)
         tables.append(f"<details{' open' if main and not tables else ''}><summary>{head}</summary>{grid}</details>")
     return "".join(tables)
@@ -183,7 +183,7 @@ def _grid(report: Report, pictures: Pictures, maps: Pictures | None, experts: Se
                 cell += _picture(paint(own), f"whom {name} trusted: {prompt}", width=_width(pixels))
             cells.append(cell)
         if any(cells):
-            rows.append([_named(known[name]) if name in known else html.escape(name), *cells])
+            rows.append([_named(known[name]) if name in known else escape(name), *cells])
     if not rows:
         return ""
     seed = f"seed {examples['seed']}; " if examples.get("seed") is not None else ""
@@ -209,10 +209,10 @@ def _recipes(report: Report) -> str:
     rows = []
     for method in figures.by_family(report):
         options = dict(method.get("options") or {}) | figures.own_sampling(report, method)
-        recipe = f"<code>{html.escape(method['recipe'])}</code>" if method.get("recipe") else ""
-        own = f"<code>{html.escape(json.dumps(options))}</code>" if options else ""
-        kind = html.escape(str(method.get("kind") or ""))
-        rows.append([_named(method), html.escape(method.get("what") or ""), kind, own, recipe])
+        recipe = f"<code>{escape(method['recipe'])}</code>" if method.get("recipe") else ""
+        own = f"<code>{escape(json.dumps(options))}</code>" if options else ""
+        kind = escape(str(method.get("kind") or ""))
+        rows.append([_named(method), escape(method.get("what") or ""), kind, own, recipe])
     return table(["method", "what it does", "kind", "options of its own", "made or trained by"], rows)
 
 
@@ -220,15 +220,15 @@ def _absent(report: Report) -> str:
     content = ""
     for key, what in (("absent_methods", "Methods"), ("absent_metrics", "Metrics")):
         if reasons := report.get(key):
-            lines = "".join(f"<li><b>{html.escape(name)}</b>: {html.escape(why)}</li>" for name, why in reasons.items())
+            lines = "".join(f"<li><b>{escape(name)}</b>: {escape(why)}</li>" for name, why in reasons.items())
             content += f"<h3>{what}</h3><ul>{lines}</ul>"
     return content
 
 
 def _named(method: Method) -> str:
-    title = html.escape(f"{method['family']}: {method.get('what') or ''}".rstrip(": "))
+    title = escape(f"{method['family']}: {method.get('what') or ''}".rstrip(": "))
     mark = f'<span class="swatch" style="background:{figures.colour(method)}"></span>'
-    return f'<span title="{title}">{mark}{html.escape(method["name"])}</span>'
+    return f'<span title="{title}">{mark}{escape(method["name"])}</span>'
 
 
 def _with_interval(found: Figure | None, metric: Mapping[str, Any]) -> str:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 
 from afa_jax.report import figures
 from afa_jax.report.charts import Mark, Row, forest_chart, line_chart, scatter_chart
+from afa_jax.report.escape import escape
 from afa_jax.report.figures import Figure, Method, Metric, Report, figure, number
 
 _LINES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#8c6bb1")
@@ -24,18 +24,18 @@ def differences(report: Report) -> list[tuple[str, str]]:
         for metric in report["metrics"]:
             chart = _forest([m for m in methods if m["name"] != reference], key, metric)
             if chart and metric["name"] in main:
-                content += f"<h3>{html.escape(metric['name'])}</h3>{chart}"
+                content += f"<h3>{escape(metric['name'])}</h3>{chart}"
             elif chart:
-                rest += f"<h3>{html.escape(metric['name'])}</h3>{chart}"
+                rest += f"<h3>{escape(metric['name'])}</h3>{chart}"
         if not content + rest:
             continue
         intro = (
-            f"<p>The method's value minus {html.escape(reference or 'the reference')}'s, over the same prompts and "
+            f"<p>The method's value minus {escape(reference or 'the reference')}'s, over the same prompts and "
             "seeds, with the 95 % interval of that difference; the best is above. At the right wins : losses, "
             "prompts on which it is better or worse, where the metric says so of single pictures."
         )
         if key in ("best", "merge") and report["metrics"]:
-            name = html.escape(report["metrics"][0]["name"])
+            name = escape(report["metrics"][0]["name"])
             intro += f" The reference is the one with the best {name} on these prompts, and profits from that choice."
         intro += "</p>"
         more = f"<details><summary>Other metrics</summary>{rest}</details>" if rest else ""
@@ -73,7 +73,7 @@ def costs(report: Report) -> str:
                 if found is not None and cost is not None and cost > 0:
                     named.append((method["name"], figures.colour(method), Mark(cost, *found)))
             if named:
-                title = f"<h3>{html.escape(metric['name'])} against {label}</h3>"
+                title = f"<h3>{escape(metric['name'])} against {label}</h3>"
                 y_label = f"{metric['name']} ({metric['better']} is better)"
                 shown = references | _front(named, higher=metric["better"] == "higher")
                 chart = scatter_chart(named, x_label=f"{label} (logarithmic)", y_label=y_label, log_x=True, shown=shown)
@@ -111,7 +111,7 @@ def curves(report: Report) -> str:
                 chart = line_chart(
                     series, x_label=f"{label} (logarithmic)", y_label=y_label, log_x=True, points=True, size=(640, 300)
                 )
-                charts.append(f"<h3>{html.escape(metric['name'])} over {label}</h3>{chart}")
+                charts.append(f"<h3>{escape(metric['name'])} over {label}</h3>{chart}")
     return _of_which(report) + _pairs(charts) if charts else ""
 
 

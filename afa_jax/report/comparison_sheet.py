@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from afa_jax.data.pictures import read_png
+from afa_jax.data.pictures import read_png, read_recipe
 from afa_jax.errors import InputError
 from afa_jax.report import figures
 from afa_jax.report.maps import paint, with_legend
@@ -73,8 +73,9 @@ def _files(folder: Path, seed: int) -> dict[str, str]:
     """The names of one seed's pictures by prompt, as their recipes say; they are the same in every method's folder."""
     found = {}
     for path in sorted(folder.glob(f"*_{seed}.png")):
-        with Image.open(path) as picture:
-            found[json.loads(picture.info.get("afa_jax", "{}")).get("prompt")] = path.name
+        prompt = read_recipe(path).get("prompt")
+        if isinstance(prompt, str):
+            found[prompt] = path.name
     return found
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from afa_jax.fusion.kinds import kind_of
 from afa_jax.generate import Picture, Request, SampleOptions, generate
 from afa_jax.methods import Method, Models, make_method
 from afa_jax.report.charts import line_chart, points_of, swatch
+from afa_jax.report.escape import escape
 from afa_jax.report.maps import contact_sheet, legend, mean_maps, paint
 from afa_jax.report.page import image, page, table
 from afa_jax.report.sheet import labelled_grid
@@ -134,9 +134,7 @@ def write_page(
     for i, prompt in enumerate(PROMPTS):
         trust = paint(mean_maps(afa[i].maps).mean(0))
         cells = [image(made[i].pixels, f"{method}: {prompt}", scale=2) for method, made in pictures.items()]
-        rows.append(
-            [html.escape(prompt), *cells, image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1])]
-        )
+        rows.append([escape(prompt), *cells, image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1])])
     colours = "".join(swatch(*key) for key in legend(experts))
 
     losses = points_of(metrics, "loss")
@@ -144,11 +142,11 @@ def write_page(
     weights = [(*key, points_of(metrics, f"weight_{k}")) for k, key in enumerate(legend(experts))]
     entropy = [("entropy over log N", "#0072b2", points_of(metrics, "entropy"))]
     sheets = "".join(
-        f"<h3>{html.escape(p.request.prompt)}</h3>" + image(contact_sheet(p.maps, sites, timesteps), p.request.prompt)
+        f"<h3>{escape(p.request.prompt)}</h3>" + image(contact_sheet(p.maps, sites, timesteps), p.request.prompt)
         for p in afa[:3]
     )
     intro = (
-        f"<p>{len(experts)} frozen experts ({html.escape(', '.join(experts))}), each fine-tuned on its own "
+        f"<p>{len(experts)} frozen experts ({escape(', '.join(experts))}), each fine-tuned on its own "
         f"topic from one base model. Aggregators trained for {metrics[-1]['step']} steps of {batch} in "
         f"{seconds[0]:.0f} s; {len(pictures)} x {len(PROMPTS)} pictures in {seconds[1]:.0f} s, both with compiling. "
         "Same prompts, same noise in every column.</p>"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import html
 from collections.abc import Iterator, Sequence
+
+from afa_jax.report.escape import escape
 
 LETTER = 6.6  # pixels, about the width of a letter at the charts' font size
 LONGEST = 60  # letters of a name in a chart
@@ -29,7 +30,7 @@ def labels_beside(names: Sequence[str], places: Sequence[tuple[float, float]], f
         if abs(cy - y) > 16 or abs(cx - x) > half + 12:  # far away: a line leads there
             end = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
             drawn += f'<line x1="{x:.1f}" y1="{y:.1f}" x2="{end[0]:.1f}" y2="{end[1]:.1f}" stroke="#bbb"/>'
-        drawn += f'<text x="{cx:.1f}" y="{cy + 4:.1f}" text-anchor="middle">{html.escape(name)}</text>'
+        drawn += f'<text x="{cx:.1f}" y="{cy + 4:.1f}" text-anchor="middle">{escape(name)}</text>'
     return drawn
 
 

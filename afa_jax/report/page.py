@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+
+from afa_jax.report.escape import escape
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 88rem; padding: 0 1rem; color: #222; }
@@ -78,12 +79,12 @@ class Cell(NamedTuple):
 
 def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     """A whole page from (heading, HTML) sections; the first heading may be empty."""
-    body = "".join(f"<h2>{html.escape(heading)}</h2>{content}" if heading else content for heading, content in sections)
+    body = "".join(f"<h2>{escape(heading)}</h2>{content}" if heading else content for heading, content in sections)
     script = f"<script>{_SORT}</script>" if "<button" in body else ""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><h1>{html.escape(title)}</h1>{body}{script}</body></html>\n"
+        f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{body}{script}</body></html>\n"
     )
 
 
@@ -112,7 +113,7 @@ def stored_image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> str
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int] = ()) -> str:
     """A table whose cells are HTML already; the columns in ``numbers`` are right-aligned."""
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
+    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
     body = "".join(
         "<tr>"
         + "".join(f'<td class="{"number" if i in numbers else ""}">{c}</td>' for i, c in enumerate(row))
@@ -133,8 +134,8 @@ def sortable_table(
     """
     top = "".join(
         f'<th scope="col" class="{"number" if column.number else ""}" data-first="{column.first}">'
-        f'<button type="button">{html.escape(column.name)}</button>'
-        + (f"<small>{html.escape(column.note)}</small>" if column.note else "")
+        f'<button type="button">{escape(column.name)}</button>'
+        + (f"<small>{escape(column.note)}</small>" if column.note else "")
         + "</th>"
         for column in columns
     )
@@ -143,7 +144,7 @@ def sortable_table(
         parts = []
         for index, (column, cell) in enumerate(zip(columns, row, strict=True)):
             classes = " ".join(["number"] * column.number + ["best"] * cell.best)
-            value = "" if cell.value is None else html.escape(str(cell.value))
+            value = "" if cell.value is None else escape(str(cell.value))
             tag = "td" if index else 'th scope="row"'
             parts.append(f'<{tag} class="{classes}" data-value="{value}">{cell.content}</{tag[:2]}>')
         return f"<tr>{''.join(parts)}</tr>"
@@ -155,6 +156,4 @@ def sortable_table(
 
 def _embedded(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> str:
     encoded = base64.b64encode(data).decode()
-    return (
-        f'<img alt="{html.escape(alt)}" width="{size[0]}" height="{size[1]}" src="data:image/{kind};base64,{encoded}">'
-    )
+    return f'<img alt="{escape(alt)}" width="{size[0]}" height="{size[1]}" src="data:image/{kind};base64,{encoded}">'

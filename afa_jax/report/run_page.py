@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import functools
-import html
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from afa_jax.data.pictures import opened
 from afa_jax.errors import InputError
 from afa_jax.files import replace_bytes, writing
 from afa_jax.json_files import read_object
 from afa_jax.report.charts import line_chart, points_of
 from afa_jax.report.comparison_sheet import comparison_sheet
+from afa_jax.report.escape import escape
 from afa_jax.report.maps import legend
 from afa_jax.report.page import image, page, table
 from afa_jax.report.readme import update_tables
@@ -85,7 +85,7 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     trained = [line for line in lines if {"loss", "data_wait", "seconds_per_step"} <= line.keys()]
     waited = float(np.mean([line["data_wait"] for line in trained]))
     intro = (
-        f"<p>{html.escape(title)}: {trained[-1]['step']} of {steps} steps of "
+        f"<p>{escape(title)}: {trained[-1]['step']} of {steps} steps of "
         f"{batch}, {np.median([line['seconds_per_step'] for line in trained]):.2f} s a step "
         f"(median), {100 * waited:.2f} % of the time waiting for data. Loss {trained[-1]['loss']:.4f}.</p>"
     )
@@ -120,24 +120,24 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
         last = validation[-1]
         rows = [
             [
-                html.escape(site),
+                escape(site),
                 *(f"{' / '.join(f'{weight:.2f}' for weight in bucket)}" for bucket in last["weights"][site]),
                 *(f"{entropy:.2f}" for entropy in last["entropy"][site]),
             ]
             for site in last["weights"]
         ]
         head = ["site", *buckets, *(f"entropy {bucket}" for bucket in buckets)]
-        order = " / ".join(html.escape(name) for name in last["experts"])
+        order = " / ".join(escape(name) for name in last["experts"])
         sections.append(
             (f"Whom each site trusts, step {last['step']}", f"<p>Mean weights of {order}.</p>" + table(head, rows))
         )
     samples = sorted((workdir / "samples").glob("step_*.png"))
     if samples:
         chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, GRIDS).round().astype(int))]
-        sections.append(("Samples", f"<p>Rows: {html.escape(prompts)}</p>" + "".join(map(_sample, chosen))))
+        sections.append(("Samples", f"<p>Rows: {escape(prompts)}</p>" + "".join(map(_sample, chosen))))
     return page(f"Run {workdir.name}", sections)
 
 
 def _sample(path: Path) -> str:
-    with Image.open(path) as picture:
+    with opened(path) as picture:
         return f"<h3>{path.stem.replace('_', ' ')}</h3>" + image(picture, path.stem)

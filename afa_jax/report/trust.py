@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import io
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
-from PIL import Image
 
+from afa_jax.data.decode import open_image
 from afa_jax.fusion.routing import routing_of as sums_of
 from afa_jax.report.charts import heat_map, legend_keys, line_chart
+from afa_jax.report.escape import escape
 from afa_jax.report.maps import COLOURS, legend
 from afa_jax.report.page import page, stored_image
 
@@ -107,7 +106,7 @@ def _statistics(found: Mean, sites: Sequence[str], timesteps: Sequence[int], exp
     for index, name in enumerate(experts):
         colour = COLOURS[index % len(COLOURS)].tolist()
         chart = heat_map(weights[:, :, index].T, sites, columns, colour, x_label=label, size=cell)
-        panels.append(f"<h3>{html.escape(name)}: {weights[:, :, index].mean():.2f} on average</h3>{chart}")
+        panels.append(f"<h3>{escape(name)}: {weights[:, :, index].mean():.2f} on average</h3>{chart}")
     chart = heat_map(entropy.T, sites, columns, _DARK, x_label=label, size=cell)
     panels.append(f"<h3>Entropy: {entropy.mean():.2f} on average</h3>{chart}")
     times = [float(t) for t in timesteps]
@@ -129,5 +128,5 @@ def _statistics(found: Mean, sites: Sequence[str], timesteps: Sequence[int], exp
 
 
 def _file(data: bytes, kind: str, alt: str) -> str:
-    with Image.open(io.BytesIO(data)) as picture:
+    with open_image(data) as picture:
         return stored_image(data, kind, alt, picture.size)

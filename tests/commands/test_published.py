@@ -186,7 +186,7 @@ def test_the_card_takes_figures_and_pictures_of_this_pair_only(home, trained, tm
     (tmp_path / "report.json").write_text(json.dumps(figures))
     for wrong, said in (
         (more, "none of its methods"),
-        (["--picture", f"{home}/config.py"], "no PNG"),
+        (["--picture", f"{home}/config.py"], "no picture that can be read"),
         (["--license", "a b\nc"], "--license"),
     ):
         assert run(export.main, [*options, str(tmp_path / "other"), *wrong]) == 2

@@ -110,17 +110,20 @@ def test_what_cannot_be_read_is_named(fields, message):
 
 def test_a_table_without_prompts_is_named(tmp_path):
     (tmp_path / "a.csv").write_text("words,other\na,b\n")
-    with pytest.raises(InputError, match=r"a\.csv: no column prompt; it has words, other"):
+    with pytest.raises(InputError, match=r"a\.csv: expected columns prompt or .*there are: words, other"):
         load(kind="file", path=str(tmp_path / "a.csv"))
 
 
 @pytest.mark.parametrize(
     ("name", "data", "message"),
     [
-        ("a.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "a.jsonl: Expecting"),
-        ("b.jsonl", b"[1, 2]\n", "b.jsonl: row 1 is no object with a prompt"),
-        ("c.txt", b"caf\xe9\n", "c.txt: 'utf-8' codec can't decode"),
-        ("d.csv", b"prompt,category\na,x\n,y\n", "d.csv: row 2 has no prompt"),
+        ("a.jsonl", b'{"prompt": "a"}\n{"prompt"\n', "a.jsonl, line 2: no JSON object"),
+        ("b.jsonl", b"[1, 2]\n", "b.jsonl, line 1: no JSON object"),
+        ("c.txt", b"caf\xe9\n", "c.txt, line 1: not UTF-8"),
+        ("d.csv", b"prompt,category\na,x\n,y\n", "d.csv, line 3: no prompt"),
+        ("e.csv", b"prompt,category\nfox, red,x\n", "e.csv, line 2: 3 cells in 2 columns"),
+        ("f.csv", b'prompt,category\n"fox,x\nowl,y\n', "f.csv, line 2: a double quote opens"),
+        ("g.jsonl", b"[" * 100_000, "g.jsonl, line 1: no JSON object"),
     ],
 )
 def test_a_broken_list_is_one_line_that_names_it(tmp_path, name, data, message):

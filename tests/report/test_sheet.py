@@ -73,7 +73,7 @@ def test_what_cannot_be_drawn_is_one_line(folder, capsys):
 
     assert "no method 'magic'; it has afa, expert:animals" in error("--method", "magic")
     assert "it does not say where the pictures are" in error("--method", "merge")
-    assert "--prompts 0; choose 1 or more" in error("--prompts", "0")
+    assert "--prompts: 0" in error("--prompts", "0")
     (folder / "pictures" / "uniform-0123" / "1_0.png").unlink()
     assert "uniform-0123: no picture of 'guitar <and> owl, noto style' with seed 0" in error()
 

@@ -132,13 +132,13 @@ def _render_svg(body: str, width: int, height: int) -> np.ndarray:
     )
     # The fonts of this machine must not matter.
     png = resvg_py.svg_to_bytes(svg_string=svg, width=SIZE, height=SIZE, skip_system_fonts=True)
-    return _on_white(Image.open(io.BytesIO(bytes(png))))
+    return _on_white(Image.open(io.BytesIO(bytes(png)), formats=("PNG",)))
 
 
 def _render_file(folder: Path, codepoint: str) -> np.ndarray:
     for path in (folder / f"{codepoint}.webp", folder / f"{codepoint}-fe0f.webp"):
         if path.is_file():
-            return _on_white(Image.open(path))
+            return _on_white(Image.open(path, formats=("WEBP",)))
     raise FileNotFoundError(f"no {codepoint}.webp or {codepoint}-fe0f.webp in {folder}")
 
 

@@ -364,7 +364,7 @@ def _resize() -> tuple[dict[int, np.ndarray], dict[str, int], dict[str, int]]:
 
 
 def _decode(encoded: bytes) -> np.ndarray:
-    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB"))
+    return np.asarray(Image.open(io.BytesIO(encoded), formats=("WEBP",)).convert("RGB"))
 
 
 def _shrink(image: np.ndarray, size: int) -> np.ndarray:
