@@ -22,10 +22,11 @@ def printable(text: object, longest: int = LONGEST) -> str:
     return "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
 
 
-def listed(names: list[str], most: int = 5) -> str:
-    """Return the first names, printable, and how many more there are."""
-    more = f" and {len(names) - most:,} more" if len(names) > most else ""
-    return ", ".join(printable(name, 200) for name in names[:most]) + more
+def some(names: Iterable[str], most: int = 5) -> str:
+    """Return ``a, b, c``, or of many the first ones and how many more: what a message says of a list of any length."""
+    every = list(names)
+    rest = f" and {len(every) - most:,} more" if len(every) > most else ""
+    return ", ".join(printable(name, 200) for name in every[:most]) + rest
 
 
 class InputError(ValueError):
@@ -48,18 +49,6 @@ class BadExample(InputError):
 
     def __str__(self) -> str:
         return printable(f"{self.name}: {self.reason}; mend it, or leave such examples out with data.bad=skip")
-
-
-def some(names: Iterable[str], most: int = 5) -> str:
-    """Return ``a, b, c``, or of many the first ones and how many more: what a message says of a list of any length."""
-    every = [printable(name) for name in names]
-    rest = f" and {len(every) - most} more" if len(every) > most else ""
-    return ", ".join(every[:most]) + rest
-
-
-def printable(name: str) -> str:
-    """A name from a file as it is, or escaped where it would not stay on one line."""
-    return name if name.isprintable() else repr(name)
 
 
 class Stopped(Exception):

@@ -6,7 +6,7 @@ import pytest
 
 from afa_jax.commands import run
 from afa_jax.distributed import say
-from afa_jax.errors import BadExample, InputError, listed, printable
+from afa_jax.errors import BadExample, InputError, printable, some
 from afa_jax.report.escape import escape
 
 HOSTILE = {
@@ -38,7 +38,7 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
     out, err = capsys.readouterr()
     lines = [*out.splitlines(), *err.splitlines()]
     assert len(lines) == 3 and lines[1].startswith("warning: ") and lines[2].startswith("error: ")
-    for line in (printable(text), listed([text] * 9), escape(text), str(BadExample(text, text)), *lines):
+    for line in (printable(text), some([text] * 9), escape(text), str(BadExample(text, text)), *lines):
         assert line.isprintable() and len(line) < 11_000
         line.encode()
     assert printable("caf\xe9 \U0001f419, 日本語") == "caf\xe9 \U0001f419, 日本語"
@@ -46,4 +46,4 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
 
 def test_markup_is_shown():
     assert escape("<script>\u202ex") == "&lt;script&gt;\\u202ex"
-    assert listed(["a", "b", "c"], 2) == "a, b and 1 more"
+    assert some(["a", "b", "c"], 2) == "a, b and 1 more"

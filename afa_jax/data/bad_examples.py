@@ -9,7 +9,7 @@ from typing import Any
 
 from afa_jax.data.loader import Batch
 from afa_jax.distributed import first, gather
-from afa_jax.errors import listed
+from afa_jax.errors import some
 from afa_jax.files import replace_text
 from afa_jax.json_files import read_lines
 
@@ -61,7 +61,7 @@ class BadExamples:
         """One line: how many of how many, and their names."""
         names = list(self.reasons)
         more = f", see {self.path}" if len(names) > NAMED else ""
-        return f"{len(names)} of {self.length} examples left out: {listed(names, NAMED)}{more}"
+        return f"{len(names)} of {self.length} examples left out: {some(names, NAMED)}{more}"
 
 
 def _is_entry(line: dict[str, Any]) -> bool:

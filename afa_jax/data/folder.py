@@ -16,7 +16,7 @@ from afa_jax.data.decode import MAX_PIXELS, PICTURES, check_max_pixels, decode, 
 from afa_jax.data.files import below, digest, filesystem, find, hidden
 from afa_jax.data.sources import check_caption, example, path_below, read_file
 from afa_jax.data.tables import csv_rows, decode_text, jsonl_rows
-from afa_jax.errors import BadExample, InputError, listed, printable
+from afa_jax.errors import BadExample, InputError, printable, some
 
 LISTS = ("captions.jsonl", "captions.csv", "metadata.jsonl", "metadata.csv")
 TEXTS = (".txt", ".caption")
@@ -204,7 +204,7 @@ class CaptionedFolder:
         there, rows = set(every), Counter(named)
         absent = [name for name in named if name not in there]
         if absent and len(absent) == len(named):
-            raise InputError(f"{where}: none of its {len(named):,} rows names a file that is there ({listed(absent)})")
+            raise InputError(f"{where}: none of its {len(named):,} rows names a file that is there ({some(absent)})")
         pictures = [name for name in every if _is_picture(name) and not hidden(name)]
         bare = [name for name in pictures if name not in rows]
         several = [name for name, count in rows.items() if count > 1]
@@ -233,7 +233,7 @@ class CaptionedFolder:
         return [(name, None) for name in pictures]
 
     def _warn(self, where: str, *found: tuple[str, list[str]]) -> None:
-        if parts := [f"{what} ({listed(names)})" for what, names in found if names]:
+        if parts := [f"{what} ({some(names)})" for what, names in found if names]:
             warnings.warn(f"{where}: {'; '.join(parts)}", stacklevel=4)
 
     def _verify(self, skip: bool) -> None:

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from afa_jax.errors import InputError, listed, printable
+from afa_jax.errors import InputError, printable, some
 
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -129,7 +129,7 @@ def csv_rows(
     if long:
         warnings.warn(
             f"{where}: {len(long):,} texts have a {_named(delimiter)} and no quotes; each is read up to the end of its "
-            f"line (lines {listed(long)})",
+            f"line (lines {some(long)})",
             stacklevel=3,
         )
 

@@ -16,7 +16,7 @@ import numpy as np
 from afa_jax.data.decode import MAX_PIXELS, PICTURES, check_max_pixels, longest_file
 from afa_jax.data.files import FileSystem, below_common, digest, expand, hidden, stamp, write_at_once
 from afa_jax.data.sources import example
-from afa_jax.errors import BadExample, InputError, listed
+from afa_jax.errors import BadExample, InputError, some
 
 Member = tuple[str, int, int, int]
 """Name, offset of the data, size, time of change."""
@@ -65,7 +65,7 @@ class TarSource:
                 text = "txt" if "txt" in parts else "json"
                 rows.append((number, *parts.get("picture", NONE), *parts.get(text, NONE), int(text == "json")))
                 self._names.append(f"{tar}/{key}")
-        captioned = f" ({len(left_out):,} captioned members are no pictures by their names: {listed(left_out)})"
+        captioned = f" ({len(left_out):,} captioned members are no pictures by their names: {some(left_out)})"
         if not rows:
             raise InputError(
                 f"{self.shards[0]}: no .jpg, .png ... with a .txt or .json of the same name in it"
