@@ -69,15 +69,16 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
                 turned = orientation(file.info.get("exif", b""), file.info.get("xmp", b""))
             if small:
                 file.draft("RGB", (64, 64))
-            # Pillow would not scale what has more than 8 bits but clip it.
+            # Of gray with more than 8 bits Pillow would clip the white and, in a TIFF, confuse black and white.
             shift = 4 if any(tile.args and "I;12" in tile.args for tile in getattr(file, "tile", ())) else 8
+            inverted = file.mode.startswith("I;16") and getattr(file, "tag_v2", {}).get(262) == 0
             file.load()
             pixels = np.empty((file.height, file.width, 3), np.uint8)
             rows = max(1, _BAND // file.width)
             for top in range(0, file.height, rows):  # copies of the whole would take as much again
                 band = file.crop((0, top, file.width, min(top + rows, file.height)))
                 pixels[top : top + rows] = _rgb(band, shift)
-        return _upright(pixels, turned)
+        return _upright(~pixels if inverted else pixels, turned)
     except (MemoryError, BadExample):
         raise
     except UnidentifiedImageError as error:

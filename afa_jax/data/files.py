@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import math
 import os
 import posixpath
 import re
@@ -72,24 +74,32 @@ def braces(pattern: str) -> list[str]:
     Raises:
         InputError: more than MOST_FILES.
     """
-    found = re.search(r"\{([^{}]*)\}", pattern)
-    if not found:
+    parts = re.split(r"\{([^{}]*)\}", pattern)
+    if len(parts) == 1:
         return [pattern]
-    if pattern.count("{") > 100:
+    choices = [_choices(part) for part in parts[1::2]]
+    if math.prod(map(len, choices)) > MOST_FILES or pattern.count("{") > 100:
         raise _too_many(pattern)
-    choices: Sequence[str] = found[1].split(",")
-    if numbers := re.fullmatch(r"(\d+)\.\.(\d+)", found[1]):
-        first, last = numbers.groups()
-        if max(len(first), len(last)) > 18 or int(last) - int(first) >= MOST_FILES:
-            raise _too_many(pattern)
-        width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-        choices = [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
     names: list[str] = []
-    for choice in choices:
-        names += braces(pattern[: found.start()] + choice + pattern[found.end() :])
+    for chosen in itertools.product(*choices):
+        parts[1::2] = chosen
+        name = "".join(parts)
+        names += braces(name) if "{" in name else [name]  # braces within braces
         if len(names) > MOST_FILES:
             raise _too_many(pattern)
     return names
+
+
+def _choices(text: str) -> Sequence[str]:
+    """What ``00..11`` or ``a,b`` stands for."""
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", text)
+    if not numbers:
+        return text.split(",")
+    first, last = numbers.groups()
+    if max(len(first), len(last)) > 18 or int(last) - int(first) >= MOST_FILES:
+        raise _too_many(f"{{{text}}}")
+    width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
+    return [f"{number:0{width}d}" for number in range(int(first), int(last) + 1)]
 
 
 def _too_many(pattern: str) -> InputError:

@@ -16,6 +16,8 @@ from afa_jax.data.files import below_common, digest, expand
 from afa_jax.data.sources import example
 from afa_jax.errors import BadExample, InputError
 
+UNPACKED = 256 << 20  # bytes of a row group beyond four times what it says that it has
+
 
 class ParquetSource:
     """Captioned pictures in parquet files, also as the Hugging Face hub stores them.
@@ -157,7 +159,7 @@ class ParquetSource:
                 file, group, _ = self._groups[number]
                 try:
                     with self._opened(self.files[file]) as opened:
-                        table = pq.ParquetFile(opened).read_row_group(group, columns=[self.image, self.text])
+                        table = self._unpacked(pq.ParquetFile(opened), group)
                 except (pa.ArrowException, OSError, ValueError) as error:
                     raise InputError(
                         f"{self.files[file]}: row group {group} is not readable ({_line(error)}); fetch the file again"
@@ -167,6 +169,20 @@ class ParquetSource:
                     self._kept.popitem(last=False)
             self._kept.move_to_end(number)
             return self._kept[number]
+
+    def _unpacked(self, parquet: Any, group: int) -> Any:
+        """A row group, some rows at a time: a dictionary of one picture may stand for a million of them."""
+        import pyarrow as pa
+
+        stored = parquet.metadata.row_group(group)
+        stored_bytes = sum(stored.column(column).total_uncompressed_size for column in range(stored.num_columns))
+        most, batches, size = 4 * max(stored_bytes, 0) + UNPACKED, [], 0
+        for batch in parquet.iter_batches(16, row_groups=[group], columns=[self.image, self.text]):
+            size += batch.nbytes
+            if size > most:
+                raise ValueError(f"it unpacks to more than {most >> 20:,} MB; write it with fewer rows in a group")
+            batches.append(batch)
+        return pa.Table.from_batches(batches)
 
 
 def _line(error: Exception) -> str:

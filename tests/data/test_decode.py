@@ -140,6 +140,14 @@ def test_damaged_and_hostile_pictures_are_refused(case):
     assert str(error.value).isprintable()
 
 
+@pytest.mark.parametrize(("bits", "white"), [(8, 1), (8, 0), (12, 1), (16, 1), (16, 0)])
+def test_white_is_white_whatever_the_bits(bits, white):
+    data = (b"\xff" if white else b"\0") * (4 * 4 * bits // 8)
+    tags = [(256, 4), (257, 4), (258, bits), (259, 1), (262, white), (273, 130), (277, 1), (278, 4), (279, len(data))]
+    entries = ifd(*((tag, 3, 1, value) for tag, value in tags))
+    assert (decode(entries.ljust(130, b"\0") + data, "x") == 255).all()
+
+
 def test_the_bound_on_pixels_is_an_option():
     data = encode("PNG")
     assert decode(data, "x", max_pixels=16 * 24).shape == PIXELS.shape
@@ -150,18 +158,22 @@ def test_the_bound_on_pixels_is_an_option():
     assert {".avif", ".jfif", ".jpe"} < PICTURES and not {".eps", ".pdf"} & PICTURES
 
 
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says what a process has held")
 def test_memory_is_bounded_by_pixels():
     code = """
-import io, resource, sys
+import io
+from pathlib import Path
 from PIL import Image
 from afa_jax.data.decode import decode
 data = io.BytesIO(); Image.new("RGBA", (4000, 4000)).save(data, "PNG")
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here
+peak = lambda: int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
+before = peak()
 decode(data.getvalue(), "x")
-print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 16e6)
+print((peak() - before) * 1024 / 16e6)
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path.cwd())
-    assert float(done.stdout) < 10  # bytes a pixel, above the picture that was saved
+    assert 3 < float(done.stdout) < 10  # bytes a pixel
 
 
 @pytest.mark.parametrize("pixels", [0, -1, True, 1.5, "64"])

@@ -458,6 +458,16 @@ def test_parquet_that_is_no_good(tmp_path):
     refuse("a.parquet: truncated or not parquet")
 
 
+def test_a_dictionary_of_one_picture_is_no_million_of_them(tmp_path):
+    count, picture = 2000, formats.encoded(0) + bytes(400_000)  # 800 MB
+    pictures = pa.DictionaryArray.from_arrays(np.zeros(count, np.int32), pa.array([picture], pa.binary()))
+    pq.write_table(pa.table(dict(image=pictures, text=["fox"] * count)), tmp_path / "a.parquet", store_schema=False)
+    assert (tmp_path / "a.parquet").stat().st_size < 1_000_000
+    source = make_source(ConfigDict(dict(kind="parquet", paths=f"{tmp_path}/a.parquet")))
+    with pytest.raises(InputError, match=r"a.parquet: row group 0 .* unpacks to more than .* fewer rows in a group"):
+        source[0]
+
+
 def test_parquet_with_damaged_pages_or_text(tmp_path):
     path = tmp_path / "a.parquet"
     offsets = np.array([0, 3, 9], np.int32)
