@@ -60,7 +60,7 @@ class Protocol:
 
     def folder_of(self, method: Method) -> PictureFolder:
         """Where a method's pictures are."""
-        return PictureFolder(self.root, record_of(method, self.options_of(method)))
+        return PictureFolder(self.root, record_of(method, self.options_of(method)), method.name)
 
     def make(self, method: Method) -> PictureFolder:
         """Make a method's missing pictures."""
@@ -127,19 +127,27 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
         recipe=method.recipe,
         record=dict(method.record),
     )
-    # It is a property of the prediction: the same for any number of steps, and nothing where there is none.
-    if protocol.pairs is not None and not method.on_path and not method.sampling:
-        pixels, captions = protocol.pairs
-        condition = hashlib.sha256(pixels.tobytes() + "\n".join(captions).encode()).hexdigest()
-
-        def noise() -> dict[str, Any]:
-            denoiser: Any = method.denoiser
-            buckets = bucket_errors(denoiser, method.experts, pixels, captions, batch=options.batch)
-            return dict(mean=float(np.mean(buckets)), buckets=buckets)
-
-        row["noise_mse"] = folder.kept("noise", condition, noise)
+    row["noise_mse"] = noise_of(method, protocol, folder)
     kept = [{name: values for name, values in own.items() if name in row["metrics"]} for own in scores]
     return Measured(row=row, entry=entry, scores=kept, figures=figures, pictures=folder)
+
+
+def noise_of(method: Method, protocol: Protocol, folder: PictureFolder) -> dict[str, Any] | None:
+    """A method's noise MSE on the protocol's pairs, kept beside its pictures; None without pairs.
+
+    It is a property of the prediction: the same for any number of steps, and nothing where there is none.
+    """
+    if protocol.pairs is None or method.on_path or method.sampling:
+        return None
+    pixels, captions = protocol.pairs
+    condition = hashlib.sha256(pixels.tobytes() + "\n".join(captions).encode()).hexdigest()
+
+    def noise() -> dict[str, Any]:
+        denoiser: Any = method.denoiser
+        buckets = bucket_errors(denoiser, method.experts, pixels, captions, batch=protocol.options_of(method).batch)
+        return dict(mean=float(np.mean(buckets)), buckets=buckets)
+
+    return folder.kept("noise", condition, noise)
 
 
 def figures_of(protocol: Protocol, scores: Sequence[Scores], rows: Sequence[int] | None = None) -> dict[str, Figure]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 import afa_jax
 from afa_jax.data.emoji.scenes import UNSEEN, SceneSource
 from afa_jax.data.loader import loading
-from afa_jax.data.pictures import read_png, to_images, to_pixels
+from afa_jax.data.pictures import read_png, save_picture, to_images, to_pixels
 from afa_jax.data.sources import make_source
 from afa_jax.errors import InputError
 from afa_jax.evaluation.bootstrap import Resamples
@@ -30,9 +30,11 @@ from afa_jax.evaluation.comparison import (
     curves,
     entries_of,
     measure,
+    noise_of,
     with_seconds,
 )
 from afa_jax.evaluation.pairs import choose_pairs
+from afa_jax.evaluation.picture_files import write_index
 from afa_jax.evaluation.prompts import Item, fewer, load_items
 from afa_jax.evaluation.scores import bounds_of, load_scorers
 from afa_jax.files import check_folder, replace_text
@@ -41,8 +43,10 @@ from afa_jax.method_specs import parse_method
 from afa_jax.methods import Models, NotTrained, check_entry, make_method
 from afa_jax.records import public_sentence, recorded
 from afa_jax.report.comparison import write_comparison
+from afa_jax.report.comparison_sheet import pictures_sheet
 from afa_jax.report.maps import mean_maps
 
+EXAMPLES = 8  # prompts that are shown
 MAIN = 3  # metrics that stand out in the report: the first ones of the config's
 
 
@@ -86,23 +90,45 @@ def evaluate(
         seeds=tuple(own.seeds),
         options=sampling,
         scorers=[],
-        main=own.main,
+        main=own.get("main", ""),
         resamples=Resamples(prompts=len(items), count=own.resamples),
         pairs=pairs,
         root=out / "pictures",
     )
+    place = out / "part" if methods or prompts else out
+    index: dict[str, Any] = dict(
+        methods=list(entries),
+        prompts=[item.prompt for item in items],
+        examples=example_prompts(protocol, own.get("examples", EXAMPLES)),
+        seeds=protocol.seeds,
+    )
     if pictures_only:
         check_methods(entries, ConfigDict(), models)
+        write_index(protocol.root, **index)
         make_pictures(entries, models, protocol)
+        write_sheet(out, place, list(entries))
         return
     weights = {key: path for key, path in own.get("weights", {}).items() if path}
     scorers, absent_metrics = load_scorers(own.metrics, items, weights, size=sampling.size, seeds=len(own.seeds))
     protocol = dataclasses.replace(protocol, scorers=scorers)
     for name, why in absent_metrics.items():
         print(f"without {name}: {why}", flush=True)
-    protocol = dataclasses.replace(protocol, main=main_metric(own.main, protocol, absent_metrics))
+    if not scorers:
+        check_methods(entries, ConfigDict(), models)
+        write_index(protocol.root, **index)
+        print("no metric is there: pictures are made, and not measured", flush=True)
+        noise = make_pictures(entries, models, protocol)
+        if noise:
+            place.mkdir(parents=True, exist_ok=True)
+            replace_text(place / "noise.json", json.dumps(noise, indent=1) + "\n")
+        for name, found in noise.items():
+            print(f"{name}: noise MSE {found['mean']:.4f}")
+        write_sheet(out, place, list(entries))
+        return
+    protocol = dataclasses.replace(protocol, main=main_metric(protocol.main, protocol, absent_metrics))
 
     check_methods(entries, own.get("curves") or ConfigDict(), models)
+    write_index(protocol.root, **index)
     measured: list[Measured] = []
     absent: dict[str, str] = {}
     for number, (name, entry) in enumerate(entries.items(), 1):
@@ -122,9 +148,9 @@ def evaluate(
     with_seconds([*(one.row for one in measured), *(point for line in lines for point in line["points"])])
     report = assemble(config, protocol, measured, named, absent, absent_metrics, lines, bounds(models, items))
     trusted = example_maps(measured, named.get("afa"), models, protocol, report["examples"]["prompts"])
-    place = out / "part" if methods or prompts else out
     write(place, report, measured, protocol, trusted, models.experts.names)
     print_table(report)
+    write_sheet(out, place, list(entries))
     print(place / "report.html")
 
 
@@ -142,19 +168,39 @@ def check_methods(entries: Mapping[str, Entry], curves: ConfigDict, models: Mode
             make_method(entry, models)
 
 
-def make_pictures(entries: Mapping[str, Entry], models: Models, protocol: Protocol) -> None:
-    """Make the methods' missing pictures, and nothing else."""
+def make_pictures(entries: Mapping[str, Entry], models: Models, protocol: Protocol) -> dict[str, dict[str, Any]]:
+    """Make the methods' missing pictures; returns the noise MSE of those that have one, if the protocol has pairs."""
+    noise = {}
     for number, (name, entry) in enumerate(entries.items(), 1):
         print(f"{name} ({number} of {len(entries)})", flush=True)
         try:
-            protocol.make(make_method(entry, models))
+            method = make_method(entry, models)
         except NotTrained as error:
             print(f"  left out: {error}")
+            continue
+        folder = protocol.make(method)
+        if (found := noise_of(method, protocol, folder)) is not None:
+            noise[name] = found
+    return noise
+
+
+def example_prompts(protocol: Protocol, count: int) -> list[str]:
+    """The prompts that are shown: of each group in turn."""
+    groups = protocol.groups()
+    rows = [rows[i] for i in range(max(map(len, groups.values()))) for rows in groups.values() if i < len(rows)]
+    return [protocol.items[row].prompt for row in rows[:count]]
+
+
+def write_sheet(out: Path, place: Path, methods: Sequence[str]) -> None:
+    """Write the grid of the example pictures, a row for each method whose pictures are there, into ``place``."""
+    place.mkdir(parents=True, exist_ok=True)
+    save_picture(place / "grid.png", pictures_sheet(out / "pictures", methods))
+    print(place / "grid.png")
 
 
 def check_fields(own: ConfigDict) -> None:
     """Raise InputError for a field that every ``evaluation`` must have and this one has not."""
-    for field in ("prompts", "seeds", "metrics", "main", "resamples", "methods"):
+    for field in ("prompts", "seeds", "metrics", "resamples", "methods"):
         if field not in own:
             raise InputError(f"evaluation.{field} is missing; configs/emoji.py shows what it says")
     if not own.seeds:
@@ -165,19 +211,15 @@ def main_metric(name: str, protocol: Protocol, absent: Mapping[str, str]) -> str
     """``evaluation.main``, or where that is absent the first metric that is there.
 
     Raises:
-        InputError: it is no metric of this comparison, or all are absent.
+        InputError: it is no metric of this comparison.
     """
     there = [info.name for info in protocol.infos]
     if name in there:
         return name
+    if not name:
+        return there[0]
     if name not in absent:
         raise InputError(f"evaluation.main={name!r}: it is none of the metrics: {', '.join([*there, *absent])}")
-    if not there:
-        raise InputError(
-            "every metric of evaluation.metrics is absent: "
-            + "; ".join(f"{metric}: {why}" for metric, why in absent.items())
-            + ". --pictures_only makes the pictures, which are measured when a metric is there"
-        )
     warnings.warn(f"evaluation.main={name!r} is absent; the best ones are chosen by {there[0]!r}", stacklevel=2)
     return there[0]
 
@@ -254,7 +296,6 @@ def assemble(
     order = [protocol.main, *(info.name for info in infos if info.name != protocol.main)]
     stands_out = set(config.evaluation.get("stand_out", order[:MAIN]))
     groups = protocol.groups()
-    examples = [rows[i] for i in range(max(map(len, groups.values()))) for rows in groups.values() if i < len(rows)]
     return dict(
         version=1,
         afa_jax=afa_jax.__version__,
@@ -282,7 +323,7 @@ def assemble(
         methods=[one.row for one in measured],
         curves=list(lines),
         examples=dict(
-            prompts=[protocol.items[row].prompt for row in examples[: config.evaluation.get("examples", 8)]],
+            prompts=example_prompts(protocol, config.evaluation.get("examples", EXAMPLES)),
             seed=protocol.seeds[0],
             methods=[one.row["name"] for one in measured],
         ),

@@ -14,12 +14,11 @@ from tqdm import tqdm
 
 from afa_jax.data.pictures import opened, save_png
 from afa_jax.errors import InputError, printable
+from afa_jax.evaluation.picture_files import find_folder, find_picture, write_method
 from afa_jax.evaluation.prompts import Item
-from afa_jax.files import replace_text, sweep, writing
+from afa_jax.files import replace_text, sweep
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.methods import Method
-
-RECORD = "method.json"
 
 
 def record_of(method: Method, options: SampleOptions) -> dict[str, Any]:
@@ -49,21 +48,23 @@ def _without_paths(value: Any) -> Any:
 
 
 class PictureFolder:
-    """A folder of PNGs, named by the kind of method and the hash of what made them.
+    """A folder of PNGs, known by the hash of what made them, whatever the method is called; see picture_files.py.
 
     Args:
         root: of the folders of all methods.
         record: record_of the method.
+        name: of the method, for people; its kind by default.
     """
 
-    def __init__(self, root: Path, record: Mapping[str, Any]):
+    def __init__(self, root: Path, record: Mapping[str, Any], name: str | None = None):
         self.record = dict(record)
+        self.name = str(self.record["method"]["kind"]) if name is None else name
         self.digest = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
-        self.folder = root / f"{self.record['method']['kind']}-{self.digest[:12]}"
+        self.folder = find_folder(root, self.name, self.digest)
 
     def path(self, item: Item, seed: int) -> Path:
-        """Where a picture is, or will be."""
-        return self.folder / f"{hashlib.sha256(item.prompt.encode()).hexdigest()[:16]}_{seed}.png"
+        """Return where a picture is, or will be."""
+        return find_picture(self.folder, item.prompt, seed)
 
     def missing(self, items: Sequence[Item], seeds: Sequence[int]) -> list[tuple[Item, int]]:
         """Those that are not there or cannot be read."""
@@ -76,13 +77,11 @@ class PictureFolder:
             method, options: whose record this folder has; it does not keep the method, whose networks are large.
             items, seeds: a picture of each item with each seed.
         """
+        write_method(self.folder, self.name, self.record)
         missing = self.missing(items, seeds)
         if not missing:
             return 0
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            sweep(self.folder)
-            replace_text(self.folder / RECORD, json.dumps(self.record, indent=2) + "\n")
+        sweep(self.folder)
         requests = [Request(prompt=item.prompt, number=item.number(seed)) for item, seed in missing]
         made = generate(requests, method.denoiser, method.experts, seed=0, options=options)
         bar = tqdm(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,54 +10,73 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from afa_jax.data.pictures import read_png, read_recipe
+from afa_jax.data.pictures import read_png
 from afa_jax.errors import InputError
+from afa_jax.evaluation.picture_files import PICTURES, find_picture, folders_by_name, read_index
 from afa_jax.report import figures
 from afa_jax.report.maps import paint, with_legend
 from afa_jax.report.sheet import labelled_grid
 
+_REPORT = "report.json"
 _WIDTH = 128  # pixels that small pictures are enlarged to
 _WIDEST = 256  # and that large ones are made smaller to
 
 
-def comparison_sheet(folder: Path, methods: Sequence[str] = (), prompts: int | None = None) -> Image.Image:
-    """Draw what ``afa_jax.evaluate`` left in a folder, report.json and pictures/.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Comparison:
+    """What there is to draw.
 
-    Below the pictures of a method is whom its maps trusted where, if they were kept.
+    Attributes:
+        source: the file or folder that says so.
+        folders: of the methods' pictures, by name; None where it does not say that.
+        methods: the names of the rows, in their order.
+        prompts, seed: of the examples.
+        experts: names, for the maps' legend.
+        whole: whether it says that all of these pictures were made.
+    """
+
+    source: Path
+    folders: Mapping[str, Path | None]
+    methods: Sequence[str]
+    prompts: Sequence[str]
+    seed: int
+    experts: Sequence[str] = ()
+    whole: bool = True
+
+
+def comparison_sheet(folder: Path, methods: Sequence[str] = (), prompts: int | None = None) -> Image.Image:
+    """Draw what ``afa_jax.evaluate`` left in a folder: report.json and pictures/, or the pictures alone.
+
+    Below the pictures of a method is whom its maps trusted where, if they were kept. Of pictures alone, and no methods
+    named, those are drawn that are there.
 
     Args:
-        folder: with both.
-        methods: names, in the order of the rows; the report's examples if there are none.
-        prompts: how many columns; all of the report's examples for None.
+        folder: with both; the report of a selection takes the pictures of the folder above it.
+        methods: names, in the order of the rows; the comparison's if there are none.
+        prompts: how many columns; all of the examples for None.
 
     Raises:
-        InputError: no such report, a method that it does not have, or pictures that are not there.
+        InputError: neither report nor pictures, a method that is not there, or pictures that are not.
     """
-    path = folder / "report.json"
-    report = figures.read_report(path)
-    examples, rows = report.get("examples") or {}, {row["name"]: row for row in report["methods"]}
+    found = _read(folder)
     if prompts is not None and prompts < 1:
         raise InputError(f"--prompts {prompts}; choose 1 or more")
-    asked, seed = (examples.get("prompts") or [])[:prompts], examples.get("seed", 0)
-    chosen = list(methods or examples.get("methods") or rows)
+    asked, chosen = found.prompts[:prompts], list(methods or found.methods)
     if not asked or not chosen:
-        raise InputError(f"{path}: no examples in it; make it again with afa_jax.evaluate")
-    for name in chosen:
-        if name not in rows:
-            raise InputError(f"{path}: no method {name!r}; it has {figures.names_of(report['methods'])}")
-        if not rows[name].get("folder"):
-            raise InputError(f"{path}: it does not say where the pictures are; make it again with afa_jax.evaluate")
-    folders = [folder / "pictures" / rows[name]["folder"] for name in chosen]
-    files = _files(folders[0], seed)
+        raise InputError(f"{found.source}: no examples in it; make it again with afa_jax.evaluate")
     drawn: list[list[np.ndarray | None]] = []
     labels: list[str] = []
     mapped = False
-    for name, own in zip(chosen, folders, strict=True):
-        for prompt in asked:
-            if prompt not in files or not (own / files[prompt]).is_file():
-                raise InputError(f"{own}: no picture of {prompt!r} with seed {seed}; make it with afa_jax.evaluate")
-        pictures = [_sized(read_png(own / files[prompt])) for prompt in asked]
-        drawn.append([*pictures])
+    for name in chosen:
+        own = _folder_of(name, found)
+        files = [find_picture(own, prompt, found.seed) for prompt in asked]
+        missing = [prompt for prompt, file in zip(asked, files, strict=True) if not file.is_file()]
+        if missing and (methods or found.whole):
+            said = f"no picture of {missing[0][:200]!r} with seed {found.seed}"
+            raise InputError(f"{own}: {said}; make it with afa_jax.evaluate")
+        if len(missing) == len(asked):
+            continue
+        drawn.append([_sized(read_png(file)) if file.is_file() else None for file in files])
         labels.append(name)
         maps = _maps(own)
         if any(prompt in maps for prompt in asked):
@@ -64,19 +84,64 @@ def comparison_sheet(folder: Path, methods: Sequence[str] = (), prompts: int | N
             tiles = [paint(maps[prompt]) if prompt in maps else None for prompt in asked]
             drawn.append([*tiles])
             labels.append(f"whom {name} trusted where")
-    sheet = labelled_grid(drawn, labels, asked, scale=max(1, _WIDTH // drawn[0][0].shape[1]))  # type: ignore[union-attr]
-    names = [expert["name"] for expert in (report.get("config") or {}).get("experts") or []]
-    return with_legend(sheet, names) if mapped else sheet
+    first = next((pixels for row in drawn for pixels in row if pixels is not None), None)
+    if first is None:
+        raise InputError(f"{found.source}: no pictures in it; make them with afa_jax.evaluate")
+    sheet = labelled_grid(drawn, labels, asked, scale=max(1, _WIDTH // first.shape[1]))
+    return with_legend(sheet, found.experts) if mapped else sheet
 
 
-def _files(folder: Path, seed: int) -> dict[str, str]:
-    """The names of one seed's pictures by prompt, as their recipes say; they are the same in every method's folder."""
-    found = {}
-    for path in sorted(folder.glob(f"*_{seed}.png")):
-        prompt = read_recipe(path).get("prompt")
-        if isinstance(prompt, str):
-            found[prompt] = path.name
-    return found
+def pictures_sheet(root: Path, methods: Sequence[str]) -> Image.Image:
+    """Draw the example pictures below ``root`` by its index: a row for each of the methods that has any.
+
+    Raises:
+        InputError: no index, or no pictures.
+    """
+    index, folders = read_index(root), folders_by_name(root)
+    prompts, seed = index["examples"], index["seeds"][0]
+    rows = {
+        name: [find_picture(folders[name], prompt, seed) for prompt in prompts] for name in methods if name in folders
+    }
+    drawn = {
+        name: [_sized(read_png(file)) if file.is_file() else None for file in files] for name, files in rows.items()
+    }
+    drawn = {name: row for name, row in drawn.items() if any(picture is not None for picture in row)}
+    first = next((picture for row in drawn.values() for picture in row if picture is not None), None)
+    if first is None:
+        raise InputError(f"{root}: no pictures of {', '.join(methods)[:200]}; make them with afa_jax.evaluate")
+    return labelled_grid(list(drawn.values()), list(drawn), prompts, scale=max(1, _WIDTH // first.shape[1]))
+
+
+def _folder_of(name: str, found: _Comparison) -> Path:
+    if name not in found.folders:
+        raise InputError(f"{found.source}: no method {name!r}; it has {', '.join(found.folders)}")
+    own = found.folders[name]
+    if own is None:
+        raise InputError(f"{found.source}: it does not say where the pictures are; make it again with afa_jax.evaluate")
+    return own
+
+
+def _read(folder: Path) -> _Comparison:
+    """Read the report in a folder, or if there is none the index of its pictures."""
+    roots = (folder / PICTURES, folder.parent / PICTURES)
+    root = next((root for root in roots if root.is_dir()), roots[0])
+    path, named = folder / _REPORT, folders_by_name(root)
+    if root.is_dir() and not path.exists():
+        index = read_index(root)
+        names = [name for name in index["methods"] if name in named]
+        prompts, seed = index["examples"], index["seeds"][0]
+        return _Comparison(source=root, folders=named, methods=names, prompts=prompts, seed=seed, whole=False)
+    report = figures.read_report(path)
+    examples, rows = report.get("examples") or {}, {row["name"]: row for row in report["methods"]}
+    folders = {name: root / str(row["folder"]) if row.get("folder") else None for name, row in rows.items()}
+    return _Comparison(
+        source=path,
+        folders=folders | {name: own for name, own in named.items() if name not in folders},
+        methods=examples.get("methods") or [*rows],
+        prompts=examples.get("prompts") or [],
+        seed=examples.get("seed", 0),
+        experts=[expert["name"] for expert in (report.get("config") or {}).get("experts") or []],
+    )
 
 
 def _maps(folder: Path) -> Mapping[str, np.ndarray]:

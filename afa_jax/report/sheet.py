@@ -9,7 +9,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 _LETTER, _LINE = 7, 16  # pixels, of the labels
-_LABEL = 30  # letters of a row's label in a line, but for longer words
+_LABEL = 30  # letters of a row's label in a line
+_LINES = 8  # of a label at most
 
 
 def labelled_grid(
@@ -20,20 +21,22 @@ def labelled_grid(
     scale: int = 2,
     gap: int = 6,
 ) -> Image.Image:
-    """Rows of pictures uint8 ``[h, w, 3]``, each ``scale`` times as large as the first one, on white.
+    """Draw rows of pictures uint8 ``[h, w, 3]``, each ``scale`` times as large as the first one, on white.
 
     Args:
-        rows: at least one; None leaves a gap.
+        rows: at least one picture; None leaves a gap.
         row_labels: left of the rows; a comma begins a new line.
-        column_labels: above the columns.
+        column_labels: above the columns; of a long one, the beginning.
     """
     first = next(picture for pictures in rows for picture in pictures if picture is not None)
     height, width = (side * scale for side in first.shape[:2])
     beside = [
-        [line for part in label.split(",") for line in textwrap.wrap(part.strip(), _LABEL)] for label in row_labels
+        [line for part in label.split(",") for line in _wrapped(part, _LABEL)][: height // _LINE + 1]
+        for label in row_labels
     ]
-    above = [textwrap.wrap(label, max(1, width // _LETTER)) for label in column_labels]
-    left, head = 6 + _LETTER * max(len(line) for lines in beside for line in lines), 4 + _LINE * max(map(len, above))
+    above = [_wrapped(label, max(8, width // _LETTER)) for label in column_labels]
+    left = 6 + _LETTER * max((len(line) for lines in beside for line in lines), default=0)
+    head = 4 + _LINE * max(map(len, above), default=0)
     font = ImageFont.load_default(13)
     size = (left + len(column_labels) * (width + gap), head + len(rows) * (height + gap))
     sheet = Image.new("RGB", size, "white")
@@ -50,3 +53,9 @@ def labelled_grid(
                 tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.NEAREST)
                 sheet.paste(tile, (left + column * (width + gap), top))
     return sheet
+
+
+def _wrapped(label: str, letters: int) -> list[str]:
+    """Return the lines of a label, at most _LINES; what a terminal or a font cannot show is a space."""
+    shown = "".join(c if c.isprintable() else " " for c in label[: letters * _LINES * 2])
+    return textwrap.wrap(shown.strip(), letters, max_lines=_LINES, placeholder=" ...")

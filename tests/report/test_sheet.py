@@ -8,6 +8,7 @@ from PIL import Image
 
 from afa_jax.commands import run
 from afa_jax.data.pictures import save_png
+from afa_jax.evaluation.picture_files import find_picture
 from afa_jax.report.__main__ import main
 from afa_jax.report.maps import paint
 from afa_jax.report.sheet import labelled_grid
@@ -28,10 +29,10 @@ def folder(tmp_path):
             method["folder"] = f"{method['kind']}-0123"
             own = tmp_path / "pictures" / method["folder"]
             own.mkdir(parents=True)
-            for i, prompt in enumerate(example.PROMPTS):
+            for prompt in example.PROMPTS:
                 for seed in (0, 1):
                     pixels = np.array(example.pictures(method["name"], prompt))
-                    save_png(own / f"{i}_{seed}.png", pixels // (seed + 1), dict(prompt=prompt, seed=seed))
+                    save_png(find_picture(own, prompt, seed), pixels // (seed + 1), dict(prompt=prompt, seed=seed))
     kept = dict(condition="", measured={prompt: MAPS.tolist() for prompt in example.PROMPTS})
     (tmp_path / "pictures" / "afa-0123" / "maps.json").write_text(json.dumps(kept))
     (tmp_path / "report.json").write_text(json.dumps(report))
@@ -74,7 +75,7 @@ def test_what_cannot_be_drawn_is_one_line(folder, capsys):
     assert "no method 'magic'; it has afa, expert:animals" in error("--method", "magic")
     assert "it does not say where the pictures are" in error("--method", "merge")
     assert "--prompts: 0" in error("--prompts", "0")
-    (folder / "pictures" / "uniform-0123" / "1_0.png").unlink()
+    find_picture(folder / "pictures" / "uniform-0123", example.PROMPTS[1], 0).unlink()
     assert "uniform-0123: no picture of 'guitar <and> owl, noto style' with seed 0" in error()
 
 

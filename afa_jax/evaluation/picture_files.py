@@ -1,0 +1,115 @@
+"""Where the pictures of a comparison are: names that a person reads and a program finds again, and their index.
+
+``pictures/<method>-<hash>/<prompt>-<hash>_seed<seed>.png`` and in each folder ``method.json``, what its pictures were
+made by; ``pictures/index.json`` says which methods, prompts and seeds are compared. The words of a name say what is
+there, in letters and digits that every file system has; the hash, of all that decides the picture, makes it one of its
+own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import unicodedata
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from afa_jax.errors import InputError
+from afa_jax.files import replace_text, writing
+from afa_jax.json_files import read_object
+
+PICTURES, INDEX, METHOD = "pictures", "index.json", "method.json"
+_LONGEST = 60  # letters of a name before its hash
+_AGAIN = "remove it, and make it again with afa_jax.evaluate"
+
+
+def slug(text: str) -> str:
+    """Return text as part of a file's name: letters and digits of ASCII, "_" between them, at most 60; maybe none."""
+    plain = unicodedata.normalize("NFKD", text[: 4 * _LONGEST]).encode("ascii", "ignore").decode()
+    return re.sub(r"[^0-9A-Za-z.+=]+", "_", plain).strip("_.")[:_LONGEST].rstrip("_.")
+
+
+def find_picture(folder: Path, prompt: str, seed: int) -> Path:
+    """Return where a picture is, or will be; one that a former version of the project made has a shorter name."""
+    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    former = folder / f"{digest}_{seed}.png"
+    return former if former.is_file() else folder / f"{_joined(slug(prompt), digest)}_seed{seed}.png"
+
+
+def find_folder(root: Path, name: str, digest: str) -> Path:
+    """Return the folder of the pictures that ``digest`` stands for: the one that is there, or that of this name."""
+    there = sorted(path for path in root.glob(f"*-{digest[:12]}") if path.is_dir())
+    return there[0] if there else root / _joined(slug(name), digest[:12])
+
+
+def _joined(words: str, digest: str) -> str:
+    return f"{words or 'x'}-{digest}"
+
+
+def write_index(
+    root: Path, *, methods: Sequence[str], prompts: Sequence[str], examples: Sequence[str], seeds: Sequence[int]
+) -> None:
+    """Write what the pictures below ``root`` are: the same for every process that makes some of them.
+
+    Args:
+        methods: names in the order of the comparison.
+        prompts: all of them.
+        examples: prompts that are shown.
+        seeds: the first one is shown.
+    """
+    text = json.dumps(
+        dict(version=1, methods=[*methods], examples=[*examples], prompts=[*prompts], seeds=[*seeds]), indent=1
+    )
+    with writing(root):
+        root.mkdir(parents=True, exist_ok=True)
+        replace_text(root / INDEX, text + "\n")
+
+
+def read_index(root: Path) -> dict[str, list[Any]]:
+    """Return what write_index wrote.
+
+    Raises:
+        InputError: there is none, or something else.
+    """
+    found = read_object(root / INDEX, "name a folder that afa_jax.evaluate made, its --out")
+    kinds = dict(methods=str, examples=str, prompts=str, seeds=int)
+    for field, kind in kinds.items():
+        values = found.get(field)
+        if not isinstance(values, list) or not values or not all(isinstance(value, kind) for value in values):
+            raise InputError(f"{root / INDEX}: {field} is missing or no list of {kind.__name__}; {_AGAIN}")
+    return {field: found[field] for field in kinds}
+
+
+def write_method(folder: Path, name: str, record: Mapping[str, Any]) -> None:
+    """Write what a folder's pictures are made by, and what the method is called, here or in an earlier comparison."""
+    path = folder / METHOD
+    try:
+        names = _names(path)
+    except InputError:  # none yet, or broken
+        names = []
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(dict(names=[*names, *({name} - {*names})]) | dict(record), indent=2) + "\n")
+
+
+def folders_by_name(root: Path) -> dict[str, Path]:
+    """Return the folders of pictures below ``root`` by what their methods are called.
+
+    Of several, as there are when a method was changed, the one that was taken last.
+
+    Raises:
+        InputError: a method.json that cannot be read.
+    """
+    found: dict[str, Path] = {}
+    for path in sorted(root.glob(f"*/{METHOD}"), key=lambda path: (path.stat().st_mtime_ns, path)):
+        found |= dict.fromkeys(_names(path), path.parent)
+    return found
+
+
+def _names(path: Path) -> list[str]:
+    names = read_object(path, _AGAIN).get("names", [])  # a former version of the project wrote none
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise InputError(f"{path}: names is no list of names; {_AGAIN}")
+    return names
