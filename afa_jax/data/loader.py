@@ -6,30 +6,24 @@ another in each epoch. All that is random about an example follows from (seed, p
 
 from __future__ import annotations
 
-import atexit
 import contextlib
 import dataclasses
-import multiprocessing
-import os
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from multiprocessing.process import BaseProcess
+from collections.abc import Callable, Generator, Sequence
 from typing import Any
 
 import grain
 import numpy as np
-from absl import flags
 from ml_collections import ConfigDict
 
 from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
+from afa_jax.data.workers import read_in_processes
 from afa_jax.errors import InputError
 
-PATIENCE = 5.0
-"""Seconds for worker processes to end by themselves; grain gives 25 to one after another, while a SIGTERM waits."""
-
 MOST_WORKERS = 1024
+EXAMPLES = 2**50
+"""More than any run draws."""
 
 Row = dict[str, Any]
 """One example: as Batch, without the axis b; ``bad`` has those that this one stands for."""
@@ -201,7 +195,8 @@ class Loader:
             raise InputError(f"batch={batch} does not divide among {process_count} processes")
         check_reading("error", workers)
         self.length, self.batch, self.workers, self.threads = length, batch, workers, threads
-        order = grain.MapDataset.range(length).seed(seed).shuffle().repeat(None)
+        # Without a number of epochs its length is the largest of all, of which grain cannot make batches of one.
+        order = grain.MapDataset.range(length).seed(seed).shuffle().repeat(EXAMPLES // length + 1)
         rows = order.map_with_index(read)[process_index::process_count]
         self._batches = rows.batch(batch // process_count, batch_fn=collate)
 
@@ -210,56 +205,11 @@ class Loader:
         return self._batches[step]
 
     def iterate(self, first_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches from a step on, read ahead. Close the generator: that ends the threads or processes.
-
-        Of several with worker processes close the one that was opened last first: it takes all since then for its own.
-        """
-        options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
-        ahead = self._batches[first_step:].to_iter_dataset(options)
+        """The batches from a step on, read ahead. Close the generator: that ends the threads or processes."""
         if self.workers:
-            if not flags.FLAGS.is_parsed():
-                flags.FLAGS.mark_as_parsed()  # grain asks absl for its own flags, and our commands do not use absl
-            ahead = ahead.mp_prefetch(
-                grain.MultiprocessingOptions(self.workers, per_worker_buffer_size=2), _end_with_parent
-            )
-        others = multiprocessing.active_children() if self.workers else []
-        batches = iter(ahead)
-        atexit.register(batches.close)  # a generator left open is closed too late at exit: shared memory would leak
-        try:
-            # Not "yield from", which would close the iterator, and wait, before what follows.
-            for batch in batches:  # noqa: UP028
-                yield batch
-        finally:
-            atexit.unregister(batches.close)
-            workers = [child for child in multiprocessing.active_children() if child not in others]
-            with _killed_after(PATIENCE, workers if self.workers else []):
-                batches.close()
-
-
-@contextlib.contextmanager
-def _killed_after(seconds: float, processes: Sequence[BaseProcess]) -> Iterator[None]:
-    """Kill what is still there of these processes when this has taken so long."""
-
-    def kill() -> None:
-        for process in processes:
-            process.kill()
-
-    timer = threading.Timer(seconds, kill)
-    if processes:
-        timer.start()
-    try:
-        yield
-    finally:
-        timer.cancel()
-
-
-def _end_with_parent(worker: int, workers: int) -> None:
-    """In a worker process: go when the parent was killed, for whom grain would wait for good."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
+            batches: Any = read_in_processes(self._batches, first_step, self.workers, self.threads)
+        else:
+            options = grain.ReadOptions(num_threads=self.threads, prefetch_buffer_size=2 * self.threads)
+            batches = iter(self._batches[first_step:].to_iter_dataset(options))
+        with contextlib.closing(batches):
+            yield from batches

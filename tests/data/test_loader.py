@@ -1,8 +1,9 @@
 """Batches: what they hold, that they follow from (seed, step) alone, and what becomes of bad examples."""
 
+import contextlib
+import functools
 import itertools
 import json
-import multiprocessing
 import os
 import re
 import signal
@@ -108,44 +109,80 @@ def test_worker_processes_give_the_same_batches(root, tokenizer):
     assert any(batch["bad"] for _, batch in seen)
 
 
-def test_workers_that_read_for_long_are_not_waited_for():
-    def read(position: int, index: int) -> dict[str, Any]:
-        time.sleep(60 if position >= 8 else 0)
-        return dict(index=np.int64(index))
+def read_slowly(position: int, index: int) -> dict[str, Any]:
+    time.sleep(60 if position >= 8 else 0)
+    return dict(index=np.int64(index))
 
-    batches = Loader(read, 4, batch=2, seed=0, workers=2).iterate()
+
+def read_badly(killed_at: int, position: int, index: int) -> dict[str, Any]:
+    if position == killed_at:
+        os.kill(os.getpid(), signal.SIGKILL)  # as the system does when there is no more memory
+    raise InputError(f"{position} cannot be read")
+
+
+def test_workers_that_read_for_long_are_not_waited_for():
+    batches = Loader(read_slowly, 4, batch=2, seed=0, workers=2).iterate()
     next(batches), next(batches)  # one of each worker
+    workers = children(os.getpid())
     started = time.monotonic()
     batches.close()
-    assert time.monotonic() - started < 20 and not multiprocessing.active_children()
+    assert time.monotonic() - started < 2 and not workers & children(os.getpid())
 
 
-def test_workers_end_with_a_process_that_is_killed(root, tmp_path):
+def test_what_ends_a_worker_is_said():
+    with pytest.raises(InputError, match=r"^0 cannot be read"):
+        next(Loader(functools.partial(read_badly, 9), 2, batch=2, seed=0, workers=1).iterate())
+    with pytest.raises(InputError, match=r"ended with SIGKILL; if memory is short, choose a smaller data\.workers"):
+        next(Loader(functools.partial(read_badly, 0), 2, batch=2, seed=0, workers=1).iterate())
+
+
+def children(parent: int) -> set[str]:
+    found = set()
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            if file.read_text().rpartition(")")[2].split()[1] == str(parent):
+                found.add(file.parent.name)
+    return found
+
+
+@pytest.mark.parametrize("when", ["starting", "reading"])
+def test_workers_end_with_a_process_that_is_killed_and_leave_nothing(root, tmp_path, when):
+    """Also before they have imported anything; they have no semaphore and no shared memory to leave."""
     script = tmp_path / "killed.py"
     script.write_text(f"""
-import multiprocessing, os, signal
+import os, signal, threading, time
+from pathlib import Path
 from ml_collections import ConfigDict
 from afa_jax.data.loader import loading, make_loader
 from afa_jax.data.sources import make_source
 from afa_jax.data.text import Tokenizer
+from tests.data.test_loader import children
+
+def kill():
+    while not (workers := children(os.getpid())):
+        time.sleep(0.001)
+    print(*workers, flush=True)
+    for pid in (str(os.getpid()), *workers):
+        assert "/dev/shm" not in Path("/proc", pid, "maps").read_text()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
     config = ConfigDict(dict(kind="tar", paths={str(root / "good.tar")!r}, size=(16, 24), workers=1))
     loader = make_loader(make_source(config), Tokenizer({str(TOKENIZER)!r}), batch=4, seed=0, **loading(config))
+    if {when!r} == "starting":
+        threading.Thread(target=kill).start()
     batches = loader.iterate()
     next(batches)
-    print(multiprocessing.active_children()[0].pid, flush=True)
-    os.kill(os.getpid(), signal.SIGKILL)
+    kill()
 """)
-    killed = subprocess.run(
-        [sys.executable, script], stdout=subprocess.PIPE, text=True, env=os.environ | dict(PYTHONPATH=os.getcwd())
-    )
-    assert killed.returncode == -signal.SIGKILL
-    worker = Path("/proc") / killed.stdout.strip()
-    deadline = time.monotonic() + 10
-    while worker.exists() and "State:\tZ" not in (worker / "status").read_text():
-        assert time.monotonic() < deadline, "the worker outlives its parent"
-        time.sleep(0.05)
+    environment = os.environ | dict(PYTHONPATH=os.getcwd())
+    killed = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=environment)
+    ended = time.monotonic()
+    assert killed.returncode == -signal.SIGKILL and not killed.stderr
+    [pid] = killed.stdout.split()  # the worker, and nobody who tracks what it leaves
+    while Path("/proc", pid).exists() and "State:\tZ" not in Path("/proc", pid, "status").read_text():
+        assert time.monotonic() - ended < 2, "the worker outlives its parent"
+        time.sleep(0.02)
 
 
 def test_the_shards_of_processes_are_the_global_batch(root, tokenizer):
@@ -275,6 +312,13 @@ def test_what_cannot_be_loaded_is_refused(root, tokenizer):
     assert loading(ConfigDict(dict(kind="tar", size=(8, 9), flip=True, bad="skip", workers=2))) == dict(
         crop=Crop((8, 9), flip=True), bad="skip", workers=2
     )
+
+
+def test_a_batch_may_be_of_one():
+    loader = Loader(lambda position, index: dict(index=index), 5, batch=1, seed=0)
+    ahead = loader.iterate(3)
+    assert [next(ahead)["index"] for _ in range(9)] == [loader.at(step)["index"] for step in range(3, 12)]
+    ahead.close()
 
 
 def test_a_loader_of_anything_else():

@@ -1,0 +1,140 @@
+"""Processes that read batches. They talk through pipes alone, so that nothing of them outlives the one they work for.
+
+Python's own pools keep semaphores and shared memory under names in /dev/shm, which stay there after a SIGKILL, and
+their processes look for their parent when they have imported everything. These have a thread that waits for the end of
+a pipe before they import anything, and end with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import threading
+import traceback
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from typing import Any
+
+_PIPE = 2**20  # bytes that may lie in a pipe
+_SERVE = "from afa_jax.data.workers import serve; serve()"
+
+
+def read_in_processes(batches: Any, first: int, count: int, threads: int) -> Iterator[Any]:
+    """Yield the batches from ``first`` on, in order, read ahead by processes. Closing the generator ends them at once.
+
+    Args:
+        batches: a grain.MapDataset, endless, that pickles.
+        count: processes; number w of them reads batch ``first + w`` and every ``count``-th after it.
+        threads: of each process.
+
+    Raises:
+        InputError: a process was killed; and whatever a process met with.
+    """
+    from afa_jax.errors import InputError
+
+    with contextlib.ExitStack() as stack:
+        workers = [stack.enter_context(_Worker((batches, first + w, count, threads))) for w in range(count)]
+        while True:
+            for worker in workers:
+                try:
+                    batch, error = worker.replies.recv()
+                except (EOFError, OSError):
+                    status = worker.process.wait()
+                    how = signal.Signals(-status).name if status < 0 else f"status {status}"
+                    raise InputError(
+                        f"a process that reads pictures ended with {how}; if memory is short, choose a smaller "
+                        "data.workers, or 0 to read without processes"
+                    ) from None
+                if error is not None:
+                    raise error
+                yield batch
+
+
+class _Worker(contextlib.AbstractContextManager["_Worker"]):
+    """A process that reads what ``serve`` is sent."""
+
+    def __init__(self, task: Any):
+        read, write = os.pipe()
+        with contextlib.suppress(OSError, AttributeError):
+            fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE)
+        self.replies = Connection(read, writable=False)
+        # It is to import what this one would, and leave the accelerator alone.
+        environment = os.environ | dict(
+            PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path), JAX_PLATFORMS="cpu"
+        )
+        try:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-c", _SERVE, str(write)],
+                stdin=subprocess.PIPE,
+                pass_fds=[write],
+                env=environment,
+            )
+        except BaseException:
+            self.replies.close()
+            raise
+        finally:
+            os.close(write)
+        data = pickle.dumps(task)
+        assert self.process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen where its first batch is read
+            self.process.stdin.write(len(data).to_bytes(8, "little") + data)
+            self.process.stdin.flush()
+
+    def __exit__(self, *_: Any) -> None:
+        self.process.kill()  # it has nothing to put in order
+        self.process.wait()
+        self.replies.close()
+        assert self.process.stdin is not None
+        with contextlib.suppress(OSError):
+            self.process.stdin.close()
+
+
+def serve() -> None:
+    """Be such a process: what is to be read comes through standard input, whose end is the end of this process."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # who is sent them with this process will end it in time
+    life = os.fdopen(os.dup(0), "rb", buffering=0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    data = _exactly(life, int.from_bytes(_exactly(life, 8), "little"))
+    threading.Thread(target=_end_with, args=(life,), daemon=True).start()
+    with Connection(int(sys.argv[1]), readable=False) as replies:
+        try:
+            batches, first, stride, threads = pickle.loads(data)
+            import grain
+
+            options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+            for batch in batches[first::stride].to_iter_dataset(options):
+                replies.send((batch, None))
+        except BrokenPipeError:
+            pass
+        except Exception as error:
+            replies.send((None, _portable(error)))
+
+
+def _exactly(file: Any, count: int) -> bytes:
+    parts = bytearray()
+    while len(parts) < count:
+        part = file.read(count - len(parts))
+        if not part:
+            os._exit(1)
+        parts += part
+    return bytes(parts)
+
+
+def _end_with(life: Any) -> None:
+    life.read(1)
+    os._exit(1)
+
+
+def _portable(error: Exception) -> Exception:
+    """An error with where it happened, as another process can have it."""
+    error.add_note("".join(traceback.format_exception(error)))
+    error.__traceback__ = error.__cause__ = error.__context__ = None
+    with contextlib.suppress(Exception):
+        return pickle.loads(pickle.dumps(error))  # type: ignore[no-any-return]
+    return RuntimeError("".join(error.__notes__))
