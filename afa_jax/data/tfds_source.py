@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,9 @@ from afa_jax.data.decode import MAX_PIXELS, check_max_pixels
 from afa_jax.data.files import digest
 from afa_jax.data.sources import example
 from afa_jax.errors import BadExample, InputError
+
+_DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError)
+"""What TFDS raises at files that are not as it wrote them."""
 
 
 class TFDSSource:
@@ -40,6 +46,7 @@ class TFDSSource:
         max_pixels: int = MAX_PIXELS,
     ):
         import tensorflow_datasets as tfds  # takes a second
+        from google.protobuf import json_format
         from tensorflow_datasets.core import read_only_builder
         from tensorflow_datasets.core.dataset_info import DatasetInfoFileError
 
@@ -48,6 +55,7 @@ class TFDSSource:
         self.split, self.image, self.caption = split, image, caption
         self.max_pixels = check_max_pixels(max_pixels)
         place = "/".join(filter(None, (data_dir, name)))
+        _check_features(place if data_dir else f"{tfds.core.constants.DATA_DIR}/{name}")
         try:
             # Both read what is on disk; tfds.builder would first look for the code that once made the data set, which
             # may want tensorflow.
@@ -59,6 +67,8 @@ class TFDSSource:
             raise InputError(
                 f"{place}: no prepared data set; make it with python -m afa_jax.data.prepare, or with TFDS"
             ) from error
+        except (*_DAMAGE, json_format.ParseError) as error:
+            raise InputError(f"{place}: its .json files are damaged ({error}); prepare it again") from error
         features = self._builder.info.features
         for feature in (image, caption.split("/")[0] if caption not in features else caption):
             if feature not in features:
@@ -69,7 +79,7 @@ class TFDSSource:
             self._length = len(self._records)
         except NotImplementedError as error:
             raise InputError(f"{place}: prepared as {self._builder.info.file_format}, not array_record") from error
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             splits = ", ".join(self._builder.info.splits)
             raise InputError(f"{place}: no split {split!r}; there are: {splits}") from error
         for index in {0, self._length - 1} if self._length else ():  # of the first file and of the last
@@ -102,7 +112,7 @@ class TFDSSource:
     def _read(self, index: int) -> dict[str, Any]:
         try:
             return self._records[index]
-        except (RuntimeError, OSError) as error:
+        except (*_DAMAGE, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(
                 f"{self._builder.data_dir}: record {index} of {self.split} is not readable ({reason}); prepare it again"
@@ -128,3 +138,38 @@ class TFDSSource:
                 *(file.read_text() for file in files if file.suffix == ".json"),
             ]
         )
+
+
+def _check_features(place: str) -> None:
+    """See that the features of a data set are TFDS's own: of others it imports the module that features.json names.
+
+    Raises:
+        InputError: one is not, or a features.json below the data set's folder is damaged.
+    """
+    from etils import epath
+
+    for path in _feature_files(epath.Path(re.sub(r":[^:/]*$", "", place))):
+        try:
+            kinds = [*_kinds(json.loads(path.read_bytes()))]
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"{path}: damaged ({error}); prepare the data set again") from error
+        for kind in kinds:
+            if not kind.startswith("tensorflow_datasets.core.features."):
+                raise InputError(f"{path}: a feature of the class {kind!r:.200}; only TFDS's own are read")
+
+
+def _feature_files(folder: Any) -> Iterator[Any]:
+    if folder.is_dir():
+        for path in folder.iterdir():
+            if path.name == "features.json":
+                yield path
+            elif "array_record" not in path.name and path.suffix != ".json":
+                yield from _feature_files(path)
+
+
+def _kinds(value: Any) -> Iterator[str]:
+    """The classes that are named anywhere in it."""
+    for key, own in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        if key in ("pythonClassName", "python_class_name", "type") and isinstance(own, str):
+            yield own
+        yield from _kinds(own)

@@ -512,6 +512,31 @@ def test_prepared_data_sets_that_are_not_there(root):
     assert half.fingerprint != source_of(root, "journeydb").fingerprint
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("features.json", b'{"pythonClassName": "this.Evil"}', "a feature of the class 'this.Evil'"),
+        ("features.json", b'{"python\\u0043lassName": "this.Evil"}', "a feature of the class 'this.Evil'"),
+        ("features.json", b'{"featuresDict": {"features": {"a": {"type": "x"}}}}', "a feature of the class 'x'"),
+        ("features.json", b"[" * 100_000, "features.json: damaged"),
+        ("features.json", b"\xff", "features.json: damaged"),
+        ("features.json", b"{}", "damaged"),
+        ("dataset_info.json", b"{", "damaged"),
+        ("dataset_info.json", b"\xff", "damaged"),
+        ("dataset_info.json", b"", "damaged|no prepared"),
+        ("journeydb-train.array_record-00000-of-00001", b"x" * 500, "not readable|damaged|no split"),
+    ],
+)
+def test_a_damaged_prepared_data_set_is_one_line_and_runs_nothing(root, tmp_path, name, content, message):
+    shutil.copytree(root / "prepared/journeydb", tmp_path / "journeydb")
+    (tmp_path / "journeydb/1.0.0" / name).write_bytes(content)
+    for fields in (dict(name="journeydb"), dict(name="journeydb:1.0.0"), dict(name="")):
+        place = tmp_path if fields["name"] else tmp_path / "journeydb/1.0.0"
+        with pytest.raises(InputError, match=message) as error:
+            make_source(ConfigDict(dict(kind="tfds", data_dir=str(place), **fields)))
+        assert str(error.value).isprintable()
+
+
 def test_preparing_leaves_out_what_is_bad_and_says_so(root, tmp_path, capsys):
     shutil.copytree(root / "journeydb", tmp_path / "from")
     (tmp_path / "from/data/train/imgs/001/3.png").write_bytes(b"no picture")
