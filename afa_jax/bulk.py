@@ -26,7 +26,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from afa_jax.data.pictures import save_png
 from afa_jax.distributed import first, gather, meet, on_first, same, say, together
@@ -34,6 +33,7 @@ from afa_jax.errors import InputError
 from afa_jax.files import replace_text, sweep, writing
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.methods import Method
+from afa_jax.progress import progress
 from afa_jax.prompt_files import Prompts, check_words
 from afa_jax.records import recorded
 
@@ -83,10 +83,8 @@ def sample_all(
             with warnings.catch_warnings():  # check_words has said it
                 warnings.filterwarnings("ignore", r"prompt .* tokens, \d+ fit", UserWarning)
                 pictures = generate(requests, method.denoiser, method.experts, seed=seed, options=options)
-            bar = tqdm(
-                pictures, total=total, initial=total - len(missing), unit="picture", dynamic_ncols=True,
-                disable=None if first() else True,
-            )  # fmt: skip
+            begun = total - len(missing)
+            bar = progress(pictures, total=total, initial=begun, unit="picture", quiet=not first())
             write_all(
                 (
                     (path_of(out, p), picture.pixels, recipe_of(picture.request))

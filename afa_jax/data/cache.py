@@ -20,7 +20,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from tqdm import tqdm
 
 from afa_jax.data.encode import Encoder, ahead_of, check_finite, read_row
 from afa_jax.data.loader import Loader, Row, check_reading
@@ -30,6 +29,7 @@ from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts
 from afa_jax.files import check_folder, replace_text
+from afa_jax.progress import progress as bar_of
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 
 FORMAT = 1
@@ -182,7 +182,7 @@ def build_cache(
     read = functools.partial(read_row, source, experts.tokenizer, crop, crops, seed)
     _check_bad(shards, bad)
     done = len(source) - sum(len(shards.examples(number)) for number in shards.missing())
-    bar = tqdm(total=len(source), initial=done, desc="cache", unit="ex", disable=not progress, dynamic_ncols=True)
+    bar = bar_of(total=len(source), initial=done, desc="cache", unit="example", quiet=not progress)
     with bar, ThreadPoolExecutor(workers) as pool:
 
         def make(examples: range) -> tuple[Arrays, Bad]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from tqdm import tqdm
 
 from afa_jax.data.pictures import opened, save_png
 from afa_jax.errors import InputError, printable
@@ -19,6 +18,7 @@ from afa_jax.evaluation.prompts import Item
 from afa_jax.files import replace_text, sweep
 from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.methods import Method
+from afa_jax.progress import progress
 
 
 def record_of(method: Method, options: SampleOptions) -> dict[str, Any]:
@@ -84,9 +84,7 @@ class PictureFolder:
         sweep(self.folder)
         requests = [Request(prompt=item.prompt, number=item.number(seed)) for item, seed in missing]
         made = generate(requests, method.denoiser, method.experts, seed=0, options=options)
-        bar = tqdm(
-            made, total=len(missing), unit="image", desc=printable(method.name, 80), dynamic_ncols=True, disable=None
-        )
+        bar = progress(made, total=len(missing), unit="image", desc=printable(method.name, 80))
         for (item, seed), picture in zip(missing, bar, strict=True):
             recipe = dict(prompt=item.prompt, seed=seed, number=item.number(seed)) | self.record
             save_png(self.path(item, seed), picture.pixels, recipe)

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
-from tqdm import tqdm
 from typing_extensions import Protocol, runtime_checkable
 
 from afa_jax.data.decode import MAX_PIXELS, decode, longest_file
@@ -26,6 +25,7 @@ from afa_jax.evaluation.metrics import MetricInfo, PictureMetric, SetMetric, loa
 from afa_jax.evaluation.pictures import PictureFolder
 from afa_jax.evaluation.prompts import Item
 from afa_jax.files import partial_file
+from afa_jax.progress import progress
 
 Scores = Mapping[str, np.ndarray]
 """By name ``[prompts, seeds, ...]``: a value a picture for each picture-level metric, and features for the others."""
@@ -236,7 +236,7 @@ def scored(
 def chunks(jobs: Sequence[Any], what: str) -> Any:
     """CHUNK of them at a time, with progress."""
     parts = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
-    return tqdm(parts, desc=what, unit=f"{CHUNK} images", dynamic_ncols=True, disable=None, leave=False)
+    return progress(parts, desc=what, unit=f"{CHUNK} image", leave=False)
 
 
 def identity(path: Path | None) -> list[int]:

@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import make_source
@@ -19,6 +18,7 @@ from afa_jax.evaluation.pairs import choose_pairs, unseen
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
 from afa_jax.experts import Mismatch, find_checkpoints, load_experts, mismatches
 from afa_jax.files import check_file, replace_text
+from afa_jax.progress import progress
 from afa_jax.records import public_sentence, recorded
 from afa_jax.report.screen import print_gain, print_mismatches, print_weights, record
 from afa_jax.weights.checkpoint import hash_components
@@ -97,14 +97,14 @@ def measure(config: ConfigDict, count: int, draws: int, seed: int) -> RoutingGai
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     experts.check_size(pixels.shape[1:3])
     parts = []
-    with tqdm(total=count, unit="pair", dynamic_ncols=True, disable=None) as progress:
+    with progress(total=count, unit="pair") as bar:
         batch = min(count, config.sample.batch)
         for errors in expert_errors(experts, pixels, captions, buckets=BUCKETS, draws=draws, seed=seed, batch=batch):
             for name, own in zip(experts.names, errors, strict=True):
                 if not np.isfinite(own).all():
                     raise InputError(f"expert {name!r} predicts NaN or infinity; try --config.dtype=float32")
             parts.append(route(errors))
-            progress.update(errors.shape[1])
+            bar.update(errors.shape[1])
     return routing_gain(parts, seed=seed)
 
 

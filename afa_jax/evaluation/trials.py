@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from afa_jax.errors import InputError, Stopped
 from afa_jax.evaluation.prompts import load_items
@@ -23,6 +22,7 @@ from afa_jax.experts import Experts, load_experts
 from afa_jax.files import check_file, replace_text, writing
 from afa_jax.generate import SampleOptions
 from afa_jax.json_files import read_object
+from afa_jax.progress import progress
 from afa_jax.records import record_text, recorded
 from afa_jax.training.stopping import Interrupted, StopSignals
 from afa_jax.training.workdir import begin_run, check_workdir, locked, open_workdir
@@ -112,7 +112,7 @@ def search(
     distributions = dict.fromkeys(space.average, range_)
     started = time.monotonic()
     finished = len(study.get_trials(states=(library.trial.TrialState.COMPLETE,)))
-    with StopSignals() as signals, tqdm(total=trials, initial=finished, unit="trial", dynamic_ncols=True) as bar:
+    with StopSignals() as signals, progress(total=trials, initial=finished, unit="trial") as bar:
         while finished < trials and (minutes is None or time.monotonic() - started < 60 * minutes):
             number, parameters = _begin(study, distributions, space.average, _sampler(sampler, seed, finished))
             try:

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import afa_jax
 from afa_jax.data.pictures import save_png
@@ -17,6 +16,7 @@ from afa_jax.errors import InputError
 from afa_jax.files import check_folder, check_new, replace_bytes, replace_text, writing
 from afa_jax.generate import Picture, Request, SampleOptions, generate
 from afa_jax.methods import Models, make_method
+from afa_jax.progress import progress
 from afa_jax.report.maps import animation, contact_sheet, frames
 from afa_jax.report.trust import Drawn, Mean, maps_page, rounded, routing_of
 from afa_jax.sampling.pictures import find_method, slug
@@ -95,7 +95,7 @@ def draw_maps(
         sampler="ddim",
     )
     drawn, single = [], []
-    for picture, name in zip(tqdm(to_draw, total=len(names), unit="image", disable=not names), names, strict=True):
+    for picture, name in zip(progress(to_draw, total=len(names), unit="image", quiet=not names), names, strict=True):
         assert picture.path is not None
         prompt, shown = picture.request.prompt, (picture.maps, sites, timesteps)
         sheet = io.BytesIO()
@@ -108,7 +108,7 @@ def draw_maps(
         drawn.append(Drawn(prompt, moving, sheet.getvalue()))
         single.append(dict(prompt=prompt, **rounded(routing_of(picture.maps))))
     mean = Mean() if many else None
-    for picture in tqdm(to_count, total=len(many), unit="image", disable=not many):
+    for picture in progress(to_count, total=len(many), unit="image", quiet=not many):
         assert mean is not None
         mean.add(picture.routing)
     record = shared | dict(

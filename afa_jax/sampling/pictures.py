@@ -13,7 +13,6 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 from PIL import Image
-from tqdm import tqdm
 
 import afa_jax
 from afa_jax.bulk import sample_all
@@ -28,6 +27,7 @@ from afa_jax.method_specs import parse_method
 from afa_jax.methods import Method, Models, make_method, method_name
 from afa_jax.names import SAMPLING
 from afa_jax.parallel import make_mesh, mesh_of
+from afa_jax.progress import progress
 from afa_jax.prompt_files import read_prompts
 from afa_jax.records import recorded
 from afa_jax.report.maps import contact_sheet
@@ -96,7 +96,7 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
 
     pictures: list[Picture] = []
     made = generate(requests, method.denoiser, method.experts, seed=asked.seed, options=sampling)
-    bar = tqdm(made, total=len(requests), unit="image", disable=not first())
+    bar = progress(made, total=len(requests), unit="image", quiet=not first())
     for picture, name in zip(bar, names, strict=True):
         if not first():
             continue

@@ -16,7 +16,6 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from afa_jax.data.loader import loading
 from afa_jax.data.pictures import to_images
@@ -32,6 +31,7 @@ from afa_jax.models.configs import TextConfig, UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import DATA, make_mesh, place
+from afa_jax.progress import progress
 from afa_jax.records import plain, recorded
 from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
@@ -240,7 +240,7 @@ def encode_scenes(
     latents: list[np.ndarray] = []
     captions: list[str] = []
     examples = _readable(source, crop, bad == "skip")
-    for _ in tqdm(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", dynamic_ncols=True, disable=not first()):
+    for _ in progress(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", quiet=not first()):
         scenes = list(itertools.islice(examples, ENCODED_AT_ONCE))
         if len(scenes) < ENCODED_AT_ONCE:
             raise InputError(f"scenes={count}, but of data only {len(captions) + len(scenes)} pictures can be read")

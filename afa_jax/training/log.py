@@ -9,9 +9,9 @@ from types import TracebackType
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from afa_jax.distributed import first as is_first
+from afa_jax.progress import progress
 from afa_jax.training.workdir import Metrics
 from afa_jax.training.writers import make_writers
 
@@ -46,7 +46,7 @@ class Log:
         writes = is_first()
         self._writers = make_writers(writers if writes else (), workdir, first)
         self._metrics = Metrics(workdir, first, past["lines"]) if writes else None
-        self._progress = tqdm(initial=first, total=steps, disable=quiet or not writes, dynamic_ncols=True, unit="step")
+        self._progress = progress(initial=first, total=steps, quiet=quiet or not writes, unit="step")
         self._started, self._waited, self._steps, self._images = time.perf_counter(), 0.0, 0, 0
 
     def past(self) -> dict[str, Any]:
