@@ -109,7 +109,7 @@ def parse_expert(entry: Any) -> ExpertSource:
     if "loras" in values:
         try:
             values["loras"] = tuple((str(path), float(weight)) for path, weight in values["loras"])
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(f"{what}: loras={values['loras']!r}; write a list of (path, weight)") from None
     return _build(ExpertSource, values, what)
 

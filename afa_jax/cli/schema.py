@@ -193,7 +193,7 @@ MODEL_CONFIG = Section(
     _TRAINED
     | dict(
         steps=Field(STEPS),
-        scenes=Field(COUNT, ABSENT),
+        scenes=Field(NONE_OR_MORE, 0),
         dtype=Field(choice(*DTYPES, aliases=DTYPE_ALIASES), ABSENT),
         remat=Field(choice("none", "stage", "fused"), ABSENT),
         accumulate=Field(integer(1, 2**16), ABSENT),

@@ -46,6 +46,7 @@ from afa_jax.weights.load import load_text_encoder, load_unet, load_vae, open_ch
 
 Model = tuple[UNet, TextEncoder]
 ENCODED_AT_ONCE = 64
+MOST = 1_000_000  # pictures whose latents are kept
 
 
 def finetune(
@@ -63,7 +64,7 @@ def finetune(
         Stopped: by SIGTERM or SIGINT, after saving.
     """
     check_workdir(workdir, resume=resume, overwrite=overwrite)
-    check_positive(config, "steps", "batch", "log_every", "save_every", "scenes")
+    check_positive(config, "steps", "batch", "log_every", "save_every")
     check_optimizer(config.optimizer)
     check_objective(config)
     recorded(config)  # which can be kept
@@ -113,13 +114,14 @@ def finetune(
         return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
 
     mesh = make_mesh(dict(data=-1))
-    for name, number, unit in (("batch", config.batch, mesh.size), ("scenes", config.scenes, ENCODED_AT_ONCE)):
-        if number % unit:
-            raise InputError(f"{name}={number}; choose a multiple of {unit}")
+    if config.batch % mesh.size:
+        raise InputError(f"batch={config.batch}; choose a multiple of {mesh.size}, the number of devices")
     data = ConfigDict(dict(kind="emoji") | config.data.to_dict())
     source, reading = make_source(data), loading(data)
     if config.scenes > len(source):
-        raise InputError(f"scenes={config.scenes}, but data has {len(source)} pictures; choose fewer")
+        raise InputError(f"scenes={config.scenes}, but data has {len(source)} pictures; choose fewer, or 0 for all")
+    if not config.scenes and len(source) > MOST:
+        raise InputError(f"data has {len(source):,} pictures, whose latents are kept in memory; set scenes to fewer")
     started = dict(
         init=hash_components(open_checkpoint(config.init), EXPERT) if config.init else "",
         data=source.fingerprint,
@@ -139,9 +141,10 @@ def finetune(
         write_config(workdir, config)
 
     scenes = encode_scenes(source, config.scenes, vae, tokenizer, mesh, crop=reading["crop"], bad=reading["bad"])
+    count = len(scenes["ids"])
 
     def batch_at(step: int) -> dict[str, jax.Array]:
-        rows = np.arange(step * config.batch, (step + 1) * config.batch) % config.scenes
+        rows = np.arange(step * config.batch, (step + 1) * config.batch) % count
         return place({name: values[rows] for name, values in scenes.items()}, mesh, PartitionSpec(DATA))
 
     state = dict(params=params, average=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
@@ -225,7 +228,7 @@ def encode_scenes(
     """The latents and token ids of the first ``count`` pictures, ``[count, ...]``: training then spares the VAE.
 
     Args:
-        count: a multiple of ENCODED_AT_ONCE.
+        count: 0 takes all that can be read.
         crop: to one size, each picture always alike; None takes pictures that are of one size as they are.
         bad: "skip" leaves out pictures that cannot be read.
 
@@ -240,13 +243,19 @@ def encode_scenes(
     latents: list[np.ndarray] = []
     captions: list[str] = []
     examples = _readable(source, crop, bad == "skip")
-    for _ in progress(range(0, count, ENCODED_AT_ONCE), desc="encoding scenes", quiet=not first()):
-        scenes = list(itertools.islice(examples, ENCODED_AT_ONCE))
-        if len(scenes) < ENCODED_AT_ONCE:
-            raise InputError(f"scenes={count}, but of data only {len(captions) + len(scenes)} pictures can be read")
+    wanted = count or len(source)
+    at_once = min(ENCODED_AT_ONCE, -(-wanted // mesh.size) * mesh.size)
+    for begin in progress(range(0, wanted, at_once), desc="encoding scenes", quiet=not first()):
+        scenes = list(itertools.islice(examples, min(at_once, wanted - begin)))
+        if not scenes or (count and len(scenes) < min(at_once, wanted - begin)):
+            if count or not captions:
+                raise InputError(f"scenes={count}, but of data only {len(captions) + len(scenes)} pictures can be read")
+            break
         captions += [caption for _, caption in scenes]
-        pixels = place(np.stack([image for image, _ in scenes]), mesh, PartitionSpec(DATA))
-        latents.append(np.asarray(encode(vae, pixels)))
+        images = np.stack([image for image, _ in scenes])
+        filled = np.concatenate([images, np.repeat(images[-1:], at_once - len(images), 0)])  # one program for all
+        pixels = place(filled, mesh, PartitionSpec(DATA))
+        latents.append(np.asarray(encode(vae, pixels))[: len(images)])
     return dict(latents=np.concatenate(latents), ids=tokenizer(captions))
 
 
