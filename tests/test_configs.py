@@ -15,6 +15,7 @@ from afa_jax.evaluation.comparison import entries_of
 from afa_jax.evaluation.metrics import METRICS, WEIGHTS
 from afa_jax.fusion.kinds import KINDS, init_fusion, kind_of
 from afa_jax.fusion.sabw import SABWConfig, parameter_count
+from afa_jax.ingredients import parse_expert
 from afa_jax.methods import check_entry
 from afa_jax.models.configs import UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
@@ -49,6 +50,15 @@ def test_every_config_and_variant_loads_and_is_locked(path):
         load_config(f"{path}:nonsense")
     with pytest.raises(InputError, match="no such field"):
         load_config(f"{path}:{VARIANTS.get(path.stem, ('',))[0]}", ["sed=1"])
+
+
+def test_the_readmes_config_is_one(tmp_path):
+    blocks = (CONFIGS.parent / "README.md").read_text().split("```python\n")[1:]
+    (example,) = (block for each in blocks if "get_config" in (block := each.split("```")[0]))
+    (tmp_path / "example.py").write_text(example)
+    config = load_config(str(tmp_path / "example.py"))
+    assert [expert.name for expert in map(parse_expert, config.experts)] == ["photo", "anime"]
+    assert config.train.save_every and config.sabw.hidden == 128
 
 
 def test_the_methods_of_every_comparison_have_options_that_exist():

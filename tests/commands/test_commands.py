@@ -273,7 +273,7 @@ def test_an_unreadable_picture_is_named_and_skipped_only_if_asked(root, tmp_path
     assert "1.png: not a readable picture" in error and "data.skip_unreadable" in error
     assert not (tmp_path / "run").exists()
     assert run(train.main, [*arguments, "--config.data.skip_unreadable=True"]) == 0
-    assert "left out 1 unreadable pictures: 1.png" in capsys.readouterr().err
+    assert "left out 1 unreadable pictures (1.png)" in capsys.readouterr().err
 
 
 def test_pickled_truncated_and_half_precision_weights(root, tmp_path, capsys):

@@ -132,7 +132,7 @@ def test_nothing_is_replaced_unasked(root, trained, out, tmp_path, capsys):
         (["--statistics", "emoji:99999999"], "choose fewer"),
         (["--statistics", "{empty}"], "no prompt in it; write one a line"),
         (["--statistics", "{binary}"], "not a text in UTF-8"),
-        (["--prompt", "octopus", "--seed", "-1"], "--seed -1; choose 0 to"),
+        (["--prompt", "octopus", "--seed", "-2"], "--seed: -2: write a whole number from -1"),
         (["--prompt", "octopus", "--size", "30x64"], "multiples of"),
         (["--prompt", "octopus", "--method", "expert:a"], "maps exist only in an ensemble"),
         (["--prompt", "octopus"], "--workdir is missing"),

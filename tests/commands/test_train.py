@@ -103,8 +103,8 @@ def test_a_run_is_not_resumed_on_other_data(option, changed, cached, root, tmp_p
     ("option", "message"),
     [
         ("--config.train.accumulate=3", "train.accumulate=3 does not divide train.batch=2"),
-        ("--config.train.remat=all", "train.remat='all'; choose none, stage, fused"),
-        ("--config.train.ema=1.0", "train.ema=1.0; choose 0 (none) or a decay below 1"),
+        ("--config.train.remat=all", "train.remat='all': expected one of"),
+        ("--config.train.ema=1.0", "train.ema=1.0: expected a finite number"),
         ('--config.train.writers=("excel",)', "excel"),
         ("--config.validation.pairs=64", "validation.pairs=64, but there are 64 examples in all"),
         ('--config.validation.prompts=("octopus riding a unicorn",)', "unicorn"),
