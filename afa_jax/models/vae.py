@@ -163,13 +163,9 @@ class VAE(nnx.Module):
         """Pictures in [-1, 1] -> mean and log variance of the unscaled latents, float32, ``factor`` times smaller.
 
         Raises:
-            ValueError: rows or columns are not a multiple of the factor.
+            InputError: rows or columns are not a multiple of the factor.
         """
-        factor = self.config.factor
-        if images.shape[1] % factor or images.shape[2] % factor:
-            raise ValueError(
-                f"pictures of {images.shape[1]} x {images.shape[2]} do not divide by {factor}, the VAE's factor"
-            )
+        self.config.check_size(images.shape[1:3])
         x = self.encoder(images.astype(self.dtype))
         if self.quant_conv is not None:
             x = self.quant_conv(x)

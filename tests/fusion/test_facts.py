@@ -14,7 +14,7 @@ from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert, stack_experts
 from afa_jax.fusion.sabw import Aggregators, SABWConfig, parameter_count
 from afa_jax.models.configs import UNetConfig
-from afa_jax.models.unet import UNet
+from afa_jax.models.unet import UNet, size_at
 from afa_jax.parallel import MODES, map_experts, stack
 from tests import tiny
 
@@ -65,8 +65,13 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(config, si
     one, trained = tiny.unet(5, config), tiny.trained(3, config, sabw, 7)
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, states[0])
-    fused, _ = run(Ensemble(experts=stack([one] * 3), aggregators=trained), latents, t, jnp.repeat(states, 3, axis=0))
+    inputs = (latents, t, jnp.repeat(states, 3, axis=0))
+    fused, maps = run(Ensemble(experts=stack([one] * 3), aggregators=trained), *inputs)
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
+    assert [site.shape[2:] for site in maps] == [size_at(size, stage.level) for stage in one.stages]
+    if config is not tiny.MICRO_UNET:  # the sizes' other fact; of one level it is below
+        mixed = Ensemble(experts=stack([tiny.unet(1, config), one, one]), weights=jax.nn.one_hot(1, 3))
+        np.testing.assert_allclose(run(mixed, *inputs)[0], alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
 def test_an_ensemble_of_one_is_that_one():
