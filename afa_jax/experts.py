@@ -137,7 +137,7 @@ def with_encoders_here(experts: Experts, config: ConfigDict) -> Experts:
     if experts.mesh is None:
         return experts
     base, checkpoints = find_checkpoints(config)
-    kwargs: dict[str, Any] = dict(dtype=experts.vae.dtype, param_dtype=config.dtype)
+    kwargs: dict[str, Any] = dict(dtype=experts.text_encoder.dtype, param_dtype=config.dtype)
     encoders = load_text_encoders(list(checkpoints.values()), **kwargs)
     return dataclasses.replace(experts, text_encoder=encoders, vae=load_vae(base, **kwargs), mesh=None)
 

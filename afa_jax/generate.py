@@ -176,7 +176,7 @@ def _check_finite(request: Request, finite: np.ndarray, experts: Experts) -> Non
     """Raise InputError for a picture whose latents or pixels hold NaN or infinity: it would be black."""
     if finite.all():
         return
-    what, dtype = ("the VAE's pixels" if finite[0] else "the latents"), jnp.dtype(experts.vae.dtype).name
+    what, dtype = ("the VAE's pixels" if finite[0] else "the latents"), jnp.dtype(experts.text_encoder.dtype).name
     remedy = (
         "look at the weights with afa_jax.convert --inspect, and choose a lower guidance"
         if dtype == "float32"

@@ -57,6 +57,13 @@ class NoiseSchedule:
         for field in ("beta_start", "beta_end"):
             if not 0 <= getattr(self, field) < 1:
                 raise ScheduleError(f"{field}={getattr(self, field)} is not a variance from 0 to 1")
+        # Predictions are divided by the square roots of a_t and of 1 - a_t.
+        for field, alpha in (("beta_start", 1 - self.alphas_cumprod[0]), ("beta_end", self.alphas_cumprod[-1])):
+            if alpha < np.finfo(np.float32).tiny:
+                part = "no noise" if field == "beta_start" else "no signal"
+                raise ScheduleError(
+                    f"{field}={getattr(self, field)} leaves {part} at one end of {self.num_train_timesteps} timesteps"
+                )
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> NoiseSchedule:

@@ -13,7 +13,7 @@ from jax import Array
 
 from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.evaluation.noise import fixed_draws, noised
+from afa_jax.evaluation.noise import check_predictions, fixed_draws, noised
 from afa_jax.experts import Experts, encode_prompts
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import routing_of
@@ -47,7 +47,11 @@ class Predictions:
 def predictions(
     denoiser: Denoiser, experts: Experts, pixels: np.ndarray, captions: Sequence[str], *, draws: int, batch: int
 ) -> Predictions:
-    """The predictions of a Denoiser of these experts on the timesteps and noises of ``noise_errors`` (which see)."""
+    """The predictions of a Denoiser of these experts on the timesteps and noises of ``noise_errors`` (which see).
+
+    Raises:
+        InputError: a prediction is not finite.
+    """
     parts: list[tuple[np.ndarray, int, dict[str, np.ndarray]]] = []
     for rows, draw, inputs in fixed_draws(experts, pixels, captions, draws=draws, batch=batch):
         frozen = (experts.vae, experts.text_encoder)
@@ -56,6 +60,7 @@ def predictions(
     for rows, draw, arrays in parts:
         for name, array in arrays.items():
             whole[name][rows, draw] = array
+    check_predictions(whole["predicted"], experts)
     return Predictions(**whole)
 
 

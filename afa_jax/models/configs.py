@@ -164,6 +164,8 @@ class UNetConfig:
                 raise ConfigError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels[{level}]")
             if width % heads:
                 raise ConfigError(f"{heads} attention heads do not divide block_out_channels[{level}]={width}")
+        if self.freq_shift >= self.block_out_channels[0] // 2:  # sinusoids are divided by what it leaves
+            raise ConfigError(f"freq_shift={self.freq_shift} is not below half of block_out_channels[0]")
 
     @property
     def task(self) -> str:
@@ -248,6 +250,8 @@ class VAEConfig:
         for level, width in enumerate(self.block_out_channels):
             if width % self.norm_num_groups:
                 raise ConfigError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels[{level}]")
+        if not 1e-6 <= self.scaling_factor <= 1e6:
+            raise ConfigError(f"scaling_factor={self.scaling_factor} is not between 1e-6 and 1e6")
 
     @property
     def factor(self) -> int:

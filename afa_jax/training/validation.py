@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from afa_jax.data.pictures import grid, to_images
-from afa_jax.distributed import by_first, compiled_together
+from afa_jax.distributed import by_first, compiled_together, first
+from afa_jax.errors import InputError
 from afa_jax.experts import Experts, encode_prompts, with_fusion
 from afa_jax.files import partial_file, replace_text
 from afa_jax.fusion.block_weights import BlockWeights
@@ -191,9 +193,13 @@ class Validation:
             return {}
         denoiser, experts = with_fusion(unflatten(self._like, params), self.experts)
         requests = [Request(prompt=prompt, number=i) for prompt in self.prompts for i in range(self.num_images)]
-        made = [
-            picture.pixels for picture in generate(requests, denoiser, experts, seed=self.seed, options=self.options)
-        ]
+        try:
+            sampled = generate(requests, denoiser, experts, seed=self.seed, options=self.options)
+            made = [picture.pixels for picture in sampled]
+        except InputError as error:  # not finite: too high a guidance, say, which is no reason to end a run
+            if first():
+                warnings.warn(f"no samples at step {step}: {error}", stacklevel=2)
+            return {}
         pixels = grid([made[i : i + self.num_images] for i in range(0, len(made), self.num_images)])
         self._save(pixels, step)
         return dict(samples=pixels)

@@ -169,9 +169,14 @@ def _zeros(shape: tuple[int, ...]) -> Tensor:
 
 
 def load_vae(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> VAE:
-    """The autoencoder of a checkpoint; arguments and errors as load_unet's."""
+    """The autoencoder of a checkpoint; arguments and errors as load_unet's.
+
+    In place of float16 it is float32 where the config's ``force_upcast`` says that it overflows that.
+    """
     checkpoint = open_checkpoint(checkpoint)
     config = vae_config(checkpoint)
+    if jnp.dtype(dtype) == jnp.float16 and checkpoint.config("vae").get("force_upcast") is True:
+        dtype = param_dtype = jnp.float32
     return load_state_dict(
         lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype),
         checkpoint.tensors("vae"),

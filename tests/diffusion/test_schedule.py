@@ -129,6 +129,9 @@ def test_a_silent_config_means_diffusers_defaults():
         ("beta_schedule", "squaredcos_cap_v2"),
         ("prediction_type", "flow"),
         ("timestep_spacing", "karras"),
+        ("beta_start", 0.0),
+        ("beta_end", 0.99),
+        ("beta_end", float("nan")),
     ],
 )
 def test_foreign_schedules_are_refused(field, value):

@@ -90,6 +90,12 @@ def test_it_is_fixed_and_by_bucket(experts, pairs, tmp_path):
     with Image.open(tmp_path / "samples" / "step_00000010.png") as picture:
         assert picture.size == (32, 32 * 2 + 4)
 
+    # Samples that are not finite are said and left out; training goes on.
+    trained[name] = jnp.full_like(fresh[name], jnp.nan)
+    with pytest.warns(UserWarning, match="no samples at step 30: prompt 'a'"):
+        assert "samples" not in validation(trained, 30)
+    assert not (tmp_path / "samples" / "step_00000030.png").exists()
+
 
 def test_its_loss_is_the_ensembles_mean_squared_error(experts, pairs, tmp_path):
     """With one bucket a pair, against the definition written out."""

@@ -184,6 +184,19 @@ def test_old_vae_attention_is_read(copied, modules, pixels):
     assert_same(load_vae(copied), modules["vae"])
 
 
+def test_a_vae_that_says_that_it_overflows_float16_is_float32(copied):
+    """``force_upcast``, as Stable Diffusion XL's has it; bfloat16 does not overflow."""
+    config = copied / "vae" / "config.json"
+    for upcast, asked, expected in (
+        (True, "float16", "float32"),
+        (False, "float16", "float16"),
+        (True, "bfloat16", "bfloat16"),
+    ):
+        config.write_text(json.dumps(json.loads(config.read_text()) | dict(force_upcast=upcast)))
+        vae = load_vae(copied, dtype=jnp.dtype(asked), param_dtype=jnp.dtype(asked))
+        assert {jnp.dtype(vae.dtype)} | {leaf.dtype for leaf in jax.tree.leaves(vae)} == {jnp.dtype(expected)}
+
+
 def test_a_kernel_of_more_than_one_pixel_is_not_cut(copied):
     key = "decoder.mid_block.attentions.0.to_q.weight"
     change(copied / FILES["vae"], lambda tensors: tensors.update({key: tensors[key][:, :, None, None].repeat(3, 2)}))
