@@ -28,7 +28,8 @@ from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.experts import Experts
-from afa_jax.files import check_folder, replace_text
+from afa_jax.files import check_folder, replace_text, sweep
+from afa_jax.json_files import read_object
 from afa_jax.progress import progress as bar_of
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 
@@ -173,12 +174,14 @@ def build_cache(
         print(f"{folder} is a new cache, of other weights, data or crops than {', '.join(older)}, which stay")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    shards = Shards(folder, key, len(source), _shard_size(folder / "cache.json", key) or shard)
+    encoder = Encoder(experts, size, crops, batch)
+    shard = _shard_size(folder / "cache.json", key) or shard
+    shards = Shards(folder, key, len(source), shard, encoder.shapes())
     readable = dict(key=key, examples=len(source), shard=shards.size, names=experts.names) | describe(*dependencies)
     with writing(folder):
+        sweep(folder)
         replace_text(folder / "cache.json", json.dumps(readable, indent=2) + "\n")
 
-    encoder = Encoder(experts, size, crops, batch)
     read = functools.partial(read_row, source, experts.tokenizer, crop, crops, seed)
     _check_bad(shards, bad)
     done = len(source) - sum(len(shards.examples(number)) for number in shards.missing())
@@ -258,7 +261,9 @@ def _no_caption(path: Path, key: str, encoder: Encoder) -> np.ndarray:
     """The empty caption's states: from their file, or computed and kept there."""
     try:
         states, header = read_tensors(path)["states"], read_metadata(path)
-        if (header["key"], header["crc32"]) == (key, str(zlib.crc32(states.tobytes()))):
+        shape, dtype = encoder.shapes()["states"]
+        known = (header["key"], header["crc32"]) == (key, str(zlib.crc32(states.tobytes())))
+        if known and (states.shape, states.dtype) == (shape, dtype):
             return states
     except (WeightsError, KeyError):
         pass
@@ -284,7 +289,10 @@ def _check_bad(shards: Shards, bad: str) -> Bad:
 
 def _shard_size(record: Path, key: str) -> int | None:
     try:
-        facts = json.loads(record.read_text())
-        return int(facts["shard"]) if facts["key"] == key else None
-    except (OSError, ValueError, KeyError, TypeError):
+        facts = read_object(record, "")
+    except InputError:
         return None
+    size = facts.get("shard")
+    if facts.get("key") != key or not isinstance(size, int) or isinstance(size, bool):
+        return None
+    return size if 1 <= size <= 2**31 else None

@@ -76,6 +76,18 @@ class Encoder:
             array[bad] = 0
         return values
 
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The shape and dtype of an example's values, of which nothing is computed."""
+        images, ids = self._blank
+        mean, std = jax.eval_shape(_moments, self.experts.vae, images)
+        states = jax.eval_shape(_states, self.experts.text_encoder, ids[None])
+        crops = (images.shape[0], *mean.shape[1:])
+        return dict(
+            mean=(crops, np.dtype(mean.dtype)),
+            std=(crops, np.dtype(std.dtype)),
+            states=((states.shape[0], *states.shape[2:]), np.dtype(states.dtype)),
+        )
+
     def no_caption(self) -> np.ndarray:
         """The text states ``[n, s, d]`` of the empty caption."""
         states = np.asarray(_states(self.experts.text_encoder, self._blank[1][None]))[:, 0]

@@ -13,7 +13,7 @@ import fcntl
 import functools
 import json
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError
-from afa_jax.weights.tensors import write_tensors
+from afa_jax.weights.tensors import WeightsError, open_tensors, write_tensors
 
 Arrays = dict[str, np.ndarray]
 Bad = dict[int, tuple[str, str]]
@@ -36,12 +36,14 @@ class Shards:
 
     Attributes:
         key: of the cache; a file with another key is as good as none.
+        values: the shape of an example's VALUES and their dtype, if known; a file of others is as good as none.
     """
 
     folder: Path
     key: str
     length: int
     size: int
+    values: Mapping[str, tuple[tuple[int, ...], Any]] | None = None
 
     @property
     def count(self) -> int:
@@ -57,20 +59,32 @@ class Shards:
 
     def bad(self, number: int) -> Bad | None:
         """The bad examples of a shard; None unless the file is there, whole and of this cache."""
-        examples, names = self.examples(number), (*VALUES, "bad", "crc32")
+        examples = self.examples(number)
         try:
-            # The library refuses a header that does not account for every byte of the file.
-            with safe_open(self.path(number), "np") as file:
-                header = file.metadata() or {}
-                if (header.get("key"), header.get("first")) != (self.key, str(examples.start)):
-                    return None
-                rows = {name: file.get_slice(name).get_shape()[0] for name in file.keys()}  # noqa: SIM118 - not a dict
-                bad = {int(index): (name, reason) for index, (name, reason) in json.loads(header["bad"]).items()}
-                named = [index in bad for index in examples]
-                whole = rows == dict.fromkeys(names, len(examples)) and named == file.get_tensor("bad").tolist()
-                return bad if whole else None
-        except (SafetensorError, OSError, ValueError, KeyError):
+            # It refuses a header that does not account for every byte of the file.
+            file = open_tensors(self.path(number))
+            if (file.metadata.get("key"), file.metadata.get("first")) != (self.key, str(examples.start)):
+                return None
+            if not self._fits({name: (tensor.shape, tensor.dtype) for name, tensor in file.tensors.items()}, examples):
+                return None
+            entries = json.loads(file.metadata["bad"]).items()
+            bad = {int(index): (str(name), str(reason)) for index, (name, reason) in entries}
+            return bad if file.tensors["bad"].read().tolist() == [index in bad for index in examples] else None
+        except (WeightsError, OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
             return None
+
+    def _fits(self, found: Mapping[str, tuple[tuple[int, ...], Any]], examples: range) -> bool:
+        """Whether a file has the arrays of a shard, by shape and dtype."""
+        if found.keys() != {*VALUES, "bad", "crc32"} or len(found["mean"][0]) != 5:
+            return False
+        crops = found["mean"][0][1]
+        own = {name: (shape[1:], np.dtype(dtype)) for name, (shape, dtype) in found.items()}
+        return (
+            all(shape[:1] == (len(examples),) for shape, _ in found.values())
+            and own["bad"] == ((), np.dtype(np.bool_))
+            and own["crc32"] == ((crops + 1,), np.dtype(np.uint32))
+            and all(own[name] == value for name, value in (self.values or dict(std=own["mean"])).items())
+        )
 
     def missing(self) -> list[int]:
         """The shards that have to be made."""
@@ -123,7 +137,7 @@ class Shards:
             file = _open(path)
             mean, std = (file.get_slice(name)[row, crop] for name in ("mean", "std"))
             states, crc = (file.get_slice(name)[row] for name in ("states", "crc32"))
-        except (SafetensorError, OSError) as error:
+        except (SafetensorError, OSError, TypeError, ValueError, AttributeError, KeyError, IndexError) as error:
             raise InputError(f"{path}: not readable ({error}); delete it, the next start makes it again") from error
         if (crc[crop], crc[-1]) != (_crc(mean, std), _crc(states)):
             raise InputError(

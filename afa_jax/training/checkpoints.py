@@ -223,14 +223,16 @@ class Checkpoints:
                 if _sum_of_file(path / name) != crc:
                     raise ValueError(f"{name} has changed")
             record = self._checkpointer.restore(path, args=ocp.args.Composite(facts=ocp.args.JsonRestore()))["facts"]
-        if difference := _difference(record["arrays"], _describe(wanted)):
+            facts, stored = dict(record["facts"]), dict(record["arrays"])
+            difference = _difference(stored, _describe(wanted))
+        if difference:
             raise InputError(f"{self.folder / str(step)} cannot be restored into this config: {difference}")
         with self._damage_named(step):
             args = ocp.args.Composite(arrays=ocp.args.StandardRestore(wanted))
             arrays = self._checkpointer.restore(path, args=args)["arrays"]
-            if changed := _difference(record["arrays"], _describe(arrays, sums=True)):
+            if changed := _difference(stored, _describe(arrays, sums=True)):
                 raise ValueError(changed)
-        return step, record["facts"], arrays
+        return step, facts, arrays
 
     @by_first
     def delete_after(self, step: int) -> list[int]:
@@ -361,10 +363,13 @@ def _sum_of_file(path: Path) -> int:
 
 def _read_scores(path: Path) -> dict[int, float]:
     try:
-        return {int(step): float(score) for step, score in json.loads(path.read_text()).items()}
+        scores = {int(step): float(score) for step, score in json.loads(path.read_text()).items()}
+        if not all(map(math.isfinite, scores.values())):
+            raise ValueError("a score that is not finite")
+        return scores
     except FileNotFoundError:
         return {}
-    except (ValueError, AttributeError, TypeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{path}: not readable; remove it, and the best checkpoint is not known any more") from error
 
 

@@ -18,6 +18,7 @@ import numpy as np
 
 from afa_jax.distributed import alone, everywhere, gather, on_first, same, say, several, together
 from afa_jax.errors import InputError, Stopped
+from afa_jax.json_files import is_number
 from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
 from afa_jax.training.log import Log
 from afa_jax.training.stopping import Interrupted, StopSignals
@@ -118,7 +119,7 @@ def run_loop(
             say(f"{workdir} has no checkpoint yet; starting at step 0")
         elif resume or resume_step is not None:
             first, state, stored = checkpoints.restore(state, resume_step)
-            past = stored.pop("loop")
+            past = _past(stored.pop("loop", None), f"{checkpoints.folder / str(first)}")
             if first > steps:
                 raise InputError(f"{workdir} is at step {first} already; steps={steps} would go back")
             together(functools.partial(on_resume, stored))
@@ -132,6 +133,20 @@ def run_loop(
             return state
         run = _Run(checkpoints, log, stop, steps, log_every, save_every, every, dict(facts or {}), describe, shares)
         return run.train(step_function, state, batches, jax.random.key(seed), first, called=past["called"])
+
+
+def _past(stored: Any, checkpoint: str) -> dict[str, Any]:
+    """What a checkpoint says of the loop: ``called``, whether its callbacks were called, and ``log`` (Log.past).
+
+    Raises:
+        InputError: it was not written by this loop.
+    """
+    match stored:
+        case {"called": bool(), "log": {"losses": list(losses), "last": dict(last), "lines": int() | None}} if all(
+            map(is_number, [*losses, *last.values()])
+        ):
+            return dict(stored)
+    raise InputError(f"{checkpoint} does not say where the loop was; --resume_step continues from another")
 
 
 def _committed(leaf: jax.Array) -> jax.Array:

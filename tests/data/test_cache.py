@@ -212,6 +212,47 @@ def test_truncated_and_foreign_shards_are_made_again(experts, copy, built):
     assert_same(everything(cache), everything(build(experts, built, crops=2)))
 
 
+def test_shards_of_other_types_and_shapes_are_made_again(experts, copy, built):
+    """Files that are safetensors, with the key of this cache, and were written by something else."""
+    tensors: list[dict[str, Any]] = [
+        dict(bad=dict(dtype="F8_E5M2")),
+        dict(bad=dict(dtype="F8_E8M0")),  # numpy has none
+        dict(crc32=dict(dtype="F32")),
+        dict(mean=dict(dtype="I32")),
+        dict(mean=dict(shape=[2, 2, 3, 2, 4])),
+        dict(states=dict(shape=[2, -2, -16, 32])),
+        dict(std=dict(shape=[2**62, 0, 1, 1, 1])),
+    ]
+    reasons = ["[]", '"x"', '{"2": 3}', '{"2": ["a"]}', "[" * 100_000, '{"1e9": ["a", "b"]}', "{", "\\ud800"]
+    changes: list[tuple[dict[str, Any], str | None]] = [(change, None) for change in tensors] + [
+        ({}, reason) for reason in reasons
+    ]
+    expected = everything(build(experts, built, crops=2))
+    for change, reason in changes:
+        path = shard(copy, 1)
+        whole = path.read_bytes()
+        length = int.from_bytes(whole[:8], "little")
+        header = json.loads(whole[8 : 8 + length])
+        for name, fields in change.items():
+            header[name] |= fields
+        if reason is not None:
+            header["__metadata__"]["bad"] = reason
+        text = json.dumps(header).encode()
+        path.write_bytes(len(text).to_bytes(8, "little") + text + whole[8 + length :])
+        source = Drawings()
+        assert_same(everything(build(experts, copy, source, crops=2)), expected)
+        assert sorted(source.asked) == [2, 3] and path.read_bytes() == whole, (change, reason)
+    record = next(copy.glob("*/cache.json"))
+    for content in (b"\xff", b"[]", b"[" * 100_000, *(b'{"shard": %s}' % size for size in (b"-1", b"0", b"1e999"))):
+        record.write_bytes(content.replace(b"{", b'{"key": "%s", ' % json.loads(good_record(built))["key"].encode()))
+        build(experts, copy, crops=2)
+    assert json.loads(record.read_text())["shard"] == 2
+
+
+def good_record(built: Path) -> str:
+    return next(built.glob("*/cache.json")).read_text()
+
+
 @pytest.mark.parametrize("name", ["mean", "std", "states", "crc32"])
 def test_a_flipped_byte_is_named_where_it_is_read(experts, copy, name):
     cache, damaged = build(experts, copy, crops=2), shard(copy, 1)

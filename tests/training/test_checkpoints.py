@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -113,6 +114,21 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_it_offered(tmp_path, h
             checkpoints.restore(TREES)
 
 
+@pytest.mark.parametrize(
+    "record", [[], dict(facts=1, arrays={}), dict(facts={}), dict(facts={}, arrays=dict(a=1)), None]
+)
+def test_facts_of_other_types_are_damage(tmp_path, record):
+    """Their sums are right: something else wrote them."""
+    save(tmp_path, 1)
+    folder = tmp_path / "checkpoints" / "1"
+    (folder / "facts" / "metadata").write_text(json.dumps(record))
+    sums = json.loads((folder / "sums.json").read_text())
+    sums["facts/metadata"] = zlib.crc32((folder / "facts" / "metadata").read_bytes())
+    (folder / "sums.json").write_text(json.dumps(sums))
+    with Checkpoints(tmp_path) as checkpoints, pytest.raises(InputError, match=r"checkpoints/1 (is damaged|cannot be)"):
+        checkpoints.restore(TREES)
+
+
 @pytest.mark.parametrize("error", [MemoryError(), jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")])
 def test_a_checkpoint_that_memory_is_too_small_for_is_not_called_damaged(tmp_path, monkeypatch, error):
     def restore(*_: Any, **__: Any) -> None:
@@ -156,8 +172,9 @@ def test_what_a_killed_process_left_is_removed(tmp_path):
 
 def test_unreadable_scores_are_named(tmp_path):
     save(tmp_path, 1, at1=0.5)
-    (tmp_path / "checkpoints" / "scores.json").write_text("[1")
-    with pytest.raises(InputError, match=r"checkpoints/scores.json: not readable; remove it"):
-        Checkpoints(tmp_path)
+    for content in (b"[1", b"[]", b"\xff", b"[" * 100_000, b'{"1": NaN}', b'{"1": 1%s}' % (b"0" * 400), b'{"x": 1}'):
+        (tmp_path / "checkpoints" / "scores.json").write_bytes(content)
+        with pytest.raises(InputError, match=r"checkpoints/scores.json: not readable; remove it"):
+            Checkpoints(tmp_path)
     with pytest.raises(InputError, match="keep=0"):
         Checkpoints(tmp_path, 0)
