@@ -11,13 +11,16 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable, Sequence
-from typing import NoReturn, TextIO
+from pathlib import Path
+from typing import Any, NoReturn, TextIO
 
 from ml_collections import ConfigDict
 
+from afa_jax.cli.arguments import argument, place
 from afa_jax.cli.configs import load_config
-from afa_jax.cli.schema import SHOWN, kind_of
+from afa_jax.cli.schema import SHOWN, check, kind_of
 from afa_jax.errors import COMPILING, InputError, Stopped, printable
+from afa_jax.expert_specs import parse_argument
 
 _PLACES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
@@ -119,7 +122,15 @@ def _one_line_warning(
 
 
 class Parser(argparse.ArgumentParser):
-    """An argparse parser whose errors are an InputError, one line like every other."""
+    """An argparse parser whose errors are an InputError, one line like every other.
+
+    A file or folder cannot be named by nothing, as an unset variable of a shell would (``--workdir "$RUN"``).
+    """
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.register("type", Path, place)
+        self.register("type", None, argument)
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")
@@ -149,19 +160,18 @@ def parse(
     )
     parser.epilog = "Any field of the config can be set with --config.FIELD=VALUE, nested fields with dots."
     known, rest = parser.parse_known_args(list(arguments))
-    if unknown := [argument for argument in rest if not argument.startswith("--config.")]:
+    if unknown := [other for other in rest if not other.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    config = load_config(known.config, [argument.removeprefix("--config.") for argument in rest])
+    config = load_config(known.config, [override.removeprefix("--config.") for override in rest])
     if (kind := kind_of(config)) != of:
         raise InputError(f"--config {known.config}: it is of {kind}; this command wants one of {of}, as {SHOWN[of]} is")
     if known.expert:
-        from afa_jax.ingredients import parse_argument
-
         if of != "an ensemble":
             parser.error("--expert: this command trains one model, it has no experts")
         with config.unlocked():
-            config.experts = [parse_argument(argument) for argument in known.expert]
-    experts = [part for argument in known.expert or () for part in ("--expert", argument)]
+            config.experts = [parse_argument(expert) for expert in known.expert]
+        check(config)
+    experts = [part for expert in known.expert or () for part in ("--expert", expert)]
     known.config_arguments = ["--config", known.config, *experts, *rest]
     return known, config
 

@@ -16,8 +16,6 @@ rounded after that; of the base model also ``tokenizer``, a folder or hub id for
 from __future__ import annotations
 
 import dataclasses
-import math
-import os
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
@@ -119,54 +117,6 @@ def parse_base(entry: Any) -> BaseSource:
     if not isinstance(entry, str | Mapping | ConfigDict):
         raise InputError(f"base is {entry!r}; write a path, or dict(path=...)")
     return _build(BaseSource, dict(path=entry) if isinstance(entry, str) else dict(entry), "base")
-
-
-def parse_argument(argument: str) -> dict[str, Any]:
-    """An expert from the command line, ``NAME=PATH[,lora=PATH:WEIGHT]...[,FIELD=VALUE]...``, as a config's entry.
-
-    Raises:
-        InputError: it is not written like that.
-    """
-    first, *others = argument.split(",")
-    name, equals, path = first.partition("=")
-    if not (name and equals and path):
-        raise InputError(f"--expert {argument}: write NAME=PATH, then lora=PATH:WEIGHT or other fields after commas")
-    entry: dict[str, Any] = dict(name=name, path=path)
-    loras = []
-    for other in others:
-        field, equals, value = other.partition("=")
-        if not equals or field in entry or field == "loras":
-            raise InputError(
-                f"--expert {argument}: {other!r} is not FIELD=VALUE, or is there twice; commas separate fields, and a "
-                "LoRA is lora=PATH:WEIGHT"
-            )
-        if field == "lora":
-            loras.append(parse_lora(value))
-        elif field == "ema":
-            if value.lower() not in ("true", "false"):
-                raise InputError(f"--expert {argument}: ema={value}; choose true or false")
-            entry[field] = value.lower() == "true"
-        else:
-            entry[field] = value
-    return entry | (dict(loras=loras) if loras else {})
-
-
-def parse_lora(argument: str) -> tuple[str, float]:
-    """``PATH`` or ``PATH:WEIGHT``; the weight is 1 where it is not given.
-
-    Raises:
-        InputError: what follows the last colon is not a finite number.
-    """
-    path, colon, text = argument.rpartition(":")
-    if not colon or os.path.exists(argument):
-        return argument, 1.0
-    try:
-        weight = float(text)
-    except ValueError:
-        weight = math.nan
-    if not math.isfinite(weight):
-        raise InputError(f"LoRA {argument}: write PATH:WEIGHT, {text!r} is not a finite number")
-    return path, weight
 
 
 def find_checkpoints(

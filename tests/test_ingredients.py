@@ -13,8 +13,9 @@ from ml_collections import ConfigDict
 from afa_jax import sample
 from afa_jax.commands import run
 from afa_jax.errors import InputError
+from afa_jax.expert_specs import parse_argument
 from afa_jax.experts import load_experts, mismatches
-from afa_jax.ingredients import find_checkpoints, parse_argument, parse_expert
+from afa_jax.ingredients import find_checkpoints, parse_expert
 from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.folders import save_folder, write_folder
 from afa_jax.weights.keys import flatten

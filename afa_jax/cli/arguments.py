@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import secrets
 from collections.abc import Callable, Sequence
@@ -46,6 +47,24 @@ def real(low: float, high: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def argument(text: str) -> str:
+    """Return a text that a command line can hold, as an argparse type."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise argparse.ArgumentTypeError("half of a character (a lone surrogate); leave it out") from None
+    if "\0" in text:
+        raise argparse.ArgumentTypeError("the character NUL; leave it out")
+    return text
+
+
+def place(text: str) -> Path:
+    """Return a file or folder that has a name, as an argparse type."""
+    if not text.strip():
+        raise argparse.ArgumentTypeError("it is empty; name a file or folder")
+    return Path(argument(text))
 
 
 COUNT = whole(1, 10**6)

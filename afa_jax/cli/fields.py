@@ -238,6 +238,34 @@ def mapping(value: Any) -> Any:
     return value
 
 
+def record(**fields: Field) -> Check:
+    """A dict of these fields; one that is None counts as missing."""
+    required = ", ".join(f"{name}=..." for name, field in fields.items() if field.default is REQUIRED)
+
+    def checked(found: Any) -> Any:
+        if not isinstance(found, Mapping | ConfigDict):
+            raise Wrong(f"dict({required})")
+        for name in found:
+            if name not in fields:
+                close = difflib.get_close_matches(str(name), fields, n=1)
+                raise Wrong(
+                    f"dict({required}) without {str(name)[:80]}"
+                    + (f"; did you mean {close[0]}?" if close else f"; there are {', '.join(fields)}")
+                )
+        changed = dict(found)
+        for name, field in fields.items():
+            if found.get(name) is None and field.default is REQUIRED:
+                raise Wrong(f"dict({required}), {name} is missing")
+            if found.get(name) is not None:
+                try:
+                    changed[name] = field.check(found[name])
+                except Wrong as wrong:
+                    raise Wrong(f"dict({required}) whose {name} is {wrong}") from None
+        return found if all(changed[name] is found[name] for name in changed) else changed
+
+    return checked
+
+
 def named(key: Check, value: Check) -> Check:
     """A dict of any names to what ``value`` takes."""
 
@@ -250,6 +278,34 @@ def named(key: Check, value: Check) -> Check:
                 value(each)
             except Wrong as wrong:
                 raise Wrong(f"dict(name=...), each {wrong}") from None
+        return found
+
+    return checked
+
+
+def loras(value: Any) -> Any:
+    """[(path, weight), ...]."""
+    what, path, weight = "[(path, weight), ...]", text(empty=False), number()
+    if not isinstance(value, list | tuple):
+        raise Wrong(what)
+    for each in value:
+        if not isinstance(each, list | tuple) or len(each) != 2:
+            raise Wrong(what)
+        try:
+            path(each[0]), weight(each[1])
+        except Wrong as wrong:
+            raise Wrong(f"{what}, with {wrong}") from None
+    return value
+
+
+def distinct(check: Check) -> Check:
+    """A list of dicts whose names differ."""
+
+    def checked(value: Any) -> Any:
+        found = check(value)
+        names = [each["name"] for each in found]
+        if twice := [name for name in names if names.count(name) > 1]:
+            raise Wrong(f"names that differ ({twice[0]!r:.40} is there twice)")
         return found
 
     return checked

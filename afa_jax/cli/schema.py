@@ -16,13 +16,16 @@ from afa_jax.cli.fields import (
     Section,
     boolean,
     choice,
+    distinct,
     either,
     integer,
+    loras,
     many,
     mapping,
     named,
     number,
     optional,
+    record,
     size,
     text,
 )  # fmt: skip
@@ -37,7 +40,16 @@ SEED = integer(0, SEEDS - 1)
 STEPS, BATCH, COUNT = integer(1, 10**9), integer(1, 2**16), integer(1, 10**9)
 NONE_OR_MORE = integer(0, 10**9)
 PROBABILITY, DECAY, POSITIVE = number(0, 1), number(0, 1, below=True), number(0)
-MODEL = either(text(empty=False), mapping)
+DTYPE = choice(*DTYPES, aliases=DTYPE_ALIASES)
+SOURCE = dict(
+    path=Field(text(empty=False)),
+    revision=Field(text(empty=False), ABSENT),
+    variant=Field(text(empty=False), ABSENT),
+    prediction_type=Field(choice(*PREDICTIONS), ABSENT),
+    ema=Field(boolean, ABSENT),
+)
+BASE_MODEL = either(text(empty=False), record(**SOURCE, tokenizer=Field(text(empty=False), ABSENT)))
+EXPERT = record(name=Field(text(empty=False)), **SOURCE, loras=Field(loras, ABSENT), dtype=Field(DTYPE, ABSENT))
 
 OPTIMIZER = Section(
     dict(
@@ -108,7 +120,7 @@ EVALUATION = Section(
 ENSEMBLE = Section(
     dict(
         name=Field(text(), ""),
-        dtype=Field(choice(*DTYPES, aliases=DTYPE_ALIASES), "float32"),
+        dtype=Field(DTYPE, "float32"),
         mesh=Section(
             dict(
                 data=Field(either(integer(-1, -1), integer(1, 2**20)), -1),
@@ -117,8 +129,8 @@ ENSEMBLE = Section(
             ),
             optional=True,  # where it is absent, a command decides
         ),
-        base=Field(MODEL),
-        experts=Field(many(mapping, 1, 1000)),
+        base=Field(BASE_MODEL),
+        experts=Field(distinct(many(EXPERT, 1, 1000))),
         sabw=Section(
             dict(
                 hidden=Field(integer(1, 2**16), 128),
@@ -194,7 +206,7 @@ MODEL_CONFIG = Section(
     | dict(
         steps=Field(STEPS),
         scenes=Field(NONE_OR_MORE, 0),
-        dtype=Field(choice(*DTYPES, aliases=DTYPE_ALIASES), ABSENT),
+        dtype=Field(DTYPE, ABSENT),
         remat=Field(choice("none", "stage", "fused"), ABSENT),
         accumulate=Field(integer(1, 2**16), ABSENT),
         caption_dropout=Field(PROBABILITY, 0.1),

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from afa_jax.errors import InputError
+from afa_jax.expert_specs import parse_lora
 from afa_jax.exporting.written import check_out, identity, is_single, write
-from afa_jax.ingredients import Source, bake, parse_lora
+from afa_jax.ingredients import Source, bake
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.combine import COMPONENTS, check_parts, compose
 from afa_jax.weights.hub import fetch
