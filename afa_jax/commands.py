@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import io
 import os
@@ -40,7 +41,8 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     """
     for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            with contextlib.suppress(OSError):  # a stream whose file became a pipe cannot say where it is
+                stream.reconfigure(errors="backslashreplace")
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     failure: BaseException | None = None

@@ -1,0 +1,71 @@
+"""What the documents show can be run: every command line is one that its command takes, every config one that loads."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from afa_jax.commands import load_config
+
+ROOT = Path(__file__).parents[1]
+DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "launch" / "README.md"]
+BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(python -m afa_jax\.[^`]+)`")
+
+
+class Parsed(Exception):
+    """A command has parsed its arguments."""
+
+
+def commands() -> Iterator[str]:
+    """The command lines of all documents, from blocks and from sentences."""
+    for document in DOCUMENTS:
+        text = document.read_text()
+        for language, block in BLOCK.findall(text):
+            if language in ("", "sh", "bash"):
+                lines = block.replace("\\\n", " ").splitlines()
+                yield from (line for line in lines if line.startswith("python -m afa_jax."))
+        for inline in INLINE.findall(BLOCK.sub("", text)):
+            if " -" in inline.removeprefix("python -m "):
+                yield " ".join(inline.split())
+
+
+@pytest.mark.parametrize("line", dict.fromkeys(commands()))
+def test_a_command_line_is_one_that_its_command_takes(line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = argparse.ArgumentParser.parse_known_args
+
+    def parsed(parser: argparse.ArgumentParser, *arguments: Any, **options: Any) -> Any:
+        raise Parsed(*parse(parser, *arguments, **options))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_known_args", parsed)
+    _, _, module, *arguments = shlex.split(re.sub(r"[\[\]]", "", line), comments=True)  # [--what may be left out]
+    package = (ROOT / module.replace(".", "/")).is_dir()
+    main = importlib.import_module(f"{module}.__main__" if package else module).main
+    with pytest.raises(Parsed) as ended:
+        main(arguments)
+    options, rest = ended.value.args
+    assert all(argument.startswith("--config.") for argument in rest), rest
+    monkeypatch.chdir(ROOT)
+    if config := getattr(options, "config", None):
+        load_config(config, [argument.removeprefix("--config.") for argument in rest])
+
+
+def test_the_configs_that_are_shown_load(tmp_path: Path) -> None:
+    shown = 0
+    for document in DOCUMENTS:
+        for language, block in BLOCK.findall(document.read_text()):
+            if language == "python" and "def get_config" in block:
+                shown += 1
+                (tmp_path / f"shown{shown}.py").write_text(block)
+                config = load_config(str(tmp_path / f"shown{shown}.py"))
+                assert config.experts and config.train.steps and config.sample.size
+            elif language == "python":
+                compile(block, str(document), "exec")
+    assert shown
