@@ -48,7 +48,7 @@ def read_report(path: Path) -> dict[str, Any]:
         report = json.loads(path.read_text())
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; name the report.json that afa_jax.evaluate wrote") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); make it again with afa_jax.evaluate") from error
     if not isinstance(report, dict) or not {"metrics", "methods", "protocol"} <= report.keys():
         raise InputError(f"{path}: not a report of afa_jax.evaluate (it has metrics, methods and protocol)")

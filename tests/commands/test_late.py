@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+import afa_jax
 from afa_jax.commands import run
 
 PROMPT = ("--prompt", "octopus, noto style")
@@ -63,6 +64,10 @@ def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     access = os.access  # root, who runs some of these tests, may write anywhere
     monkeypatch.setattr(os, "access", lambda path, mode: "sealed" not in str(path) and access(path, mode))
     monkeypatch.chdir(tmp_path)
+    # First all that commands import when they begin: what is imported now would keep the function that stands in.
+    for package in ("evaluation", "exporting", "report", "sampling", "scale", "training"):
+        for file in sorted((Path(afa_jax.__file__).parent / package).glob("[a-z]*.py")):
+            importlib.import_module(f"afa_jax.{package}.{file.stem}")
     for name in WORK:
         module, _, function = name.rpartition(".")
         monkeypatch.setattr(importlib.import_module(module), function, begun)
