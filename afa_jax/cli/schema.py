@@ -206,9 +206,6 @@ MODEL_CONFIG = Section(
     | dict(
         steps=Field(STEPS),
         scenes=Field(NONE_OR_MORE, 0),
-        dtype=Field(DTYPE, ABSENT),
-        remat=Field(choice("none", "stage", "fused"), ABSENT),
-        accumulate=Field(integer(1, 2**16), ABSENT),
         caption_dropout=Field(PROBABILITY, 0.1),
         min_snr_gamma=Field(POSITIVE, 0.0),
         with_vae=Field(boolean, True),
