@@ -85,12 +85,14 @@ def load_experts(
     dtype: DTypeLike = jnp.float32,
     param_dtype: DTypeLike = jnp.float32,
     mesh: Mesh | None = None,
+    averaged: bool = False,
 ) -> Experts:
     """Load what a config names: ``base`` (VAE, tokenizer, schedule) and ``experts``; see afa_jax/ingredients.py.
 
     Args:
         mesh: the devices to spread the networks over. A process reads the experts that its devices hold; no device
             ever holds more than its own.
+        averaged: their weights are to be averaged, so that their text encoders must have the same layers, too.
 
     Raises:
         InputError: a missing or damaged file; two experts with one name or of different architectures, text encoders
@@ -108,6 +110,8 @@ def load_experts(
         raise InputError(f"base: {base.path} has no scheduler_config.json; take a base model that has one")
     for mismatch in mismatches(base, checkpoints):
         raise InputError(mismatch.message)
+    if averaged:
+        check_same_layers(checkpoints)
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=param_dtype)
     stored = list(checkpoints.values())
 
@@ -202,6 +206,17 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
         if unet.in_channels != channels:
             taken = f"expert {name!r}'s U-Net takes {unet.in_channels} ({unet.task})"
             yield Mismatch(name, "latents", f"the base model's VAE has {channels} latent channels, {taken}")
+
+
+def check_same_layers(checkpoints: Mapping[str, Checkpoint]) -> None:
+    """Raise InputError for text encoders with different numbers of layers (clip skip), which cannot be averaged."""
+    layers = {name: text_config(checkpoint).num_hidden_layers for name, checkpoint in checkpoints.items()}
+    if len(set(layers.values())) > 1:
+        counts = ", ".join(f"{name} {count}" for name, count in layers.items())
+        raise InputError(
+            f"the experts' text encoders have different num_hidden_layers ({counts}), so that their weights cannot be "
+            "averaged; take experts of one clip skip, or a method that keeps them apart"
+        )
 
 
 def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:

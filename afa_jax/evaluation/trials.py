@@ -48,7 +48,7 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
 
         check_out(options.write, False)
     score = _score(options, config)
-    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype, averaged=True)
     guidance = config.sample.guidance if options.guidance is None else options.guidance
     sampling = SampleOptions(
         size=tuple(config.sample.size), steps=options.steps, guidance=float(guidance), batch=options.batch

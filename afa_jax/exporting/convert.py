@@ -44,7 +44,9 @@ def convert(options: argparse.Namespace) -> None:
         if is_single(options.out) and part == "tokenizer":
             continue  # a single file has no place for it
         if options.base is None:
-            print(f"{part}: {name} has none; --base INPUT takes it from another checkpoint")
+            whole = Path(name).parent
+            one = f", which is a part of {whole}" if (whole / "model_index.json").is_file() else ""
+            print(f"{part}: {name}{one} has none; --base INPUT takes it from another checkpoint")
         else:
             taken[part] = options.base
     others = {}

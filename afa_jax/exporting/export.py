@@ -83,7 +83,7 @@ def export_snapshot(
     """Measure the router, average the experts, measure what that loses, write."""
     source, held_out = router_pairs(config)
     pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
-    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
+    experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype, averaged=True)
     check_record(read_record(run), experts.record, str(run))
     ensemble = Ensemble(experts=experts.unet, aggregators=load_aggregators(run, experts.unet, len(experts.names)))
     experts.check_size(pixels.shape[1:3])

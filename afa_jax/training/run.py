@@ -62,7 +62,11 @@ def train(
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     with nothing_to_save():
         mesh = configured_mesh(config, fusing)
-        experts = together(lambda: load_experts(config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh))
+        experts = together(
+            lambda: load_experts(
+                config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh, averaged=kind_of(fusing) == "mbw"
+            )
+        )
         fusion = init_fusion(fusing, experts.unet, len(experts.names), settings.seed)
         sampling = validation_sampling(config, experts)
         data = together(lambda: make_training_data(config, experts, progress=first() and not quiet))

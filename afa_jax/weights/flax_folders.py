@@ -9,6 +9,7 @@ Weights are all there is in it: the network runs as PyTorch's does, not with the
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import mmap
@@ -20,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from afa_jax.weights.foreign_files import foreign
 from afa_jax.weights.keys import pytorch_name, shape_in_pytorch, to_pytorch
 from afa_jax.weights.tensors import Tensor, TensorFile, WeightsError, mapped
 
@@ -27,6 +29,7 @@ _DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in (np.float16, np.fl
 _LISTS = "down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|net|to_out"
 # A file may not make its reader deep, long or large: the U-Net is 10 deep, with 700 arrays of at most 4 dimensions.
 _DEEPEST, _LONGEST, _MOST = 32, 8, 1 << 18
+_UNCHANGED = ("logit_scale", "class_embedding")  # of a whole CLIP, beside what a text encoder has
 _CHUNKED = "__msgpack_chunked_array__"
 
 
@@ -50,11 +53,17 @@ def open_flax(path: Path) -> TensorFile:
     except FileNotFoundError:
         raise WeightsError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:  # mmap's own for an empty file
-        raise WeightsError(f"{path}: not a whole file of a Flax model ({error}); fetch it again") from error
+        start = b""
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            start = file.read(64)
+        what = foreign(path, start) or error
+        raise WeightsError(f"{path}: not a whole file of a Flax model ({what}); fetch it again") from error
 
 
 def pytorch_key(path: str) -> str:
     """``down_blocks_0.attentions_1.proj_in.kernel`` -> ``down_blocks.0.attentions.1.proj_in.weight``."""
+    if path.rpartition(".")[2] in _UNCHANGED:
+        return path
     try:
         return re.sub(rf"(?<![^.])({_LISTS})_(\d+)(?=\.)", r"\1.\2", pytorch_name(path))
     except KeyError:

@@ -49,6 +49,7 @@ from afa_jax.weights.tensors import (
     write_tensors,
 )
 from afa_jax.weights.tokenizer_files import read_tokenizer
+from afa_jax.weights.unused import is_unused
 from afa_jax.weights.variants import PYTORCH, weights_name
 
 _CLASSES = {
@@ -61,8 +62,6 @@ _BARE = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}  # of the confi
 # StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
 _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 _TASKS = {"inpainting": "StableDiffusionInpaintPipeline", "InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline"}
-_OTHER_HALF = re.compile(r"vision_model\.|visual_projection\.|text_projection(\.|$)|logit_scale$")
-_LAYER = re.compile(r"(?:text_model\.)?encoder\.layers\.(\d{1,6})\.")
 # All that is in a folder that diffusers wrote.
 _ENTRIES = ("model_index.json", *_CLASSES, "scheduler", "safety_checker", "feature_extractor", "image_encoder")
 _NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # true of the file that was read only
@@ -122,10 +121,8 @@ class FolderCheckpoint:
 
     def tensors(self, component: str) -> Tensors:
         stored = self._open(component).tensors
-        names = [name for name in stored if not name.endswith("position_ids")]
-        if component == "text_encoder":
-            layers = self.config(component).get("num_hidden_layers")
-            names = [name for name in names if not _is_unused(name, layers)]
+        layers = self.config(component).get("num_hidden_layers") if component == "text_encoder" else None
+        names = [name for name in stored if not is_unused(component, name, layers)]
         tensors = {modern_key(component, name): as_linear(component, name, stored[name]) for name in names}
         if len(tensors) < len(names):
             raise WeightsError(f"{self.what(component)}: some tensors are there under two names; fetch it again")
@@ -210,7 +207,7 @@ def write_folder(
             if checkpoint.tokenizer is not None:
                 read_tokenizer(checkpoint.tokenizer).write(partial / "tokenizer")
             for file, tensors in files.items():
-                write_tensors(partial / file, tensors, header | {"format": "pt"})
+                write_tensors(partial / file, tensors, header | {"format": "pt"}, reread=True)
             check_target(folder, overwrite)
             replace_folder(folder, partial, overwrite)
         finally:
@@ -264,18 +261,6 @@ def save_folder(
     """Write modules as a diffusers folder: ``write_folder`` of ``MemoryCheckpoint.of``, which see."""
     parts: dict[str, Any] = dict(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     write_folder(folder, MemoryCheckpoint.of(**parts, scheduler=scheduler), dtype=dtype, metadata=metadata)
-
-
-def _is_unused(key: str, layers: Any) -> bool:
-    """Whether a text encoder's file carries this for something else: the rest of CLIP, or layers after the last used.
-
-    Args:
-        layers: ``num_hidden_layers`` of config.json, which may be fewer than are stored, as transformers reads it.
-    """
-    if _OTHER_HALF.match(key):
-        return True
-    layer = _LAYER.match(key)
-    return layer is not None and type(layers) is int and int(layer[1]) >= layers
 
 
 def modern_key(component: str, key: str) -> str:

@@ -9,8 +9,14 @@ import shlex
 from pathlib import Path
 
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
-# What whole Lightning checkpoints hold beside tensors. They are read as empty dictionaries: nothing of them is run.
-_LIGHTNING = "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint"
+# What whole checkpoints of trainers name beside tensors. A class without content stands in for each: none of it is run.
+_BESIDE = (
+    "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
+    "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
 
 _STARTS: tuple[tuple[bytes, str], ...] = (
     (b"version https://git-lfs", "a git-lfs pointer, not the file itself: run `git lfs pull` in its repository"),
@@ -58,9 +64,10 @@ def pickle_command(path: Path) -> str:
     """
     out = path.with_suffix(".safetensors" if path.suffix.lower() in PICKLES else ".converted.safetensors")
     code = (
-        "import sys, torch as t, safetensors.torch as s; "
-        f"t.serialization.add_safe_globals([(dict, '{_LIGHTNING}')]); "
-        "m = t.load(sys.argv[1], map_location='cpu', weights_only=True); m = m.get('state_dict', m); "
+        "import sys, torch as t, safetensors.torch as s; nothing = lambda self, *a: None; "
+        "N = type('N', (), dict(__init__=nothing, __setstate__=nothing)); "
+        f"t.serialization.add_safe_globals([(N, n) for n in '{' '.join(_BESIDE)}'.split()]); "
+        "m = t.load(open(sys.argv[1], 'rb'), map_location='cpu', weights_only=True); m = m.get('state_dict', m); "
         "s.save_file({k: v.clone().contiguous() for k, v in m.items() if t.is_tensor(v)}, sys.argv[2])"
     )
     return f'python -c "{code}" {shlex.quote(str(path))} {shlex.quote(str(out))}'

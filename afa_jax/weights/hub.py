@@ -23,6 +23,7 @@ from afa_jax.weights.lora_files import FILES as LORAS
 from afa_jax.weights.tensors import listed
 from afa_jax.weights.tokenizer_files import TOKENIZER
 from afa_jax.weights.variants import shard_names, weights_name
+from afa_jax.weights.wrong_places import meant
 
 _ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]*[^@/]))?(?:@(?P<revision>[^@]+))?")
 _FILES = (*PICKLES, ".safetensors", ".msgpack")
@@ -207,9 +208,11 @@ def _parse(path: str, revision: str | None) -> tuple[str, str | None, str | None
     """The repository, file and revision that a path names."""
     match = _ID.fullmatch(path)
     if not match or ".." in path or match["repo"].endswith(_FILES):
-        raise InputError(f"{path}: no such file or folder, and not a hub id like owner/name")
+        raise InputError(f"{path}: no such file or folder{meant(path)}, and not a hub id like owner/name")
     if match["file"] and not match["file"].endswith(_FILES):
-        raise InputError(f"{path}: no such file or folder, and not a file on the hub like owner/name/file.safetensors")
+        raise InputError(
+            f"{path}: no such file or folder{meant(path)}, and not a file on the hub like owner/name/file.safetensors"
+        )
     if match["file"] and match["file"].endswith(PICKLES):
         raise InputError(f"{path}: no such file, and pickles are not downloaded; take a .safetensors file")
     if revision and match["revision"] not in (None, revision):
@@ -244,10 +247,15 @@ def _download(path: str, repo: str, revision: str | None, names: Sequence[str]) 
 
 
 def _download_file(path: str, repo: str, file: str, revision: str | None) -> Path:
-    from huggingface_hub import hf_hub_download
+    """A file, and beside it the .yaml of the same name where there is one: it says what the model predicts."""
+    from huggingface_hub import errors, hf_hub_download
 
     with _explained(path, revision):
-        return Path(hf_hub_download(repo, file, revision=revision))
+        found = Path(hf_hub_download(repo, file, revision=revision))
+        if file.endswith(".safetensors"):
+            with contextlib.suppress(errors.EntryNotFoundError):
+                hf_hub_download(repo, f"{file.removesuffix('.safetensors')}.yaml", revision=revision)
+        return found
 
 
 @contextlib.contextmanager
@@ -269,7 +277,9 @@ def _explained(path: str, revision: str | None) -> Iterator[None]:
     except (errors.HTTPError, errors.HFValidationError, errors.EntryNotFoundError, OSError, RuntimeError) as error:
         reason = next((text for kind, text in reasons.items() if isinstance(error, kind)), None)
         reason = reason or " ".join(str(error).split())[:200] or type(error).__name__
-        raise InputError(f"{path}: no such file or folder, and not to be had from the hub ({reason})") from error
+        raise InputError(
+            f"{path}: no such file or folder{meant(path)}, and not to be had from the hub ({reason})"
+        ) from error
 
 
 def _why_not() -> str:

@@ -12,8 +12,10 @@ import functools
 import re
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from typing import Any
 
 from afa_jax.models.configs import UNetConfig, VAEConfig
+from afa_jax.weights import unused
 from afa_jax.weights.checkpoint import NetworkConfig, expected_shapes
 
 Table = Mapping[str, tuple[str, ...]]
@@ -22,24 +24,7 @@ Table = Mapping[str, tuple[str, ...]]
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 
-UNUSED = tuple(
-    re.compile(pattern)
-    for pattern in (
-        r"model_ema\..*",  # a second set of weights, which ``ema=True`` takes
-        # buffers of the noise schedule, which the scheduler's config says
-        r"(alphas_cumprod|betas|sqrt_|log_one_minus_|posterior_)\w*",
-        r"logvar|lvlb_weights|denoiser\.\w+",
-        r"scale_factor|v_pred|ztsnr|global_step",  # what the architecture is read from, not the networks
-        # training state
-        r"first_stage_model\.(loss|model_ema)\..*|embedding_manager\..*|epoch|iteration|pytorch-lightning_version",
-        # CLIP beyond its text states
-        r"cond_stage_model\.logit_scale",
-        r"cond_stage_model\.transformer\.(logit_scale|(text|visual)_projection\.weight|vision_model\..*)",
-        r"cond_stage_model\.transformer\.text_model\.embeddings\.position_ids",
-        r"cond_stage_model\.model\.(logit_scale|text_projection|attn_mask)",
-        r"cond_stage_model\.model\.transformer\.resblocks\.23\..*",  # see OPEN_CLIP_LAYERS
-    )
-)
+_NETWORKS = ((UNET, "unet"), (VAE, "vae"), (CLIP, "text_encoder"), (OPEN_CLIP, "text_encoder"))
 OPEN_CLIP_LAYERS = 23
 """Stable Diffusion 2 takes the states before the last of ViT-H's 24 layers; diffusers' encoder ends there."""
 
@@ -105,9 +90,17 @@ def common_spelling(key: str) -> str:
     return key
 
 
-def is_unused(key: str) -> bool:
-    """Whether single files carry this key for something else than the networks."""
-    return any(pattern.fullmatch(key) for pattern in UNUSED)
+def is_unused(key: str, layers: Any = None) -> bool:
+    """Whether single files carry this key for something else than the networks.
+
+    Args:
+        layers: of the text encoder; OpenCLIP's are never more than OPEN_CLIP_LAYERS.
+    """
+    for prefix, component in _NETWORKS:
+        if key.startswith(prefix):
+            used = OPEN_CLIP_LAYERS if prefix == OPEN_CLIP and layers is None else layers
+            return unused.is_unused(component, key.removeprefix(prefix), used)
+    return unused.is_unused_anywhere(key) or key == "cond_stage_model.logit_scale"
 
 
 @functools.lru_cache(maxsize=16)

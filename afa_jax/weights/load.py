@@ -30,7 +30,7 @@ from afa_jax.weights.keys import flatten, pytorch_name, text_key
 from afa_jax.weights.single_file import SingleFileCheckpoint
 from afa_jax.weights.state_dicts import check_tensors, load_stack, load_state_dict
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError
-from afa_jax.weights.wrong_folders import explain
+from afa_jax.weights.wrong_places import explain
 
 Source = Checkpoint | Path | str
 LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]

@@ -35,7 +35,8 @@ class SameNetwork:
         first, *_ = self.whats.values()
         for own, what in zip(shapes, self.whats.values(), strict=True):
             if own != shapes[0]:
-                raise WeightsError(f"{what} is of another architecture than {first}; merge models of one kind")
+                other = " (text_encoder=base, or =NAME of an expert, takes one as it is)" * (self.component != "unet")
+                raise WeightsError(f"{what} is of another architecture than {first}; merge models of one kind{other}")
 
     @functools.cached_property
     def tensors(self) -> dict[Any, Tensors]:

@@ -43,6 +43,7 @@ from afa_jax.weights.ldm_keys import (
     ldm_shape,
     ldm_table,
 )
+from afa_jax.weights.predictions import agreed, check_prediction, said_beside, said_inside
 from afa_jax.weights.state_dicts import check_tensors
 from afa_jax.weights.tensors import (
     Tensor,
@@ -55,7 +56,6 @@ from afa_jax.weights.tensors import (
     open_tensors,
     write_tensors,
 )
-from afa_jax.weights.yaml_files import yaml_prediction
 
 CONFIGS = "afa_jax.configs"
 _PREFIXES = dict(unet=UNET, vae=VAE, text_encoder="cond_stage_model.")
@@ -69,7 +69,6 @@ _SCHEDULER = dict(
     clip_sample=False,
     set_alpha_to_one=False,
 )
-_PREDICTIONS = dict(epsilon="epsilon", v="v_prediction", v_prediction="v_prediction", sample="sample")
 # By the steps of the training that published 2.0-base and 2.1.
 _STEPS: Mapping[float | None, str] = {875000: "epsilon", 110000: "v_prediction"}
 _EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
@@ -103,8 +102,7 @@ class SingleFileCheckpoint:
     ema: bool = False
 
     def __post_init__(self) -> None:
-        if self.prediction_type not in (None, *_PREDICTIONS.values()):
-            raise InputError(f"prediction_type={self.prediction_type!r}; choose epsilon or v_prediction")
+        check_prediction(self.prediction_type)
         family_of({key: tensor.shape for key, tensor in self._stored.items()}).check(self.path)
         prefixes = tuple(_PREFIXES.values())
         if surplus := sorted(key for key in self._stored if not key.startswith(prefixes) and not is_unused(key)):
@@ -182,7 +180,8 @@ class SingleFileCheckpoint:
         if ema and not self.has_ema:
             raise WeightsError(f"{self.path}: has no moving average of its U-Net (model_ema.*); leave out ema")
         prefix, place = ("model_ema.", ema_key) if ema else (_PREFIXES[component], str)
-        unused = _EMA_COUNTERS.__contains__ if ema else is_unused
+        layers = config.num_hidden_layers if isinstance(config, TextConfig) else None
+        unused = _EMA_COUNTERS.__contains__ if ema else functools.partial(is_unused, layers=layers)
         stored = {key: tensor for key, tensor in self._stored.items() if key.startswith(prefix)}
         wanted = {place(key): keys for key, keys in table.items()}
         assert len(wanted) == len(table), "two keys with one name"
@@ -237,7 +236,8 @@ class SingleFileCheckpoint:
     def _scheduler(self) -> dict[str, Any]:
         if "scheduler" in self._own_configs:
             own = dict(self._own_configs["scheduler"])
-            return own | dict(prediction_type=self.prediction_type or own.get("prediction_type") or "epsilon")
+            said = {f"its metadata {CONFIGS}": own.get("prediction_type") or "epsilon"} | said_beside(self.path)
+            return own | dict(prediction_type=self.prediction_type or agreed(self.path, said))
         prediction = self.prediction_type or self._prediction()
         if prediction is None:
             raise UnknownPrediction(
@@ -248,24 +248,14 @@ class SingleFileCheckpoint:
         return _SCHEDULER | dict(prediction_type=prediction) | zero_snr
 
     def _prediction(self) -> str | None:
-        """What the U-Net predicts by the marks that trainers leave.
-
-        These are ModelSpec's metadata, tensors so named, and the .yaml of the same name beside the file.
+        """What the U-Net predicts by all that says it, or else by the published model that the file is.
 
         Raises:
-            WeightsError: two of them contradict each other.
+            WeightsError: two marks contradict each other, or what is beside the file cannot be read.
         """
-        said = _PREDICTIONS.get(self.metadata.get("modelspec.prediction_type", "").lower())
-        if not said and ("v_pred" in self._stored or "-768-v" in self.metadata.get("modelspec.architecture", "")):
-            said = "v_prediction"
-        beside = yaml_prediction(self.path)
-        if said and beside and said != beside:
-            raise WeightsError(
-                f"{self.path}: it says {said}, and {self.path.with_suffix('.yaml').name} beside it {beside}; say which "
-                "by prediction_type"
-            )
-        if said or beside:
-            return said or beside
+        said = said_inside(self.path, self.metadata, self._stored.keys()) | said_beside(self.path)
+        if said:
+            return agreed(self.path, said)
         unet = self.config("unet")
         if not unet.get("use_linear_projection") or unet["in_channels"] > unet["out_channels"]:
             return "epsilon"  # 1.x; and of 2.x inpainting, which was published with epsilon only
@@ -326,7 +316,7 @@ def write_single_file(
     }
     header[CONFIGS] = json.dumps(public, sort_keys=True, separators=(",", ":"))
     with writing(path):
-        write_tensors(path, tensors, header, overwrite=overwrite)
+        write_tensors(path, tensors, header, overwrite=overwrite, reread=True)
 
 
 def _as_ldm(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:

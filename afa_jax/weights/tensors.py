@@ -10,6 +10,7 @@ import hashlib
 import json
 import math
 import os
+import zlib
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -208,15 +209,18 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     *,
     overwrite: bool = True,
+    reread: bool = False,
 ) -> None:
     """Write a safetensors file at once or not at all: to a temporary name beside it, synced, then renamed.
 
     Args:
         tensors: arrays, or Tensors, of which one at a time is read. The same ones give the same bytes.
         overwrite: replace a file that is there, or that appears meanwhile.
+        reread: compare every byte to what was to be written before the file gets its name, not the header alone.
 
     Raises:
         InputError: there is a file, and it is not to be overwritten.
+        OSError: of the system, with the name ``path``; what was written does not read back.
         TypeError: metadata that is not text.
     """
     texts: Mapping[Any, Any] = metadata or {}
@@ -228,32 +232,50 @@ def write_tensors(
     partial = partial_name(path)
     try:
         with open(partial, "wb") as file:
+            crc = 0
             for chunk in _chunks(tensors, metadata or {}):
                 with naming(path):
                     file.write(chunk)
+                crc = zlib.crc32(chunk, crc)
             with naming(path):
                 file.flush()
                 os.fsync(file.fileno())
-        _check_written(partial, path, tensors)
+        _check_written(partial, path, tensors, crc if reread else None)
         os.replace(partial, path) if overwrite else _rename_new(partial, path)
     finally:
         partial.unlink(missing_ok=True)
     sync(path.parent)
 
 
-def _check_written(partial: Path, path: Path, tensors: Mapping[str, Any]) -> None:
-    """Read the header of what was written, before it takes another file's place.
+def _check_written(partial: Path, path: Path, tensors: Mapping[str, Any], crc: int | None) -> None:
+    """Read what was written, before it takes another file's place.
+
+    Args:
+        crc: of all that was to be written; None reads the header only.
 
     Raises:
         OSError: it does not hold these tensors, whatever the disk said.
     """
-    with safe_open(partial, "np") as file:
-        names = set(file.keys())
-        whole = names == set(tensors) and all(
-            tuple(file.get_slice(name).get_shape()) == tuple(tensors[name].shape) for name in names
-        )
-    if not whole:
+    try:
+        with safe_open(partial, "np") as file:
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            found = {name: (own.get_dtype(), tuple(own.get_shape())) for name, own in slices.items()}
+    except SafetensorError:
+        found = {}
+    wanted = {name: (_NAMES[np.dtype(own.dtype)], tuple(own.shape)) for name, own in tensors.items()}
+    if found != wanted or (crc is not None and _crc32(partial) != crc):
         raise OSError(errno.EIO, "what was written there does not read back whole", str(path))
+
+
+def _crc32(path: Path) -> int:
+    """The checksum of a file, read from the disk and not from memory where the system lets us choose."""
+    crc = 0
+    with open(path, "rb") as file:
+        if hasattr(os, "posix_fadvise"):
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+        while chunk := file.read(1 << 22):
+            crc = zlib.crc32(chunk, crc)
+    return crc
 
 
 def _rename_new(partial: Path, path: Path) -> None:

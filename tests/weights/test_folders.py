@@ -616,8 +616,8 @@ def test_an_existing_folder_stays(tmp_path, modules):
 def test_what_appears_during_the_writing_stays(tmp_path, monkeypatch, text_only, overwrite):
     whole, target = folders.write_tensors, tmp_path / "new"
 
-    def meanwhile(path, *rest):
-        whole(path, *rest)
+    def meanwhile(path, *rest, **how):
+        whole(path, *rest, **how)
         target.mkdir()
         (target / "mine.txt").write_text("mine")
 
@@ -664,7 +664,7 @@ def test_the_folder_one_is_in_can_be_written(text_only, monkeypatch):
 
 @pytest.mark.parametrize("code", [errno.ENOSPC, errno.EDQUOT])
 def test_a_full_disk_is_no_input_error(tmp_path, monkeypatch, text_only, code):
-    def full(path, *rest):
+    def full(path, *rest, **how):
         raise OSError(code, os.strerror(code), str(path))
 
     monkeypatch.setattr(folders, "write_tensors", full)
@@ -740,7 +740,7 @@ def test_weights_too_large_for_the_dtype_are_named(tmp_path, text_only):
 
 def test_configs_are_read_before_a_tensor_is_written(tmp_path, copied, monkeypatch):
     (copied / "scheduler" / "scheduler_config.json").write_text("{")
-    monkeypatch.setattr(folders, "write_tensors", lambda *_: pytest.fail("a tensor was written"))
+    monkeypatch.setattr(folders, "write_tensors", lambda *_, **__: pytest.fail("a tensor was written"))
     with pytest.raises(WeightsError, match=r"scheduler_config\.json: not readable"):
         write_folder(tmp_path / "new", open_checkpoint(copied))
 
@@ -749,13 +749,13 @@ def test_configs_are_read_before_a_tensor_is_written(tmp_path, copied, monkeypat
 def test_a_failure_leaves_nothing_behind(tmp_path, monkeypatch, modules, writer):
     whole, calls = getattr(folders, writer), []
 
-    def second_fails(path, *rest):
+    def second_fails(path, *rest, **how):
         calls.append(path)
         if len(calls) == 2:
             path.parent.mkdir(exist_ok=True, parents=True)
             path.write_bytes(b"half")
             raise OSError("disk full")
-        whole(path, *rest)
+        whole(path, *rest, **how)
 
     monkeypatch.setattr(folders, writer, second_fails)
     parts = {"vae": modules["vae"], "text_encoder": modules["text_encoder"]}

@@ -270,7 +270,8 @@ def test_what_is_no_lora_is_said_in_one_line(hub, contents, path, names, message
 def test_one_file_is_downloaded_alone(hub, tmp_path):
     assert fetch("o/n/v1-4.safetensors", EXPERT) == tmp_path / "v1-4.safetensors"
     assert fetch("o/n/old/v1.safetensors@beta", EXPERT) == tmp_path / "old/v1.safetensors"
-    assert hub == [("file", "o/n", "v1-4.safetensors", None), ("file", "o/n", "old/v1.safetensors", "beta")]
+    asked = [("v1-4.safetensors", None), ("v1-4.yaml", None), ("old/v1.safetensors", "beta"), ("old/v1.yaml", "beta")]
+    assert hub == [("file", "o/n", *one) for one in asked]  # the .yaml may say what the model predicts
 
 
 def test_a_run_is_two_files(hub, tmp_path):
@@ -499,6 +500,7 @@ def test_cached_loras_and_networks_alone_are_read_offline(tmp_path, monkeypatch)
 # A hub, asked by the library itself
 
 FILES = {name: name.encode() * 3 for name in [*NAMES, "vae/[odd].json"]}
+FILES["v1-4.yaml"] = b"model: {}"
 FILES["model_index.json"] = b'{"_class_name": "StableDiffusionPipeline"}'
 
 
@@ -587,6 +589,7 @@ def test_the_library_downloads_what_is_wanted_and_the_cache_outlives_the_hub(tmp
         "tokenizer/merges.txt",
         "tokenizer/vocab.json",
         "v1-4.safetensors",
+        "v1-4.yaml",
         "vae/[odd].json",
         "vae/config.json",
         "vae/diffusion_pytorch_model.safetensors",

@@ -225,3 +225,22 @@ def test_weights_too_large_for_the_parameters_are_refused(stacked):
     assert load(large, ml_dtypes.bfloat16)["a"].dtype == ml_dtypes.bfloat16
     with pytest.raises(WeightsError, match=r"^two: a holds NaN or infinity"):
         load(large * np.float32(np.inf), np.float16)
+
+
+def test_what_does_not_read_back_takes_no_place(tmp_path, monkeypatch):
+    path = tmp_path / "model.safetensors"
+    write_tensors(path, {"a": np.zeros(4, np.float32)}, reread=True)
+    good = path.read_bytes()
+    fsync = os.fsync
+
+    def broken(descriptor):
+        fsync(descriptor)
+        for partial in tmp_path.glob(".*.partial"):
+            data = bytearray(partial.read_bytes())
+            data[-1] ^= 1
+            partial.write_bytes(data)
+
+    monkeypatch.setattr(os, "fsync", broken)
+    with pytest.raises(OSError, match="does not read back whole") as error:
+        write_tensors(path, {"a": np.ones(4, np.float32)}, reread=True)
+    assert error.value.filename == str(path) and path.read_bytes() == good and [*tmp_path.iterdir()] == [path]
