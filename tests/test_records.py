@@ -16,7 +16,7 @@ from afa_jax.records import plain, public_arguments, public_path, public_sentenc
 def test_every_form_of_a_config_is_plain_data():
     config = ConfigDict(
         dict(
-            base=dict(path="/home/x/base.safetensors", tokenizer=Path("/home/x/tokenizer")),
+            base=dict(path="/mnt/x/base.safetensors", tokenizer=Path("/mnt/x/tokenizer")),
             experts=[ConfigDict(dict(name="a", loras=(("/l/film.safetensors", np.float32(0.5)),))), dict(name="b")],
             dtype=jnp.bfloat16,
             other=np.dtype("float16"),
@@ -52,13 +52,13 @@ def test_what_is_no_data_is_named(value):
 @pytest.mark.parametrize(
     ("path", "public"),
     [
-        ("/home/alice/models/photo.safetensors", "photo.safetensors"),
+        ("/mnt/alice/models/photo.safetensors", "photo.safetensors"),
         ("/data/{000..099}.tar", "{000..099}.tar"),
         ("~/photo", "photo"),
         ("../alice/photo", "photo"),
         ("..", "."),
         ("/", "."),
-        ("file:///home/alice/photo", "photo"),
+        ("file:///mnt/alice/photo", "photo"),
         ("C:\\models\\photo.safetensors", "photo.safetensors"),
         ("models/photo.safetensors", "models/photo.safetensors"),
         ("owner/name", "owner/name"),
@@ -73,9 +73,9 @@ def test_a_path_of_this_machine_is_its_name(path, public):
 
 def test_arguments_and_sentences_name_no_folder_of_this_machine(monkeypatch):
     arguments = [
-        "--config", "/home/x/configs/sd15.py:256", "--expert", "a=/home/x/a.safetensors,lora=/home/x/l.safetensors:0.5",
-        "--config.base={'path': '/home/x/b', 'tokenizer': 'owner/name'}", "--config.data.path=/home/x/pictures",
-        "--config.data.paths=('/home/x/1.tar', 'here/2.tar')", "--config.validation.prompts=('/a cat',)",
+        "--config", "/mnt/x/configs/sd15.py:256", "--expert", "a=/mnt/x/a.safetensors,lora=/mnt/x/l.safetensors:0.5",
+        "--config.base={'path': '/mnt/x/b', 'tokenizer': 'owner/name'}", "--config.data.path=/mnt/x/pictures",
+        "--config.data.paths=('/mnt/x/1.tar', 'here/2.tar')", "--config.validation.prompts=('/a cat',)",
         "--config.train.steps=4",
     ]  # fmt: skip
     assert public_arguments(arguments) == [
@@ -85,7 +85,7 @@ def test_arguments_and_sentences_name_no_folder_of_this_machine(monkeypatch):
         "--config.train.steps=4",
     ]  # fmt: skip
     monkeypatch.chdir("/usr")
-    sentence = "/usr/runs/x: no such file, see https://host/a/b and (/home/a/weights.pt); 1/2 of a and/or b"
+    sentence = "/usr/runs/x: no such file, see https://host/a/b and (/mnt/a/weights.pt); 1/2 of a and/or b"
     assert public_sentence(sentence) == (
         "runs/x: no such file, see https://host/a/b and (weights.pt); 1/2 of a and/or b"
     )
