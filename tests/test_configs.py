@@ -17,9 +17,12 @@ from afa_jax.fusion.kinds import KINDS, init_fusion, kind_of
 from afa_jax.fusion.sabw import SABWConfig, parameter_count
 from afa_jax.ingredients import parse_expert
 from afa_jax.methods import check_entry
-from afa_jax.models.configs import UNetConfig, VAEConfig
+from afa_jax.models.clip import TextEncoder
+from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.training.model_step import init_state as init_model_state
+from afa_jax.training.model_step import make_model_step
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_fusion
 from afa_jax.training.state import init_state, make_train_step
@@ -35,6 +38,7 @@ VARIANTS = {
     "emoji_equal": ("", "topics"),
     "emoji_expert": ("animals", "food", "things", "noto", "animals_words"),
     "emoji_time": ("", "root", "low", "middle", "high", "uniform0", "uniform1", "uniform2"),
+    "sd15_finetune": ("",),
     "sd15": ("", "group1", "group2", "256", "coco", "drawbench", "group2_coco", "router", "gate", "mbw"),
 }
 
@@ -145,5 +149,41 @@ def test_the_run_of_record_has_a_training_step():
     new, metrics = jax.eval_shape(step, state, inputs, flatten(dict(unet=frozen["unet"])), jax.random.key(0))
     assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(new["params"]))
+    same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)
+    assert all(jax.tree.leaves(same))
+
+
+def test_the_fine_tune_at_stable_diffusions_size_has_a_training_step():
+    """SD1.5's U-Net and text encoder, 512 px, in bfloat16 with rematerialisation, a batch in parts: traced only."""
+    config = load_config(str(CONFIGS / "sd15_finetune.py"))
+    dtype = jnp.dtype(config.dtype)
+    shapes = jax.eval_shape(
+        lambda: (
+            UNet(UNetConfig(), rngs=nnx.Rngs(0), dtype=dtype),
+            TextEncoder(TextConfig(), rngs=nnx.Rngs(0), dtype=dtype),
+        )
+    )
+    params = flatten(shapes)
+    assert sum(leaf.size for leaf in params.values()) == 982_581_444
+    optimizer = make_optimizer(config.optimizer, config.steps)
+    step = make_model_step(
+        shapes,
+        optimizer,
+        NoiseSchedule(),
+        no_caption=jnp.zeros(77, jnp.int32),
+        caption_dropout=config.caption_dropout,
+        ema=config.ema,
+        accumulate=2,
+        remat=config.remat,
+    )
+    state = jax.eval_shape(lambda params: init_model_state(params, optimizer, config.ema), params)
+    assert "average" not in state
+    batch = dict(
+        latents=jax.ShapeDtypeStruct((config.batch, *(side // 8 for side in config.data.size), 4), jnp.float32),
+        ids=jax.ShapeDtypeStruct((config.batch, 77), jnp.int32),
+    )
+    new, metrics = jax.eval_shape(step, state, batch, jax.random.key(0))
+    assert metrics["loss"].shape == () and metrics["loss"].dtype == jnp.float32
+    assert all(leaf.dtype == jnp.float32 for leaf in new["params"].values())
     same = jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), state, new)
     assert all(jax.tree.leaves(same))

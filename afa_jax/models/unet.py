@@ -6,6 +6,7 @@ UNet2DConditionModel, so that a stage's parameters are found in a checkpoint by 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -227,28 +228,42 @@ class UNet(nnx.Module):
         )
         return self.time_embedding(sinusoids.astype(self.dtype))
 
-    def features(self, latents: Latents, t: Timesteps, context: TextStates) -> Iterator[tuple[Stage, Array]]:
-        """Yield every stage with its output, in order."""
+    def features(
+        self, latents: Latents, t: Timesteps, context: TextStates, *, remat: bool = False
+    ) -> Iterator[tuple[Stage, Array]]:
+        """Yield every stage with its output, in order.
+
+        Args:
+            remat: a gradient computes the inside of each stage again, and keeps these outputs only.
+        """
         temb, context = self.embed_time(t), context.astype(self.dtype)
         x = latents.astype(self.dtype)
         skips: list[Array] = []
         for stage in self.stages:
             skip = skips.pop() if stage.takes_skip else None
-            x = stage(x, temb, context, skip, size_at(latents.shape[1:3], stage.level))
+            run = functools.partial(_run_stage, size_at(latents.shape[1:3], stage.level))
+            x = (jax.checkpoint(run) if remat else run)(stage, x, temb, context, skip)
             if stage.leaves_skip:
                 skips.append(x)
             yield stage, x
 
-    def __call__(self, latents: Latents, t: Timesteps, context: TextStates) -> Float[Array, "b h w out_channels"]:
+    def __call__(
+        self, latents: Latents, t: Timesteps, context: TextStates, *, remat: bool = False
+    ) -> Float[Array, "b h w out_channels"]:
         """Predict the noise (or velocity, or sample: the noise schedule says which) in float32.
 
         Args:
             latents: ``[b, h, w, in_channels]``, of any size.
             t: ``[b]`` training timesteps.
             context: ``[b, s, cross_attention_dim]`` text states.
+            remat: as in ``features``.
         """
-        *_, (_, prediction) = self.features(latents, t, context)
+        *_, (_, prediction) = self.features(latents, t, context, remat=remat)
         return prediction.astype(jnp.float32)
+
+
+def _run_stage(size: Size, stage: Stage, x: Array, temb: Array, context: Array, skip: Array | None) -> Array:
+    return stage(x, temb, context, skip, size)
 
 
 def size_at(latents: Sequence[int], level: int) -> Size:

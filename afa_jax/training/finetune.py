@@ -2,51 +2,47 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import math
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax.data.loader import loading
-from afa_jax.data.pictures import to_images
-from afa_jax.data.sources import BadExample, PictureSource, make_source
+from afa_jax.data.sources import make_source
 from afa_jax.data.text import Tokenizer
-from afa_jax.data.transform import Crop
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.distributed import compiled_together, fetch, first, on_first, say
+from afa_jax.distributed import compiled_together, fetch, on_first, say
 from afa_jax.errors import InputError
+from afa_jax.ingredients import parse_base
 from afa_jax.models.attention import Attention
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig
 from afa_jax.models.unet import UNet
-from afa_jax.models.vae import VAE
 from afa_jax.parallel import DATA, make_mesh, place
-from afa_jax.progress import progress
 from afa_jax.records import plain, recorded
 from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
-from afa_jax.training.loss import diffusion_loss, drop_captions
-from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer, update_average
+from afa_jax.training.model_step import init_state, make_model_step, rows_at
+from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer
+from afa_jax.training.pictures import check_count, encode_scenes
 from afa_jax.training.workdir import check_positive, check_workdir, keep_config, open_workdir, write_config
-from afa_jax.weights.checkpoint import hash_components
+from afa_jax.weights import hub
+from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.folders import save_folder
 from afa_jax.weights.keys import flatten, unflatten
-from afa_jax.weights.load import load_text_encoder, load_unet, load_vae, open_checkpoint
+from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
 
 Model = tuple[UNet, TextEncoder]
-ENCODED_AT_ONCE = 64
-MOST = 1_000_000  # pictures whose latents are kept
 
 
 def finetune(
@@ -69,65 +65,51 @@ def finetune(
     check_objective(config)
     recorded(config)  # which can be kept
     trained_by = f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}"
-    vae = load_vae(config.vae)
-    schedule = NoiseSchedule.from_json(config.schedule.to_dict())
-    timesteps = interval(config.get("timesteps"), schedule)
-    if config.init:
-        model: Model = (load_unet(config.init), load_text_encoder(config.init))
+    opened = open_parts(config)
+    vae, schedule = load_vae(opened.vae), opened.schedule
+    timesteps, dtype = interval(config.get("timesteps"), schedule), jnp.dtype(config.get("dtype", "float32"))
+    if opened.init is not None:
+        model: Model = (load_unet(opened.init, dtype=dtype), load_text_encoder(opened.init, dtype=dtype))
     else:
         rngs = nnx.Rngs(config.seed)
         model = (
-            UNet(UNetConfig(**config.unet), rngs=rngs),
-            TextEncoder(TextConfig(**config.text_encoder), rngs=rngs),
+            UNet(UNetConfig(**config.unet), rngs=rngs, dtype=dtype),
+            TextEncoder(TextConfig(**config.text_encoder), rngs=rngs, dtype=dtype),
         )
         make_text_audible(*model)
-    tokenizer = Tokenizer(config.tokenizer, model[1].config)
+    tokenizer = Tokenizer(opened.tokenizer, model[1].config)
     optimizer = make_optimizer(config.optimizer, config.steps)
-    no_caption = jnp.asarray(tokenizer([""])[0])
 
     # Flat dictionaries: a tree of modules takes Python 12 ms to take apart and put together, at every step, four times.
     shapes = jax.eval_shape(lambda: model)
     params = flatten(model)
-
-    def loss_of(params: dict[str, jax.Array], latents: jax.Array, ids: jax.Array, key: jax.Array) -> jax.Array:
-        unet, text_encoder = unflatten(shapes, params)
-        drop_keys, loss_keys = jax.random.split(key, (2, len(ids)))
-        states = text_encoder(drop_captions(ids, no_caption, config.caption_dropout, drop_keys))
-        return diffusion_loss(
-            lambda x, t: unet(x, t, states),
-            schedule,
-            latents,
-            loss_keys,
-            min_snr_gamma=config.min_snr_gamma,
-            timesteps=timesteps,
-        )
-
-    @jax.jit
-    def train_step(
-        state: dict[str, Any], batch: dict[str, jax.Array], key: jax.Array
-    ) -> tuple[dict[str, Any], dict[str, jax.Array]]:
-        loss, gradient = jax.value_and_grad(loss_of)(state["params"], batch["latents"], batch["ids"], key)
-        updates, opt = optimizer.update(gradient, state["opt"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
-        average = update_average(state["average"], params, state["step"], config.ema)
-        new = dict(params=params, average=average, opt=opt, step=state["step"] + 1)
-        return new, dict(loss=loss, gradient_norm=optax.tree.norm(gradient))
+    train_step = make_model_step(
+        shapes,
+        optimizer,
+        schedule,
+        no_caption=jnp.asarray(tokenizer([""])[0]),
+        caption_dropout=config.caption_dropout,
+        min_snr_gamma=config.min_snr_gamma,
+        timesteps=timesteps,
+        ema=config.ema,
+        accumulate=config.get("accumulate", 1),
+        remat=config.get("remat", "none"),
+    )
 
     mesh = make_mesh(dict(data=-1))
-    if config.batch % mesh.size:
-        raise InputError(f"batch={config.batch}; choose a multiple of {mesh.size}, the number of devices")
+    if config.batch % (unit := mesh.size * config.get("accumulate", 1)):
+        raise InputError(f"batch={config.batch}; choose a multiple of {unit}, the number of devices times accumulate")
     data = ConfigDict(dict(kind="emoji") | config.data.to_dict())
     source, reading = make_source(data), loading(data)
-    if config.scenes > len(source):
-        raise InputError(f"scenes={config.scenes}, but data has {len(source)} pictures; choose fewer, or 0 for all")
-    if not config.scenes and len(source) > MOST:
-        raise InputError(f"data has {len(source):,} pictures, whose latents are kept in memory; set scenes to fewer")
+    check_count(config.scenes, source)
     started = dict(
-        init=hash_components(open_checkpoint(config.init), EXPERT) if config.init else "",
+        init="" if opened.init is None else hash_components(opened.init, EXPERT),
         data=source.fingerprint,
         loading=[data.get("size"), data.get("flip"), data.get("bad")],
         timesteps=timesteps,
-        vae=hash_components(open_checkpoint(config.vae), ("vae",)),
+        order="each epoch its own",
+        dtype=dtype.name,
+        vae=hash_components(opened.vae, ("vae",)),
         tokenizer=tokenizer.sha256,
         schedule=schedule.to_json(),
         **{name: config[name] for name in ("seed", "batch", "scenes", "caption_dropout", "min_snr_gamma", "ema")},
@@ -144,13 +126,12 @@ def finetune(
     count = len(scenes["ids"])
 
     def batch_at(step: int) -> dict[str, jax.Array]:
-        rows = np.arange(step * config.batch, (step + 1) * config.batch) % count
+        rows = rows_at(step, config.batch, count, config.seed)
         return place({name: values[rows] for name, values in scenes.items()}, mesh, PartitionSpec(DATA))
 
-    state = dict(params=params, average=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
     state = run_loop(
         compiled_together(train_step),
-        place(state, mesh, PartitionSpec()),
+        place(init_state(params, optimizer, config.ema), mesh, PartitionSpec()),
         lambda first: map(batch_at, itertools.count(first)),
         steps=config.steps,
         seed=config.seed,
@@ -162,7 +143,7 @@ def finetune(
         log_every=config.log_every,
         save_every=config.save_every,
     )
-    average, target = fetch(state["average"]), workdir / "model"
+    average, target = fetch(state["average" if config.ema else "params"]), workdir / "model"
 
     def publish() -> None:
         unet, text_encoder = unflatten(shapes, average)
@@ -172,7 +153,7 @@ def finetune(
             unet=unet,
             vae=vae if config.with_vae else None,
             text_encoder=text_encoder,
-            tokenizer=Path(config.tokenizer) / "tokenizer",
+            tokenizer=tokenizer.folder,
             scheduler=schedule.to_json(),
             dtype=jnp.float16,
             metadata=dict(trained_by=trained_by)
@@ -181,6 +162,44 @@ def finetune(
 
     on_first(publish)
     say(target)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Opened:
+    """What a config names, opened: ``init`` is None for a new model."""
+
+    init: Checkpoint | None
+    vae: Checkpoint
+    tokenizer: Path
+    schedule: NoiseSchedule
+
+
+def open_parts(config: ConfigDict) -> Opened:
+    """Open a config's ``init``, and take VAE, tokenizer and noise schedule from it where the config names no others.
+
+    Each is a local path or a hub id.
+
+    Raises:
+        InputError: one is not there, cannot be read, or is neither named nor part of ``init``.
+    """
+    if not config.init and not (config.get("unet") and config.get("text_encoder")):
+        raise InputError("init is missing: the model to start from; a new one has unet and text_encoder in its place")
+    whole = (*EXPERT, "vae", "tokenizer", "scheduler")
+    init = parse_base(config.init).open(whole) if config.init else None
+    vae = parse_base(config.vae).open(("vae",)) if config.vae else init
+    if vae is None or "vae" not in vae.components:
+        raise InputError("vae is missing, and init has none; name a model that has one")
+    named = config.get("tokenizer")
+    tokenizer = hub.fetch(named, ("tokenizer",)) if named else None if init is None else init.tokenizer
+    if tokenizer is None:
+        raise InputError("tokenizer is missing, and init has none; name a folder or hub id that has one")
+    if config.get("schedule"):
+        found = config.schedule.to_dict()
+    elif init is not None and "scheduler" in init.components:
+        found = dict(init.config("scheduler"))
+    else:
+        raise InputError("schedule is missing, and init says none; configs/emoji_base.py shows what it says")
+    return Opened(init=init, vae=vae, tokenizer=tokenizer, schedule=NoiseSchedule.from_json(found))
 
 
 def interval(timesteps: Any, schedule: NoiseSchedule) -> tuple[int, int] | None:
@@ -213,59 +232,3 @@ def make_text_audible(unet: UNet, text_encoder: TextEncoder) -> None:
             assert isinstance(module, Attention)
             for linear in (module.to_q, module.to_k, module.to_v, module.to_out[0]):
                 linear.kernel[...] *= math.sqrt(3)
-
-
-def encode_scenes(
-    source: PictureSource,
-    count: int,
-    vae: VAE,
-    tokenizer: Tokenizer,
-    mesh: Mesh,
-    *,
-    crop: Crop | None = None,
-    bad: str = "error",
-) -> dict[str, np.ndarray]:
-    """The latents and token ids of the first ``count`` pictures, ``[count, ...]``: training then spares the VAE.
-
-    Args:
-        count: 0 takes all that can be read.
-        crop: to one size, each picture always alike; None takes pictures that are of one size as they are.
-        bad: "skip" leaves out pictures that cannot be read.
-
-    Raises:
-        InputError: fewer pictures that can be read; unless they are skipped, the first one that cannot.
-    """
-    vae = place(vae, mesh, PartitionSpec())
-    # Every process needs them all: which ones make a batch is another matter.
-    encode = jax.jit(
-        lambda vae, pixels: vae.encode(to_images(pixels)), out_shardings=NamedSharding(mesh, PartitionSpec())
-    )
-    latents: list[np.ndarray] = []
-    captions: list[str] = []
-    examples = _readable(source, crop, bad == "skip")
-    wanted = count or len(source)
-    at_once = min(ENCODED_AT_ONCE, -(-wanted // mesh.size) * mesh.size)
-    for begin in progress(range(0, wanted, at_once), desc="encoding scenes", quiet=not first()):
-        scenes = list(itertools.islice(examples, min(at_once, wanted - begin)))
-        if not scenes or (count and len(scenes) < min(at_once, wanted - begin)):
-            if count or not captions:
-                raise InputError(f"scenes={count}, but of data only {len(captions) + len(scenes)} pictures can be read")
-            break
-        captions += [caption for _, caption in scenes]
-        images = np.stack([image for image, _ in scenes])
-        filled = np.concatenate([images, np.repeat(images[-1:], at_once - len(images), 0)])  # one program for all
-        pixels = place(filled, mesh, PartitionSpec(DATA))
-        latents.append(np.asarray(encode(vae, pixels))[: len(images)])
-    return dict(latents=np.concatenate(latents), ids=tokenizer(captions))
-
-
-def _readable(source: PictureSource, crop: Crop | None, skip: bool) -> Iterator[tuple[np.ndarray, str]]:
-    for index in range(len(source)):
-        try:
-            example = source[index]
-        except BadExample:
-            if not skip:
-                raise
-            continue
-        image = example["image"] if crop is None else crop(example["image"], np.random.default_rng((0, index)))
-        yield image, example["caption"]

@@ -6,6 +6,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import nnx
 from ml_collections import ConfigDict
@@ -22,8 +23,10 @@ from afa_jax.fusion.time_experts import TimeExperts, binary_tree_edges, uniform_
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
 from afa_jax.parallel import make_mesh
-from afa_jax.training.finetune import encode_scenes, make_text_audible
+from afa_jax.training.finetune import make_text_audible
 from afa_jax.training.loss import diffusion_loss
+from afa_jax.training.model_step import init_state, make_model_step, rows_at
+from afa_jax.training.pictures import encode_scenes
 from afa_jax.training.vae import MAX_GAIN, whiten
 from afa_jax.weights.keys import flatten
 from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
@@ -180,6 +183,57 @@ def test_an_expert_of_an_interval_from_a_single_file(root, tmp_path, capsys):
         )
         assert not (tmp_path / "bad").exists()
     assert not (tmp_path / "bad").exists()
+
+
+def test_memory_is_saved_and_nothing_else_changes():
+    """Rematerialised or in parts it is the same step; each epoch takes every picture once, in an order of its own."""
+    unet, text_encoder = tiny.unet(0, tiny.MICRO_UNET), tiny.text_encoder(1)
+    rng = np.random.default_rng(0)
+    batch = dict(
+        latents=jnp.asarray(rng.standard_normal((4, 8, 8, 4)), jnp.float32),
+        ids=jnp.asarray(rng.integers(1, 99, (4, 16)), jnp.int32),
+    )
+    shapes, optimizer = jax.eval_shape(lambda: (unet, text_encoder)), optax.sgd(1.0)
+
+    def stepped(**options):
+        step = make_model_step(
+            shapes, optimizer, NoiseSchedule(), no_caption=jnp.zeros(16, jnp.int32), caption_dropout=0.5, **options
+        )
+        params = jax.tree.map(jnp.copy, flatten((unet, text_encoder)))  # the step takes their memory
+        return step(init_state(params, optimizer, options.get("ema", 0.0)), batch, jax.random.key(0))
+
+    state, metrics = stepped(ema=0.5)
+    assert float(metrics["gradient_norm"]) > 0.1 and "average" in state
+    other, measured = stepped(accumulate=2, remat="stage")
+    assert float(measured["loss"]) == pytest.approx(float(metrics["loss"]), rel=1e-5)
+    assert "average" not in other
+    for name, array in state["params"].items():
+        np.testing.assert_allclose(other["params"][name], array, rtol=1e-4, atol=2e-5, err_msg=name)
+
+    rows = np.concatenate([rows_at(step, 8, 5, seed=3) for step in range(5)]).reshape(8, 5)
+    assert (np.sort(rows, 1) == np.arange(5)).all() and len({tuple(row) for row in rows.tolist()}) > 4
+    assert (rows_at(7, 4, 1, seed=0) == 0).all()
+
+
+def test_a_few_pictures_are_enough_and_a_model_has_what_it_needs(root, tmp_path, capsys):
+    """``init`` alone: VAE, tokenizer and schedule are its own; all pictures, fewer than a batch."""
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(3):
+        Image.fromarray(np.random.default_rng(i).integers(0, 256, (32, 64, 3), np.uint8)).save(pictures / f"{i}.png")
+        (pictures / f"{i}.txt").write_text("octopus, noto style")
+    (tmp_path / "config.py").write_text(
+        "from ml_collections import ConfigDict\n\ndef get_config():\n    return ConfigDict(dict(\n"
+        f"        name='few', init={str(root / 'a')!r}, steps=1, batch=8, log_every=1, ema=0.5, remat='stage',\n"
+        f"        data=dict(kind='folder', path={str(pictures)!r}, size=(32, 64)),\n    ))\n"
+    )
+    arguments = ["--config", f"{tmp_path}/config.py", "--workdir", str(tmp_path / "run")]
+    assert run(finetune.main, [*arguments, "--config.accumulate=3"]) == 2
+    assert "batch=8; choose a multiple of 24" in capsys.readouterr().err and not (tmp_path / "run").exists()
+    assert run(finetune.main, arguments) == 0
+    made, start = open_checkpoint(tmp_path / "run" / "model"), open_checkpoint(root / "a")
+    assert set(made.components) == set(start.components)
+    assert made.sha256("vae") and made.sha256("unet") != start.sha256("unet")
 
 
 def test_the_leaves_cover_the_time_axis_without_overlap():

@@ -1,0 +1,96 @@
+"""The pictures that one model learns: few enough that their latents are kept in memory."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from afa_jax.data.pictures import to_images
+from afa_jax.data.sources import BadExample, PictureSource
+from afa_jax.data.text import Tokenizer
+from afa_jax.data.transform import Crop
+from afa_jax.distributed import first
+from afa_jax.errors import InputError
+from afa_jax.models.vae import VAE
+from afa_jax.parallel import DATA, place
+from afa_jax.progress import progress
+
+AT_ONCE = 64  # pictures that are encoded together, at most
+PIXELS_AT_ONCE = AT_ONCE * 32 * 64  # of them all; larger pictures are fewer
+MOST = 1_000_000  # pictures whose latents are kept
+
+
+def check_count(wanted: int, source: PictureSource) -> None:
+    """Raise InputError unless a source has ``wanted`` pictures, or, for 0, few enough to take them all."""
+    if wanted > len(source):
+        raise InputError(f"scenes={wanted}, but data has {len(source)} pictures; choose fewer, or 0 for all")
+    if not wanted and len(source) > MOST:
+        raise InputError(f"data has {len(source):,} pictures, whose latents are kept in memory; set scenes to fewer")
+
+
+def encode_scenes(
+    source: PictureSource,
+    count: int,
+    vae: VAE,
+    tokenizer: Tokenizer,
+    mesh: Mesh,
+    *,
+    crop: Crop | None = None,
+    bad: str = "error",
+) -> dict[str, np.ndarray]:
+    """Return the latents and token ids of the first ``count`` pictures, ``[count, ...]``: training then spares the VAE.
+
+    Args:
+        count: 0 takes all that can be read.
+        crop: to one size, each picture always alike; None takes pictures that are of one size as they are.
+        bad: "skip" leaves out pictures that cannot be read.
+
+    Raises:
+        InputError: fewer pictures that can be read; unless they are skipped, the first one that cannot.
+    """
+    vae = place(vae, mesh, PartitionSpec())
+    # Every process needs them all: which ones make a batch is another matter.
+    encode = jax.jit(
+        lambda vae, pixels: vae.encode(to_images(pixels)), out_shardings=NamedSharding(mesh, PartitionSpec())
+    )
+    latents: list[np.ndarray] = []
+    captions: list[str] = []
+    examples = _readable(source, crop, bad == "skip")
+    wanted = count or len(source)
+    begun = list(itertools.islice(examples, 1))
+    examples = itertools.chain(begun, examples)
+    at_once = _at_once(begun[0][0], wanted, mesh.size) if begun else 1
+    for begin in progress(range(0, wanted, at_once), desc="encoding scenes", quiet=not first()):
+        scenes = list(itertools.islice(examples, min(at_once, wanted - begin)))
+        if not scenes or (count and len(scenes) < min(at_once, wanted - begin)):
+            if count or not captions:
+                raise InputError(f"scenes={count}, but of data only {len(captions) + len(scenes)} pictures can be read")
+            break
+        captions += [caption for _, caption in scenes]
+        images = np.stack([image for image, _ in scenes])
+        filled = np.concatenate([images, np.repeat(images[-1:], at_once - len(images), 0)])  # one program for all
+        pixels = place(filled, mesh, PartitionSpec(DATA))
+        latents.append(np.asarray(encode(vae, pixels))[: len(images)])
+    return dict(latents=np.concatenate(latents), ids=tokenizer(captions))
+
+
+def _at_once(image: np.ndarray, wanted: int, devices: int) -> int:
+    """Return how many pictures of this size are encoded together: as many on each device, one at least."""
+    fitting = min(AT_ONCE, PIXELS_AT_ONCE // (image.shape[0] * image.shape[1])) // devices
+    return devices * max(1, min(fitting, -(-wanted // devices)))
+
+
+def _readable(source: PictureSource, crop: Crop | None, skip: bool) -> Iterator[tuple[np.ndarray, str]]:
+    for index in range(len(source)):
+        try:
+            example = source[index]
+        except BadExample:
+            if not skip:
+                raise
+            continue
+        image = example["image"] if crop is None else crop(example["image"], np.random.default_rng((0, index)))
+        yield image, example["caption"]
