@@ -19,6 +19,7 @@ TEXTS = (
     "x" * 100_000, "None", "🐙", "a,b", '"', "..", ".", "con", "\ufeff", "%s%n", "file:///x", "=1+1",
 )  # fmt: skip
 DEEP = 100_000
+LARGEST = 2**20  # bytes of JSON that a change looks into, and that a copied list may fill
 INTEGERS = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 2**63 - 1, 2**64 - 1)
 
 
@@ -121,11 +122,14 @@ def _json_line(data: bytes, random: random.Random) -> bytes:
 
 def _json(data: bytes, random: random.Random) -> bytes:
     """Change one value somewhere in a JSON document to one of another type, size or sense."""
+    if len(data) > LARGEST:
+        return _bytes(data, random)
     try:
-        document = json.loads(data)
+        # Indentation grows with the square of the depth: 5,000 levels would be 50 MB.
+        indent = random.choice((None, 2)) if b"[" * 100 not in data else None
+        text = json.dumps(_changed(json.loads(data), random), indent=indent)
     except (ValueError, RecursionError):
         return _text(data, random)
-    text = json.dumps(_changed(document, random), indent=random.choice((None, 2)))
     # What json.dumps cannot write: numbers that Python would not keep, nesting, keys that are there twice.
     if '"@number@"' in text:
         text = text.replace('"@number@"', random.choice(NUMBERS), 1)
@@ -152,7 +156,9 @@ def _changed(value: Any, random: random.Random) -> Any:
             case 0:
                 return value[:at] + value[at + 1 :]
             case 1:
-                return value[:at] + [value[at]] * random.choice((2, 3000)) + value[at:]
+                copies = random.choice((2, 3000))
+                fits = len(json.dumps(value[at])) * copies < LARGEST
+                return value[:at] + [value[at]] * (copies if fits else 2) + value[at:]
             case _:
                 return [*value[:at], _changed(value[at], random), *value[at + 1 :]]
     others: tuple[Any, ...] = (None, True, False, [], {}, [1], {"a": 1}, "@number@", "@number@", "@deep@", 0, -1, 1.5)
