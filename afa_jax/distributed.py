@@ -13,7 +13,6 @@ import functools
 import itertools
 import json
 import os
-import pickle
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -26,6 +25,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from afa_jax.cluster import FLAGS, settings
 from afa_jax.cluster import add_arguments as add_arguments
 from afa_jax.errors import InputError, Stopped, printable
+from afa_jax.messages import dumps, loads
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -173,19 +173,23 @@ def alone() -> Iterator[None]:
 
 
 def gather(value: T) -> list[T]:
-    """The value of every process, in order. Values are pickled."""
+    """The value of every process, in order.
+
+    Raises:
+        TypeError: the value is of a type that afa_jax.messages does not tell.
+    """
     if not several() or getattr(_state, "alone", False):
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
-    data = pickle.dumps(value)
+    data = dumps(value)
     data = len(data).to_bytes(8, "little") + data
     rows = process_allgather(np.frombuffer(data[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8))
     lengths = [8 + int.from_bytes(row[:8].tobytes(), "little") for row in rows]
     if (longest := max(lengths)) > MESSAGE:
         size = 1 << (longest - 1).bit_length()  # a power of two: few programs to compile
         rows = process_allgather(np.frombuffer(data.ljust(size, b"\0"), np.uint8))
-    return [pickle.loads(row[8:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+    return [loads(row[8:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
 def together(function: Callable[[], T]) -> T:
@@ -196,7 +200,7 @@ def together(function: Callable[[], T]) -> T:
     if not several() or getattr(_state, "alone", False):
         return function()
     value, error = _attempt(function)
-    _raise_first(gather(_portable(error)), error)
+    _raise_first(gather(error), error)
     return value  # type: ignore[return-value]  # without an error there is one
 
 
@@ -204,14 +208,14 @@ def on_first(function: Callable[[], T]) -> T:
     """Process 0 calls it; its value, or its error with the same message, is that of every process.
 
     Args:
-        function: like that of ``together``; returns what pickle takes.
+        function: like that of ``together``; returns what afa_jax.messages tells.
     """
     if not several():
         return function()
     if getattr(_state, "alone", False):
         return function() if first() else None  # type: ignore[return-value]  # the others go without
-    value, error = _attempt(function) if first() else (None, None)
-    value, told = gather((value, _portable(error)))[0]
+    value, error = _attempt(function, tell=True) if first() else (None, None)
+    value, told = gather((value, error))[0]
     _raise_first([told], error)
     return value  # type: ignore[return-value]  # of process 0
 
@@ -226,23 +230,16 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
     return call
 
 
-def _attempt(function: Callable[[], T]) -> tuple[T | None, BaseException | None]:
+def _attempt(function: Callable[[], T], tell: bool = False) -> tuple[T | None, BaseException | None]:
+    """What it returns, and what it raises instead; that its value cannot be told to others is an error, too."""
     with alone():
         try:
-            return function(), None
+            value = function()
+            if tell:
+                dumps(value)
+            return value, None
         except BaseException as error:
             return None, error
-
-
-def _portable(error: BaseException | None) -> BaseException | None:
-    """An error that another process can be told."""
-    try:
-        pickle.loads(pickle.dumps(error))
-        return error
-    except Exception:
-        if isinstance(error, InputError):
-            return InputError(str(error))
-        return RuntimeError(f"process {jax.process_index()}: {type(error).__name__}: {error}")
 
 
 def _raise_first(errors: list[BaseException | None], own: BaseException | None) -> None:
@@ -253,6 +250,8 @@ def _raise_first(errors: list[BaseException | None], own: BaseException | None) 
     index, error = found
     if own is not None and index == jax.process_index():
         error = own
+    elif type(error) is RuntimeError:
+        error = RuntimeError(f"process {index}: {error}")
     error.agreed = True  # type: ignore[attr-defined]  # see finish
     raise error
 

@@ -44,7 +44,7 @@ class BadExample(InputError):
     """An example without a readable picture or without a caption."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both in args: that is what pickles
+        super().__init__(name, reason)  # both in args: that is what other processes are told
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:

@@ -65,16 +65,24 @@ def test_a_value_an_error_and_arrays_reach_every_process(launch: Launch, tmp_pat
     processes = launch(TOY, 4, f"--workdir={tmp_path}", "--agree")
     ended(processes)
     for index, process in enumerate(processes):
+        # What is an error of the product's own is what it was where it happened, and told by name elsewhere.
+        untold = "TypeError" if index == 0 else "RuntimeError: process 0: TypeError"
+        own = "ZeroDivisionError: by zero" if index == 3 else "RuntimeError: process 3: ZeroDivisionError: by zero"
         found = json.loads(process.output[-1])
         assert found == dict(
             process=index,
             processes=4,
             errors=[
-                "process 0 cannot read its file",
-                "process 2 cannot read its file",
-                "experts: process 1 has others than process 0; give all hosts the same files",
+                "InputError: process 0 cannot read its file",
+                "InputError: process 2 cannot read its file",
+                "NonFiniteError: loss is nan",
+                "OSError: [Errno 28] full: '/a'",
+                own,
+                f"{untold}: object cannot be told to another process",
+                "InputError: experts: process 1 has others than process 0; give all hosts the same files",
             ],
             first=dict(me=0, long="x" * 5000),
+            exact="(None, nan, -0.0, b'\\xff', [0])",
             nested=[0],
             own=f"read by {index}",
             gathered=["y" * 600 * i for i in range(4)],

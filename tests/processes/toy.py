@@ -3,8 +3,10 @@
 The real loop, checkpoints and command around a step of two lines, whose state lies on a mesh of all devices.
 """
 
+import errno
 import itertools
 import json
+import math
 import resource
 import time
 import zlib
@@ -23,6 +25,7 @@ from afa_jax.cli.arguments import add_workdir_arguments
 from afa_jax.commands import Parser, run
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
+from afa_jax.training.checkpoints import NonFiniteError
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.workdir import keep_config, open_workdir, resume_if_any
 from afa_jax.weights.keys import flatten
@@ -88,20 +91,24 @@ def agree() -> dict[str, Any]:
     """What the functions of afa_jax.distributed give in this process."""
     me, errors = jax.process_index(), []
 
-    def fail(process: int) -> str:
+    def fail(process: int, error: Exception | None = None) -> str:
         if me == process:
-            raise InputError(f"process {process} cannot read its file")
+            raise error or InputError(f"process {process} cannot read its file")
         return f"read by {me}"
 
     for function in (
         lambda: distributed.on_first(lambda: fail(0)),
         lambda: distributed.together(lambda: fail(2)),
+        lambda: distributed.on_first(lambda: fail(0, NonFiniteError("loss is nan"))),
+        lambda: distributed.together(lambda: fail(1, OSError(errno.ENOSPC, "full", "/a"))),
+        lambda: distributed.together(lambda: fail(3, ZeroDivisionError("by zero"))),
+        lambda: distributed.on_first(object),
         lambda: distributed.same(dict(experts=min(me, 1)), "experts"),
     ):
         try:
             function()
-        except InputError as error:
-            errors.append(str(error))
+        except (InputError, OSError, RuntimeError, ZeroDivisionError, TypeError) as error:
+            errors.append(f"{type(error).__name__}: {error}")
     like = dict(a=np.zeros((3, 5), jnp.bfloat16), b=np.zeros((), np.int8), c=np.zeros(70000))
     sent = jax.tree.map(lambda leaf: np.full_like(leaf, -0.0 if leaf.ndim else 7) if me == 0 else None, like)
     received = distributed.broadcast_arrays(sent, like)
@@ -110,6 +117,7 @@ def agree() -> dict[str, Any]:
         processes=jax.process_count(),
         errors=errors,
         first=distributed.on_first(lambda: dict(me=me, long="x" * 5000)),
+        exact=repr(distributed.on_first(lambda: (None, math.nan, -0.0, b"\xff", [me]))),
         nested=distributed.on_first(lambda: distributed.on_first(lambda: distributed.gather(me))),
         own=distributed.together(lambda: fail(9)),
         gathered=distributed.gather("y" * 600 * me),
