@@ -40,6 +40,10 @@ class InputError(ValueError):
         return printable(super().__str__())
 
 
+class NotFinite(InputError):
+    """What a network computes is NaN or infinity: with these weights, in this dtype, there is no such picture."""
+
+
 class BadExample(InputError):
     """An example without a readable picture or without a caption."""
 

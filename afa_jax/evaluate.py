@@ -3,7 +3,8 @@
 Makes pictures of the same prompts and seeds by every method that the config lists (its experts alone and inside the
 ensemble, merges, other ways of combining, AFA and its ablations), measures them, and writes report.json and
 report.html into ``--out``: figures with intervals over prompts, paired differences to the best expert, the best merge
-and AFA, what each costs, curves over steps, and the pictures. What is finished is not made again; a method that changed
+and AFA, what each costs, curves over steps, and the pictures. Without any metric there are pictures, costs, and the
+noise MSE where ``evaluation.noise`` has pairs. What is finished is not made again; a method that changed
 makes its own. With ``--method`` or ``--prompts`` the report goes to ``part`` within ``--out``: the whole one stays.
 
 torch (the published metrics) and JAX share a GPU: JAX takes memory as it needs it here, unless
@@ -39,12 +40,14 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("the config has no evaluation; configs/emoji.py and configs/sd15.py show what it says")
     if options.out is None and options.workdir is None:
         raise InputError("--out is missing; without --workdir there is no folder for the report")
-    if options.prompts is not None and options.prompts < 2:
-        raise InputError(f"--prompts {options.prompts}; choose 2 or more")
     out = options.out or options.workdir / "evaluation"
     check_folder(out)
     for method in options.method or ():
         check_method(method, config)
+
+    from afa_jax.evaluation.main_metric import check_metrics  # numpy, and not JAX yet
+
+    check_metrics(config.evaluation)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when JAX first needs the device
 
     from afa_jax.evaluation.evaluate import evaluate

@@ -21,7 +21,7 @@ from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
 from afa_jax.diffusion.samplers import ddim, image_noise
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.distributed import meet, several
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, NotFinite
 from afa_jax.experts import Experts, encode_prompts
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import routing_of
@@ -173,7 +173,7 @@ def in_float32(vae: VAE) -> VAE:
 
 
 def _check_finite(request: Request, finite: np.ndarray, experts: Experts) -> None:
-    """Raise InputError for a picture whose latents or pixels hold NaN or infinity: it would be black."""
+    """Raise NotFinite for a picture whose latents or pixels hold NaN or infinity: it would be black."""
     if finite.all():
         return
     what, dtype = ("the VAE's pixels" if finite[0] else "the latents"), jnp.dtype(experts.text_encoder.dtype).name
@@ -182,7 +182,7 @@ def _check_finite(request: Request, finite: np.ndarray, experts: Experts) -> Non
         if dtype == "float32"
         else "choose dtype=float32"
     )
-    raise InputError(
+    raise NotFinite(
         f"prompt {request.prompt!r}, picture {request.number}: {what} are not finite (NaN or infinity) after sampling "
         f"in {dtype} with {', '.join(experts.names)}; {remedy}"
     )

@@ -90,8 +90,15 @@ SAMPLING = dict(
     batch=Field(BATCH, 4),
 )
 PROMPTS = Section(
-    dict(kind=Field(choice("emoji", "file", "coco")), seed=Field(SEED, ABSENT), count=Field(NONE_OR_MORE, ABSENT)),
-    open_=True,
+    dict(
+        kind=Field(choice("emoji", "file", "coco")),
+        seed=Field(SEED, ABSENT),
+        count=Field(NONE_OR_MORE, ABSENT),
+        groups=Field(named(text(), NONE_OR_MORE), ABSENT),
+        path=Field(text(empty=False), ABSENT),
+        annotations=Field(text(empty=False), ABSENT),
+        pictures=Field(text(empty=False), ABSENT),
+    )
 )
 EVALUATION = Section(
     dict(
@@ -108,11 +115,21 @@ EVALUATION = Section(
         stand_out=Field(many(text(empty=False)), ABSENT),
         resamples=Field(integer(1, 10**6), 2000),
         weights=Field(named(text(), text()), ABSENT),
-        noise=Section(dict(pairs=Field(NONE_OR_MORE, ABSENT)), optional=True, open_=True),
+        noise=Section(
+            dict(pairs=Field(NONE_OR_MORE, ABSENT), data=Section(DATA, optional=True, open_=True)), optional=True
+        ),
         methods=Field(many(mapping, 1)),
         controls=Field(boolean, ABSENT),
         equal_time=Field(many(text(empty=False)), ()),
-        curves=Section({}, optional=True, open_=True),
+        curves=Section(
+            dict(
+                methods=Field(many(text(empty=False)), ABSENT),
+                steps=Field(many(integer(1, 1000), 1), ABSENT),
+                prompts=Field(COUNT, ABSENT),
+                seeds=Field(many(SEED, 1), ABSENT),
+            ),
+            optional=True,
+        ),
         examples=Field(NONE_OR_MORE, ABSENT),
     ),
     optional=True,

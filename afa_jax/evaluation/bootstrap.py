@@ -1,6 +1,7 @@
 """Confidence intervals over prompts, the same resamples for every method so that differences are paired.
 
 A percentile bootstrap: prompts are drawn with replacement, each with all its pictures, which are not independent.
+Where every resample is the same, as of one prompt, nothing is known of how far the value is off: there is no interval.
 """
 
 from __future__ import annotations
@@ -60,12 +61,19 @@ class Figure:
         return Figure(value=self.value - other.value, resampled=self.resampled - other.resampled)
 
 
+def without_interval(value: float, resamples: Resamples) -> Figure:
+    """A value whose resamples say nothing."""
+    return Figure(value=float(value), resampled=np.full(resamples.count, np.nan))
+
+
 def mean(
     scores: Float[np.ndarray, "prompts pictures"], resamples: Resamples, rows: Sequence[int] | None = None
 ) -> Figure:
-    """The mean of the pictures' scores over all prompts, or over some."""
+    """The mean of the pictures' scores over all prompts, or over some; of one prompt, without an interval."""
     chosen = np.arange(len(scores)) if rows is None else np.asarray(rows)
     own, draws = scores[chosen].mean(1), resamples.draws[:, chosen]
+    if len(chosen) < 2:
+        return without_interval(own.mean(), resamples)
     with np.errstate(invalid="ignore"):
         return Figure(value=float(own.mean()), resampled=draws @ own / draws.sum(1))
 
@@ -81,7 +89,8 @@ def kernel(
     Pairs of one prompt are left out everywhere: within the pictures, which share it, within the real ones, and between
     them, where pictures that show what was asked would be closer for that alone. So the value is unbiased for prompts
     that are independent, and a resample's prompt that is drawn twice is not compared to itself. Real pictures are
-    not resampled. NaN for fewer than two prompts.
+    not resampled. NaN for fewer than two prompts, whose interval has three or more: resamples of two that have a value
+    have both.
     """
     chosen = np.arange(len(features)) if rows is None else np.asarray(rows)
     own, real = features[chosen].astype(np.float64), real[chosen].astype(np.float64)
@@ -96,7 +105,10 @@ def kernel(
         with np.errstate(invalid="ignore", divide="ignore"):
             return ((draws @ within) * draws).sum(-1) / pairs + reals - 2 * draws @ across_of / total
 
-    return Figure(value=float(distance(np.ones(count))), resampled=distance(resamples.draws[:, chosen]))
+    value = float(distance(np.ones(count)))
+    if count < 3:
+        return without_interval(value, resamples)
+    return Figure(value=value, resampled=distance(resamples.draws[:, chosen]))
 
 
 def _kernels(one: np.ndarray, two: np.ndarray) -> np.ndarray:

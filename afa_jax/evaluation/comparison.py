@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from afa_jax.errors import InputError
-from afa_jax.evaluation.bootstrap import Figure, Resamples, wins
+from afa_jax.errors import InputError, NotFinite, printable
+from afa_jax.evaluation.bootstrap import Figure, Resamples, wins, without_interval
 from afa_jax.evaluation.cost import cost_of
+from afa_jax.evaluation.infos import NOISE
 from afa_jax.evaluation.noise import bucket_errors
 from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.evaluation.programs import release_programs
@@ -34,7 +35,7 @@ class Protocol:
         items, seeds: a picture of each prompt with each seed.
         options: of the sampler; a method may have its own eta, steps and guidance.
         scorers: the metrics.
-        main: the name of the metric that chooses the best expert and the best merge.
+        main: the name of the metric that chooses the best expert and the best merge; nothing if none is there.
         resamples: of the prompts, for the intervals.
         pairs: pictures and captions for the noise MSE, none for none.
         root: folder of the pictures.
@@ -51,8 +52,9 @@ class Protocol:
 
     @property
     def infos(self) -> list[Any]:
-        """Of all metrics."""
-        return [info for scorer in self.scorers for info in scorer.infos]
+        """Of all metrics; also of the noise MSE where it is the main one."""
+        noise = [NOISE] if self.main == NOISE.name else []
+        return [*noise, *(info for scorer in self.scorers for info in scorer.infos)]
 
     def options_of(self, method: Method) -> SampleOptions:
         """How a method samples."""
@@ -104,7 +106,9 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
     options, folder = protocol.options_of(method), protocol.make(method)
     cost = cost_of(method, options, (reference, protocol.options), folder)
     scores = scored(protocol.scorers, folder, protocol.items, protocol.seeds)
-    figures = figures_of(protocol, scores)
+    figures, noise = figures_of(protocol, scores), noise_of(method, protocol, folder)
+    if noise is not None and protocol.main == NOISE.name:
+        figures[NOISE.name] = without_interval(noise["mean"], protocol.resamples)
     row = dict(
         name=method.name,
         kind=method.kind,
@@ -123,11 +127,10 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
             group: {name: figure.to_json() for name, figure in figures_of(protocol, scores, rows).items()}
             for group, rows in protocol.groups().items()
         },
-        noise_mse=None,
+        noise_mse=noise,
         recipe=method.recipe,
         record=dict(method.record),
     )
-    row["noise_mse"] = noise_of(method, protocol, folder)
     kept = [{name: values for name, values in own.items() if name in row["metrics"]} for own in scores]
     return Measured(row=row, entry=entry, scores=kept, figures=figures, pictures=folder)
 
@@ -160,10 +163,12 @@ def figures_of(protocol: Protocol, scores: Sequence[Scores], rows: Sequence[int]
 
 def references(measured: Sequence[Measured], protocol: Protocol) -> dict[str, str]:
     """Who the others are compared to: the best single expert, the best merge and AFA, as far as they are there."""
-    sign = next(1 if info.better == "higher" else -1 for info in protocol.infos if info.name == protocol.main)
+    sign = next((-1 for info in protocol.infos if info.name == protocol.main and info.better == "lower"), 1)
 
     def best(rows: Sequence[Measured]) -> str | None:
-        return max(rows, key=lambda m: sign * m.figures[protocol.main].value).row["name"] if rows else None
+        values = {m.row["name"]: sign * m.figures[protocol.main].value for m in rows if protocol.main in m.figures}
+        values = {name: value for name, value in values.items() if np.isfinite(value)}
+        return max(values, key=lambda name: values[name]) if values else None
 
     found = dict(
         # At the shared number of steps: a row with more of them is there for its time.
@@ -185,7 +190,9 @@ def compare(measured: Sequence[Measured], protocol: Protocol) -> dict[str, str]:
             if other is one:
                 continue
             one.row["against"][key] = {
-                info.name: _difference(one, other, info) for info in protocol.infos if info.name in one.figures
+                info.name: _difference(one, other, info)
+                for info in protocol.infos
+                if info.name in one.figures and info.name in other.figures
             }
     return named
 
@@ -233,7 +240,7 @@ def curves(
         models, protocol: as measure.
         reference: one expert.
     """
-    if not config.get("methods"):
+    if not (config.get("methods") and protocol.scorers):  # the noise MSE is the same for any number of steps
         return []
     items = fewer(protocol.items, config.prompts)
     smaller = dataclasses.replace(
@@ -249,10 +256,10 @@ def curves(
         points = []
         for steps in config.steps:
             entry = dict(entries[name]) | dict(name=f"{name} {steps} steps", steps=steps)
-            print(f"curve: {entry['name']}", flush=True)
+            print(printable(f"curve: {entry['name']}"), flush=True)
             try:
                 row = measure(entry, models, smaller, reference).row
-            except NotTrained:
+            except (NotTrained, NotFinite):  # the method's own row says so
                 break
             wanted = ("steps", "evaluations", "reference_seconds", "time_ratio", "metrics")
             points.append({key: row[key] for key in wanted})

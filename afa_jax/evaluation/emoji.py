@@ -7,25 +7,14 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from afa_jax.data.emoji.scenes import Prompt
+from afa_jax.data.emoji.scenes import PLACE, Prompt
 from afa_jax.evaluation import features, judge
 from afa_jax.evaluation.bootstrap import Resamples, kernel
 from afa_jax.evaluation.judge import Asked, hits, load_judge, real_scenes, shuffled
-from afa_jax.evaluation.metrics import MetricInfo
 from afa_jax.evaluation.prompts import Item
 
-_SHARES = (
-    ("subject", "share of places where the judge sees the subject asked for"),
-    ("both", "share of pictures where the judge sees both subjects, each in its place"),
-    ("style", "share of places where the judge sees the style asked for"),
-    ("subject_top5", "share of places where the subject asked for is among the judge's first five"),
-    ("topic", "share of places where the judge sees a subject of the right topic"),
-)
-_KID = "kernel distance of the places to real scenes of the same prompts, on ImageNet features"
-INFOS = (
-    *(MetricInfo(name=name, better="higher", what=what, level="picture", digits=3) for name, what in _SHARES),
-    MetricInfo(name="kid", better="lower", what=_KID, level="set", digits=3),
-)
+SIZE = (PLACE, 2 * PLACE)
+"""(rows, columns) of a picture that the judge takes."""
 
 
 def emoji_scores(pictures: np.ndarray, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
@@ -48,25 +37,24 @@ def real_features(items: Sequence[Item], seed: int = 1) -> np.ndarray:
 
 def bounds(
     items: Sequence[Item], reconstruct: Callable[[np.ndarray], np.ndarray], seed: int = 0
-) -> dict[str, dict[str, float]]:
+) -> dict[str, dict[str, float | None]]:
     """What the judge says of real scenes of these prompts: as they are, through the autoencoder, and of other prompts.
 
     The first is the most that any method can expect, the second the most with this autoencoder, the third what comes
     of pictures that have nothing to do with their prompts. The kernel distance has no floor there: these pictures are
-    as real, and of the same subjects.
+    as real, and of the same subjects. One prompt alone has no other prompts, and no kernel distance.
     """
     asked = _asked(items)
-    real, others = real_scenes(asked, seed=seed), real_scenes(shuffled(asked, seed), seed=seed)
-    rows = {
-        "real scenes (ceiling)": real,
-        "real scenes through the autoencoder": reconstruct(real),
-        "real scenes of other prompts (floor)": others,
-    }
-    result, compared, none = {}, real_features(items), Resamples(prompts=len(items), count=1)
+    real = real_scenes(asked, seed=seed)
+    rows = {"real scenes (ceiling)": real, "real scenes through the autoencoder": reconstruct(real)}
+    if len(asked) > 1:
+        rows["real scenes of other prompts (floor)"] = real_scenes(shuffled(asked, seed), seed=seed)
+    compared, none = real_features(items), Resamples(prompts=len(items), count=1)
+    result: dict[str, dict[str, float | None]] = {}
     for name, pictures in rows.items():
         scores = emoji_scores(pictures, asked)
         result[name] = {key: float(values.mean()) for key, values in scores.items() if key != "features"}
-        result[name]["kid"] = kernel(scores["features"], compared, none).value
+        result[name]["kid"] = kernel(scores["features"], compared, none).to_json()["value"]
     return result
 
 

@@ -22,7 +22,7 @@ import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol, TypeVar, runtime_checkable
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -106,20 +106,26 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
         "style": [style.name for style in vocabulary.styles],
     }
     metadata = read_metadata(path)
+    again = "restore it, or train it again: python -m afa_jax.evaluation.train_judge --out DIR"
     for head, names in classes.items():
-        if json.loads(metadata.get(head, "null")) != names:
-            raise WeightsError(
-                f"{path}: its {head}s are not those of vocabulary.json; train it again: "
-                "python -m afa_jax.evaluation.train_judge --out DIR"
-            )
+        if _names(metadata.get(head, "null")) != names:
+            raise WeightsError(f"{path}: its {head}s are not those of vocabulary.json; {again}")
     shapes: dict[str, tuple[int, ...]] = {f"{head}.kernel": (LAYERS, len(names)) for head, names in classes.items()}
     shapes |= {f"{head}.bias": (len(names),) for head, names in classes.items()}
     if {key: array.shape for key, array in heads.items()} != shapes:
-        raise WeightsError(
-            f"{path}: holds other tensors than {shapes}; train it again: "
-            "python -m afa_jax.evaluation.train_judge --out DIR"
-        )
+        raise WeightsError(f"{path}: holds other tensors than {shapes}; {again}")
+    for key, array in heads.items():
+        if array.dtype != np.float32 or not np.isfinite(array).all():
+            raise WeightsError(f"{path}: {key} is not of finite float32 numbers; {again}")
     return Judge(net=load_features(), heads=heads)
+
+
+def _names(text: str) -> Any:
+    """Return the names that a file says its head was trained for, or None."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        return None
 
 
 def split_places(pictures: Pictures) -> UInt8[np.ndarray, "places 32 32 3"]:

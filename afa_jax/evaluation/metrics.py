@@ -33,6 +33,7 @@ from typing import Any, Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from afa_jax.errors import InputError
+from afa_jax.evaluation.infos import MetricInfo
 
 BATCH = 32
 T = TypeVar("T")
@@ -40,17 +41,6 @@ T = TypeVar("T")
 
 class MetricUnavailable(InputError):
     """A metric whose library or weights are not here: the message says what is missing and what brings it."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class MetricInfo:
-    """What a metric is called and how it is read; ``better`` is "higher" or "lower", ``level`` "picture" or "set"."""
-
-    name: str
-    better: str
-    what: str
-    level: str
-    digits: int
 
 
 @runtime_checkable
@@ -246,15 +236,11 @@ def load_metrics(
 
     Raises:
         InputError: a name or a key that is not known; a local path with nothing there.
-        WeightsError: weights that do not fit.
+        WeightsError: local weights that do not fit; of published ones it is the reason why a metric is absent.
     """
     local = dict(weights or {})
     _check_known("metric", names, METRICS)
-    _check_known("evaluation.weights", local, WEIGHTS)
-    for key, path in local.items():
-        if not os.path.exists(path):
-            raise InputError(f"evaluation.weights.{key}: {path} is not there; name a file or folder that is")
-
+    check_weights(local)
     found: dict[str, dict[str, Path]] = {}
     infos: dict[str, list[MetricInfo]] = {}
     absent: dict[str, str] = {}
@@ -273,8 +259,21 @@ def load_metrics(
     for loader, group in infos.items():
         module, function = loader.split(":")
         load = getattr(importlib.import_module(f"afa_jax.evaluation.{module}"), function)
-        metrics.append(load(tuple(group), found[loader], device or _device()))
+        try:
+            metrics.append(load(tuple(group), found[loader], device or _device()))
+        except InputError as error:
+            if found[loader].keys() & local.keys():
+                raise
+            absent |= {info.name: str(error) for info in group}
     return metrics, absent
+
+
+def check_weights(weights: Mapping[str, str]) -> None:
+    """Raise InputError for a key of ``evaluation.weights`` that no metric has, or a path with nothing there."""
+    _check_known("evaluation.weights", weights, WEIGHTS)
+    for key, path in weights.items():
+        if not os.path.exists(path):
+            raise InputError(f"evaluation.weights.{key}: {path} is not there; name a file or folder that is")
 
 
 def _check_known(what: str, names: Iterable[str], known: Collection[str]) -> None:

@@ -14,7 +14,7 @@ from jax import Array
 from afa_jax.data.pictures import to_images
 from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.errors import InputError
+from afa_jax.errors import NotFinite
 from afa_jax.experts import Experts, encode_prompts
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import map_experts
@@ -39,7 +39,7 @@ def noise_errors(
         batch: pictures at once; the last time it is filled up.
 
     Raises:
-        InputError: a prediction is not finite.
+        NotFinite: a prediction is not finite.
     """
     result = np.empty((len(pixels), draws), np.float32)
     for rows, draw, inputs in fixed_draws(experts, pixels, captions, draws=draws, batch=batch):
@@ -49,11 +49,11 @@ def noise_errors(
 
 
 def check_predictions(values: np.ndarray, experts: Experts) -> None:
-    """Raise InputError for predictions of the noise, or their errors, that hold NaN or infinity."""
+    """Raise NotFinite for predictions of the noise, or their errors, that hold NaN or infinity."""
     if not np.isfinite(values).all():
         dtype = jnp.dtype(experts.text_encoder.dtype).name
         remedy = "look at the weights with afa_jax.convert --inspect" if dtype == "float32" else "choose dtype=float32"
-        raise InputError(f"{', '.join(experts.names)} predict NaN or infinity in {dtype}; {remedy}")
+        raise NotFinite(f"{', '.join(experts.names)} predict NaN or infinity in {dtype}; {remedy}")
 
 
 def fixed_draws(

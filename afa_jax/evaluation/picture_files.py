@@ -54,13 +54,18 @@ def write_index(
     """Write what the pictures below ``root`` are: the same for every process that makes some of them.
 
     Args:
-        methods: names in the order of the comparison.
+        methods: names in the order of the comparison; those that an earlier process named besides stay after them.
         prompts: all of them.
         examples: prompts that are shown.
         seeds: the first one is shown.
     """
+    try:
+        before = read_index(root)["methods"]
+    except InputError:  # none yet, or broken
+        before = []
+    names = list(dict.fromkeys([*methods, *before]))
     text = json.dumps(
-        dict(version=1, methods=[*methods], examples=[*examples], prompts=[*prompts], seeds=[*seeds]), indent=1
+        dict(version=1, methods=names, examples=[*examples], prompts=[*prompts], seeds=[*seeds]), indent=1
     )
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -77,7 +82,8 @@ def read_index(root: Path) -> dict[str, list[Any]]:
     kinds = dict(methods=str, examples=str, prompts=str, seeds=int)
     for field, kind in kinds.items():
         values = found.get(field)
-        if not isinstance(values, list) or not values or not all(isinstance(value, kind) for value in values):
+        missing = not values and field != "examples"  # a comparison may show none
+        if not isinstance(values, list) or missing or not all(isinstance(value, kind) for value in values):
             raise InputError(f"{root / INDEX}: {field} is missing or no list of {kind.__name__}; {_AGAIN}")
     return {field: found[field] for field in kinds}
 

@@ -20,8 +20,9 @@ from afa_jax.data.pictures import read_png
 from afa_jax.data.sources import read_file
 from afa_jax.errors import BadExample, InputError
 from afa_jax.evaluation import emoji
-from afa_jax.evaluation.bootstrap import Figure, Resamples, kernel, mean
-from afa_jax.evaluation.metrics import MetricInfo, PictureMetric, SetMetric, load_metrics
+from afa_jax.evaluation.bootstrap import Figure, Resamples, kernel, mean, without_interval
+from afa_jax.evaluation.infos import EMOJI, EMOJI_INFOS, MetricInfo
+from afa_jax.evaluation.metrics import PictureMetric, SetMetric, load_metrics
 from afa_jax.evaluation.pictures import PictureFolder
 from afa_jax.evaluation.prompts import Item
 from afa_jax.files import partial_file
@@ -68,8 +69,8 @@ class Scorer(Protocol):
 class EmojiScorer:
     """The judge's accuracies and the kernel distance of emoji pictures; items as ``kind="emoji"`` gives them."""
 
-    name = "emoji"
-    infos = emoji.INFOS
+    name = EMOJI
+    infos = EMOJI_INFOS
 
     def __init__(self, items: Sequence[Item]):
         self.items = items
@@ -137,8 +138,7 @@ class PublishedScorer:
             values = self.metric.distance(features, features if self.real is None else self.real)
         except ValueError:  # too few pictures
             return {}
-        nothing = np.full(resamples.count, np.nan)
-        figures = {name: Figure(value=value, resampled=nothing) for name, value in values.items()}
+        figures = {name: without_interval(value, resamples) for name, value in values.items()}
         if "kid" in figures and self.real is not None:
             figures["kid"] = kernel(scores["features"], self.real[:, None], resamples)
         return figures
@@ -186,15 +186,21 @@ def load_scorers(
         seeds: pictures of each prompt.
 
     Raises:
-        InputError: a name that is not known; ``emoji`` for other prompts; a real picture that cannot be read.
+        InputError: a name that is not known; a real picture that cannot be read.
     """
     scorers: list[Scorer] = []
-    if "emoji" in names:
-        if any(item.asked is None for item in items):
-            raise InputError('evaluation.metrics has "emoji", which judges emoji prompts only; remove it')
-        scorers.append(EmojiScorer(items))
-    others = [name for name in names if name != "emoji"]
     absent: dict[str, str] = {}
+    if EMOJI in names:
+        if any(item.asked is None for item in items):
+            absent[EMOJI] = "it judges the prompts of evaluation.prompts.kind=emoji only"
+        elif tuple(size) != emoji.SIZE:
+            absent[EMOJI] = f"it judges pictures of {emoji.SIZE[0]}x{emoji.SIZE[1]} pixels only"
+        else:
+            try:
+                scorers.append(EmojiScorer(items))
+            except InputError as error:  # the judge's own files
+                absent[EMOJI] = str(error)
+    others = [name for name in names if name != EMOJI]
     count = len(items) * seeds
     for name in others:
         if name in REAL and any(item.reference is None for item in items):
@@ -282,6 +288,8 @@ class _Kept:
             np.savez(file, names=names, stamps=stamps, weights=np.asarray(self.weights), **own)
 
 
-def bounds_of(items: Sequence[Item], reconstruct: Callable[[np.ndarray], np.ndarray]) -> dict[str, Any]:
-    """What can be expected at best and at worst; of emoji only."""
-    return emoji.bounds(items, reconstruct) if all(item.asked is not None for item in items) else {}
+def bounds_of(
+    scorers: Sequence[Scorer], items: Sequence[Item], reconstruct: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Any]:
+    """What can be expected at best and at worst; of the emoji judge only."""
+    return emoji.bounds(items, reconstruct) if any(scorer.name == EMOJI for scorer in scorers) else {}

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import make_source
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, printable
 from afa_jax.evaluation.noise import expert_errors
 from afa_jax.evaluation.pairs import choose_pairs, unseen
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
@@ -83,7 +83,7 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
         )
         out.parent.mkdir(parents=True, exist_ok=True)
         replace_text(out, json.dumps(results, indent=2) + "\n")
-    print(f"\nverdict: {verdict}")
+    print(f"\nverdict: {printable(verdict)}")
     return 3 if answer == "no" else 0
 
 

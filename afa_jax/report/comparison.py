@@ -66,10 +66,8 @@ def _intro(report: Report) -> str:
     )
     own = f" Written by afa_jax {escape(str(report['afa_jax']))}." if report.get("afa_jax") else ""
     families = {name: FAMILIES[name] for name in FAMILIES if any(m["family"] == name for m in report["methods"])}
-    return (
-        f"<p>{escape(figures.protocol_sentence(report))}{own}</p>{legend_keys(families)}"
-        f"<details><summary>What the metrics are</summary><dl>{whats}</dl></details>"
-    )
+    text = f"<p>{escape(figures.protocol_sentence(report))}{own}</p>{legend_keys(families)}"
+    return text + (f"<details><summary>What the metrics are</summary><dl>{whats}</dl></details>" if whats else "")
 
 
 def _methods(report: Report) -> str:
@@ -144,7 +142,9 @@ def _groups(report: Report) -> str:
         head = f"{escape(metric['name'])} ({metric['better']} is better)"
         grid = sortable_table(columns, rows)
         tables.append(f"<details{' open' if main and not tables else ''}><summary>{head}</summary>{grid}</details>")
-    return "".join(tables)
+    alone = [group for group, count in (report["protocol"].get("groups") or {}).items() if count == 1]
+    note = f"Without intervals, for they are of one prompt: {', '.join(alone)}." if alone and tables else ""
+    return (f'<p class="note">{escape(note)}</p>' if note else "") + "".join(tables)
 
 
 def _noise(report: Report) -> str:

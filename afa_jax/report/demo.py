@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax.data.pictures import save_picture, save_png
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, printable
 from afa_jax.files import replace_text
 from afa_jax.fusion.kinds import kind_of
 from afa_jax.generate import Picture, Request, SampleOptions, generate
@@ -67,7 +67,7 @@ def demo(
     entries = [*(dict(kind="expert", expert=name) for name in experts.names), dict(kind="uniform"), dict(kind="afa")]
     pictures: dict[str, list[Picture]] = {}
     for method in (make_method(entry, models) for entry in entries):
-        print(f"sampling {len(PROMPTS)} pictures: {method.name}")
+        print(printable(f"sampling {len(PROMPTS)} pictures: {method.name}"))
         pictures[method.name] = _sample(method, config, out, seed)
     sampled = time.perf_counter()
     write_comparison(out, pictures)

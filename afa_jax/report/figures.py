@@ -157,11 +157,14 @@ def protocol_sentence(report: Report) -> str:
         text += f", {shape[0]} x {shape[1]} pixels (rows x columns)"
     text += f"; measured on {report['device']}." if report.get("device") else "."
     if resamples:
-        text += f" Intervals: 95 %, bootstrap over prompts ({resamples:,} resamples)"
         without = [metric for metric in report["metrics"] if not _has_intervals(report, metric["name"])]
-        text += f"; {names_of(without)}, of whole sets of pictures: without." if without else "."
+        if len(without) < len(report["metrics"]):
+            text += f" Intervals: 95 %, bootstrap over prompts ({resamples:,} resamples)"
+            text += f"; without: {names_of(without)}." if without else "."
+        elif without:
+            text += " Without intervals" + (", which one prompt cannot have." if p["prompts"] == 1 else ".")
     if absent := report.get("absent_metrics"):
-        text += f" Not measured, since weights, a library or real pictures were absent: {', '.join(absent)}."
+        text += f" Not measured, being absent: {', '.join(absent)}."
     return text
 
 

@@ -117,12 +117,12 @@ def markdown(
         columns = [figures.metric_named(report, name.strip()) for name in metrics.split(",")]
     else:
         columns = figures.main_metrics(report)
-    chosen = _chosen(report, methods, columns[0])
+    chosen = _chosen(report, methods, columns[0] if columns else None)
     # Of each column of figures: its head, its metric, and a method's figures that it is among.
     measured: list[tuple[str, Metric, Callable[[Any], Any]]] = [
         (metric["name"], metric, lambda method: method.get("metrics")) for metric in columns
     ]
-    for group in (report["protocol"].get("groups") or {}) if groups == "yes" else ():
+    for group in (report["protocol"].get("groups") or {}) if groups == "yes" and columns else ():
         measured.append((group, columns[0], functools.partial(_of_group, group)))
     tops = [figures.best(metric, [dict(metrics=of(method)) for method in chosen]) for _, metric, of in measured]
     price: list[tuple[str, str, Callable[[Any], str]]] = [
@@ -152,19 +152,20 @@ def markdown(
         if any(values):
             cells = [figures.written(v.value, m) if v else "" for v, m in zip(values, columns, strict=True)]
             lines.append(_line([f"*{name}*", *cells, *[""] * (len(measured) - len(columns) + len(shown))]))
+    bold = " Bold: the best value of a column." if columns else ""
     explained = (
         " Time: of a picture, over one expert's; in seconds, that times one expert's."
         if any(cost[0] == "time_ratio" for cost in shown)
         else ""
     )
-    return "\n".join(lines) + f"\n\n{figures.protocol_sentence(report)} Bold: the best value of a column.{explained}"
+    return "\n".join(lines) + f"\n\n{figures.protocol_sentence(report)}{bold}{explained}"
 
 
 def _of_group(group: str, method: Method) -> Any:
     return (method.get("groups") or {}).get(group)
 
 
-def _chosen(report: Report, methods: str, metric: Metric) -> list[Method]:
+def _chosen(report: Report, methods: str, metric: Metric | None) -> list[Method]:
     ordered = figures.by_family(report)
     if methods == "all":
         return ordered
@@ -172,8 +173,8 @@ def _chosen(report: Report, methods: str, metric: Metric) -> list[Method]:
         kept, references = [], {*(report.get("references") or {}).values()}
         for method in ordered:
             family = [other for other in ordered if other["family"] == method["family"]]
-            found, top = figure(method.get("metrics"), metric["name"]), figures.best(metric, family)
-            best = found is not None and found.value == top
+            found = figure(method.get("metrics"), metric["name"]) if metric else None
+            best = metric is not None and found is not None and found.value == figures.best(metric, family)
             always = method["family"] in ("control", "AFA") or method["name"] in references
             if always or (best and method["family"] != "ablation"):
                 kept.append(method)

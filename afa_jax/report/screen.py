@@ -7,9 +7,12 @@ from typing import Any
 
 import numpy as np
 
+from afa_jax.errors import printable
 from afa_jax.evaluation.screen import Estimate, RoutingGain
 from afa_jax.experts import Mismatch
 from afa_jax.weights.compare import Difference
+
+NAME = 80  # letters of a name that are printed
 
 
 def print_mismatches(names: Sequence[str], found: Sequence[Mismatch]) -> None:
@@ -17,12 +20,13 @@ def print_mismatches(names: Sequence[str], found: Sequence[Mismatch]) -> None:
     print("prediction type, noise schedule and architecture")
     for name in names:
         for message in [mismatch.message for mismatch in found if mismatch.expert == name] or ["fits"]:
-            print(f"  {name:22}{message}")
+            print(f"  {printable(name, NAME):22}{printable(message)}")
 
 
 def print_weights(pairs: Mapping[tuple[str, str], Difference]) -> None:
     """Print the relative differences of the weights, a block a line and a pair a column."""
-    heads, found = [f"{one} - {other}" for one, other in pairs], list(pairs.values())
+    heads = [f"{printable(one, NAME)} - {printable(other, NAME)}" for one, other in pairs]
+    found = list(pairs.values())
     widths = [max(16, len(head) + 2) for head in heads]
 
     def line(head: str, cells: Sequence[str]) -> None:
@@ -40,6 +44,7 @@ def print_weights(pairs: Mapping[tuple[str, str], Difference]) -> None:
 
 def print_gain(names: Sequence[str], gain: RoutingGain, conditions: str) -> None:
     """Print gains, errors and shares, a bucket of timesteps a line; bucket 0 has the least noise."""
+    names = [printable(name, NAME) for name in names]
     width = max(9, *(len(name) + 2 for name in names))
 
     def line(head: str, first: Sequence[str], errors: Sequence[str], shares: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from PIL import Image
 from afa_jax import evaluate
 from afa_jax.commands import load_config, run
 from afa_jax.errors import InputError
-from afa_jax.evaluation import comparison, cost, judge
+from afa_jax.evaluation import comparison, cost, emoji, judge, results
 from afa_jax.evaluation import evaluate as evaluating
 from afa_jax.evaluation.bootstrap import Figure, Resamples
 from afa_jax.evaluation.comparison import (
@@ -27,12 +27,14 @@ from afa_jax.evaluation.comparison import (
     missing_controls,
     references,
 )
-from afa_jax.evaluation.metrics import MetricInfo
-from afa_jax.evaluation.picture_files import folders_by_name, slug
+from afa_jax.evaluation.infos import MetricInfo
+from afa_jax.evaluation.main_metric import main_metric
+from afa_jax.evaluation.picture_files import folders_by_name, read_index, slug
 from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.evaluation.prompts import Item, fewer
 from afa_jax.generate import Picture, SampleOptions
 from afa_jax.methods import Models, check_entry, make_method
+from afa_jax.report import __main__ as report_page
 from afa_jax.weights.folders import save_folder
 from tests import tiny
 from tests.commands.conftest import says_nothing_of
@@ -173,12 +175,18 @@ def test_a_comparison_is_written_goes_on_and_notices_what_changed(place, capsys,
         (["--config.evaluation.equal_time=('unifrom',)"], "evaluation.equal_time: no method 'unifrom'; there are"),
         (["--config.evaluation.curves.methods=('afaa',)"], "evaluation.curves.methods: no method 'afaa'; there are"),
         (["--config.evaluation.seeds=()"], "evaluation.seeds"),
-        (["--prompts", "1"], "--prompts"),
+        (["--prompts", "0"], "--prompts"),
         (["--config.evaluation.main=clip"], "evaluation.main='clip': it is none of the metrics"),
-        (["--config.evaluation.metrics=('emoj',)"], "emoj"),
+        (["--config.evaluation.main=nois", "--config.evaluation.metrics=()"], "evaluation.main='nois'"),
+        (["--config.evaluation.main=noise", "--config.evaluation.noise.pairs=0"], "evaluation.noise.pairs is 0"),
+        (["--config.evaluation.main=is"], "evaluation.main='is'"),  # a metric, and none of these
+        (["--config.evaluation.stand_out=('subjct',)", "--pictures_only"], "evaluation.stand_out='subjct'"),
+        (["--config.evaluation.metrics=('emoj',)"], "evaluation.metrics: metric 'emoj' is not known"),
+        (["--config.evaluation.weights=dict(clop='x')"], "evaluation.weights"),
+        (["--config.evaluation.noise.pair=3"], "evaluation.noise.pair"),
         (["--config.evaluation.steps=0"], "evaluation.steps"),
         (["--config.evaluation.curves.prompts=0"], "evaluation.curves.prompts"),
-        (["--config.evaluation.curves.steps=(1, -2)"], "steps=-2"),
+        (["--config.evaluation.curves.steps=(1, -2)"], "evaluation.curves.steps"),
         (["--method", "afa,top=9"], "afa: top=9"),
         (["--pictures_only", "--method", "uniform", "--method", "afa,top=9"], "afa: top=9"),
     ],
@@ -201,21 +209,51 @@ def test_pictures_do_not_depend_on_the_list_of_prompts(place):
     assert pictures(place) == before
 
 
-@pytest.mark.parametrize("metrics", ["('pickscore',)", "()"])
-def test_a_grid_is_had_without_any_metric(place, metrics, monkeypatch, capsys):
-    """The pictures that are there are taken, and a name leads to them."""
+@pytest.mark.filterwarnings("default::UserWarning")
+def test_a_comparison_without_any_metric_has_pictures_costs_and_a_page(place, monkeypatch, capsys):
+    """Each metric is absent for a reason, and the noise MSE takes their place, of one prompt as well."""
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    more = [f"--config.evaluation.metrics={metrics}", "--config.evaluation.main=noise"]
-    assert run(evaluate.main, [*arguments(place, *more), "--method", "expert:a", "--method", "uniform"]) == 0
-    said = capsys.readouterr().out
-    assert "no metric is there" in said and said.rstrip().endswith("grid.png")
-    (grid,) = (path for path in place.rglob("grid.png") if path.parent.name == "part")
-    with Image.open(grid) as picture:
+    monkeypatch.setattr(emoji, "load_judge", lambda: judge.load_judge(place / "none.safetensors"))
+    more = ["--method", "expert:a", "--method", "uniform", "--prompts", "1", "--config.evaluation.equal_time=()"]
+    assert run(evaluate.main, arguments(place, *more)) == 0
+    said = capsys.readouterr()
+    assert "no metric is there" in said.out and said.out.count("without emoji: ") == 1
+    assert "'subject' is absent; the best ones are chosen by 'noise'" in said.err
+    part = place / "out" / "part"
+    with Image.open(part / "grid.png") as picture:
         assert picture.width > 100 and picture.height > 100
-    root = grid.parents[1] / "pictures"
+    report = json.loads((part / "report.json").read_text())
+    assert report["absent_metrics"].keys() == {"emoji", "pickscore"}
+    assert "none.safetensors" in report["absent_metrics"]["emoji"] and str(place) not in str(report)
+    assert [metric["name"] for metric in report["metrics"]] == ["noise"] and report["bounds"] == {}
+    rows = {row["name"]: row for row in report["methods"]}
+    for row in rows.values():
+        assert row["time_ratio"] > 0 and row["seconds_per_image"] > 0 and row["memory_bytes"] > 0
+        figure = dict(value=row["noise_mse"]["mean"], low=None, high=None) if row["noise_mse"] else None
+        assert row["metrics"].get("noise") == figure
+    apart = rows["uniform"]["against"]["best"]["noise"]["difference"]
+    assert apart == pytest.approx(rows["uniform"]["noise_mse"]["mean"] - rows["expert:a"]["noise_mse"]["mean"])
+    page = (part / "report.html").read_text()
+    assert "time ratio" in page and "none.safetensors" in page and "data:image/png;base64" in page
+    root = part.parent / "pictures"
     folders = {name: path for name, path in folders_by_name(root).items() if name in ("expert:a", "uniform")}
     assert len(folders) == 2 and all(path.name.startswith(slug(name)) for name, path in folders.items())
     assert all("octopus" in path.name or "_seed" in path.name for path in folders["uniform"].glob("*.png"))
+
+
+def test_the_index_has_the_methods_of_every_process_that_made_pictures(place, tmp_path):
+    """So the sheet has all of them, in the config's order and then those of the command lines."""
+    out = ["--config", f"{place}/config.py", "--out", str(tmp_path), "--pictures_only", "--prompts", "1"]
+    for method in ("average,steps=1", "expert:a", "expert:b,steps=1"):
+        assert run(evaluate.main, [*out, "--method", method]) == 0
+    names = read_index(tmp_path / "pictures")["methods"]
+    assert names[0] == "expert:a" and names[-2:] == ["expert:b,steps=1", "average,steps=1"]
+    sheet = tmp_path / "sheet.png"
+    assert run(report_page.main, ["--sheet", str(tmp_path), "--out", str(sheet)]) == 0
+    with Image.open(sheet) as picture:
+        assert picture.height > 3 * 64
+    assert run(evaluate.main, [*out, "--method", "expert:a", "--config.evaluation.examples=0"]) == 0
+    assert not read_index(tmp_path / "pictures")["examples"]
 
 
 OPTIONS = SampleOptions(size=(32, 64), steps=2, guidance=2.0, batch=4)
@@ -278,15 +316,18 @@ def test_costs_are_measured_again_beside_another_reference(config, tmp_path, mon
     assert not measured(other, more, options=dataclasses.replace(OPTIONS, one_by_one=True))
 
 
-def row(name, value=0.0, pictures=None, **fields):
-    figure = Figure(value=value, resampled=np.full(3, value))
+def figure(value):
+    return Figure(value=value, resampled=np.full(3, value))
+
+
+def row(name, value=0.0, pictures=None, figures=None, **fields):
     fields = dict(name=name, kind="average", family="parameter space", steps=10, time_ratio=1.0) | fields
     entry = dict(kind=fields["kind"], name=name)
     return Measured(
         row=fields,
         entry=entry,
         scores=[],
-        figures=dict(main=figure),
+        figures=figures or dict(main=figure(value)),
         pictures=pictures or PictureFolder(Path(), dict(method=dict(kind="x"))),
     )
 
@@ -350,12 +391,29 @@ def test_no_comparison_is_without_its_controls():
 
 def test_an_absent_main_metric_gives_way_to_one_that_is_there():
     """The run goes on, and says so."""
-    shared, absent = protocol(), dict(pickscore="no weights")
-    assert evaluating.main_metric("main", shared, absent) == "main"
+    infos = protocol().infos
+    assert main_metric("main", infos, noise=True) == main_metric("", infos, noise=True) == "main"
+    assert main_metric("noise", infos, noise=True) == main_metric("", [], noise=True) == "noise"
+    assert main_metric("", [], noise=False) == ""
     with pytest.warns(UserWarning, match="'pickscore' is absent; the best ones are chosen by 'main'"):
-        assert evaluating.main_metric("pickscore", shared, absent) == "main"
-    with pytest.raises(InputError, match="'clip': it is none of the metrics: main, pickscore"):
-        evaluating.main_metric("clip", shared, absent)
+        assert main_metric("pickscore", infos, noise=True) == "main"
+    with pytest.warns(UserWarning, match="'pickscore' is absent; no best ones are chosen"):
+        assert main_metric("pickscore", [], noise=False) == ""
+
+
+def test_the_noise_mse_chooses_the_best_where_it_is_the_main_metric():
+    measured = [
+        row(name, 0.0, kind="expert", family="control", steps=2, figures=dict(main=figure(better), noise=figure(noise)))
+        for name, better, noise in (("expert:a", 0.9, 0.2), ("expert:b", 0.1, 0.1))
+    ]
+    measured.append(row("merge", figures=dict(main=figure(0.5))))  # it has no noise MSE
+    shared = dataclasses.replace(protocol(), main="noise")
+    assert [info.name for info in shared.infos] == ["noise", "main"]
+    assert references(measured, shared) == dict(best="expert:b")
+    assert references(measured, dataclasses.replace(protocol(), main="", scorers=[])) == {}
+    named = comparison.compare(measured, shared)
+    assert named == dict(best="expert:b") and measured[0].row["against"]["best"].keys() == {"noise", "main"}
+    assert measured[2].row["against"]["best"].keys() == {"main"}
 
 
 class Scorer:
@@ -407,17 +465,17 @@ def test_example_maps_are_kept_beside_the_pictures(config, tmp_path, monkeypatch
         maps = (np.full((2, 3, 4, 8), 1 / 3, np.float32), np.full((2, 3, 2, 4), 1 / 3, np.float32))
         return [Picture(request=request, pixels=np.zeros((32, 64, 3), np.uint8), maps=maps) for request in requests]
 
-    monkeypatch.setattr(evaluating, "generate", sample)
+    monkeypatch.setattr(results, "generate", sample)
     folder = PictureFolder(tmp_path, dict(method=dict(kind="uniform")))
     measured = [row("uniform", kind="uniform", pictures=folder)]
     models = Models(config)
     for prompts in ([items[0].prompt], [items[0].prompt], [item.prompt for item in items]):
-        found = evaluating.example_maps(measured, "uniform", models, protocol(items=items), prompts)
+        found = results.example_maps(measured, "uniform", models, protocol(items=items), prompts)
         assert found.keys() == {("uniform", prompt) for prompt in prompts}
         for maps in found.values():
             np.testing.assert_allclose(maps, np.full((3, 4, 8), 1 / 3), atol=1e-4)
     assert len(sampled) == 2 and all(options.maps and options.batch == 1 for options in sampled)
-    assert evaluating.example_maps(measured, None, models, protocol(items=items), []) == {}
+    assert results.example_maps(measured, None, models, protocol(items=items), []) == {}
 
 
 @pytest.mark.parametrize(

@@ -49,7 +49,7 @@ NEEDED = {
     "data.prepare": ["--builder=folder", "--from=x", "--out=y"],
 }
 """What each command must be given."""
-OPEN = ("data", "validation.data", "fusion", "evaluation.prompts", "evaluation.noise", "schedule")
+OPEN = ("data", "validation.data", "fusion", "evaluation.noise.data", "schedule")
 LONG = "9" * 400
 NO_NUMBERS = ("", "x", "nan", "inf", "-inf", "1e400", LONG, f"-{LONG}", "-2", "[]", "None", "1_0e9", "\udc80", "٣" * 40)
 TEXTS = (

@@ -44,6 +44,17 @@ def test_a_group_takes_its_own_rows_only():
     assert np.isfinite(figure.interval).all()
 
 
+def test_of_one_prompt_there_is_no_interval():
+    """All its resamples are alike, which says nothing of how far the value is off; so it is with pairs of two."""
+    one = mean(SCORES, RESAMPLES, [3])
+    assert one.to_json() == dict(value=pytest.approx(SCORES[3].mean()), low=None, high=None)
+    assert one.minus(mean(2 * SCORES, RESAMPLES, [3])).to_json()["low"] is None
+    features = RANDOM.standard_normal((12, 2, 4))
+    assert kernel(features, features[:, :1], RESAMPLES, [3]).to_json() == dict(value=None, low=None, high=None)
+    two = kernel(features, features[:, :1], RESAMPLES, [3, 4]).to_json()
+    assert two["value"] is not None and two["low"] is two["high"] is None
+
+
 def test_differences_are_paired():
     better = SCORES + 0.1 + 0.001 * RANDOM.random(SCORES.shape)
     apart = mean(better, RESAMPLES).minus(mean(SCORES, RESAMPLES))

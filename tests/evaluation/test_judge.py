@@ -125,6 +125,13 @@ def test_heads_of_another_vocabulary_are_refused(tmp_path):
     write_tensors(path, {**tensors, "style.bias": np.zeros(5, np.float32)}, metadata)
     with pytest.raises(WeightsError, match="other tensors"):
         load_judge(path)
+    for broken in ("[" * 10_000, "{"):
+        write_tensors(path, tensors, {**metadata, "subject": broken})
+        with pytest.raises(WeightsError, match="subjects are not those of vocabulary"):
+            load_judge(path)
+    write_tensors(path, {**tensors, "style.bias": np.full_like(tensors["style.bias"], np.nan)}, metadata)
+    with pytest.raises(WeightsError, match="finite"):
+        load_judge(path)
     path.write_bytes(WEIGHTS.read_bytes()[:1000])
     with pytest.raises(WeightsError, match="not a complete safetensors file"):
         load_judge(path)

@@ -1,16 +1,19 @@
 """Scores of pictures: a few at a time, kept as long as they are of the same files, and figures of what has them."""
 
+import dataclasses
 import os
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from afa_jax.data.emoji.scenes import evaluation_prompts
 from afa_jax.data.pictures import save_png
 from afa_jax.errors import InputError
-from afa_jax.evaluation import scores
+from afa_jax.evaluation import clip_scores, metrics, scores
 from afa_jax.evaluation.bootstrap import Resamples
-from afa_jax.evaluation.metrics import MetricInfo
+from afa_jax.evaluation.infos import MetricInfo
+from afa_jax.evaluation.metrics import Weights
 from afa_jax.evaluation.pictures import PictureFolder
 from afa_jax.evaluation.prompts import Item
 from afa_jax.evaluation.scores import CHUNK, PublishedScorer, load_scorers, scored
@@ -156,6 +159,30 @@ def test_metrics_that_need_more_pictures_are_absent_before_any_is_made(monkeypat
     assert [s.name for s in found] == ["fid", "is"] and list(absent) == ["kid"]
     found, absent = load_scorers(["fid"], [Item(prompt="a"), Item(prompt="b")], {}, size=(8, 8), seeds=5)
     assert found == [] and "real pictures" in absent["fid"]
+
+
+def test_the_judge_is_absent_where_it_has_nothing_to_judge():
+    drawn = [Item(prompt=p.caption, asked=p) for p in evaluation_prompts("mixed", 2, 0)]
+    for prompts, size, why in (
+        ([*drawn, Item(prompt="a cat")], (32, 64), "kind=emoji"),
+        (drawn, (64, 64), "32x64"),
+    ):
+        found, absent = load_scorers(["emoji"], prompts, {}, size=size)
+        assert found == [] and why in absent["emoji"]
+
+
+def test_published_weights_that_are_broken_are_a_reason_and_a_users_own_an_error(monkeypatch, tmp_path):
+    def load(infos, paths, device):
+        raise InputError(f"{paths['clip']}: broken")
+
+    weights = Weights(key="clip", find=lambda: tmp_path / "hub")
+    known = dataclasses.replace(metrics.METRICS["clip_t"], modules=(), weights=(weights,))
+    monkeypatch.setattr(metrics, "METRICS", dict(clip_t=known))
+    monkeypatch.setattr(clip_scores, "load_clip_scores", load)
+    found, absent = metrics.load_metrics(["clip_t"], device="cpu")
+    assert found == [] and "hub: broken" in absent["clip_t"]
+    with pytest.raises(InputError, match="broken"):
+        metrics.load_metrics(["clip_t"], dict(clip=str(tmp_path)), "cpu")
 
 
 def test_processes_that_write_the_same_picture_do_not_meet(tmp_path, monkeypatch):

@@ -11,9 +11,11 @@ from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.evaluation.noise import bucket_timesteps, expert_errors
 from afa_jax.evaluation.screen import Estimate, RoutingGain, route, routing_gain, worth_training
-from afa_jax.experts import Experts, encode_prompts
+from afa_jax.experts import Experts, Mismatch, encode_prompts
 from afa_jax.fusion.ensemble import SingleExpert, stack_experts
 from afa_jax.parallel import stack
+from afa_jax.report.screen import print_gain, print_mismatches, print_weights
+from afa_jax.weights.compare import Difference
 from tests import tiny
 from tests.commands.conftest import TOKENIZER
 
@@ -236,3 +238,13 @@ def test_copies_of_one_expert_have_no_gain_and_different_ones_have_their_own_err
         assert np.array_equal(errors[0], errors[1]) is same
         gain = routing_gain([route(part) for part in parts])
         assert (gain.total == Estimate(0, 0, 0)) is same
+
+
+def test_names_of_a_config_draw_nothing_on_the_terminal(capsys):
+    names = ["a\x1b[2J", "b\nverdict: train"]
+    gain = routing_gain([route(np.random.default_rng(0).random((2, 8, 2, 2, 4)))])
+    print_mismatches(names, [Mismatch(names[1], "architecture", f"{names[1]} differs")])
+    print_weights({(names[0], names[1]): Difference(total=0.5, blocks={"mid": 0.5})})
+    print_gain(names, gain, "")
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and "\nverdict" not in said and "b verdict: train differs" in said

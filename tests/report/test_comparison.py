@@ -10,6 +10,7 @@ import pytest
 
 from afa_jax.report.charts import Mark, Row, forest_chart, heat_map, line_chart, scatter_chart
 from afa_jax.report.comparison import comparison, write_comparison
+from afa_jax.report.readme import markdown
 from tests.report import example
 
 VOID = {"meta", "img"}
@@ -147,6 +148,18 @@ def test_a_report_with_hardly_anything_has_a_page():
     outline = Outline(page)
     assert len(outline.tables) == 2 and "<svg" not in page
     assert re.findall("<h2>(.*?)</h2>", page) == ["All methods", "What each method is"]
+    report |= dict(metrics=[])
+    report["protocol"] |= dict(prompts=1, groups=dict(all=1))
+    page = comparison(report, example.pictures)
+    assert "memory" in page and "ntervals:" not in page and len(Outline(page).tables) == 2
+    assert "| method | time | memory |" in markdown(report, methods="main", groups="yes")
+
+
+def test_a_group_of_one_prompt_is_said_to_have_no_intervals():
+    report = example.report()
+    assert "Without intervals" not in comparison(report, example.pictures)
+    report["protocol"]["groups"]["unseen pairs"] = 1
+    assert "Without intervals, for they are of one prompt: unseen pairs." in comparison(report, example.pictures)
 
 
 def test_sampling_of_its_own_and_figures_without_intervals_are_named():
@@ -158,7 +171,7 @@ def test_sampling_of_its_own_and_figures_without_intervals_are_named():
             method["metrics"]["kid"] = dict(value=0.3, low=None, high=None)
     page = comparison(report, example.pictures)
     assert "10 steps, guidance 3, eta 0 where a method has none of its own" in page
-    assert "(2,000 resamples); kid, of whole sets of pictures: without." in page
+    assert "(2,000 resamples); without: kid." in page
     recipes = page[page.index("<h2>What each method is</h2>") :]
     assert "{&quot;workdir&quot;: &quot;runs/emoji&quot;, &quot;steps&quot;: 5, &quot;eta&quot;: 1.0}" in recipes
     assert recipes.count("eta") == 1

@@ -97,7 +97,7 @@ def test_by_family_every_method_and_metric_is_there():
     assert len({line.count("|") for line in made.splitlines() if line.startswith("|")}) == 1
     assert (
         made.endswith("Time: of a picture, over one expert's; in seconds, that times one expert's.")
-        and "Not measured, since weights, a library or real pictures were absent: pickscore." in made
+        and "Not measured, being absent: pickscore." in made
         and "200 prompts (two topics 104, unseen pairs 96)" in made
     )
 
