@@ -25,7 +25,7 @@ from afa_jax.expert_specs import parse_argument
 
 _PLACES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
-    errno.ENAMETOOLONG, errno.ELOOP,
+    errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO,
 )  # fmt: skip
 """Errors of the place that a file was to be written to or read from."""
 
@@ -39,6 +39,9 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         not finite); 130 for SIGINT. Of several processes each ends when the others have come as far, and with 1 when
         one of them has left it.
     """
+    for name in ("stdout", "stderr"):  # closed by who started this: nothing else may get their numbers
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # a stream whose file became a pipe cannot say where it is
@@ -48,11 +51,13 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     failure: BaseException | None = None
     try:
         status = command(sys.argv[1:] if arguments is None else arguments) or 0
+        sys.stdout.flush()  # a full disk is noticed here, not where Python ends
     except BaseException as error:
         explained, failure = _explain(error), error
         if explained is None:
             raise
         status = explained
+        _let_go_of_output()
     finally:
         warnings.showwarning = show
     if "afa_jax.distributed" in sys.modules:  # else the command knows nothing of other processes, nor of jax perhaps
@@ -70,11 +75,15 @@ def _explain(error: BaseException) -> int | None:
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             reason = "no space left on the disk; make room there"
+        elif error.errno == errno.EFBIG:
+            reason = "no file may be that large there; raise the limit (ulimit -f), or choose another place"
+        elif error.errno == errno.EPIPE and error.filename is None:
+            reason = "whoever read it has gone; send it to a file"
         elif error.filename is not None and error.errno in _PLACES:
             reason = f"{error.strerror}; choose another place, or mend that"
         else:
             return _unexpected(error)
-        print(f"error: {printable(error.filename or 'a file')}: {reason}", file=sys.stderr)
+        print(f"error: {printable(error.filename or _nameless(error))}: {reason}", file=sys.stderr)
         return 2
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
@@ -83,6 +92,19 @@ def _explain(error: BaseException) -> int | None:
         print("interrupted", file=sys.stderr)
         return 130
     return None if isinstance(error, SystemExit) else _unexpected(error)
+
+
+def _nameless(error: OSError) -> str:
+    """What was written to when the system names nothing: all that has a name of its own is written under it."""
+    return "standard output" if error.errno == errno.EPIPE else "standard output or a temporary file"
+
+
+def _let_go_of_output() -> None:
+    """Keep Python from failing again, at its end, with what standard output did not take."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _unexpected(error: BaseException) -> int | None:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import re
 import shutil
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -41,13 +42,28 @@ def partial_file(path: Path) -> Iterator[Path]:
     Raises:
         OSError: of the system, with the name ``path``.
     """
+    with partial_output(path) as partial, naming(path):
+        yield partial
+        os.replace(partial, path)
+
+
+@contextlib.contextmanager
+def partial_output(path: Path) -> Iterator[Path]:
+    """Give a name beside ``path`` to make a file or a folder at; what is still there in the end goes.
+
+    Killed within it, a process leaves what it made. The first output of the next one there removes that.
+    """
     partial = partial_name(path)
+    with _lock:
+        _remove_left(path.parent)
+        _written.add(partial.name)
     try:
-        with naming(path):
-            yield partial
-            os.replace(partial, path)
+        _remove(partial)  # of a process that had this one's number, as it has in a container
+        yield partial
     finally:
-        partial.unlink(missing_ok=True)
+        _remove(partial)
+        with _lock:
+            _written.discard(partial.name)
 
 
 @contextlib.contextmanager
@@ -62,12 +78,13 @@ def naming(path: Path) -> Iterator[None]:
 
 
 def check_new(path: Path, overwrite: bool = False) -> None:
-    """Before any work is done, look at where an output is to be.
+    """Before any work is done, look at where an output is to be, and bring back what a killed overwriting set aside.
 
     Raises:
         InputError: it is there already and may not be replaced, or could not be written there.
     """
     _check_place(path)
+    bring_back(path)
     if os.path.lexists(path) and not overwrite:
         raise InputError(f"{path} exists; choose another name, or --overwrite")
 
@@ -141,19 +158,32 @@ def _place() -> str:
     return hashlib.sha256(place.encode()).hexdigest()[:8]
 
 
-def remove_leftovers(path: Path) -> None:
-    """Remove the partial outputs at ``partial_name`` of processes that were killed, and this one's own."""
-    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
-        match = re.fullmatch(_LEFT, left.name)
-        if match and match["name"] == path.name:
-            _remove_abandoned(left, match)
+_lock = threading.Lock()
+_written = set[str]()
+"""The names of partial outputs that threads of this process work on."""
+_entered = set[tuple[int, int]]()
+"""The folders that this process has removed leftovers from, by device and inode."""
 
 
-def sweep(folder: Path) -> None:
-    """Remove the partial outputs of any name that killed processes left in a folder."""
+def _remove_left(folder: Path) -> None:
+    """Remove what killed processes left of outputs of any name, where this process writes for the first time."""
+    with contextlib.suppress(OSError, ValueError):
+        found = folder.stat()
+        if (found.st_dev, found.st_ino) not in _entered:
+            _entered.add((found.st_dev, found.st_ino))
+            sweep(folder, patience=86400)  # other machines may write other outputs there
+
+
+def sweep(folder: Path, patience: float = 60) -> None:
+    """Remove the partial outputs of any name that killed processes left in a folder.
+
+    Args:
+        patience: seconds that what another machine makes there may be at rest.
+    """
     for left in folder.glob(".*.partial"):
-        if match := re.fullmatch(_LEFT, left.name):
-            _remove_abandoned(left, match)
+        match = re.fullmatch(_LEFT, left.name)
+        if match and left.name not in _written:
+            _remove_abandoned(left, match, patience)
 
 
 def is_partial(path: Path) -> bool:
@@ -161,24 +191,40 @@ def is_partial(path: Path) -> bool:
     return re.fullmatch(_LEFT, path.name) is not None
 
 
-def _remove_abandoned(partial: Path, match: re.Match[str]) -> None:
+def remove_leftovers(path: Path) -> None:
+    """Remove the partial outputs at ``partial_name`` of processes that were killed, and of this number's."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        match = re.fullmatch(_LEFT, left.name)
+        if match and match["name"] == path.name:
+            _remove_abandoned(left, match)
+
+
+def _remove_abandoned(partial: Path, match: re.Match[str], patience: float = 60) -> None:
     """Remove a partial output unless its process may still work on it."""
     with contextlib.suppress(OSError):
-        if not _abandoned(int(match["pid"]), match["place"], time.time() - partial.lstat().st_mtime):
-            return
-        if partial.is_dir() and not partial.is_symlink():
-            shutil.rmtree(partial, ignore_errors=True)
-        else:
-            partial.unlink(missing_ok=True)
+        if _abandoned(int(match["pid"]), match["place"], time.time() - _changed(partial), patience):
+            _remove(partial)
 
 
-def _abandoned(pid: int, place: str | None, seconds: float) -> bool:
+def _changed(partial: Path) -> float:
+    """When a file, or anything in a folder, was last written to."""
+    within = partial.rglob("*") if partial.is_dir() and not partial.is_symlink() else ()
+    return max(path.lstat().st_mtime for path in (partial, *within))
+
+
+def _remove(partial: Path) -> None:
+    if partial.is_dir() and not partial.is_symlink():
+        shutil.rmtree(partial, ignore_errors=True)
+    else:
+        partial.unlink(missing_ok=True)
+
+
+def _abandoned(pid: int, place: str | None, seconds: float, patience: float) -> bool:
     """Whether the process of a partial output that was at rest for so long is gone, here or on another machine."""
-    if pid == os.getpid():
-        return True
+    gone = pid == os.getpid() or _gone(pid)  # or it had this one's number before
     if place == _place():
-        return _gone(pid)
-    return (seconds > 60 and _gone(pid)) or (place is not None and seconds > 86400)
+        return gone
+    return (seconds > patience and gone) or (place is not None and seconds > 86400)
 
 
 def _gone(pid: int) -> bool:
@@ -218,10 +264,18 @@ def aside(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.replaced")
 
 
+def bring_back(folder: Path) -> None:
+    """Give a folder its name again that replace_folder was killed over, between its two renames."""
+    if folder.name and not os.path.lexists(folder) and aside(folder).is_dir():
+        with contextlib.suppress(OSError):  # whoever cannot have it back cannot write there either
+            aside(folder).rename(folder)
+
+
 def sync(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on the disk: they outlive a power cut, too."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with naming(path):
+            os.fsync(descriptor)
     finally:
         os.close(descriptor)

@@ -1,5 +1,10 @@
 """What comes from a file is shown on one line, without characters that act on a terminal or a page."""
 
+import contextlib
+import errno
+import os
+import re
+import sys
 import warnings
 
 import pytest
@@ -42,6 +47,41 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
         assert line.isprintable() and len(line) < 11_000
         line.encode()
     assert printable("caf\xe9 \U0001f419, 日本語") == "caf\xe9 \U0001f419, 日本語"
+
+
+@pytest.mark.parametrize("how", ["full", "gone", "closed"])
+@pytest.mark.parametrize("buffering", [1, -1])
+def test_output_that_takes_nothing_is_named_in_a_line(how, buffering, monkeypatch, capsys):
+    read, write = os.pipe()
+    os.close(read)
+    with contextlib.ExitStack() as stack:
+        full = stack.enter_context(open("/dev/full", "w", buffering=buffering))
+        gone = stack.enter_context(open(write, "w", buffering=buffering))
+        monkeypatch.setattr(sys, "stdout", dict(full=full, gone=gone, closed=None)[how])
+        status = run(lambda _: print("a"), [])
+        stack.enter_context(sys.stdout)
+    said = capsys.readouterr().err.splitlines()
+    expected = dict(full=" or a temporary file: no space left on the disk; make", gone=": whoever", closed=None)[how]
+    assert status == (2 if expected else 0)
+    assert expected is None or (said[0].startswith("error: standard output") and expected in said[0])
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "full", "/a/b"), r"/a/b: no space left on the disk; make room"),
+        (OSError(errno.ENOSPC, "full"), r"standard output or a temporary file: no space left"),
+        (OSError(errno.EDQUOT, "full", "/a\x1b"), r"/a\\x1b: no space left"),
+        (OSError(errno.EFBIG, "large", "/a/b"), r"/a/b: no file may be that large there; raise the limit"),
+        (OSError(errno.EIO, "Input/output error", "/a/b"), r"/a/b: Input/output error; choose another place"),
+    ],
+)  # fmt: skip
+def test_an_error_of_the_disk_names_the_place_and_what_to_do(error, said, capsys):
+    def command(arguments: object) -> None:
+        raise error
+
+    assert run(command, []) == 2
+    assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
 
 
 def test_markup_is_shown():

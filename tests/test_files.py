@@ -13,11 +13,13 @@ import pytest
 
 from afa_jax.errors import InputError
 from afa_jax.files import (
+    aside,
     check_file,
     check_folder,
     check_new,
     partial_file,
     partial_name,
+    replace_folder,
     replace_text,
     sweep,
     writing,
@@ -52,6 +54,43 @@ def test_the_next_start_removes_what_killed_processes_left_and_nothing_else(tmp_
         os.utime(tmp_path / name, (time.time() - age,) * 2)
     sweep(tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {*kept}
+
+
+def test_the_first_output_in_a_folder_removes_what_killed_processes_left_there(tmp_path: Path) -> None:
+    """Of any name, files and folders; not what others work on, here or on another machine, nor this process itself."""
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    place = partial_name(Path("a")).stem.rpartition("-")[2]
+    removed = [f".a.png.{dead.pid}-{place}.partial", f".b.{os.getpid()}-{place}.partial", f".c.{os.getpid()}.partial"]
+    alive, elsewhere = f".a.png.{os.getppid()}-{place}.partial", f".m.{dead.pid}-00000000.partial"
+    with partial_file(tmp_path / "before" / "first") as first:  # where no folder is yet
+        first.parent.mkdir()
+        first.touch()
+        for name in (*removed, alive, elsewhere):
+            (first.parent / name / "unet").mkdir(parents=True)
+            for path in (first.parent / name / "unet", first.parent / name):
+                os.utime(path, (time.time() - (90000 if name == removed[2] else 3600),) * 2)
+        replace_text(first.parent / "second", "2")
+        assert {path.name for path in first.parent.iterdir()} == {first.name, "second", alive, elsewhere}
+        (first.parent / removed[0]).touch()
+        replace_text(first.parent / "third", "3")  # it was looked at: of many outputs each would list all
+        assert (first.parent / removed[0]).exists()
+    assert {path.name for path in first.parent.iterdir()} == {"first", "second", "third", alive, elsewhere, removed[0]}
+
+
+def test_a_folder_set_aside_by_a_killed_overwriting_is_back(tmp_path: Path) -> None:
+    out, new = tmp_path / "pair", tmp_path / "new"
+    for folder in (out, new):
+        folder.mkdir()
+        (folder / "name").write_text(folder.name)
+    out.rename(aside(out))
+    with pytest.raises(InputError, match=f"{out} exists"):
+        check_new(out)
+    assert (out / "name").read_text() == "pair" and not aside(out).exists()
+    out.rename(aside(out))
+    check_new(out, overwrite=True)
+    replace_folder(out, new)
+    assert (out / "name").read_text() == "new" and [*tmp_path.iterdir()] == [out]
 
 
 def test_a_full_disk_is_named_by_the_file_and_leaves_nothing(tmp_path: Path) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,7 +19,7 @@ from afa_jax.exporting.model_card import Losses, check_license, figures_of, mode
 from afa_jax.exporting.pair_config import pair_config
 from afa_jax.files import (
     check_new,
-    partial_name,
+    partial_output,
     remove_leftovers,
     replace_bytes,
     replace_folder,
@@ -126,11 +125,10 @@ def export_pair(
     files = {RECORD: record_text(record, RECORD), CARD: card}
     if publication.with_config:
         files[CONFIG] = pair_config(config, record)
-    partial = partial_name(out)
-    try:
-        with writing(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(out)
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(out)
+        with partial_output(out) as partial:
             partial.mkdir()
             replace_bytes(partial / WEIGHTS, (run / WEIGHTS).read_bytes())
             for name, text in files.items():
@@ -138,8 +136,6 @@ def export_pair(
             for name, path in zip(shown, publication.pictures or filter(None, [samples]), strict=True):
                 save_png(partial / name, read_png(path), _recipe_of(path))
             replace_folder(out, partial, overwrite)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
     print(f"wrote {out}: {WEIGHTS} (sha256 {sha256}), {', '.join([*files, *shown])}")
     if publication.licence is None:
         print(f"{CARD}: fill in the licence before you publish it, or give --license")

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
-from afa_jax.files import check_folder, is_partial, replace_text, sweep, sync, writing
+from afa_jax.files import check_folder, is_partial, naming, replace_text, sweep, sync, writing
 from afa_jax.json_files import append, is_number, read_lines, read_object
 from afa_jax.records import record_text
 
@@ -183,7 +183,8 @@ class Metrics:
 
     def sync(self) -> None:
         """Wait until all lines are on the disk, so that no checkpoint is ahead of them."""
-        os.fsync(self._file.fileno())
+        with naming(Path(self._file.name)):
+            os.fsync(self._file.fileno())
 
     def close(self) -> None:
         """Close the file."""

@@ -17,7 +17,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -26,7 +25,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from afa_jax.errors import InputError
-from afa_jax.files import aside, check_new, partial_name, remove_leftovers, replace_folder, writing
+from afa_jax.files import check_new, partial_output, remove_leftovers, replace_folder, writing
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
@@ -196,12 +195,9 @@ def write_folder(
         raise WeightsError(f"{checkpoint.path}: it has no U-Net, VAE or text encoder, so there is nothing to write")
     configs = _configs(checkpoint)
     with writing(folder):
-        if not folder.exists() and aside(folder).exists():
-            aside(folder).rename(folder)  # the last one to overwrite it was killed before it was done
         check_target(folder, overwrite)
         remove_leftovers(folder)
-        partial = partial_name(folder)
-        try:
+        with partial_output(folder) as partial:
             for file, fields in configs.items():
                 write_json(partial / file, fields)
             if checkpoint.tokenizer is not None:
@@ -210,8 +206,6 @@ def write_folder(
                 write_tensors(partial / file, tensors, header | {"format": "pt"}, reread=True)
             check_target(folder, overwrite)
             replace_folder(folder, partial, overwrite)
-        finally:
-            shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_target(folder: Path, overwrite: bool = False) -> None:

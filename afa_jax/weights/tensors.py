@@ -22,7 +22,7 @@ from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError, printable, some
-from afa_jax.files import check_new, naming, partial_name, remove_leftovers, sync
+from afa_jax.files import check_new, naming, partial_output, remove_leftovers, sync
 from afa_jax.weights.foreign_files import PICKLES, foreign, pickle_advice
 
 _DTYPES = {
@@ -229,8 +229,7 @@ def write_tensors(
             raise TypeError(f"metadata {name!r} is {value!r}, not text")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_leftovers(path)
-    partial = partial_name(path)
-    try:
+    with partial_output(path) as partial:
         with open(partial, "wb") as file:
             crc = 0
             for chunk in _chunks(tensors, metadata or {}):
@@ -242,8 +241,6 @@ def write_tensors(
                 os.fsync(file.fileno())
         _check_written(partial, path, tensors, crc if reread else None)
         os.replace(partial, path) if overwrite else _rename_new(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     sync(path.parent)
 
 

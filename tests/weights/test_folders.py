@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -688,7 +689,8 @@ def test_the_partial_folders_of_the_dead_are_removed(tmp_path, text_only):
     for name in names:
         (tmp_path / name / "unet").mkdir(parents=True)
         if name != f".new.{other.pid}.partial":
-            os.utime(tmp_path / name, (0, 0))
+            for path in (tmp_path / name, tmp_path / name / "unet"):
+                os.utime(path, (time.time() - 3600,) * 2)
     write_folder(tmp_path / "new", open_checkpoint(text_only))
     left = {path.name for path in tmp_path.iterdir()} - {"model", "new"}
     assert left == {name for name, stays in names.items() if stays}
