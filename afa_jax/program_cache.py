@@ -1,0 +1,48 @@
+"""Keep compiled programs between starts, in the user's cache folder."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import platform
+from collections.abc import MutableMapping
+from pathlib import Path
+
+LARGEST = 4 * 2**30
+"""Bytes that the folder may hold; what was used longest ago goes first."""
+SHORTEST = 0.1
+"""Seconds that compiling a program takes at least if it is kept; reading one takes some milliseconds."""
+
+
+def keep_programs(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Let JAX keep what it compiles, so that the next start of the same program need not compile it again.
+
+    To be called before JAX is imported. Does nothing where the environment decides
+    (JAX_COMPILATION_CACHE_DIR, also when empty, or JAX_ENABLE_COMPILATION_CACHE), or where the folder cannot be made.
+    """
+    if {"JAX_COMPILATION_CACHE_DIR", "JAX_ENABLE_COMPILATION_CACHE"} & set(environ):
+        return
+    folder = cache_folder(environ)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return
+    if os.access(folder, os.W_OK | os.X_OK):
+        environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
+        # With a bound the folder has a lock, too: no process reads what another one is writing.
+        environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(LARGEST))
+        environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(SHORTEST))
+
+
+def cache_folder(environ: MutableMapping[str, str] = os.environ) -> Path:
+    """Return where programs are kept for this kind of processor: under $XDG_CACHE_HOME, by default ~/.cache.
+
+    XLA compiles for all that the processor can do. A home folder may be shared by machines of which one cannot do it.
+    """
+    features = platform.machine()
+    with contextlib.suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text(errors="replace").splitlines()
+        features += "\n".join(sorted({line for line in lines if line.startswith(("flags", "Features"))}))
+    home = environ.get("XDG_CACHE_HOME") or Path(os.path.expanduser("~"), ".cache")
+    return Path(home) / "afa_jax" / f"programs-{hashlib.sha256(features.encode()).hexdigest()[:8]}"
