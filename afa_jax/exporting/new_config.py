@@ -191,7 +191,8 @@ def _commands(name: str, out: Path, count: int, *, evaluated: bool) -> list[str]
     config, run = f"--config {shlex.quote(str(out))}", f"--workdir runs/{name}"
     sample = f'python -m afa_jax.sample {config} --prompt "..." --out pictures'
     if not count:
-        return [f"{sample} --method uniform"]
+        evaluate = f"python -m afa_jax.evaluate {config} --out runs/{name}/evaluation"
+        return [f"{sample} --method uniform", *([evaluate] if evaluated else [])]
     pairs = f" --pairs {count}" if 8 <= count < PAIRS else ""
     return [
         *([f"python -m afa_jax.screen {config}{pairs}"] if count >= 8 else []),

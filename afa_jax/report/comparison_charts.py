@@ -29,10 +29,12 @@ def differences(report: Report) -> list[tuple[str, str]]:
                 rest += f"<h3>{escape(metric['name'])}</h3>{chart}"
         if not content + rest:
             continue
+        own = [apart for method in methods for apart in ((method.get("against") or {}).get(key) or {}).values()]
+        interval = any(number(apart.get("low")) is not None for apart in own)
         intro = (
-            f"<p>The method's value minus {escape(reference or 'the reference')}'s, over the same prompts and "
-            "seeds, with the 95 % interval of that difference; the best is above. At the right wins : losses, "
-            "prompts on which it is better or worse, where the metric says so of single pictures."
+            f"<p>The method's value minus {escape(reference or 'the reference')}'s, over the same prompts and seeds"
+            f"{', with the 95 % interval of that difference' if interval else ''}; the best is above. At the right "
+            "wins : losses, prompts on which it is better or worse, where the metric says so of single pictures."
         )
         if key in ("best", "merge") and report["metrics"]:
             name = escape(report["metrics"][0]["name"])

@@ -143,7 +143,7 @@ def protocol_sentence(report: Report) -> str:
     """How the pictures were made and the intervals computed, in one paragraph of plain text."""
     p = report["protocol"]
     seeds, resamples = p.get("seeds") or [], p.get("resamples")
-    parts = [f"{p['prompts']} prompts"]
+    parts = [f"{p['prompts']} {'prompt' if p['prompts'] == 1 else 'prompts'}"]
     if groups := p.get("groups"):
         parts[0] += f" ({', '.join(f'{name} {count}' for name, count in groups.items())})"
     if seeds:
@@ -157,10 +157,11 @@ def protocol_sentence(report: Report) -> str:
         text += f", {shape[0]} x {shape[1]} pixels (rows x columns)"
     text += f"; measured on {report['device']}." if report.get("device") else "."
     if resamples:
-        without = [metric for metric in report["metrics"] if not _has_intervals(report, metric["name"])]
-        if len(without) < len(report["metrics"]):
+        has = {metric["name"]: _has_intervals(report, metric["name"]) for metric in report["metrics"]}
+        without = [name for name, found in has.items() if found is False]
+        if True in has.values():
             text += f" Intervals: 95 %, bootstrap over prompts ({resamples:,} resamples)"
-            text += f"; without: {names_of(without)}." if without else "."
+            text += f"; without: {', '.join(without)}." if without else "."
         elif without:
             text += " Without intervals" + (", which one prompt cannot have." if p["prompts"] == 1 else ".")
     if absent := report.get("absent_metrics"):
@@ -168,10 +169,10 @@ def protocol_sentence(report: Report) -> str:
     return text
 
 
-def _has_intervals(report: Report, metric: str) -> bool:
-    """Whether a metric's figures have intervals, or there are none of it."""
+def _has_intervals(report: Report, metric: str) -> bool | None:
+    """Whether a metric's figures have intervals; None if there are no figures of it."""
     found = [own for method in report["methods"] if (own := figure(method.get("metrics"), metric)) is not None]
-    return not found or any(own.low is not None for own in found)
+    return any(own.low is not None for own in found) if found else None
 
 
 def own_sampling(report: Report, method: Method) -> dict[str, Any]:

@@ -151,8 +151,28 @@ def test_a_report_with_hardly_anything_has_a_page():
     report |= dict(metrics=[])
     report["protocol"] |= dict(prompts=1, groups=dict(all=1))
     page = comparison(report, example.pictures)
-    assert "memory" in page and "ntervals:" not in page and len(Outline(page).tables) == 2
+    assert "memory" in page and "nterval" not in page.split("<h2>")[0] and len(Outline(page).tables) == 2
+    assert "1 prompt (" in page
     assert "| method | time | memory |" in markdown(report, methods="main", groups="yes")
+
+
+def test_of_one_prompt_the_page_says_that_it_has_no_intervals():
+    report = example.report()
+    report["protocol"] |= dict(prompts=1)
+    for method in report["methods"]:
+        found = [*(method["metrics"] or {}).values()]
+        for group in (method["against"] or {}).values():
+            found += group.values()
+        for one in found:
+            if one is not None:
+                one |= dict(low=None, high=None)
+        method["groups"] = None
+    report["curves"] = []
+    page = comparison(report, example.pictures)
+    assert "Without intervals, which one prompt cannot have." in page
+    assert "95 % interval of that difference" not in page and "95 % interval of that difference" in comparison(
+        example.report(), example.pictures
+    )
 
 
 def test_a_group_of_one_prompt_is_said_to_have_no_intervals():
