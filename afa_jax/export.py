@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument
+from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument, check_run, license_name
 from afa_jax.cli.schema import require
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
@@ -26,7 +26,9 @@ def main(arguments: Sequence[str]) -> None:
     parser = Parser(prog="python -m afa_jax.export", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for --pair and --snapshot)")
     parser.add_argument("--pair", type=Path, metavar="OUT", help="folder of the trained pair, with its model card")
-    parser.add_argument("--license", metavar="NAME", help="of the pair, as the hub spells it, such as mit")
+    parser.add_argument(
+        "--license", type=license_name, metavar="NAME", help="of the pair, as the hub spells it, such as mit"
+    )
     parser.add_argument("--report", type=Path, help="report.json of a comparison of this run, for the card's figures")
     parser.add_argument(
         "--picture", type=Path, action="append", default=[], metavar="PNG", help="for the card, instead of samples/"
@@ -53,6 +55,7 @@ def main(arguments: Sequence[str]) -> None:
     outs = [Path(out) for out in (options.pair, options.snapshot, options.bake and options.bake[1]) if out]
     if len({out.resolve() for out in outs}) < len(outs):
         raise InputError("two of --pair, --snapshot and --bake have one name; choose another")
+    check_run(options.workdir)
     for out in outs:
         check_new(out, options.overwrite)
 

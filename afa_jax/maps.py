@@ -16,6 +16,7 @@ from afa_jax.cli.arguments import (
     add_size_arguments,
     check_method,
     check_prompts,
+    check_run,
     seed_or_random,
     size_of,
 )
@@ -46,6 +47,7 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("nothing to draw: give --prompt, --statistics or both")
     check_prompts(options.prompt)
     check_method(options.method, config)
+    check_run(options.workdir)
     check_folder(options.out)
     size = size_of(options)
 

@@ -37,12 +37,20 @@ class _Lines(tqdm):
     monitor_interval = 0  # no thread: what is not updated has no news
     last_print_t: float
 
+    shown = -1  # the count in the last line
+
     def display(self, msg: str | None = None, pos: int | None = None) -> None:
         if line := (str(self) if msg is None else msg).strip():
             print(line, file=self.fp, flush=True)
+            self.shown = self.n
+
+    def set_postfix(self, *values: Any, **named: Any) -> None:
+        """Keep these values for the next line, and print none for them."""
+        super().set_postfix(*values, **named | dict(refresh=False))
 
     def close(self) -> None:
         if not self.disable and self.last_print_t >= self.start_t + self.delay:
-            self.display()
+            if self.shown != self.n:
+                self.display()
             self.last_print_t = self.start_t  # as if it had shown nothing: there is nothing to clear
         super().close()

@@ -46,6 +46,8 @@ def read_prompts(path: Path, negative_prompt: str = "") -> Prompts:
     Raises:
         InputError: no such file; a line that is empty or cannot be read, by its number.
     """
+    if path.suffix == ".json":
+        raise InputError(f"--prompts {path}: write an object a line into a .jsonl file, or a prompt a line into a .txt")
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -63,7 +65,7 @@ def read_prompts(path: Path, negative_prompt: str = "") -> Prompts:
     requests = [read(line, f"{path}:{number}", negative_prompt) for number, line in enumerate(lines, 1)]
     if path.suffix == ".jsonl":
         _warn_of_unused(path, lines)
-    warn_of_syntax(request.prompt for request in requests)
+    warn_of_syntax(text for request in requests for text in dict.fromkeys((request.prompt, request.negative_prompt)))
     return Prompts(path=path, requests=requests, sha256=hashlib.sha256(data).hexdigest())
 
 
@@ -79,8 +81,9 @@ def _read_json(line: str, where: str, negative_prompt: str) -> Request:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InputError(f'{where}: not JSON ({error}); write {{"prompt": "..."}}') from error
-    row = dict(negative_prompt=negative_prompt) | row if isinstance(row, dict) else {}
+    row = row if isinstance(row, dict) else {}
     prompt, negative = row.get("prompt"), row.get("negative_prompt")
+    negative = negative_prompt if negative is None else negative
     if not isinstance(prompt, str) or not isinstance(negative, str):
         raise InputError(f'{where}: write {{"prompt": "...", "negative_prompt": "..."}}, the second if you like')
     return _read_text(prompt, where, negative)

@@ -17,7 +17,9 @@ from afa_jax.cli.arguments import (
     STEPS,
     add_size_arguments,
     check_method,
+    check_prompt_file,
     check_prompts,
+    check_run,
     real,
     seed_or_random,
     size_of,
@@ -64,6 +66,8 @@ def main(arguments: Sequence[str]) -> None:
     size = size_of(options)
     if cluster.settings(options) is None:  # else process 0 alone may have it
         check_folder(options.out)
+        check_prompt_file(options.prompts)
+        check_run(options.workdir)
 
     from afa_jax import distributed
     from afa_jax.sampling.pictures import Asked, sample_file, sample_prompts

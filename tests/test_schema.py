@@ -87,7 +87,9 @@ def test_names_of_dtypes(spelled: str) -> None:
         ("train.steps.more=3", "train.steps.more", "no such field"),
         ("=3", "--config.", "FIELD=VALUE"),
         ("train.steps", "train.steps", "FIELD=VALUE"),
-        ("train={[]:1}", "train", "expected ConfigDict"),
+        ("train={[]:1}", "train", "train.FIELD=VALUE"),
+        ("train={'steps': 1}", "train", "train.FIELD=VALUE"),
+        ("sample.size=(65536, 65536)", "sample.size", "67,108,864 pixels"),
         (f"train.steps={'[' * 5000}", "train.steps", "expected int"),
         (f"base={'x' * 20000}", "base", "20000 characters"),
     ],
@@ -123,12 +125,32 @@ def test_of_overrides_the_last_one_counts() -> None:
         ),
         (SHORT.replace("get_config()", "get_config(a, b)"), "TypeError"),
         ("x = '\0'", "not Python"),
+        (SHORT.replace("train=dict(steps=3)", "train={1: 2}"), "the field train.1: names of fields are texts"),
+        ("d = {}\ndef get_config():\n    return d['learning']", "c.py:3: KeyError"),
+        ("class E(Exception):\n    def __str__(self):\n        raise self\nraise E", "c.py:4: E"),
     ],
 )
 def test_a_file_without_a_config_says_why_and_where(tmp_path: Path, text: str, said: str) -> None:
     with pytest.raises(InputError) as caught:
         load_config(write(tmp_path / "c.py", text))
     assert said in str(caught.value)
+
+
+@pytest.mark.parametrize("section", ["mesh", "data", "evaluation", "validation.data"])
+def test_an_optional_section_that_is_none_is_not_there(section: str) -> None:
+    config = load_config(str(EMOJI), [f"{section}=None"])
+    *parents, name = section.split(".")
+    for parent in parents:
+        config = config[parent]
+    assert name not in config
+
+
+def test_a_config_is_a_module(tmp_path: Path) -> None:
+    text = SHORT.replace("def get", "@dataclass\nclass A:\n    steps: int = 3\n\n\ndef get").replace(
+        "g()", "g(*, more='')"
+    )
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n" + text
+    assert load_config(write(tmp_path / "c.py", text)).train.steps == 3
 
 
 def test_what_is_no_python_file(tmp_path: Path) -> None:

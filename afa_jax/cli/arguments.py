@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from afa_jax.cli.fields import MOST_PIXELS
 from afa_jax.data.prompts import check_prompt
 from afa_jax.errors import InputError
 from afa_jax.names import DTYPES, METHODS
@@ -65,6 +66,15 @@ def place(text: str) -> Path:
     if not text.strip():
         raise argparse.ArgumentTypeError("it is empty; name a file or folder")
     return Path(argument(text))
+
+
+def license_name(text: str) -> str:
+    """Return the name of a licence as the hub spells them, as an argparse type."""
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,99}", text):
+        raise argparse.ArgumentTypeError(
+            f"{text!r:.120}; write the hub's name of one, such as creativeml-openrail-m or mit"
+        )
+    return text
 
 
 COUNT = whole(1, 10**6)
@@ -150,13 +160,19 @@ def size_of(options: argparse.Namespace) -> tuple[int, int] | None:
     if options.size is None:
         if options.width is None or options.height is None:
             raise InputError("--width and --height go together; give both, or --size HxW")
-        return options.height, options.width
+        return _bounded(options.height, options.width)
     if options.width is not None or options.height is not None:
         raise InputError("--size and --width, --height exclude each other; keep one")
     match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", options.size)
     if not match:
         raise InputError(f"--size {options.size!r:.40}; write rows x columns in pixels, such as 512x768")
-    return int(match[1]), int(match[2])
+    return _bounded(int(match[1]), int(match[2]))
+
+
+def _bounded(rows: int, columns: int) -> tuple[int, int]:
+    if rows * columns > MOST_PIXELS:
+        raise InputError(f"--size {rows}x{columns} is of more than {MOST_PIXELS:,} pixels; choose a smaller one")
+    return rows, columns
 
 
 def check_method(text: str, config: Any) -> None:
@@ -165,3 +181,15 @@ def check_method(text: str, config: Any) -> None:
     kind = re.split("[ ,:]", text)[0]  # a method without a name of its own is called "ties density=0.3"
     if text not in named and kind not in METHODS:
         raise InputError(f"--method {text}: no method {kind!r}; there are {', '.join(METHODS)}")
+
+
+def check_prompt_file(path: Path | None) -> None:
+    """Raise InputError for a file of prompts that is not there."""
+    if path is not None and not path.is_file():
+        raise InputError(f"--prompts {path}: {'a folder' if path.is_dir() else 'no such file'}; name a file of prompts")
+
+
+def check_run(path: Path | None) -> None:
+    """Raise InputError for a ``--workdir`` that is not there and can be no hub id."""
+    if path is not None and not os.path.lexists(path) and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@\S+)?", str(path)):
+        raise InputError(f"--workdir {path}: no such folder; name a trained run, or a hub id like owner/name")

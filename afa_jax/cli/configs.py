@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import sys
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,16 +33,23 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """
     path, _, variant = spec.partition(":")
     config = _made(_module(path, spec), path, variant, spec)
-    schema.complete(config)
+    _complete(config, spec)
     for override in overrides:  # of those that are there twice the last one counts, as with any other argument
         _override(config, override)
-    schema.complete(config)  # an override may have put another section there
+    _complete(config, spec)  # an override may have put another section there
     try:
         schema.check(config)
     except InputError as error:
         raise InputError(f"--config {spec}: {error}") from None
     config.lock()
     return config
+
+
+def _complete(config: ConfigDict, spec: str) -> None:
+    try:
+        schema.complete(config)
+    except InputError as error:
+        raise InputError(f"--config {spec}: {error}") from None
 
 
 def _module(path: str, spec: str) -> ModuleType:
@@ -66,6 +74,7 @@ def _module(path: str, spec: str) -> ModuleType:
     module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", path)
     assert module_spec is not None
     module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module  # as import does: dataclasses look their module up
     try:
         code = compile(source, path, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
@@ -91,8 +100,16 @@ class _explained:
         frames = [frame for frame in traceback.extract_tb(trace) if frame.filename == self.path]
         line = frames[-1].lineno if frames else 1
         raise InputError(
-            f"--config {self.spec}: {self.path}:{line}: {type(error).__name__}: {error}; mend it"
+            f"--config {self.spec}: {self.path}:{line}: {type(error).__name__}: {_text(error)}; mend it"
         ) from error
+
+
+def _text(error: BaseException) -> str:
+    """What an error of the user's own says; nothing if it cannot say it."""
+    try:
+        return str(error)
+    except Exception:
+        return "its text cannot be made"
 
 
 def _made(module: ModuleType, path: str, variant: str, spec: str) -> ConfigDict:
@@ -105,13 +122,16 @@ def _made(module: ModuleType, path: str, variant: str, spec: str) -> ConfigDict:
     if not callable(make):
         raise InputError(f"--config {spec}: {path} has no function get_config; configs/emoji.py shows one")
     with _explained(path, spec):
-        takes = len(inspect.signature(make).parameters)
+        by_place = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+        takes = any(parameter.kind in by_place for parameter in inspect.signature(make).parameters.values())
         if variant and not takes:
             raise InputError(f"--config {spec}: get_config of {path} takes no variant; leave :{variant} out")
         try:
             config = make(variant) if takes else make()
         except KeyError as error:
-            raise InputError(f"--config {spec}: no variant {variant!r} ({error})") from error
+            if not variant:  # then it is no variant that is not there
+                raise
+            raise InputError(f"--config {spec}: no variant {variant!r} ({_text(error)})") from error
     if isinstance(config, FrozenConfigDict) or (isinstance(config, Mapping) and not isinstance(config, ConfigDict)):
         with _explained(path, spec):
             config = ConfigDict(dict(config))
@@ -119,9 +139,19 @@ def _made(module: ModuleType, path: str, variant: str, spec: str) -> ConfigDict:
         raise InputError(
             f"--config {spec}: get_config of {path} returns {type(config).__name__}; return ml_collections.ConfigDict"
         )
+    _check_names(config, spec)
     config = config.copy_and_resolve_references()
     config.unlock()
     return config
+
+
+def _check_names(config: ConfigDict, spec: str, path: str = "") -> None:
+    """Raise InputError for a field whose name is no text; ml_collections can neither sort nor show it."""
+    for name, value in config._fields.items():
+        if not isinstance(name, str):
+            raise InputError(f"--config {spec}: the field {path}{name!r:.80}: names of fields are texts")
+        if isinstance(value, ConfigDict):
+            _check_names(value, spec, f"{path}{name}.")
 
 
 def _override(config: ConfigDict, override: str) -> None:
@@ -155,6 +185,8 @@ def _override(config: ConfigDict, override: str) -> None:
     # The schema knows better what these may be than the type of what is there.
     free = old is None or value is None or name == "base"
     alike = isinstance(old, list | tuple) and isinstance(value, list | tuple)
+    if isinstance(old, ConfigDict) and not free:
+        raise InputError(f"--config.{name}={shown(text)}: it is a section; set its fields, --config.{name}.FIELD=VALUE")
     if not (free or alike or type(value) is type(old)):
         raise InputError(f"--config.{name}={shown(text)}: expected {type(old).__name__}, as {shown(old)}")
     with config.ignore_type():

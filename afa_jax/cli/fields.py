@@ -28,6 +28,10 @@ class Wrong(Exception):
     """A value that a field cannot have; the message says what was expected."""
 
 
+MOST_PIXELS = 2**26
+"""Of a picture that is made or trained on; a network that sees more at once has no memory for it anywhere."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Field:
     """A check and a default."""
@@ -52,6 +56,8 @@ class Section:
     def filled(self, config: ConfigDict, where: str = "") -> None:
         """Give the fields that are missing their defaults.
 
+        An optional section that is None is taken out.
+
         Raises:
             InputError: a section is no mapping.
         """
@@ -65,6 +71,7 @@ class Section:
                 if isinstance(config[name], Mapping) and not isinstance(config[name], ConfigDict):
                     config[name] = ConfigDict(dict(config[name]))
                 if config[name] is None and field.optional:
+                    del config[name]  # the same as a section that is not there
                     continue
                 if not isinstance(config[name], ConfigDict):
                     raise InputError(f"{path}={config[name]!r:.80}: expected a section, dict(...)")
@@ -320,4 +327,6 @@ def size(value: Any) -> Any:
         side(value[0]), side(value[1])
     except Wrong as wrong:
         raise Wrong(f"(rows, columns) in pixels, each {wrong}") from None
+    if value[0] * value[1] > MOST_PIXELS:
+        raise Wrong(f"(rows, columns) of {MOST_PIXELS:,} pixels together at most")
     return value

@@ -15,16 +15,17 @@ _SPACES = "\t\n\v\f\r\x85"  # control characters that only separate words
 
 _ESCAPES = re.compile(r"\\[()\[\]{}<>\\]")
 _SYNTAX = {
-    "weights": re.compile(r"\([^()]*\)"),
+    "weights": re.compile(r"\([^()]*\)|\([^()]*:\s*[\d.]+|[\uff08][^\uff08\uff09]*[\uff09]"),
     "lower weights or switches": re.compile(r"\[[^\[\]]*\]"),
     "BREAK": re.compile(r"\bBREAK\b"),
-    "AND": re.compile(r"\bAND\b"),
-    "LoRAs": re.compile(r"<\w+:[^<>]+>"),  # hypernetworks too
+    "AND": re.compile(r"\bAND(?:_\w+)?\b|\bADD(?:COMM|BASE|ROW|COL)\b"),
+    "LoRAs": re.compile(r"<\s*(?:lora|lyco|hypernet)\w*\s*:[^<>]*", re.IGNORECASE),
+    "tags": re.compile(r"<\|?[\w-]+\|?>|<(?!\s*(?:lora|lyco|hypernet))\w+:[^<>]+>", re.IGNORECASE),
     "choices": re.compile(r"\{[^{}]*\}"),
     "wildcards": re.compile(r"(?<!\w)__[\w/*-]+__(?!\w)"),
     "embeddings": re.compile(r"\bembedding:\S+"),
-    "plus signs": re.compile(r"[\w)]\+\+"),
-    "options": re.compile(r"(?<!\S)--[a-z]\S*"),
+    "plus and minus signs": re.compile(r"[\w)]\+\+|\)[+-](?![\w])|\w--(?![\w-])"),
+    "options": re.compile(r"(?<!\S)(?:--|\u2014)[a-z]\S*|(?<=\w)::\s*-?[\d.]+"),
 }
 """What is looked for after the escaped brackets are gone; each pattern takes time in proportion to the text."""
 
@@ -72,7 +73,7 @@ def unsupported_syntax(prompt: str) -> dict[str, str]:
 
 def warn_of_syntax(prompts: Iterable[str]) -> None:
     """Warn, once for all of these prompts, of what ``unsupported_syntax`` finds in them."""
-    prompts = list(prompts)
+    prompts = [prompt for prompt in prompts if prompt]
     found = [syntax for prompt in prompts if (syntax := unsupported_syntax(prompt))]
     if found:
         first: dict[str, str] = {}

@@ -16,7 +16,6 @@ from afa_jax.report.figures import read_report
 from afa_jax.report.readme import markdown
 
 UNKNOWN = "unknown"
-_LICENSE = re.compile(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,99}")
 _WAYS = dict(
     afa="Adaptive Feature Aggregation (AFA; Wang et al., ICLR 2025, arXiv 2405.17082): small trained modules weigh "
     "the features of frozen models at each site, pixel, prompt and timestep",
@@ -52,13 +51,6 @@ class Losses(NamedTuple):
     own: float | None
     best: float | None
     step: int | None
-
-
-def check_license(name: str) -> str:
-    """Return the name of a licence as the hub spells them; raise InputError for what cannot be one."""
-    if not _LICENSE.fullmatch(name):
-        raise InputError(f"--license {name!r}; write the hub's name of one, such as creativeml-openrail-m or mit")
-    return name
 
 
 def escaped(text: Any) -> str:

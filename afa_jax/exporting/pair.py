@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from afa_jax.data.pictures import read_png, read_recipe, save_png
 from afa_jax.errors import InputError
 from afa_jax.experts import check_record, record_of
-from afa_jax.exporting.model_card import Losses, check_license, figures_of, model_card, part_of
+from afa_jax.exporting.model_card import Losses, figures_of, model_card, part_of
 from afa_jax.exporting.pair_config import pair_config
 from afa_jax.files import (
     check_new,
@@ -67,8 +67,6 @@ def check_pair(out: Path, publication: Publication, overwrite: bool) -> None:
         raise InputError(f"--pair {out} is a file; choose another name")
     if out.exists() and any(not _OURS.fullmatch(path.name) for path in out.iterdir()):
         raise InputError(f"--pair {out}: there is something else in it; choose another folder")
-    if publication.licence is not None:
-        check_license(publication.licence)
     if len(publication.pictures) > 100:
         raise InputError(f"--picture: {len(publication.pictures)} of them; choose 100 or fewer")
     for picture in publication.pictures:

@@ -168,7 +168,7 @@ def load_method(config: ConfigDict, asked: Asked, sampling: SampleOptions, *, ma
     models = Models(config, asked.workdir, sampling.steps, mesh)
     sampling.check(models.experts)
     scheduler = str(models.base.config("scheduler").get("_class_name") or "DDIM")
-    if first() and "DDIM" not in scheduler:
+    if first() and scheduler not in ("DDIM", "DDIMScheduler", "FlaxDDIMScheduler"):
         warnings.warn(f"the base model's scheduler is {scheduler!r:.60}; pictures are sampled by DDIM", stacklevel=2)
     method = make_method(find_method(asked.method, config, asked.sampling), models)
     method.sampled_with(sampling).check(method.experts)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 from afa_jax.errors import InputError
@@ -139,6 +139,7 @@ def read_tokenizer(folder: Path | str) -> TokenizerFiles:
             raise InputError(f"{folder / _main(folder)}: it lacks {content!r}, the {role}; fetch the file again")
         tokens.setdefault(content, AddedToken(content=content, special=True))
     _check_unique(vocab, folder)
+    _check_made(vocab, merges, tokens, folder)
     return TokenizerFiles(
         folder=folder,
         vocab=vocab,
@@ -184,6 +185,18 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[Merge], list[En
     if has_merges and list(dict.fromkeys(read_merges(folder / MERGES, own))) != list(dict.fromkeys(merges)):
         raise InputError(f"{folder / MERGES}: not the merges of {WHOLE}; remove the file that is not of this tokenizer")
     return own, merges, listed
+
+
+def _check_made(vocab: Mapping[str, int], merges: Sequence[Merge], added: Collection[str], folder: Path) -> None:
+    """Raise InputError for a token that no merge makes: of a file that was cut, words would become other tokens."""
+    made = {first + second for first, second in merges}
+    for token in vocab:
+        if len(token.removesuffix(END_OF_WORD)) > 1 and token not in made and token not in added:
+            where = _main(folder) if _main(folder) == WHOLE else MERGES
+            raise InputError(
+                f"{folder / where}: no merge makes the token {token[:40]!r}; the file is cut or of another tokenizer, "
+                "fetch it again"
+            )
 
 
 def _check_unique(vocab: Mapping[str, int], folder: Path) -> None:

@@ -70,7 +70,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     Raises:
         InputError: as read_text; or it is not JSON, or no object.
     """
-    if not path.is_file():
+    if not path.exists():
         return None
     try:
         data = json.loads(read_text(path))
@@ -104,7 +104,7 @@ def read_ids(data: Any, where: str) -> dict[str, int]:
 
 def read_merges(path: Path, vocab: Mapping[str, int]) -> list[Merge]:
     """Read merges.txt: a pair of tokens a line, after a line ``#version``."""
-    lines = [line.removesuffix("\r") for line in read_text(path).split("\n")]
+    lines = read_text(path).replace("\r\n", "\n").replace("\r", "\n").split("\n")
     while lines and not lines[-1].strip():
         lines.pop()
     header = bool(lines) and lines[0].startswith("#version")

@@ -84,6 +84,16 @@ def test_the_encoders_positions_are_the_bound(folder: Path, length: Any) -> None
     np.testing.assert_array_equal(tokenizer([PROMPT]), IDS)
 
 
+def test_line_ends_are_no_matter_and_a_cut_file_is_named(folder: Path) -> None:
+    merges = (folder / "merges.txt").read_bytes()
+    for data in (merges.replace(b"\n", b"\r"), merges.replace(b"\n", b"\r\n"), b"\xef\xbb\xbf" + merges):
+        (folder / "merges.txt").write_bytes(data)
+        np.testing.assert_array_equal(Tokenizer(folder)([PROMPT])[0][: len(IDS[0])], IDS[0])
+    (folder / "merges.txt").write_bytes(b"\n".join(merges.split(b"\n")[:-2]))
+    with pytest.raises(InputError, match=r"merges\.txt: no merge makes the token"):
+        Tokenizer(folder)([PROMPT])
+
+
 def test_ids_beyond_the_encoder_are_named(folder: Path) -> None:
     with pytest.raises(InputError, match=r"the text encoder knows 0 to 99"):
         Tokenizer(folder, TextConfig(vocab_size=100))
@@ -113,6 +123,7 @@ CONFIG, SPECIAL, VOCAB = "tokenizer_config.json", "special_tokens_map.json", "vo
         (SPECIAL, b"[" * 100_000, "not JSON"),
         ("merges.txt", b"#version: 0.2\na b c\n", "merges.txt:2"),
         ("merges.txt", b"\xff", "not UTF-8"),
+        ("merges.txt", b"#version: 0.2\n", "merges.txt: no merge makes"),
         ("merges.txt", None, "merges.txt: not there"),
         (VOCAB, None, "no tokenizer there"),
         (CONFIG, b"x" * (9 << 20), "larger than"),
@@ -166,6 +177,18 @@ def test_what_is_a_prompt(prompt: str) -> None:
         (r"a cat \(animal\)", ["escapes"]),
         ("a smile :) or :(", []),
         ("{red|blue} car", ["choices"]),
+        ("(a cat:1.2", ["weights"]),
+        ("a cat <lora:film:1", ["LoRAs"]),
+        ("a cat < LoRA:film:1>", ["LoRAs"]),
+        ("<easynegative>", ["tags"]),
+        ("<|startoftext|> cat", ["tags"]),
+        ("<random:a,b>", ["tags"]),
+        ("a cat AND_PERP a dog", ["AND"]),
+        ("a cat ADDCOL a dog", ["AND"]),
+        ("cat-- well-known", ["plus and minus signs"]),
+        ("cat::2 dog", ["options"]),
+        ("a cat \u2014 or two", []),
+        ("5 < 6, 3:2 and a>b", []),
     ],
 )
 def test_syntax_of_other_programs_is_named(prompt: str, names: list[str]) -> None:
