@@ -55,9 +55,9 @@ def main(arguments: Sequence[str]) -> None:
     outs = [Path(out) for out in (options.pair, options.snapshot, options.bake and options.bake[1]) if out]
     if len({out.resolve() for out in outs}) < len(outs):
         raise InputError("two of --pair, --snapshot and --bake have one name; choose another")
-    check_run(options.workdir)
     for out in outs:
         check_new(out, options.overwrite)
+    check_run(options.workdir)
 
     from afa_jax.exporting.export import export
 

@@ -47,9 +47,9 @@ def main(arguments: Sequence[str]) -> None:
         parser.error("nothing to draw: give --prompt, --statistics or both")
     check_prompts(options.prompt)
     check_method(options.method, config)
-    check_run(options.workdir)
     check_folder(options.out)
     size = size_of(options)
+    check_run(options.workdir)
 
     from afa_jax.sampling.maps import draw_maps
 
