@@ -153,6 +153,15 @@ def references_of(items: Sequence[Item], size: tuple[int, int]) -> list[np.ndarr
     return [cut(item.reference, size) for item in items if item.reference is not None]
 
 
+def check_references(items: Sequence[Item]) -> None:
+    """Raise InputError for a real picture that is not there, before the pictures that it is for are made."""
+    for item in items:
+        if item.reference is not None and not item.reference.is_file():
+            raise InputError(
+                f"{item.reference}: the reference picture of {item.prompt[:200]!r} is not there; mend the prompts"
+            )
+
+
 def cut(path: Path, size: tuple[int, int]) -> np.ndarray:
     """One real picture; see references_of."""
     rows, columns = size
@@ -208,6 +217,8 @@ def load_scorers(
         elif count < LEAST.get(name, 0) or (name == "kid" and len(items) < LEAST[name]):
             absent[name] = f"{count} pictures of {len(items)} prompts are too few for it"
     metrics, missing = load_metrics([name for name in others if name not in absent], weights)
+    if any(info.name in REAL for metric in metrics for info in metric.infos):
+        check_references(items)
     which = hashlib.sha256(json.dumps({key: identity(Path(path)) for key, path in weights.items()}).encode())
     published = [PublishedScorer(metric, items, size, which.hexdigest()) for metric in metrics]
     return [*scorers, *published], absent | missing

@@ -148,7 +148,8 @@ def _maps(folder: Path) -> Mapping[str, np.ndarray]:
     """The mean maps ``[n, h, w]`` that were kept beside a method's pictures, by prompt."""
     try:
         kept = json.loads((folder / "maps.json").read_bytes())["measured"]
-        return {prompt: np.asarray(maps, np.float32) for prompt, maps in kept.items()}
+        found = {prompt: np.asarray(maps, np.float32) for prompt, maps in kept.items()}
+        return {prompt: maps for prompt, maps in found.items() if maps.ndim == 3 and maps.size}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {}
 

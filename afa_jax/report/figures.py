@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from afa_jax.errors import InputError
+from afa_jax.report.shape import check_report
 
 FAMILIES = {
     "control": "#777777",
@@ -50,10 +51,9 @@ def read_report(path: Path) -> dict[str, Any]:
         raise InputError(f"{path}: {error.strerror}; name the report.json that afa_jax.evaluate wrote") from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({error}); make it again with afa_jax.evaluate") from error
-    if not isinstance(report, dict) or not {"metrics", "methods", "protocol"} <= report.keys():
-        raise InputError(f"{path}: not a report of afa_jax.evaluate (it has metrics, methods and protocol)")
-    if report.get("version") != VERSION:
-        raise InputError(f"{path}: a report of version {report.get('version')}, this is for version {VERSION}")
+    if isinstance(report, dict) and report.get("version", VERSION) != VERSION:
+        raise InputError(f"{path}: a report of version {report['version']!r:.20}, this is for version {VERSION}")
+    check_report(report, str(path))
     return report
 
 
@@ -98,9 +98,12 @@ def figure(figures: Mapping[str, Any] | None, name: str) -> Figure | None:
 
 def number(value: Any) -> float | None:
     """A finite number as float, else None."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value)
+    try:
+        return float(value) if math.isfinite(value) else None
+    except OverflowError:  # an integer that no float holds
+        return None
 
 
 def best(metric: Metric, methods: Iterable[Method]) -> float | None:
@@ -115,7 +118,8 @@ def written(value: float | None, metric: Metric, *, sign: bool = False) -> str:
     """A value with the metric's digits; nothing for None."""
     if value is None:
         return ""
-    text = f"{value:{'+' if sign else ''}.{metric.get('digits', 3)}f}"
+    digits = 3 if metric.get("digits") is None else metric["digits"]
+    text = f"{value:{'+' if sign else ''}.{digits}f}"
     return text.lstrip("+-") if not float(text) and not sign else text
 
 
@@ -151,7 +155,7 @@ def protocol_sentence(report: Report) -> str:
     text = (
         f"{' and '.join(parts)}, the same for every method, each picture from the same starting noise. "
         f"{str(p.get('sampler', 'ddim')).upper()}, {p['steps']} steps, guidance {p['guidance']:g}, "
-        f"eta {p.get('eta', 0):g} where a method has none of its own"
+        f"eta {p.get('eta') or 0:g} where a method has none of its own"
     )
     if shape := p.get("size"):
         text += f", {shape[0]} x {shape[1]} pixels (rows x columns)"

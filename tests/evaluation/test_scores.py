@@ -161,6 +161,14 @@ def test_metrics_that_need_more_pictures_are_absent_before_any_is_made(monkeypat
     assert found == [] and "real pictures" in absent["fid"]
 
 
+def test_a_real_picture_that_is_missing_is_found_at_the_start(monkeypatch, items):
+    monkeypatch.setattr(scores, "load_metrics", lambda names, weights: ([Brightness("clip_i")], {}))
+    assert load_scorers(["clip_i"], items, {}, size=(8, 8))[0]
+    items[7].reference.unlink()
+    with pytest.raises(InputError, match=r"7\.png: the reference picture of 'prompt 7' is not there"):
+        load_scorers(["clip_i"], items, {}, size=(8, 8))
+
+
 def test_the_judge_is_absent_where_it_has_nothing_to_judge():
     drawn = [Item(prompt=p.caption, asked=p) for p in evaluation_prompts("mixed", 2, 0)]
     for prompts, size, why in (

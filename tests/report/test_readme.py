@@ -1,5 +1,6 @@
 """Tables of a comparison in Markdown files, which cannot drift from report.json."""
 
+import functools
 import json
 from pathlib import Path
 
@@ -139,6 +140,35 @@ def test_other_files_are_no_reports(readme, content, said, capsys):
     (readme.parent / "docs" / "report.json").write_text(content)
     assert run(main, ["--into", str(readme)]) == 2
     assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        (("protocol",), {}),
+        (("protocol", "guidance"), "high"),
+        (("protocol", "size"), [1]),
+        (("methods", 0), None),
+        (("methods", 0, "name"), 1),
+        (("methods", 0, "groups", "two topics"), 1.5),
+        (("methods", 0, "memory_bytes"), -1),
+        (("metrics", 0, "digits"), "x"),
+        (("bounds",), []),
+        (("examples", "prompts"), [1]),
+        (("version",), [None]),
+    ],
+)
+def test_a_field_of_another_kind_is_named(readme, path, value, capsys):
+    """In the table and in the sheet alike; null is an absent figure."""
+    report = example.report()
+    place = functools.reduce(lambda part, key: part[key], path[:-1], report)
+    place[path[-1]] = value
+    file = readme.parent / "docs" / "report.json"
+    file.write_text(json.dumps(report))
+    for line in (["--into", str(readme)], ["--sheet", str(file.parent), "--out", str(readme.parent / "sheet.png")]):
+        assert run(main, line) == 2
+        said = capsys.readouterr().err
+        assert "report.json" in said and path[0] in said and said.count("\n") == 1
 
 
 def test_neither_a_run_nor_a_table_is_refused(capsys):
