@@ -167,14 +167,14 @@ def _of_group(group: str, method: Method) -> Any:
 
 def _chosen(report: Report, methods: str, metric: Metric | None) -> list[Method]:
     ordered = figures.by_family(report)
-    if methods == "all":
+    if methods == "all" or (methods == "main" and metric is None):  # without a metric none is better than another
         return ordered
-    if methods == "main":
+    if methods == "main" and metric is not None:
         kept, references = [], {*(report.get("references") or {}).values()}
         for method in ordered:
             family = [other for other in ordered if other["family"] == method["family"]]
-            found = figure(method.get("metrics"), metric["name"]) if metric else None
-            best = metric is not None and found is not None and found.value == figures.best(metric, family)
+            found = figure(method.get("metrics"), metric["name"])
+            best = found is not None and found.value == figures.best(metric, family)
             always = method["family"] in ("control", "AFA") or method["name"] in references
             if always or (best and method["family"] != "ablation"):
                 kept.append(method)
