@@ -72,7 +72,7 @@ def model_card(
     figures: str | None = None,
     samples: Mapping[str, str] | None = None,
     prompt: str = "",
-    config: bool = False,
+    config: Sequence[str] | None = None,
 ) -> str:
     """Return the README.md of a pair.
 
@@ -86,7 +86,7 @@ def model_card(
         figures: a table in Markdown.
         samples: what pictures show, by file name.
         prompt: for the command.
-        config: whether config.py is beside it.
+        config: what config.py, beside it, wants in its folder; None if there is no config.py.
     """
     hub = list(dict.fromkeys(repo for part in (base, *experts) if (repo := _repository(part))))
     data = ModelCardData(
@@ -148,19 +148,20 @@ def _pictures(samples: Mapping[str, str]) -> list[str]:
     return [f"![{escaped(shows)}]({file})\n\n{escaped(shows)}" for file, shows in samples.items()]
 
 
-def _usage(kind: str, base: Part, experts: Sequence[Part], folder: str, prompt: str, config: bool) -> list[str]:
-    place = folder if config else "CONFIG.py"
-    words = ["python", "-m", "afa_jax.sample", "--config", f"{place}/config.py" if config else place]
+def _usage(
+    kind: str, base: Part, experts: Sequence[Part], folder: str, prompt: str, config: Sequence[str] | None
+) -> list[str]:
+    place = "CONFIG.py" if config is None else f"{folder}/config.py"
+    words = ["python", "-m", "afa_jax.sample", "--config", place]
     words += ["--workdir", folder]
     words += [] if kind == "afa" else ["--method", METHODS[kind]]
     words += ["--prompt", prompt or "a lighthouse at dawn", "--out", "pictures"]
     said = [f"With afa_jax installed, in the folder above `{escaped(folder)}` (this repository, downloaded):"]
     said.append(fenced(shlex.join(words)))
-    local = [part for part in (base, *experts) if not part.on_hub]
-    if config and local:
-        names = ", ".join(escaped(part.name) for part in local)
-        said.append(f"Before that, put {names} where `config.py` says, or write into it where they are.")
-    elif not config:
+    if config:
+        names = ", ".join(f"`{name}`" for name in config)
+        said.append(f"Before that, put {names} beside `config.py`, or write into it where they are.")
+    elif config is None:
         said.append(
             "CONFIG.py is a config of afa_jax with the base model and these experts, in this order and by these names."
         )

@@ -107,6 +107,7 @@ def export_pair(
     if publication.pictures:
         shown = {f"picture_{i:02d}.png": _prompt_of(path) for i, path in enumerate(publication.pictures)}
     entries = {entry["name"]: entry for entry in config.experts}
+    text, wanted = pair_config(config, record) if publication.with_config else ("", None)
     card = model_card(
         record,
         kind,
@@ -118,11 +119,11 @@ def export_pair(
         figures=figures_of(publication.report, sha256) if publication.report else None,
         samples=shown,
         prompt=next((text for text in (*shown.values(), *prompts) if text and not text.startswith("Rows:")), ""),
-        config=publication.with_config,
+        config=wanted,
     )
     files = {RECORD: record_text(record, RECORD), CARD: card}
     if publication.with_config:
-        files[CONFIG] = pair_config(config, record)
+        files[CONFIG] = text
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(out)

@@ -32,8 +32,8 @@ def get_config(arg: str = "") -> ConfigDict:
 '''
 
 
-def pair_config(config: ConfigDict, record: Mapping[str, Any]) -> str:
-    """Return the text of a config.py with a run's experts, fusion and sampling.
+def pair_config(config: ConfigDict, record: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """Return the text of a config.py with a run's experts, fusion and sampling, and the names it wants beside it.
 
     Args:
         config: of the run, with the experts by their paths here.
@@ -54,14 +54,14 @@ def pair_config(config: ConfigDict, record: Mapping[str, Any]) -> str:
         fields["fusion"] = _written(record["fusion"])
     fields["sample"] = _written(plain(config.sample, "sample"), tuples=("size",))
     lines = [f"            {name}={text},\n" for name, text in fields.items()]
-    return _HEAD + "".join(lines) + "        )\n    )\n"
+    return _HEAD + "".join(lines) + "        )\n    )\n", list(places.given)
 
 
 class _Places:
     """Names below HERE, each given once."""
 
     def __init__(self) -> None:
-        self.given: set[str] = set()
+        self.given: dict[str, None] = {}  # in order
 
     def of(self, wanted: str, path: str) -> str:
         """Return the expression of a place for what is at ``path`` here."""
@@ -71,7 +71,7 @@ class _Places:
         while name in self.given:
             number += 1
             name = f"{'/'.join(parts).removesuffix(suffix)}_{number}{suffix}"
-        self.given.add(name)
+        self.given[name] = None
         return f"str(HERE / {name!r})"
 
 
