@@ -111,9 +111,9 @@ def test_a_stranger_samples_the_pair_by_the_words_of_its_card(home, trained, pai
         (tmp_path / "pair" / place).parent.mkdir(parents=True, exist_ok=True)
         os.symlink(home / source, tmp_path / "pair" / place)
     card = (tmp_path / "pair" / CARD).read_text()
-    wanted = re.findall(r"HERE / '([^']+)'", (tmp_path / "pair" / "config.py").read_text())
+    there = re.findall(r"HERE / '([^']+)'", (tmp_path / "pair" / "config.py").read_text())
     put = next(line for line in card.splitlines() if line.startswith("Before that, put "))
-    assert wanted and re.findall(r"`([^`]+)`", put)[:-1] == wanted  # the last one is config.py
+    assert there and re.findall(r"`([^`]+)`", put)[:-1] == there  # the last one is config.py
     command = next(line for line in card.splitlines() if line.startswith("python -m afa_jax.sample"))
     monkeypatch.chdir(tmp_path)
     assert run(sample.main, shlex.split(command)[3:]) == 0
