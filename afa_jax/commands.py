@@ -22,7 +22,6 @@ from afa_jax.cli.configs import load_config
 from afa_jax.cli.schema import SHOWN, check, kind_of
 from afa_jax.errors import COMPILING, InputError, Stopped, printable
 from afa_jax.expert_specs import parse_argument
-from afa_jax.program_cache import keep_programs
 
 _PLACES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
@@ -36,9 +35,9 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
     Returns:
         The exit status: what the command returns, 0 for None; 0 too for a run that saved and stopped at SIGTERM; 2
-        after one line on stderr for an InputError (something to mend: an argument, a file, a full disk, a loss that is
-        not finite); 130 for SIGINT. Of several processes each ends when the others have come as far, and with 1 when
-        one of them has left it.
+        after one line on stderr for an InputError (something to mend: an argument, a file, a full disk, too little
+        memory, a loss that is not finite); 130 for SIGINT. Of several processes each ends when the others have come as
+        far, and with 1 when one of them has left it.
     """
     for name in ("stdout", "stderr"):  # closed by who started this: nothing else may get their numbers
         if getattr(sys, name) is None:
@@ -47,8 +46,6 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # a stream whose file became a pipe cannot say where it is
                 stream.reconfigure(errors="backslashreplace")
-    if "jax" not in sys.modules:
-        keep_programs()
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     failure: BaseException | None = None
@@ -88,6 +85,14 @@ def _explain(error: BaseException) -> int | None:
             return _unexpected(error)
         print(f"error: {printable(error.filename or _nameless(error))}: {reason}", file=sys.stderr)
         return 2
+    if _of_memory(error):
+        reason = (str(error).strip().splitlines() or ["nothing is said of how much"])[0]
+        print(
+            f"error: the memory is too short ({printable(reason, 200)}); choose a smaller size of pictures (--size, "
+            "data.size) or batch (--config.sample.batch, --config.train.batch); afa_jax.aot says what a config needs",
+            file=sys.stderr,
+        )
+        return 2
     if isinstance(error, Stopped):
         print(error, file=sys.stderr)
         return error.status
@@ -95,6 +100,14 @@ def _explain(error: BaseException) -> int | None:
         print("interrupted", file=sys.stderr)
         return 130
     return None if isinstance(error, SystemExit) else _unexpected(error)
+
+
+def _of_memory(error: BaseException) -> bool:
+    """Whether the host's or an accelerator's memory ran out; told by names, for JAX and torch may not be there."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
+        return True
+    raised = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
+    return raised and any(word in str(error) for word in ("RESOURCE_EXHAUSTED", "OUT_OF_MEMORY"))
 
 
 def _nameless(error: OSError) -> str:

@@ -7,6 +7,7 @@ import re
 import sys
 import warnings
 
+import jax
 import pytest
 
 from afa_jax.commands import run
@@ -82,6 +83,23 @@ def test_an_error_of_the_disk_names_the_place_and_what_to_do(error, said, capsys
 
     assert run(command, []) == 2
     assert re.fullmatch(f"error: {said}.*\n", capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 20268947296 bytes.\nmore"),
+        jax.errors.JaxRuntimeError("INTERNAL: CUDA_ERROR_OUT_OF_MEMORY: out of memory"), MemoryError(),
+    ],
+)  # fmt: skip
+def test_too_little_memory_is_a_line_that_says_what_to_make_smaller(error, capsys):
+    def command(arguments: object) -> None:
+        raise error
+
+    assert run(command, []) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and said.count("\n") == 1 and "--size" in said and "batch" in said
+    assert all(line in said for line in str(error).splitlines()[:1])
 
 
 def test_markup_is_shown():
