@@ -53,7 +53,7 @@ def demo(
     """
     if (kind := kind_of(configured_fusion(config))) != "afa":
         raise InputError(f"fusion.kind={kind}: the demo shows AFA; train others by afa_jax.train")
-    check_workdir(out, resume=resume, overwrite=overwrite)
+    check_workdir(out, resume=resume, overwrite=overwrite, cache=config.cache.path)
     models = Models(config, out)
     # What is drawn after the training can be: the words are known, and the size is one that the networks take.
     models.experts.tokenizer(PROMPTS)

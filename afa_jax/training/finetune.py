@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,11 +33,19 @@ from afa_jax.training.loop import run_loop
 from afa_jax.training.model_step import init_state, make_model_step, rows_at
 from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer
 from afa_jax.training.pictures import check_count, encode_scenes
-from afa_jax.training.workdir import check_positive, check_workdir, keep_config, open_workdir, write_config
+from afa_jax.training.workdir import (
+    MODEL,
+    check_model,
+    check_positive,
+    check_workdir,
+    keep_config,
+    open_workdir,
+    save_model,
+    write_config,
+)
 from afa_jax.weights import hub
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.folders import save_folder
 from afa_jax.weights.keys import flatten, unflatten
 from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
 
@@ -60,6 +67,7 @@ def finetune(
         Stopped: by SIGTERM or SIGINT, after saving.
     """
     check_workdir(workdir, resume=resume, overwrite=overwrite)
+    check_model(workdir, resume=resume)
     check_positive(config, "steps", "batch", "log_every", "save_every")
     check_optimizer(config.optimizer)
     check_objective(config)
@@ -143,13 +151,12 @@ def finetune(
         log_every=config.log_every,
         save_every=config.save_every,
     )
-    average, target = fetch(state["average" if config.ema else "params"]), workdir / "model"
+    average = fetch(state["average" if config.ema else "params"])
 
     def publish() -> None:
         unet, text_encoder = unflatten(shapes, average)
-        shutil.rmtree(target, ignore_errors=True)  # of this very run, before it was resumed to more steps
-        save_folder(
-            target,
+        save_model(
+            workdir,
             unet=unet,
             vae=vae if config.with_vae else None,
             text_encoder=text_encoder,
@@ -161,7 +168,7 @@ def finetune(
         )
 
     on_first(publish)
-    say(target)
+    say(workdir / MODEL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

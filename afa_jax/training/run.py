@@ -57,7 +57,7 @@ def train(
     # Everything that can be wrong with the input is found before the workdir is touched.
     check_options(config)
     fusing = configured_fusion(config)
-    check_workdir(workdir, resume=resume, overwrite=overwrite)
+    check_workdir(workdir, resume=resume, overwrite=overwrite, cache=config.cache.path)
     recorded(config)  # which can be kept
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     with nothing_to_save():
@@ -75,7 +75,7 @@ def train(
             pairs = together(
                 lambda: data.validation_pairs(with_encoders_here(experts, config), config.validation.batch)
             )
-    open_workdir(workdir, resume=resume, overwrite=overwrite)
+    open_workdir(workdir, resume=resume, overwrite=overwrite, cache=config.cache.path)
     keep_config(workdir, config)
 
     train_step = compiled_together(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +23,7 @@ from afa_jax.models.vae import VAE
 from afa_jax.records import recorded
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer, update_average
-from afa_jax.training.workdir import check_positive, check_workdir, open_workdir, write_config
-from afa_jax.weights.folders import save_folder
+from afa_jax.training.workdir import check_model, check_positive, check_workdir, open_workdir, save_model, write_config
 from afa_jax.weights.load import load_vae
 
 MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when they are whitened
@@ -49,6 +47,7 @@ def train_vae(
         Stopped: by SIGTERM or SIGINT, after saving.
     """
     check_workdir(workdir, resume=resume, overwrite=overwrite)
+    check_model(workdir, resume=resume)
     check_positive(config, "batch", "log_every", "save_every")
     if config.steps < 0:
         raise InputError(f"steps={config.steps}; choose 0 (which only whitens) or more")
@@ -104,9 +103,7 @@ def train_vae(
     vae.config = whiten(vae, *(np.concatenate(parts) for parts in zip(*(moments(vae, x) for x in images), strict=True)))
     reconstruct = jax.jit(lambda vae, x: jnp.square(jnp.clip(vae.decode(vae.encode(x)), -1, 1) - x).mean((1, 2, 3)))
     psnr = float((10 * np.log10(4 / np.concatenate([reconstruct(vae, x) for x in images]))).mean())
-    target = workdir / "model"
-    shutil.rmtree(target, ignore_errors=True)  # of this very run, before it was resumed to more steps
-    save_folder(target, vae=vae, dtype=jnp.float16)
+    target = save_model(workdir, vae=vae, dtype=jnp.float16)
     print(f"{target}: PSNR {psnr:.2f} dB on {UNSEEN} unseen scenes, scaling factor {vae.config.scaling_factor}")
 
 

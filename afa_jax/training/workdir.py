@@ -17,17 +17,19 @@ from ml_collections import ConfigDict
 
 from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
-from afa_jax.files import check_folder, is_partial, naming, replace_text, sweep, sync, writing
+from afa_jax.files import aside, check_folder, is_partial, naming, replace_text, sweep, sync, writing
 from afa_jax.json_files import append, is_number, read_lines, read_object
 from afa_jax.records import record_text
+from afa_jax.weights.folders import check_target, save_folder
 
+MODEL = "model"  # the folder of what is trained, where that is a whole model
 _CONFIG, _LOCK = "config.json", ".lock"
 _OVERWRITTEN = ".overwritten"
 """The config of a run that is being removed, until that of the next one is there: what else there is may be no run."""
 _OF_A_RUN = (
     "checkpoints", "metrics.jsonl", "validation.jsonl", "bad_examples.jsonl", "samples", "tensorboard", "wandb",
-    "wandb.json", "aggregators.safetensors", "ensemble.json", "best", "model", "trials.log", "trials.log.lock",
-    "best.json",
+    "wandb.json", "aggregators.safetensors", "ensemble.json", "best", MODEL, "trials.log", "trials.log.lock",
+    "best.json", aside(Path(MODEL)).name,
 )  # fmt: skip
 """What trainers and the search write beside the config."""
 
@@ -57,21 +59,52 @@ def _is_removed(workdir: Path) -> bool:
 
 
 @by_first
-def check_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
+def check_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "") -> None:
     """Raise what open_workdir would raise, without touching anything."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other")
     check_folder(workdir)
+    cached = _entry_of(workdir, cache)
     if resume:
         if not holds_run(workdir):
             raise InputError(f"--resume: {workdir} holds no run; start it without, or with --resume_if_any")
         return
-    if not workdir.is_dir() or all(map(_begun, workdir.iterdir())):
+    if not workdir.is_dir() or all(_begun(path) or path.name == cached for path in workdir.iterdir()):
         return
     if not overwrite:
         raise InputError(f"{workdir} is not empty: continue it with --resume, or replace it with --overwrite")
     if not holds_run(workdir) and not _is_removed(workdir):
         raise InputError(f"--overwrite: {workdir} does not look like a run (no {_CONFIG} of one); remove it yourself")
+
+
+@by_first
+def check_model(workdir: Path, *, resume: bool) -> None:
+    """Raise InputError for a ``model`` in a run that goes on which could not be replaced in the end."""
+    if resume:
+        check_target(workdir / MODEL, overwrite=True)
+
+
+def save_model(workdir: Path, **parts: Any) -> Path:
+    """Write what was trained, by save_folder, over what the same run wrote before it went on; returns the folder."""
+    save_folder(workdir / MODEL, **parts, overwrite=True)
+    return workdir / MODEL
+
+
+def _entry_of(workdir: Path, cache: str) -> str | None:
+    """Return the name of what holds the cache in a workdir: it is made before the run has written anything there.
+
+    Raises:
+        InputError: the workdir itself, or a folder that a run writes, is to be the cache's.
+    """
+    try:
+        parts = Path(os.path.realpath(cache)).relative_to(os.path.realpath(workdir)).parts if cache else None
+    except ValueError:
+        return None
+    if parts is None:
+        return None
+    if not parts or parts[0] in (*_OF_A_RUN, _CONFIG, _LOCK, _OVERWRITTEN):
+        raise InputError(f"cache.path={cache}: a run writes there itself; choose another folder, such as one beside it")
+    return parts[0]
 
 
 def _begun(path: Path) -> bool:
@@ -80,17 +113,20 @@ def _begun(path: Path) -> bool:
 
 
 @by_first
-def open_workdir(workdir: Path, *, resume: bool, overwrite: bool) -> None:
+def open_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "") -> None:
     """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
 
     Overwriting removes what a run writes and leaves what else is there. Killed at any moment, what is left is a whole
     run, none, or one that ``--overwrite`` and ``--resume_if_any`` go on to remove.
 
+    Args:
+        cache: where the run's data are cached, which may be in its folder.
+
     Raises:
         InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume;
             or another process trains in the folder that is to be replaced.
     """
-    check_workdir(workdir, resume=resume, overwrite=overwrite)
+    check_workdir(workdir, resume=resume, overwrite=overwrite, cache=cache)
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         with locked(workdir):

@@ -251,10 +251,12 @@ def save_folder(
     scheduler: Mapping[str, Any] | None = None,
     dtype: DTypeLike = jnp.float32,
     metadata: Mapping[str, str] | None = None,
+    overwrite: bool = False,
 ) -> None:
     """Write modules as a diffusers folder: ``write_folder`` of ``MemoryCheckpoint.of``, which see."""
     parts: dict[str, Any] = dict(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
-    write_folder(folder, MemoryCheckpoint.of(**parts, scheduler=scheduler), dtype=dtype, metadata=metadata)
+    new = MemoryCheckpoint.of(**parts, scheduler=scheduler)
+    write_folder(folder, new, dtype=dtype, metadata=metadata, overwrite=overwrite)
 
 
 def modern_key(component: str, key: str) -> str:

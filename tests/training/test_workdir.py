@@ -55,6 +55,34 @@ def test_one_way_to_treat_what_is_there_is_chosen(tmp_path: Path, other: str) ->
         options(tmp_path, "--resume_if_any", other)
 
 
+@pytest.mark.parametrize("cache", ["run/cache", "run/data/cache", "link/cache", "run/../run/cache"])
+def test_a_cache_in_the_workdir_is_made_before_the_run_and_kept(tmp_path: Path, cache: str) -> None:
+    workdir, where = tmp_path / "run", tmp_path / cache
+    (tmp_path / "link").symlink_to(workdir, target_is_directory=True)
+    workdir.mkdir()
+    how: dict[str, Any] = dict(resume=False, cache=str(where))
+    check_workdir(workdir, overwrite=False, **how)
+    (where / "0123").mkdir(parents=True)
+    for overwrite in (False, True):  # what a start did that was killed while it made the cache
+        check_workdir(workdir, overwrite=overwrite, **how)
+        open_workdir(workdir, overwrite=overwrite, **how)
+    keep_config(workdir, ConfigDict(dict(train={})))
+    with pytest.raises(InputError, match="is not empty"):
+        open_workdir(workdir, overwrite=False, **how)
+    open_workdir(workdir, overwrite=True, **how)
+    assert (where / "0123").is_dir() and not (workdir / "config.json").exists()
+    (workdir / "mine").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        open_workdir(workdir, overwrite=False, **how)
+
+
+@pytest.mark.parametrize("cache", [".", "checkpoints/cache", "best", "model", ".lock", "../run"])
+def test_a_cache_where_a_run_writes_is_refused(tmp_path: Path, cache: str) -> None:
+    with pytest.raises(InputError, match=r"cache\.path=.*choose another folder"):
+        check_workdir(tmp_path / "run", resume=False, overwrite=False, cache=str(tmp_path / "run" / cache))
+    assert not [*tmp_path.iterdir()]
+
+
 def begin(workdir: Path, resume: bool, overwrite: bool) -> None:
     """What every trainer does before its first step."""
     open_workdir(workdir, resume=resume, overwrite=overwrite)
