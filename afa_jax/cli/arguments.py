@@ -186,10 +186,10 @@ def check_method(text: str, config: Any) -> None:
 def check_prompt_file(path: Path | None) -> None:
     """Raise InputError for a file of prompts that is not there."""
     if path is not None and not path.is_file():
-        raise InputError(f"--prompts {path}: {'a folder' if path.is_dir() else 'no such file'}; name a file of prompts")
+        raise InputError(f"--prompts {path}: {'is a folder' if path.is_dir() else 'No such file'}; name a file of prompts")
 
 
 def check_run(path: Path | None) -> None:
     """Raise InputError for a ``--workdir`` that is not there and can be no hub id."""
     if path is not None and not os.path.lexists(path) and not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+(@\S+)?", str(path)):
-        raise InputError(f"--workdir {path}: no such folder; name a trained run, or a hub id like owner/name")
+        raise InputError(f"--workdir {path}: no such file or folder; name a trained run, or a hub id like owner/name")
