@@ -186,7 +186,8 @@ def check_method(text: str, config: Any) -> None:
 def check_prompt_file(path: Path | None) -> None:
     """Raise InputError for a file of prompts that is not there."""
     if path is not None and not path.is_file():
-        raise InputError(f"--prompts {path}: {'is a folder' if path.is_dir() else 'No such file'}; name a file of prompts")
+        reason = "is a folder" if path.is_dir() else "No such file"
+        raise InputError(f"--prompts {path}: {reason}; name a file of prompts")
 
 
 def check_run(path: Path | None) -> None:
