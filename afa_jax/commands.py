@@ -22,6 +22,7 @@ from afa_jax.cli.configs import load_config
 from afa_jax.cli.schema import SHOWN, check, kind_of
 from afa_jax.errors import COMPILING, InputError, Stopped, printable
 from afa_jax.expert_specs import parse_argument
+from afa_jax.program_cache import keep_programs
 
 _PLACES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
@@ -46,6 +47,8 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         if isinstance(stream, io.TextIOWrapper):
             with contextlib.suppress(OSError):  # a stream whose file became a pipe cannot say where it is
                 stream.reconfigure(errors="backslashreplace")
+    if "jax" not in sys.modules:
+        keep_programs()
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     failure: BaseException | None = None
