@@ -74,14 +74,18 @@ def _module(path: str, spec: str) -> ModuleType:
     module_spec = importlib.util.spec_from_file_location(f"config_{file.stem}", path)
     assert module_spec is not None
     module = importlib.util.module_from_spec(module_spec)
-    sys.modules[module_spec.name] = module  # as import does: dataclasses look their module up
     try:
         code = compile(source, path, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line = getattr(error, "lineno", None) or 1
         raise InputError(f"--config {spec}: {path}:{line}: not Python ({getattr(error, 'msg', error)})") from error
-    with _explained(path, spec):
-        exec(code, module.__dict__)
+    sys.modules[module_spec.name] = module  # as import does: dataclasses look their module up
+    try:
+        with _explained(path, spec):
+            exec(code, module.__dict__)
+    except BaseException:
+        del sys.modules[module_spec.name]
+        raise
     return module
 
 
@@ -105,7 +109,7 @@ class _explained:
 
 
 def _text(error: BaseException) -> str:
-    """What an error of the user's own says; nothing if it cannot say it."""
+    """Return the text of an error, which may be of a class in the config: making its text can fail in any way."""
     try:
         return str(error)
     except Exception:
