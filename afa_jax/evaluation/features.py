@@ -137,9 +137,8 @@ def load_features(path: Path = WEIGHTS) -> EfficientNetLite0:
     Raises:
         WeightsError: as load_state_dict.
     """
-    return load_state_dict(
-        lambda: EfficientNetLite0(rngs=nnx.Rngs(0)), read_tensors(path), lambda module: pytorch_name, what=str(path)
-    )
+    network = jax.eval_shape(lambda: EfficientNetLite0(rngs=nnx.Rngs(0)))
+    return load_state_dict(network, read_tensors(path), pytorch_name, what=str(path))
 
 
 def enlarge(images: Images, size: int = SIZE) -> Float[Array, "b size size 3"]:

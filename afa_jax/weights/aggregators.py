@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 
 from afa_jax.errors import InputError
@@ -95,9 +96,9 @@ def load_fusion(folder: Path, unet: UNet, experts: int) -> Fusion:
     config = recorded_fusion(folder)
     path = folder / WEIGHTS
     fusion = load_state_dict(
-        lambda: init_fusion(config, unet, experts, 0),
+        jax.eval_shape(lambda: init_fusion(config, unet, experts, 0)),
         read_tensors(path),
-        lambda module: fusion_key(kind_of(config)),
+        fusion_key(kind_of(config)),
         what=str(path),
         param_dtype=jnp.float32,
     )

@@ -27,9 +27,9 @@ def test_parity_with_pytorch(case, request):
     experts, channels = facts["config"]["experts"], facts["config"]["channels"]
     config = SABWConfig(transformer_layers=facts["config"]["layers"])
     sabw = load_state_dict(
-        lambda: SABW(config, experts, channels, time_width=1280, text_width=768, rngs=nnx.Rngs(0)),
+        jax.eval_shape(lambda: SABW(config, experts, channels, time_width=1280, text_width=768, rngs=nnx.Rngs(0))),
         tensors,
-        lambda module: pytorch_name,
+        pytorch_name,
         what=case,
     )
     for name, spec in facts["inputs"].items():
