@@ -12,7 +12,7 @@ import pytest
 
 from afa_jax.commands import run
 from afa_jax.distributed import say
-from afa_jax.errors import BadExample, InputError, printable, some
+from afa_jax.errors import LONGEST, BadExample, InputError, printable, some
 from afa_jax.report.escape import escape
 
 HOSTILE = {
@@ -26,6 +26,7 @@ HOSTILE = {
     "NUL": "a\0b",
     "tags": "a\U000e0041",
     "long": "x" * 100_000,
+    "long, of escapes": "\U000e0041" * 100_000,
 }
 
 
@@ -44,7 +45,11 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
     out, err = capsys.readouterr()
     lines = [*out.splitlines(), *err.splitlines()]
     assert len(lines) == 3 and lines[1].startswith("warning: ") and lines[2].startswith("error: ")
-    for line in (printable(text), some([text] * 9), escape(text), str(BadExample(text, text)), *lines):
+    errors = InputError(text), BadExample(text, text)
+    assert all(len(argument) <= LONGEST for error in errors for argument in error.args)
+    for line in (printable(text), some([text] * 9), *map(str, errors), *lines):
+        assert line.isprintable() and len(line) <= LONGEST + len("warning: ")
+    for line in (*lines, escape(text)):
         assert line.isprintable() and len(line) < 11_000
         line.encode()
     assert printable("caf\xe9 \U0001f419, 日本語") == "caf\xe9 \U0001f419, 日本語"
