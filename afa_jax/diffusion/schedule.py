@@ -94,6 +94,7 @@ class NoiseSchedule:
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0, set_alpha_to_one=True
         )
         values = defaults | {k: v for k, v in data.items() if k in fields}
+        values["prediction_type"] = values.get("prediction_type") or "epsilon"  # null too
         if null := [field for field, value in values.items() if value is None]:
             raise ScheduleError(f"{null[0]} is null; write what the network was trained with, or remove the line")
         for field, value in values.items():

@@ -154,6 +154,8 @@ class UNetConfig:
             dropout=(0,),
         )
         _check_fixed(data, fixed, what)
+        if data.get("num_attention_heads") is not None and data.get("attention_head_dim") is None:
+            data = {name: value for name, value in data.items() if name != "attention_head_dim"}  # the other counts
         values = _stored(cls, data, what)
         values["sample_size"] = _side(values.get("sample_size", cls.sample_size))
         for field in ("block_out_channels", "cross_attention_dim"):

@@ -260,7 +260,7 @@ def prediction_type(checkpoint: Checkpoint) -> str:
     Raises:
         WeightsError: as the checkpoint's config; it is not text.
     """
-    found = checkpoint.config("scheduler").get("prediction_type", "epsilon")
+    found = checkpoint.config("scheduler").get("prediction_type") or "epsilon"
     if not isinstance(found, str):
         raise WeightsError(
             f"{checkpoint.path}: its scheduler's prediction_type is {found!r}; make it 'epsilon' or 'v_prediction'"

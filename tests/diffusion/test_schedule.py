@@ -133,7 +133,6 @@ def test_a_silent_config_means_diffusers_defaults():
         ("beta_end", 0.99),
         ("beta_end", float("nan")),
         ("beta_start", None),
-        ("prediction_type", None),
     ],
 )
 def test_foreign_schedules_are_refused(field, value):

@@ -124,6 +124,7 @@ def test_foreign_text_encoders_are_refused(field, value):
 def test_null_is_the_default_where_diffusers_writes_it():
     unet = published_config("sd15/unet")
     assert UNetConfig.from_json(unet | dict(num_attention_heads=None, sample_size=None)) == UNetConfig.from_json(unet)
+    assert UNetConfig.from_json(unet | dict(num_attention_heads=4, attention_head_dim=None)).heads == (4,) * 4
 
 
 @pytest.mark.parametrize(
