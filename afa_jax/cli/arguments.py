@@ -14,6 +14,8 @@ from typing import Any
 from afa_jax.cli.fields import MOST_PIXELS
 from afa_jax.data.prompts import check_prompt
 from afa_jax.errors import InputError
+from afa_jax.method_options import check_entry
+from afa_jax.method_specs import parse_method
 from afa_jax.names import DTYPES, METHODS
 
 SEEDS = 2**32
@@ -176,11 +178,17 @@ def _bounded(rows: int, columns: int) -> tuple[int, int]:
 
 
 def check_method(text: str, config: Any) -> None:
-    """Raise InputError for a ``--method`` that is neither one of the config's by its name nor of a known kind."""
+    """Raise InputError for a ``--method`` that is neither one of the config's by its name nor of a kind's options."""
     named = [entry.get("name") for entry in (config.get("evaluation") or {}).get("methods", ())]
     kind = re.split("[ ,:]", text)[0]  # a method without a name of its own is called "ties density=0.3"
     if text not in named and kind not in METHODS:
         raise InputError(f"--method {text}: no method {kind!r}; there are {', '.join(METHODS)}")
+    if text not in named and " " not in text.partition(",")[0]:
+        entry = parse_method(text)
+        try:
+            check_entry(entry)
+        except InputError as error:
+            raise InputError(f"--method {text}: {error}") from None
 
 
 def check_prompt_file(path: Path | None) -> None:

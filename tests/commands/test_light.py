@@ -1,10 +1,11 @@
 """What is wrong with a command line is found before anything heavy is imported."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
-from afa_jax import methods, names
+from afa_jax import method_options, methods, names
 from afa_jax.evaluation import search
 from afa_jax.scale import abstract
 from afa_jax.weights import merge_kinds
@@ -45,6 +46,7 @@ own["sample"] += [
     (["--prompt=fox", "--out=x", config, f"--{option}"], option.partition("=")[0])
     for option in ("num_images=0", "seed=-2", "steps=0", "guidance=nan", "size=64", "method=magic", "eta=-1")
 ]
+own["sample"].append((["--prompt=fox", "--out=x", config, "--method=ties,densty=1"], "ties: no option 'densty'; there"))
 for name in ("train", "finetune", "train_vae", "search"):
     own[name].append((["--workdir=/dev/null/x", others.get(name, config)], "cannot be written"))
 for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("maps", "--prompt=fox"),
@@ -89,5 +91,14 @@ def test_wrong_lines_cost_no_heavy_import(tmp_path):
 
 
 def test_the_names_are_those_of_what_there_is():
+    families = dict.fromkeys(kind.family for kind in methods.KINDS.values())
+    assert (*families, "ablation") == method_options.FAMILIES
+    for kind, known in method_options.OPTIONS.items():
+        function = merge_kinds.KINDS[kind] if kind in names.MERGES else methods.KINDS[kind].build
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        needed = [p.name for p in own if p.default is p.empty and p.name != "steps"]
+        assert needed == ([method_options.REQUIRED[kind]] if kind in method_options.REQUIRED else []), kind
+        assert known is None or known == tuple(p.name for p in own if p.name != "steps"), kind
+    assert tuple(method_options.OPTIONS) == names.METHODS
     assert tuple(methods.KINDS) == names.METHODS and tuple(merge_kinds.KINDS) == names.MERGES
     assert search.KINDS == names.SPACES and tuple(abstract.KNOWN) == names.ARCHITECTURES
