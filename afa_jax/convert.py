@@ -11,10 +11,10 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import add_dtype_argument
+from afa_jax.cli.arguments import add_dtype_argument, check_model
 from afa_jax.commands import Parser, load_config, run
 from afa_jax.errors import InputError
-from afa_jax.files import check_file, check_new
+from afa_jax.files import check_file
 from afa_jax.names import PREDICTIONS
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("json", "config"):
         if getattr(options, name):
             raise InputError(f"--{name} goes with --inspect")
-    check_new(options.out, options.overwrite)
+    check_model(options.out, options.overwrite)
 
     from afa_jax.exporting.convert import convert
 

@@ -13,10 +13,10 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, real, whole
+from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, check_model, real, whole
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
-from afa_jax.files import check_file, check_folder, check_new
+from afa_jax.files import check_file, check_folder
 from afa_jax.names import SEARCHERS, SPACES
 
 
@@ -53,7 +53,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.out:
         check_file(options.out)
     if options.write:
-        check_new(options.write)
+        check_model(options.write)
     # Torch, which computes the metrics of full scale, has what JAX does not need of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 

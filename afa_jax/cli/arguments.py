@@ -14,12 +14,21 @@ from typing import Any
 from afa_jax.cli.fields import MOST_PIXELS
 from afa_jax.data.prompts import check_prompt
 from afa_jax.errors import InputError
+from afa_jax.files import check_new
 from afa_jax.method_options import check_entry
 from afa_jax.method_specs import parse_method
 from afa_jax.names import DTYPES, METHODS
+from afa_jax.weights.foreign_files import PICKLES
 
 SEEDS = 2**32
 """Seeds are below this."""
+_OF_FILES = {
+    *PICKLES,
+    *".safetensor .sft .gguf .ggml .onnx .msgpack .h5 .npz .npy .tflite .pb .zip .tar .gz .tgz .xz .7z".split(),
+    *".txt .json .jsonl .yaml .yml .toml .csv .md .html .log .py .sh .pdf .parquet".split(),
+    *".png .jpg .jpeg .webp .avif .gif .bmp .tif .tiff".split(),
+}
+"""Endings of files, which nobody means for a folder."""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -196,6 +205,19 @@ def check_prompt_file(path: Path | None) -> None:
     if path is not None and not path.is_file():
         reason = "is a folder" if path.is_dir() else "No such file"
         raise InputError(f"--prompts {path}: {reason}; name a file of prompts")
+
+
+def check_model(path: Path, overwrite: bool = False) -> None:
+    """As check_new, of a model: one file that ends in .safetensors, else a folder, whose name is no other file's.
+
+    Raises:
+        InputError: as check_new; it ends like a file of another kind. A folder may have dots, as ``sd-v1.5``.
+    """
+    ending = path.suffix.lower()
+    if ending in _OF_FILES and not path.is_dir():
+        what = "pickles are not written" if ending in PICKLES else "a model is written as safetensors, or as a folder"
+        raise InputError(f"{path}: {what}; end it in .safetensors, or leave {path.suffix} out for a folder")
+    check_new(path, overwrite)
 
 
 def check_run(path: Path | None) -> None:

@@ -5,7 +5,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from afa_jax import method_options, methods, names
+from afa_jax.cli.arguments import check_model
+from afa_jax.errors import InputError
 from afa_jax.evaluation import search
 from afa_jax.scale import abstract
 from afa_jax.weights import merge_kinds
@@ -102,3 +106,17 @@ def test_the_names_are_those_of_what_there_is():
     assert tuple(method_options.OPTIONS) == names.METHODS
     assert tuple(methods.KINDS) == names.METHODS and tuple(merge_kinds.KINDS) == names.MERGES
     assert search.KINDS == names.SPACES and tuple(abstract.KNOWN) == names.ARCHITECTURES
+
+
+@pytest.mark.parametrize(
+    "name", ["sd-v1.5", "merge_0.5", "mix.final", "sd15.fp16", "v2.1-base", "x.SafeTensors", "photo"]
+)
+def test_models_have_names_with_dots(name, tmp_path):
+    check_model(tmp_path / name)
+
+
+def test_a_folder_that_is_called_like_a_file_can_be_replaced(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    check_model(tmp_path / "x.txt", overwrite=True)
+    with pytest.raises(InputError, match=r"a\.gguf: .* end it in \.safetensors"):
+        check_model(tmp_path / "a.gguf")
