@@ -22,12 +22,10 @@ from afa_jax.weights.foreign_files import PICKLES
 
 SEEDS = 2**32
 """Seeds are below this."""
-_OF_FILES = {
-    *PICKLES,
-    *".safetensor .sft .gguf .ggml .onnx .msgpack .h5 .npz .npy .tflite .pb .zip .tar .gz .tgz .xz .7z".split(),
-    *".txt .json .jsonl .yaml .yml .toml .csv .md .html .log .py .sh .pdf .parquet".split(),
-    *".png .jpg .jpeg .webp .avif .gif .bmp .tif .tiff".split(),
-}
+_OF_FILES = re.compile(
+    r"\.(safetensor|sft|gguf|ggml|onnx|msgpack|h5|npz|npy|tflite|pb|zip|tar|gz|tgz|xz|7z|txt|jsonl?|ya?ml|toml|csv|md|html"
+    r"|log|py|sh|pdf|parquet|png|jpe?g|webp|avif|gif|bmp|tiff?)"
+)
 """Endings of files, which nobody means for a folder."""
 
 
@@ -214,7 +212,7 @@ def check_model(path: Path, overwrite: bool = False) -> None:
         InputError: as check_new; it ends like a file of another kind. A folder may have dots, as ``sd-v1.5``.
     """
     ending = path.suffix.lower()
-    if ending in _OF_FILES and not path.is_dir():
+    if (ending in PICKLES or _OF_FILES.fullmatch(ending)) and not path.is_dir():
         what = "pickles are not written" if ending in PICKLES else "a model is written as safetensors, or as a folder"
         raise InputError(f"{path}: {what}; end it in .safetensors, or leave {path.suffix} out for a folder")
     check_new(path, overwrite)
