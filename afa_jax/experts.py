@@ -48,6 +48,7 @@ class Experts:
         text_encoder: a stack of N text encoders.
         vae, tokenizer, schedule: of the base model, shared.
         mesh: the devices that the networks are spread over; None: all on one.
+        sampler: what the base model's scheduler_config.json names.
     """
 
     names: tuple[str, ...]
@@ -59,6 +60,7 @@ class Experts:
     tokenizer: Tokenizer
     schedule: NoiseSchedule
     mesh: Mesh | None = None
+    sampler: str = "DDIMScheduler"
 
     def index(self, name: str) -> int:
         """Position of an expert.
@@ -134,6 +136,7 @@ def load_experts(
         tokenizer=Tokenizer(base.tokenizer, text_config(stored[0])),
         schedule=noise_schedule(base),
         mesh=mesh,
+        sampler=str(base.config("scheduler").get("_class_name") or "DDIMScheduler"),
     )
 
 

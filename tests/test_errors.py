@@ -10,7 +10,7 @@ import warnings
 import jax
 import pytest
 
-from afa_jax.commands import run
+from afa_jax.commands import Parser, run
 from afa_jax.distributed import say
 from afa_jax.errors import LONGEST, BadExample, InputError, printable, some
 from afa_jax.report.escape import escape
@@ -57,14 +57,18 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
 
 @pytest.mark.parametrize("how", ["full", "gone", "closed"])
 @pytest.mark.parametrize("buffering", [1, -1])
-def test_output_that_takes_nothing_is_named_in_a_line(how, buffering, monkeypatch, capsys):
+@pytest.mark.parametrize("command", [lambda _: print("a"), lambda _: Parser(prog="a").parse_args(["--help"])])
+def test_output_that_takes_nothing_is_named_in_a_line(command, how, buffering, monkeypatch, capsys):
     read, write = os.pipe()
     os.close(read)
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(open("/dev/full", "w", buffering=buffering))
         gone = stack.enter_context(open(write, "w", buffering=buffering))
         monkeypatch.setattr(sys, "stdout", dict(full=full, gone=gone, closed=None)[how])
-        status = run(lambda _: print("a"), [])
+        try:
+            status = run(command, [])
+        except SystemExit as ended:  # after --help
+            status = int(ended.code or 0)
         stack.enter_context(sys.stdout)
     said = capsys.readouterr().err.splitlines()
     expected = dict(full=" or a temporary file: no space left on the disk; make", gone=": whoever", closed=None)[how]

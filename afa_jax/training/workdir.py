@@ -29,9 +29,9 @@ _OVERWRITTEN = ".overwritten"
 _OF_A_RUN = (
     "checkpoints", "metrics.jsonl", "validation.jsonl", "bad_examples.jsonl", "samples", "tensorboard", "wandb",
     "wandb.json", "aggregators.safetensors", "ensemble.json", "best", MODEL, "trials.log", "trials.log.lock",
-    "best.json", aside(Path(MODEL)).name,
+    "best.json", aside(Path(MODEL)).name, "index.html", "comparison.png",
 )  # fmt: skip
-"""What trainers and the search write beside the config."""
+"""What trainers, the search and the demo write beside the config."""
 
 
 def resume_if_any(options: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ import gc
 import json
 import shutil
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +30,7 @@ from afa_jax.evaluation.comparison import (
 )
 from afa_jax.evaluation.infos import MetricInfo
 from afa_jax.evaluation.main_metric import main_metric
-from afa_jax.evaluation.picture_files import folders_by_name, read_index, slug
+from afa_jax.evaluation.picture_files import folders_by_name, read_index, slug, write_index, write_method
 from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.evaluation.prompts import Item, fewer
 from afa_jax.generate import Picture, SampleOptions
@@ -254,6 +255,17 @@ def test_the_index_has_the_methods_of_every_process_that_made_pictures(place, tm
         assert picture.height > 3 * 64
     assert run(evaluate.main, [*out, "--method", "expert:a", "--config.evaluation.examples=0"]) == 0
     assert not read_index(tmp_path / "pictures")["examples"]
+
+
+def test_the_index_has_the_methods_of_processes_that_write_it_at_once(tmp_path):
+    """Threads here; a lock that one of them has keeps out the others as it does processes."""
+    names = [f"method {i}" for i in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        wait = [pool.submit(write_index, tmp_path, methods=[n], prompts=["a"], examples=[], seeds=[0]) for n in names]
+        wait += [pool.submit(write_method, tmp_path / "of", name, dict(kind="a")) for name in names]
+    assert all(one.exception() is None for one in wait)
+    assert sorted(read_index(tmp_path)["methods"]) == sorted(names)
+    assert set(folders_by_name(tmp_path)) == set(names)
 
 
 OPTIONS = SampleOptions(size=(32, 64), steps=2, guidance=2.0, batch=4)
