@@ -7,6 +7,7 @@ import shutil
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -240,6 +241,29 @@ def test_a_comparison_without_any_metric_has_pictures_costs_and_a_page(place, mo
     folders = {name: path for name, path in folders_by_name(root).items() if name in ("expert:a", "uniform")}
     assert len(folders) == 2 and all(path.name.startswith(slug(name)) for name, path in folders.items())
     assert all("octopus" in path.name or "_seed" in path.name for path in folders["uniform"].glob("*.png"))
+
+
+def test_a_method_that_is_not_finite_is_named_and_costs_no_other_its_row(place, tmp_path, capsys):
+    """Not even where it is the first expert, beside whose time all others are measured."""
+    unet = tiny.unet(1, tiny.MICRO_UNET)
+    last: Any = unet.stages[-1]
+    last.conv_out.kernel[...] *= 1e38
+    shutil.copytree(place / "a", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "unet")
+    save_folder(tmp_path / "new", unet=unet)
+    shutil.copytree(tmp_path / "new" / "unet", tmp_path / "broken" / "unet")
+    experts = [dict(name="broken", path=f"{tmp_path}/broken"), dict(name="b", path=f"{place}/b")]
+    line = ["--config", f"{place}/config.py", f"--config.experts={experts}", "--out", str(tmp_path / "out")]
+    methods = [dict(kind="expert", expert="broken"), dict(kind="expert", expert="b"), dict(kind="uniform")]
+    fields = dict(methods=methods, seeds=(0,), equal_time=()) | {"noise.pairs": 0, "curves.methods": ()}
+    line += ["--prompts", "2", *(f"--config.evaluation.{name}={value}" for name, value in fields.items())]
+    for more in (["--pictures_only"], []):
+        assert run(evaluate.main, [*line, *more]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: expert:broken, uniform: ") and "NaN" in error
+    report = json.loads((tmp_path / "out" / "part" / "report.json").read_text())
+    assert [row["name"] for row in report["methods"]] == ["expert:b"]
+    assert report["absent_methods"].keys() == {"expert:broken", "uniform"}
 
 
 def test_the_index_has_the_methods_of_every_process_that_made_pictures(place, tmp_path):
