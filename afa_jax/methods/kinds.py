@@ -385,7 +385,8 @@ def _afa(
 ) -> Built:
     """AFA; ``temperature`` sharpens its trained maps, ``top`` keeps the largest, ``order`` says whose map each gets."""
     names = models.experts.names
-    if top is not None and not 1 <= whole("afa: top", top) <= len(names):
+    top = None if top is None else whole("afa: top", top)
+    if top is not None and not 1 <= top <= len(names):
         raise InputError(f"afa: top={top}; choose 1 to {len(names)}, the number of experts")
     if order is not None and sorted(_names("afa: order", order)) != sorted(names):
         raise InputError(f"afa: order={list(order)}; name each of {', '.join(names)} once")

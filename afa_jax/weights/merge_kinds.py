@@ -126,7 +126,7 @@ def dare(
     p = number("dare: p", p)
     if not 0 <= p < 1:
         raise InputError(f"dare: p={p:g}; choose a probability from 0 to below 1")
-    whole("dare: seed", seed)
+    seed = whole("dare: seed", seed)
 
     def delta(expert: str, key: str) -> np.ndarray:
         name = json.dumps([seed, expert, part.network.component, key])

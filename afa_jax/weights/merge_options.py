@@ -24,7 +24,9 @@ def number(what: str, value: Any) -> float:
 
 
 def whole(what: str, value: Any) -> int:
-    """A whole number; raises InputError for anything else."""
+    """A whole number, also as 1e4; raises InputError for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
         raise InputError(f"{what}={value!r}; make it a whole number")
     return value
