@@ -53,7 +53,11 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     warnings.showwarning = _one_line_warning
     failure: BaseException | None = None
     try:
-        status = command(sys.argv[1:] if arguments is None else arguments) or 0
+        try:
+            status = command(sys.argv[1:] if arguments is None else arguments) or 0
+        except SystemExit:  # argparse's, after --help
+            sys.stdout.flush()
+            raise
         sys.stdout.flush()  # a full disk is noticed here, not where Python ends
     except BaseException as error:
         explained, failure = _explain(error), error
@@ -174,6 +178,9 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options)
         self.register("type", Path, place)
         self.register("type", None, argument)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        (file or sys.stderr).write(message)  # argparse's own passes over what cannot be written
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

@@ -11,11 +11,13 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import add_dtype_argument
+from afa_jax.cli.arguments import add_dtype_argument, check_model
 from afa_jax.commands import Parser, load_config, run
 from afa_jax.errors import InputError
-from afa_jax.files import check_file, check_new
+from afa_jax.expert_specs import parse_lora
+from afa_jax.files import check_file
 from afa_jax.names import PREDICTIONS
+from afa_jax.weights.hub_ids import check_named
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -52,7 +54,11 @@ def main(arguments: Sequence[str]) -> int:
     for name in ("json", "config"):
         if getattr(options, name):
             raise InputError(f"--{name} goes with --inspect")
-    check_new(options.out, options.overwrite)
+    check_model(options.out, options.overwrite)
+    check_named(options.inputs[0], options.revision)
+    for other in (options.base, options.vae, *(parse_lora(lora)[0] for lora in options.lora)):
+        if other is not None:
+            check_named(other)
 
     from afa_jax.exporting.convert import convert
 

@@ -12,8 +12,7 @@ from pathlib import Path
 
 from afa_jax.cli.arguments import seed_or_random
 from afa_jax.commands import Parser, load_config, run
-from afa_jax.errors import InputError
-from afa_jax.files import check_folder
+from afa_jax.run_folders import check_workdir
 
 CONFIG = Path(__file__).parent.parent / "configs" / "emoji.py"
 
@@ -28,10 +27,8 @@ def main(arguments: Sequence[str]) -> None:
     options, overrides = parser.parse_known_args(list(arguments))
     if unknown := [argument for argument in overrides if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    if options.resume and options.overwrite:
-        raise InputError("--resume and --overwrite exclude each other")
-    check_folder(options.out)
     config = load_config(str(CONFIG), [override.removeprefix("--config.") for override in overrides])
+    check_workdir(options.out, resume=options.resume, overwrite=options.overwrite, cache=config.cache.path)
 
     from afa_jax.report.demo import demo
 

@@ -9,6 +9,12 @@ COMPILING = "compiling"  # the name of a thread that a run which was stopped lea
 LONGEST = 2000  # characters of a line
 
 
+def cut(text: str, longest: int = LONGEST) -> str:
+    """Return a text without its middle if it has more than ``longest`` characters."""
+    half = (longest - 5) // 2
+    return text if len(text) <= longest else f"{text[:half]} ... {text[-half:]}"
+
+
 def printable(text: object, longest: int = LONGEST) -> str:
     """Return a text that came from a file as it may be printed: on one line, without characters that act on a terminal.
 
@@ -16,10 +22,9 @@ def printable(text: object, longest: int = LONGEST) -> str:
     the direction of writing or have no width, halves of surrogate pairs that cannot be encoded. A line break becomes a
     space, any other such character its escape as Python writes it; a long text goes without its middle.
     """
-    text = str(text)
-    if len(text) > longest:
-        text = f"{text[: longest // 2]} ... {text[-(longest // 2) :]}"
-    return "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
+    text = cut(str(text), longest)
+    shown = "".join(c if c.isprintable() else " " if c == "\n" else ascii(c)[1:-1] for c in text)
+    return cut(shown, longest)  # escapes are up to ten times as long
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
@@ -33,8 +38,11 @@ class InputError(ValueError):
     """Something the user gave cannot be used: the message is one line that names it and says what to do.
 
     The commands print it without a traceback and exit with status 2. What a message quotes from a file, such as a
-    tensor's name, can hold anything: it is shown as ``printable`` says.
+    tensor's name, can hold anything: it is shown as ``printable`` says, and not kept longer than that.
     """
+
+    def __init__(self, *args: object):
+        super().__init__(*(cut(argument) if isinstance(argument, str) else argument for argument in args))
 
     def __str__(self) -> str:
         return printable(super().__str__())

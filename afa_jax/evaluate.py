@@ -17,10 +17,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, check_method
+from afa_jax.cli.arguments import COUNT, check_method, expert_names
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder
+from afa_jax.method_options import check_entry, check_values
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str]) -> None:
     check_folder(out)
     for method in options.method or ():
         check_method(method, config)
+    for entry in config.evaluation.get("methods", ()):
+        check_values(check_entry(entry), expert_names(config))
 
     from afa_jax.evaluation.main_metric import check_metrics  # numpy, and not JAX yet
 

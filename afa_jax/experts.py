@@ -28,6 +28,7 @@ from afa_jax.weights.load import (
     load_text_encoders,
     load_unets,
     load_vae,
+    noise_schedule,
     text_config,
     unet_config,
     vae_config,
@@ -47,6 +48,7 @@ class Experts:
         text_encoder: a stack of N text encoders.
         vae, tokenizer, schedule: of the base model, shared.
         mesh: the devices that the networks are spread over; None: all on one.
+        sampler: what the base model's scheduler_config.json names.
     """
 
     names: tuple[str, ...]
@@ -58,6 +60,7 @@ class Experts:
     tokenizer: Tokenizer
     schedule: NoiseSchedule
     mesh: Mesh | None = None
+    sampler: str = "DDIMScheduler"
 
     def index(self, name: str) -> int:
         """Position of an expert.
@@ -131,8 +134,9 @@ def load_experts(
         text_encoder=load_text_encoders(stored, **spread("text_encoder")),
         vae=vae if mesh is None else place(vae, mesh, PartitionSpec()),
         tokenizer=Tokenizer(base.tokenizer, text_config(stored[0])),
-        schedule=NoiseSchedule.from_json(base.config("scheduler")),
+        schedule=noise_schedule(base),
         mesh=mesh,
+        sampler=str(base.config("scheduler").get("_class_name") or "DDIMScheduler"),
     )
 
 
@@ -172,11 +176,11 @@ def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Itera
     Raises:
         InputError: a config is missing, or of another family of models.
     """
-    schedule = NoiseSchedule.from_json(base.config("scheduler"))
+    schedule = noise_schedule(base)
     for name, checkpoint in checkpoints.items():
         if "scheduler" in checkpoint.components:
             try:
-                own = NoiseSchedule.from_json(checkpoint.config("scheduler"))
+                own = noise_schedule(checkpoint)
             except ScheduleError as error:
                 yield Mismatch(name, "scheduler", f"expert {name!r}: {error}")
                 continue

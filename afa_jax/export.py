@@ -14,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument, check_run, license_name
+from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument, check_model, check_run, license_name
 from afa_jax.cli.schema import require
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
-from afa_jax.files import check_new
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -55,8 +54,10 @@ def main(arguments: Sequence[str]) -> None:
     outs = [Path(out) for out in (options.pair, options.snapshot, options.bake and options.bake[1]) if out]
     if len({out.resolve() for out in outs}) < len(outs):
         raise InputError("two of --pair, --snapshot and --bake have one name; choose another")
+    if options.pair and options.pair.suffix.lower() == ".safetensors":
+        raise InputError(f"--pair {options.pair}: a pair is a folder; leave .safetensors out")
     for out in outs:
-        check_new(out, options.overwrite)
+        check_model(out, options.overwrite)
     check_run(options.workdir)
 
     from afa_jax.exporting.export import export

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import glob
 import hashlib
@@ -269,6 +270,21 @@ def bring_back(folder: Path) -> None:
     if folder.name and not os.path.lexists(folder) and aside(folder).is_dir():
         with contextlib.suppress(OSError):  # whoever cannot have it back cannot write there either
             aside(folder).rename(folder)
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Wait until no other process is within this for the same folder: what is read there and written again is whole.
+
+    The system lets go of it when a process ends, however it ends; nothing is written.
+    """
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems have no locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def sync(path: Path) -> None:

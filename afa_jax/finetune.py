@@ -16,7 +16,6 @@ from collections.abc import Sequence
 from afa_jax import cluster
 from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
 from afa_jax.commands import Parser, parse, run
-from afa_jax.files import check_folder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,9 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     add_workdir_arguments(parser)
     cluster.add_arguments(parser)
     options, config = parse(parser, arguments, "one model")
-    check_workdir_arguments(options)
-    if cluster.settings(options) is None:  # else process 0 alone has it
-        check_folder(options.workdir)
+    check_workdir_arguments(options, cluster.settings(options) is None)
 
     from afa_jax import distributed
     from afa_jax.training.finetune import finetune

@@ -20,6 +20,7 @@ from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
 from afa_jax.diffusion.samplers import ddim, image_noise
 from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.distributed import first as first_process
 from afa_jax.distributed import meet, several
 from afa_jax.errors import InputError, NotFinite
 from afa_jax.experts import Experts, encode_prompts
@@ -27,6 +28,9 @@ from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import routing_of
 from afa_jax.models.vae import VAE
 from afa_jax.parallel import DATA, EXPERT, FSDP, ROWS, axis_size, on_mesh, place, specs_of, take
+
+_DDIM = ("DDIM", "DDIMScheduler", "FlaxDDIMScheduler")
+"""What a base model calls the sampler that there is."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -58,13 +62,24 @@ class SampleOptions:
     one_by_one: bool | None = None
 
     def check(self, experts: Experts) -> None:
-        """Raise InputError for a size, batch or guidance that cannot be sampled with these experts."""
+        """Raise InputError for a size, batch or guidance that cannot be sampled with these experts.
+
+        Warns, once in a process, where the base model names a sampler that is not this project's.
+        """
         experts.check_size(self.size)
         if self.batch < 1:
             raise InputError(f"a batch of {self.batch}; choose 1 or more")
         if self.guidance < 1:
             raise InputError(f"guidance {self.guidance}; choose 1 (none) or more")
         experts.schedule.timesteps(self.steps)
+        if experts.sampler not in _DDIM and first_process():
+            _warn_of_sampler(experts.sampler)
+
+
+@functools.cache
+def _warn_of_sampler(name: str) -> None:
+    """Warn of a sampler that there is not; cached, for it need not be said again with every picture."""
+    warnings.warn(f"the base model's scheduler is {name!r:.60}; pictures are sampled by DDIM", stacklevel=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> None:
     check_prompts(options.prompt)
     check_method(options.method, config)
     check_folder(options.out)
-    size = size_of(options)
+    size = size_of(options, config.base)
     check_run(options.workdir)
 
     from afa_jax.sampling.maps import draw_maps

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import add_dtype_argument
+from afa_jax.cli.arguments import add_dtype_argument, check_model, expert_names
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
-from afa_jax.files import check_new
+from afa_jax.method_options import check_entry, check_values
 from afa_jax.method_specs import parse_method
 from afa_jax.names import LEARNED, MERGES
 
@@ -34,7 +34,8 @@ def main(arguments: Sequence[str]) -> None:
     method = parse_method(options.method)
     if method["kind"] not in KINDS:
         raise InputError(f"--method {options.method}: no merge {method['kind']!r}; there are {', '.join(KINDS)}")
-    check_new(options.out, options.overwrite)
+    check_values(check_entry(method), expert_names(config))
+    check_model(options.out, options.overwrite)
 
     from afa_jax.exporting.merge import merge_experts
 

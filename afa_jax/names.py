@@ -17,6 +17,8 @@ METHODS = (
 """Ways to make a picture of several experts."""
 SAMPLING = ("eta", "steps", "guidance")
 """Of sampling, what a method can have of its own."""
+BASE = "base"
+"""What the base model is called among the experts of a method."""
 SPACES = ("blocks", "experts", "curve")
 """What has weights of its own in a search for merge weights."""
 SEARCHERS = ("tpe", "cmaes")

@@ -19,6 +19,7 @@ from afa_jax.commands import Parser, run
 from afa_jax.errors import InputError
 from afa_jax.expert_specs import parse_argument
 from afa_jax.files import check_file
+from afa_jax.weights.hub_ids import check_named
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,7 +52,16 @@ def main(arguments: Sequence[str]) -> None:
         if getattr(options, option) is not None and not getattr(options, option).strip():
             raise InputError(f"--{option} is empty; name a file or folder")
     experts = [parse_argument(expert) for expert in options.expert]
-    size = size_of(options)
+    check_named(options.base)
+    for expert in experts:
+        check_named(expert["path"], expert.get("revision"))
+        for lora, _ in expert.get("loras", ()):
+            check_named(lora)
+    if options.tokenizer is not None:
+        check_named(options.tokenizer)
+    if options.data is not None and not re.search(r"://|[*?\[{]", options.data) and not Path(options.data).exists():
+        raise InputError(f"--data {options.data}: no such folder or file; name captioned pictures")
+    size = size_of(options, options.base)
 
     from afa_jax.exporting.new_config import write_config
 

@@ -63,7 +63,7 @@ def main(arguments: Sequence[str]) -> None:
     if options.prompts is not None and options.maps:
         raise InputError("--maps goes with --prompt; of a file of prompts only the pictures are kept")
     check_method(options.method, config)
-    size = size_of(options)
+    size = size_of(options, config.base)
     if cluster.settings(options) is None:  # else process 0 alone may have it
         check_folder(options.out)
         check_prompt_file(options.prompts)

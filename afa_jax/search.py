@@ -13,11 +13,12 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, real, whole
+from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, check_model, check_prompt_file, real, whole
 from afa_jax.commands import Parser, parse, run
 from afa_jax.errors import InputError
-from afa_jax.files import check_file, check_folder, check_new
+from afa_jax.files import check_file
 from afa_jax.names import SEARCHERS, SPACES
+from afa_jax.run_folders import check_workdir
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,13 +48,12 @@ def main(arguments: Sequence[str]) -> None:
     options, config = parse(parser, arguments)
     if options.minutes is not None and options.minutes <= 0:
         raise InputError(f"--minutes {options.minutes}; choose more than 0")
-    if options.resume and options.overwrite:
-        raise InputError("--resume and --overwrite exclude each other")
-    check_folder(options.workdir)
+    check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
+    check_prompt_file(options.prompt_file, "--prompt_file")
     if options.out:
         check_file(options.out)
     if options.write:
-        check_new(options.write)
+        check_model(options.write)
     # Torch, which computes the metrics of full scale, has what JAX does not need of a GPU.
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 

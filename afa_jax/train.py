@@ -14,7 +14,6 @@ from afa_jax import cluster
 from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
 from afa_jax.cli.schema import require
 from afa_jax.commands import Parser, parse, run
-from afa_jax.files import check_folder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -25,9 +24,7 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options, config = parse(parser, arguments)
     require(config, "data")
-    check_workdir_arguments(options)
-    if cluster.settings(options) is None:  # else process 0 alone has it
-        check_folder(options.workdir)
+    check_workdir_arguments(options, cluster.settings(options) is None, config.cache.path)
 
     from afa_jax import distributed
     from afa_jax.training.run import train

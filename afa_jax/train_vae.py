@@ -9,7 +9,6 @@ from collections.abc import Sequence
 
 from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
 from afa_jax.commands import Parser, parse, run
-from afa_jax.files import check_folder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -18,7 +17,6 @@ def main(arguments: Sequence[str]) -> None:
     add_workdir_arguments(parser)
     options, config = parse(parser, arguments, "an autoencoder")
     check_workdir_arguments(options)
-    check_folder(options.workdir)
 
     from afa_jax.training.vae import train_vae
     from afa_jax.training.workdir import resume_if_any

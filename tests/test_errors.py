@@ -10,9 +10,9 @@ import warnings
 import jax
 import pytest
 
-from afa_jax.commands import run
+from afa_jax.commands import Parser, run
 from afa_jax.distributed import say
-from afa_jax.errors import BadExample, InputError, printable, some
+from afa_jax.errors import LONGEST, BadExample, InputError, printable, some
 from afa_jax.report.escape import escape
 
 HOSTILE = {
@@ -26,6 +26,7 @@ HOSTILE = {
     "NUL": "a\0b",
     "tags": "a\U000e0041",
     "long": "x" * 100_000,
+    "long, of escapes": "\U000e0041" * 100_000,
 }
 
 
@@ -44,7 +45,11 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
     out, err = capsys.readouterr()
     lines = [*out.splitlines(), *err.splitlines()]
     assert len(lines) == 3 and lines[1].startswith("warning: ") and lines[2].startswith("error: ")
-    for line in (printable(text), some([text] * 9), escape(text), str(BadExample(text, text)), *lines):
+    errors = InputError(text), BadExample(text, text)
+    assert all(len(argument) <= LONGEST for error in errors for argument in error.args)
+    for line in (printable(text), some([text] * 9), *map(str, errors), *lines):
+        assert line.isprintable() and len(line) <= LONGEST + len("warning: ")
+    for line in (*lines, escape(text)):
         assert line.isprintable() and len(line) < 11_000
         line.encode()
     assert printable("caf\xe9 \U0001f419, 日本語") == "caf\xe9 \U0001f419, 日本語"
@@ -52,14 +57,18 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
 
 @pytest.mark.parametrize("how", ["full", "gone", "closed"])
 @pytest.mark.parametrize("buffering", [1, -1])
-def test_output_that_takes_nothing_is_named_in_a_line(how, buffering, monkeypatch, capsys):
+@pytest.mark.parametrize("command", [lambda _: print("a"), lambda _: Parser(prog="a").parse_args(["--help"])])
+def test_output_that_takes_nothing_is_named_in_a_line(command, how, buffering, monkeypatch, capsys):
     read, write = os.pipe()
     os.close(read)
     with contextlib.ExitStack() as stack:
         full = stack.enter_context(open("/dev/full", "w", buffering=buffering))
         gone = stack.enter_context(open(write, "w", buffering=buffering))
         monkeypatch.setattr(sys, "stdout", dict(full=full, gone=gone, closed=None)[how])
-        status = run(lambda _: print("a"), [])
+        try:
+            status = run(command, [])
+        except SystemExit as ended:  # after --help
+            status = int(ended.code or 0)
         stack.enter_context(sys.stdout)
     said = capsys.readouterr().err.splitlines()
     expected = dict(full=" or a temporary file: no space left on the disk; make", gone=": whoever", closed=None)[how]

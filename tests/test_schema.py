@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ def test_a_short_config_is_completed(tmp_path: Path) -> None:
     assert config.base.tokenizer == "t"
 
 
-@pytest.mark.parametrize("spelled", ["fp16", "half", "float16"])
+@pytest.mark.parametrize("spelled", ["fp16", "half", "float16", "FP16", "Float16", "Half"])
 def test_names_of_dtypes(spelled: str) -> None:
     assert load_config(str(EMOJI), [f"dtype={spelled}"]).dtype == "float16"
 
@@ -51,7 +52,8 @@ def test_names_of_dtypes(spelled: str) -> None:
         ("train.steps='10'", "train.steps", "expected int"),
         ("train.steps=True", "train.steps", "expected int"),
         ("train.steps=0", "train.steps", "from 1"),
-        ("train.steps=1e3", "train.steps", "expected int"),
+        ("train.steps=1.5", "train.steps", "expected int"),
+        ("train.steps=1e30", "train.steps", "from 1"),
         (f"train.steps={'9' * 400}", "train.steps", "from 1 to"),
         ("train.batch=-1", "train.batch", "from 1"),
         ("train.seed=-1", "train.seed", "from 0"),
@@ -98,6 +100,52 @@ def test_a_wrong_value_is_one_line_with_its_field_and_what_to_write(override: st
     with pytest.raises(InputError) as caught:
         load_config(str(EMOJI), [override])
     assert field in str(caught.value) and remedy in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize("name", ["", "a\nb", "a\x1b[31m", "a/b", "a:b", "a,b", "a=b", " a", ".", "\u202ea", 3, None])
+def test_a_name_of_an_expert_fits_on_the_command_line(name: object) -> None:
+    with pytest.raises(InputError, match=r"^--config .*: experts=.* whose name is|name is missing") as caught:
+        load_config(str(EMOJI), [f"experts=[{{'name': {name!r}, 'path': 'b'}}]"])
+    assert str(caught.value).isprintable()
+
+
+def test_names_that_experts_have() -> None:
+    for name in ("photo", "sd-v1.5", "my model", "a_b+c (2)", "写真"):
+        assert load_config(str(EMOJI), [f"experts=[{{'name': {name!r}, 'path': 'b'}}]"]).experts[0]["name"] == name
+
+
+def test_values_that_stand_for_plain_data_become_it(tmp_path: Path) -> None:
+    text = SHORT.replace('"b.safetensors"', 'Path("b.safetensors")').replace('"a.safetensors"', 'Path("a")')
+    text = text.replace('path="p", size=(64, 64)', 'path=Path("p"), size=(np.int64(64), 64.0), flip=np.bool_(True)')
+    text = text.replace("steps=3", "steps=1e4, batch=np.int64(4), ema=np.float32(0.5), seed=np.asarray(3)")
+    text = text.replace('"fp16"', "np.float16").replace("train=", "fusion=dict(kind='AFA', more=np.arange(2)), train=")
+    config = load_config(write(tmp_path / "c.py", f"import numpy as np\nfrom pathlib import Path\n{text}"))
+    assert json.loads(json.dumps(config.to_dict()))["fusion"] == dict(kind="afa", more=[0, 1])
+    assert (config.train.steps, config.train.batch, config.train.ema, config.train.seed) == (10_000, 4, 0.5, 3)
+    assert type(config.train.steps) is type(config.train.batch) is int and type(config.train.ema) is float
+    assert (config.base.path, config.experts[0]["path"], config.data.path) == ("b.safetensors", "a", "p")
+    assert (tuple(config.data.size), config.data.flip, config.dtype) == ((64, 64), True, "float16")
+    assert (config.fusion.kind, config.fusion.more) == ("afa", [0, 1])
+    with pytest.raises(InputError, match=r"train\.steps=1\.5"):
+        load_config(write(tmp_path / "d.py", SHORT.replace("steps=3", "steps=1.5")))
+    assert load_config(str(EMOJI), ["train.steps=1e3"]).train.steps == 1000
+
+
+@pytest.mark.parametrize(
+    ("entry", "said"),
+    [
+        ("{}", "no method 'None'; there are expert"),
+        ("{'kind': 3}", "no method '3'; there are expert"),
+        ("{'kind': 'ties', 'densty': 1}", "ties: no option 'densty'; there are density"),
+        ("{'kind': 'expert'}", "method expert: the option expert is missing"),
+        ("{'kind': 'uniform', 'steps': 1.5}", "method uniform: steps=1.5"),
+        ("3", "expected a list of 1 or more, each dict(...)"),
+    ],
+)
+def test_methods_of_a_comparison_are_checked_with_the_config(entry: str, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        load_config(str(EMOJI), [f"evaluation.methods=[{entry}]"])
+    assert "evaluation.methods" in str(caught.value) and said in str(caught.value)
 
 
 def test_of_overrides_the_last_one_counts() -> None:

@@ -14,10 +14,22 @@ from typing import Any
 from afa_jax.cli.fields import MOST_PIXELS
 from afa_jax.data.prompts import check_prompt
 from afa_jax.errors import InputError
+from afa_jax.files import check_folder, check_new
+from afa_jax.json_files import read_object
+from afa_jax.method_options import check_entry, check_values
+from afa_jax.method_specs import parse_method
+from afa_jax.models.configs import VAEConfig
 from afa_jax.names import DTYPES, METHODS
+from afa_jax.run_folders import check_workdir
+from afa_jax.weights.foreign_files import PICKLES
 
 SEEDS = 2**32
 """Seeds are below this."""
+_OF_FILES = re.compile(
+    r"\.(safetensor|sft|gguf|ggml|onnx|msgpack|h5|npz|npy|tflite|pb|zip|tar|gz|tgz|xz|7z|txt|jsonl?|ya?ml|toml|csv|md|html"
+    r"|log|py|sh|pdf|parquet|png|jpe?g|webp|avif|gif|bmp|tiff?)"
+)
+"""Endings of files, which nobody means for a folder."""
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -125,13 +137,22 @@ class _ResumeStep(argparse.Action):
         namespace.resume, namespace.resume_step = True, values
 
 
-def check_workdir_arguments(options: argparse.Namespace) -> None:
-    """Raise InputError for options of ``add_workdir_arguments`` that exclude each other."""
+def check_workdir_arguments(options: argparse.Namespace, here: bool = True, cache: str = "") -> None:
+    """Raise InputError for options of ``add_workdir_arguments`` that exclude each other, or that the workdir refuses.
+
+    Args:
+        here: whether this process has the workdir; of several process 0 alone may have it.
+        cache: the cache's place, which may be within.
+    """
     if options.resume_if_any and (options.resume or options.overwrite):
         other = "--overwrite" if options.overwrite else "--resume, or --resume_step,"
         raise InputError(f"--resume_if_any and {other} exclude each other")
     if options.resume and options.overwrite:
         raise InputError("--resume and --overwrite exclude each other")
+    if here and not options.resume_if_any:
+        check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite, cache=cache)
+    elif here:
+        check_folder(options.workdir)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -149,12 +170,28 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--height", type=side, metavar="H", help="rows in pixels")
 
 
-def size_of(options: argparse.Namespace) -> tuple[int, int] | None:
+def size_of(options: argparse.Namespace, base: Any) -> tuple[int, int] | None:
     """Return the rows and columns that the options of ``add_size_arguments`` say, or None.
 
+    Args:
+        base: the base model, as a config names it: where it is a folder, its VAE says which sizes there are.
+
     Raises:
-        InputError: a size of another form, or half of one.
+        InputError: a size of another form, or half of one, or one that the VAE has not.
     """
+    size = _size_of(options)
+    folder = base if isinstance(base, str) else base.get("path")
+    path = Path(str(folder), "vae", "config.json")
+    if size is not None and path.is_file():
+        try:
+            vae = VAEConfig.from_json(read_object(path, ""))
+        except InputError:
+            return size  # damaged: who opens the model says it better
+        vae.check_size(size)
+    return size
+
+
+def _size_of(options: argparse.Namespace) -> tuple[int, int] | None:
     if options.size is None and options.width is None and options.height is None:
         return None
     if options.size is None:
@@ -176,18 +213,48 @@ def _bounded(rows: int, columns: int) -> tuple[int, int]:
 
 
 def check_method(text: str, config: Any) -> None:
-    """Raise InputError for a ``--method`` that is neither one of the config's by its name nor of a known kind."""
+    """Raise InputError for a ``--method`` that is neither one of the config's by its name nor of a kind's options."""
     named = [entry.get("name") for entry in (config.get("evaluation") or {}).get("methods", ())]
-    kind = re.split("[ ,:]", text)[0]  # a method without a name of its own is called "ties density=0.3"
+    kind = re.split("[ ,:]", text)[0]
     if text not in named and kind not in METHODS:
         raise InputError(f"--method {text}: no method {kind!r}; there are {', '.join(METHODS)}")
+    if text in named:
+        return
+    try:
+        entry = parse_method(text)
+    except InputError:
+        if not named:
+            raise
+        return  # controls and methods without names of their own are called "afa, experts permuted", "ties density=0.3"
+    try:
+        check_values(check_entry(entry), expert_names(config))
+    except InputError as error:
+        raise InputError(f"--method {text}: {error}") from None
 
 
-def check_prompt_file(path: Path | None) -> None:
+def expert_names(config: Any) -> list[str]:
+    """Return the names of a config's experts."""
+    return [str(expert["name"]) for expert in config.experts]
+
+
+def check_prompt_file(path: Path | None, option: str = "--prompts") -> None:
     """Raise InputError for a file of prompts that is not there."""
     if path is not None and not path.is_file():
         reason = "is a folder" if path.is_dir() else "No such file"
-        raise InputError(f"--prompts {path}: {reason}; name a file of prompts")
+        raise InputError(f"{option} {path}: {reason}; name a file of prompts")
+
+
+def check_model(path: Path, overwrite: bool = False) -> None:
+    """As check_new, of a model: one file that ends in .safetensors, else a folder, whose name is no other file's.
+
+    Raises:
+        InputError: as check_new; it ends like a file of another kind. A folder may have dots, as ``sd-v1.5``.
+    """
+    ending = path.suffix.lower()
+    if (ending in PICKLES or _OF_FILES.fullmatch(ending)) and not path.is_dir():
+        what = "pickles are not written" if ending in PICKLES else "a model is written as safetensors, or as a folder"
+        raise InputError(f"{path}: {what}; end it in .safetensors, or leave {path.suffix} out for a folder")
+    check_new(path, overwrite)
 
 
 def check_run(path: Path | None) -> None:

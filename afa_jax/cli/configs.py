@@ -186,6 +186,8 @@ def _override(config: ConfigDict, override: str) -> None:
             value = float(value)
         except OverflowError:
             raise InputError(f"--config.{name}={shown(value)}: expected a finite number") from None
+    if type(old) is int and isinstance(value, float) and value.is_integer():
+        value = int(value)  # 1e4
     # The schema knows better what these may be than the type of what is there.
     free = old is None or value is None or name == "base"
     alike = isinstance(old, list | tuple) and isinstance(value, list | tuple)

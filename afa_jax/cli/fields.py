@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -100,10 +101,47 @@ class Section:
                 except Wrong as wrong:
                     raise InputError(f"{path}={shown(value)}: expected {wrong}") from None
                 if checked is not value:
-                    with config.ignore_type():
-                        config[name] = checked
+                    put(config, name, checked)
             elif field.default is REQUIRED:
                 raise InputError(f"{path} is missing: write {expected(field.check)}")
+
+
+_DEEPEST = 32
+"""Containers within containers of a value."""
+_OF_ARRAYS = ("numpy", "jax", "ml_dtypes")
+
+
+def as_data(value: Any, depth: int = 0) -> Any:
+    """Return a value as the plain data that it stands for: a path's text, numpy's numbers as Python's, a dtype's name.
+
+    What is plain already is returned as it is; a ConfigDict is changed in its place.
+    """
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    if isinstance(value, type) and value.__module__.partition(".")[0] in _OF_ARRAYS:
+        return value.__name__  # np.float16, jnp.bfloat16
+    if hasattr(value, "tolist") and not isinstance(value, ConfigDict):
+        return value.tolist()
+    if depth > _DEEPEST:
+        return value
+    if isinstance(value, ConfigDict):
+        for name, own in [*value._fields.items()]:
+            if (data := as_data(own, depth + 1)) is not own:
+                put(value, name, data)
+    elif type(value) in (list, tuple):
+        items = [as_data(own, depth + 1) for own in value]
+        return value if all(a is b for a, b in zip(items, value, strict=True)) else type(value)(items)
+    elif type(value) is dict:
+        data = {name: as_data(own, depth + 1) for name, own in value.items()}
+        return value if all(data[name] is value[name] for name in data) else data
+    return value
+
+
+def put(config: ConfigDict, name: str, value: Any) -> None:
+    """Replace a field by a value of any type; in the place of a float ConfigDict would make one of an integer."""
+    with config.unlocked():
+        del config[name]
+        config[name] = value
 
 
 def unknown(name: str, names: Sequence[str]) -> InputError:
@@ -132,9 +170,11 @@ def expected(check: Check) -> str:
 
 
 def integer(low: int = 0, high: int = 2**31 - 1) -> Check:
-    """Whole numbers from low to high."""
+    """Whole numbers from low to high; 1e4 is one."""
 
     def check(value: Any) -> int:
+        if isinstance(value, float) and value.is_integer():
+            value = int(value)
         if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
             raise Wrong(f"a whole number from {low} to {high}")
         return value
@@ -175,15 +215,24 @@ def text(*, empty: bool = True) -> Check:
 
 
 def choice(*names: str, aliases: Mapping[str, str] | None = None) -> Check:
-    """One of a few names; other spellings are understood."""
+    """One of a few names, in capitals too; other spellings are understood."""
 
     def check(value: Any) -> str:
-        value = (aliases or {}).get(value, value) if isinstance(value, str) else value
+        if isinstance(value, str) and value not in names:
+            value = (aliases or {}).get(value.lower(), value.lower())
         if value not in names or not isinstance(value, str):
             raise Wrong(f"one of {', '.join(map(repr, names))}")
         return value
 
     return check
+
+
+def one_name(value: Any) -> str:
+    """Return a name that fits on a line, into ``--expert NAME=PATH,...`` and into ``--method expert:NAME``."""
+    fits = isinstance(value, str) and 0 < len(value) <= 200 and value.isprintable() and value.strip() == value
+    if not fits or set(value) & set("/:,=") or value in (".", ".."):
+        raise Wrong("a name on one line, such as 'photo', without / : , =")
+    return str(value)
 
 
 def boolean(value: Any) -> bool:
@@ -279,13 +328,14 @@ def named(key: Check, value: Check) -> Check:
     def checked(found: Any) -> Any:
         if not isinstance(found, Mapping | ConfigDict):
             raise Wrong(f"dict(name=...), each {expected(value)}")
+        changed = {}
         for name, each in found.items():
             key(name)
             try:
-                value(each)
+                changed[name] = value(each)
             except Wrong as wrong:
                 raise Wrong(f"dict(name=...), each {wrong}") from None
-        return found
+        return found if all(changed[name] is found[name] for name in changed) else changed
 
     return checked
 
@@ -324,9 +374,9 @@ def size(value: Any) -> Any:
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise Wrong("(rows, columns) in pixels, such as (512, 512)")
     try:
-        side(value[0]), side(value[1])
+        rows, columns = map(side, value)
     except Wrong as wrong:
         raise Wrong(f"(rows, columns) in pixels, each {wrong}") from None
-    if value[0] * value[1] > MOST_PIXELS:
+    if rows * columns > MOST_PIXELS:
         raise Wrong(f"(rows, columns) of {MOST_PIXELS:,} pixels together at most")
-    return value
+    return value if rows is value[0] and columns is value[1] else (rows, columns)

@@ -7,6 +7,8 @@ docs/; which fields a merge, a method or a data set of a kind takes is checked b
 
 from __future__ import annotations
 
+from typing import Any
+
 from ml_collections import ConfigDict
 
 from afa_jax.cli.arguments import SEEDS
@@ -14,6 +16,7 @@ from afa_jax.cli.fields import (
     ABSENT,
     Field,
     Section,
+    as_data,
     boolean,
     choice,
     distinct,
@@ -24,12 +27,14 @@ from afa_jax.cli.fields import (
     mapping,
     named,
     number,
+    one_name,
     optional,
     record,
     size,
     text,
 )  # fmt: skip
 from afa_jax.errors import InputError
+from afa_jax.method_options import check_entry
 from afa_jax.names import DTYPES, PREDICTIONS
 
 DTYPE_ALIASES = {
@@ -49,7 +54,7 @@ SOURCE = dict(
     ema=Field(boolean, ABSENT),
 )
 BASE_MODEL = either(text(empty=False), record(**SOURCE, tokenizer=Field(text(empty=False), ABSENT)))
-EXPERT = record(name=Field(text(empty=False)), **SOURCE, loras=Field(loras, ABSENT), dtype=Field(DTYPE, ABSENT))
+EXPERT = record(name=Field(one_name), **SOURCE, loras=Field(loras, ABSENT), dtype=Field(DTYPE, ABSENT))
 
 OPTIMIZER = Section(
     dict(
@@ -100,6 +105,19 @@ PROMPTS = Section(
         pictures=Field(text(empty=False), ABSENT),
     )
 )
+
+
+def _methods(value: Any) -> Any:
+    """A list of entries of methods, whose kinds and options there are."""
+    found = many(mapping, 1)(value)
+    for entry in found:
+        try:
+            check_entry(entry)
+        except InputError as error:
+            raise InputError(f"evaluation.methods: {error}") from None
+    return found
+
+
 EVALUATION = Section(
     dict(
         prompts=PROMPTS,
@@ -118,7 +136,7 @@ EVALUATION = Section(
         noise=Section(
             dict(pairs=Field(NONE_OR_MORE, ABSENT), data=Section(DATA, optional=True, open_=True)), optional=True
         ),
-        methods=Field(many(mapping, 1)),
+        methods=Field(_methods),
         controls=Field(boolean, ABSENT),
         equal_time=Field(many(text(empty=False)), ()),
         curves=Section(
@@ -290,11 +308,12 @@ def require(config: ConfigDict, section: str) -> None:
 
 
 def complete(config: ConfigDict) -> None:
-    """Fill a config's defaults.
+    """Fill a config's defaults, and make its values plain data.
 
     Raises:
         InputError: a section that is none.
     """
+    as_data(config)
     schema_of(config).filled(config)
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import io
+import re
 import warnings
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from afa_jax.data.avif_size import av1_pixels
 from afa_jax.data.side_data import orientation, pixels_only, webp_size
 from afa_jax.errors import BadExample, InputError
 
@@ -20,6 +22,7 @@ PICTURES = frozenset(
 """How files of these formats are called."""
 MAX_PIXELS = 64_000_000
 NARROW = 20  # long side / short side of a picture, at most
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a JPEG's next marker that is none within a scan
 _BAND = 1 << 20  # pixels that become RGB at a time
 
 # What Pillow warns of in damaged files is named by us, or is no matter; its warning of many pixels is our error.
@@ -73,6 +76,8 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
             shift = 4 if any(tile.args and "I;12" in tile.args for tile in getattr(file, "tile", ())) else 8
             inverted = file.mode.startswith("I;16") and getattr(file, "tag_v2", {}).get(262) == 0
             file.load()
+            if file.format == "JPEG" and _lacks_rows(data, file):
+                raise BadExample(name, "a JPEG with fewer rows than its header says; fetch it again")
             pixels = np.empty((file.height, file.width, 3), np.uint8)
             rows = max(1, _BAND // file.width)
             for top in range(0, file.height, rows):  # copies of the whole would take as much again
@@ -112,7 +117,9 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
         _check_size(image.size, name, max_pixels)
         tags = getattr(image, "tag_v2", {})
         _check_size((tags.get(322, 1), tags.get(323, 1)), name, max_pixels)  # a TIFF's tiles
-    except BadExample:
+        if image.format == "AVIF":
+            _check_av1(source.read_bytes() if isinstance(source, Path) else source, image.size, name)
+    except (BadExample, ValueError):
         image.close()
         raise
     return image
@@ -121,6 +128,30 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if size[0] * size[1] > max_pixels:
         raise BadExample(name, f"{size[0]} x {size[1]} pixels, more than data.max_pixels={max_pixels}")
+
+
+def _lacks_rows(data: bytes, file: Image.Image) -> bool:
+    """Whether a JPEG's data end before its last row: its decoder makes gray of the rest, and says nothing.
+
+    Then what comes after the data of its first scan makes another picture, where it is passed over otherwise. That is
+    tried, at an eighth of the size, where the last pixel is that gray.
+    """
+    corner = file.crop((file.width - 1, file.height - 1, file.width, file.height)).tobytes()
+    end = _END_OF_SCAN.search(data, max(0, data.find(b"\xff\xda")) + 2)
+    if set(corner) - {127, 128} or end is None:
+        return False
+    pictures = []
+    for more in (b"", bytes(range(255)) * 16):
+        with Image.open(io.BytesIO(data[: end.start()] + more + data[end.start() :]), formats=("JPEG",)) as again:
+            again.draft("RGB", (1, 1))
+            pictures.append(again.tobytes())
+    return pictures[0] != pictures[1]
+
+
+def _check_av1(data: bytes, size: tuple[int, int], name: str) -> None:
+    """Raise BadExample for an AVIF whose AV1 data are far larger than it says: colours, alpha and a small one fit."""
+    if (found := av1_pixels(data)) > 4 * size[0] * size[1] + _BAND:
+        raise BadExample(name, f"its AV1 data are of {found} pixels, and it says {size[0]} x {size[1]}")
 
 
 def _rgb(band: Image.Image, shift: int) -> np.ndarray:

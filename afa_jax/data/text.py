@@ -16,7 +16,7 @@ from afa_jax.data.prompts import shortened
 from afa_jax.errors import InputError
 from afa_jax.models.configs import TextConfig
 from afa_jax.weights.tokenizer_files import TokenizerFiles, read_tokenizer
-from afa_jax.weights.tokenizer_parts import END_OF_WORD, has_surrogates
+from afa_jax.weights.tokenizer_parts import END_OF_WORD, WORDS, has_surrogates
 
 LONGEST_CAPTION = 100_000
 """Characters of a text; their tokens take a tenth of a second. A prompt may have fewer (afa_jax/data/prompts.py)."""
@@ -48,6 +48,7 @@ class Tokenizer:
         self.length: int = min(files.max_length or encoder_length, encoder_length)
         self._tokenizer = _build(files)
         self._whole_words = files.whole_words
+        self._added = {token.content for token in files.added}
         self._start, self._end, self._pad, self._unknown = (
             files.vocab[files.roles[role]] for role in ("bos_token", "eos_token", "pad_token", "unk_token")
         )
@@ -116,6 +117,8 @@ class Tokenizer:
         """The first word that is not one token, or nothing."""
         pieces: list[str] = []
         for token in map(self._tokenizer.id_to_token, ids):
+            if token in self._added:  # whole by itself, such as a token that is a space
+                continue
             pieces.append(token.removesuffix(END_OF_WORD))
             if token.endswith(END_OF_WORD):
                 if len(pieces) > 1:
@@ -136,7 +139,6 @@ def _build(files: TokenizerFiles) -> Any:
     from tokenizers import AddedToken, Regex, decoders, models, normalizers, pre_tokenizers
     from tokenizers import Tokenizer as Backend
 
-    words = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
     tokenizer = Backend(
         models.BPE(
             vocab=dict(files.vocab),
@@ -151,7 +153,7 @@ def _build(files: TokenizerFiles) -> Any:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
-            pre_tokenizers.Split(Regex(words), behavior="removed", invert=True),
+            pre_tokenizers.Split(Regex(WORDS), behavior="removed", invert=True),
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )

@@ -66,12 +66,22 @@ class NoiseSchedule:
                 )
 
     @classmethod
-    def from_json(cls, data: Mapping[str, Any]) -> NoiseSchedule:
+    def from_json(cls, data: Mapping[str, Any], what: str = "") -> NoiseSchedule:
         """Read a scheduler_config.json of any diffusers scheduler that names the same forward process.
+
+        Args:
+            what: names the file in errors.
 
         Raises:
             ScheduleError: clipping, thresholding or a rescaled schedule is asked for, or an unknown value.
         """
+        try:
+            return cls._from_json(data)
+        except ScheduleError as error:
+            raise ScheduleError(f"{what}: {error}" if what else str(error)) from None
+
+    @classmethod
+    def _from_json(cls, data: Mapping[str, Any]) -> NoiseSchedule:
         for field in ("clip_sample", "thresholding", "rescale_betas_zero_snr"):
             # Schedulers such as PNDM have no clip_sample; DDIM's own default, True, does not apply to latents.
             if data.get(field):
@@ -83,7 +93,10 @@ class NoiseSchedule:
         defaults: dict[str, Any] = dict(
             beta_start=0.0001, beta_end=0.02, beta_schedule="linear", steps_offset=0, set_alpha_to_one=True
         )
-        values = defaults | {k: v for k, v in data.items() if k in fields and v is not None}
+        values = defaults | {k: v for k, v in data.items() if k in fields}
+        values["prediction_type"] = values.get("prediction_type") or "epsilon"  # null too
+        if null := [field for field, value in values.items() if value is None]:
+            raise ScheduleError(f"{null[0]} is null; write what the network was trained with, or remove the line")
         for field, value in values.items():
             kind = type(getattr(cls, field))
             if kind is float and type(value) is int and abs(value) < 2**53:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from afa_jax.data.emoji.scenes import UNSEEN, SceneSource
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import make_source
-from afa_jax.errors import InputError, NotFinite, printable
+from afa_jax.errors import InputError, NotFinite, printable, some
 from afa_jax.evaluation.bootstrap import Resamples
 from afa_jax.evaluation.comparison import (
     Entry,
@@ -68,6 +68,7 @@ def evaluate(
 
     Raises:
         InputError: something of the config, its models, prompts or data cannot be used.
+        NotFinite: in the end, when all other methods are there: one has no pictures.
     """
     own = config.evaluation
     check_fields(own)
@@ -105,8 +106,13 @@ def evaluate(
     if pictures_only:
         check_methods(entries, ConfigDict(), models)
         write_index(protocol.root, **index)
-        make_pictures(entries, models, protocol)
+        without = Absent()
+        for number, (name, entry) in enumerate(entries.items(), 1):
+            print(printable(f"{name} ({number} of {len(entries)})"), flush=True)
+            with without.noted(name):
+                protocol.make(make_method(entry, models))
         write_sheet(out, place, list(entries))
+        without.check()
         return
     weights = given_weights(own)
     scorers, absent_metrics = load_scorers(own.metrics, items, weights, size=sampling.size, seeds=len(own.seeds))
@@ -121,28 +127,58 @@ def evaluate(
     check_methods(entries, own.get("curves") or ConfigDict(), models)
     write_index(protocol.root, **index)
     measured: list[Measured] = []
-    absent: dict[str, str] = {}
+    without = Absent()
     for number, (name, entry) in enumerate(entries.items(), 1):
         print(printable(f"{name} ({number} of {len(entries)})"), flush=True)
-        try:
+        with without.noted(name):
             measured.append(measure(entry, models, protocol, reference))
-        except (NotTrained, NotFinite) as error:
-            absent[name] = str(error)
-            print(f"  left out: {error}", flush=True)
     if not measured:
-        raise InputError("no method could be measured: " + "; ".join(f"{n}: {why}" for n, why in absent.items()))
+        raise InputError("no method could be measured: " + "; ".join(f"{n}: {why}" for n, why in without.why.items()))
     for one in at_equal_time_of(measured, own.get("equal_time", ())):
         print(printable(one["name"]), flush=True)
-        measured.append(measure(one, models, protocol, reference))
+        with without.noted(one["name"]):
+            measured.append(measure(one, models, protocol, reference))
     named = compare(measured, protocol)
     lines = curves(own.get("curves") or ConfigDict(), entries, models, protocol, reference)
     with_seconds([*(one.row for one in measured), *(point for line in lines for point in line["points"])])
-    report = assemble(config, protocol, measured, named, absent, absent_metrics, lines, bounds(models, protocol))
+    report = assemble(config, protocol, measured, named, without.why, absent_metrics, lines, bounds(models, protocol))
     trusted = example_maps(measured, named.get("afa"), models, protocol, report["examples"]["prompts"])
     write(place, report, measured, protocol, trusted, models.experts.names)
     print_table(report)
     write_sheet(out, place, list(entries))
     print(place / "report.html")
+    without.check()
+
+
+class Absent:
+    """The methods that a comparison goes on without.
+
+    Attributes:
+        why: by name, what the report says of each.
+        broken: those with networks that compute no picture; the others are only not trained yet.
+    """
+
+    def __init__(self) -> None:
+        self.why: dict[str, str] = {}
+        self.broken: list[str] = []
+
+    @contextlib.contextmanager
+    def noted(self, name: str) -> Iterator[None]:
+        """Go on after a method that is not trained or not finite."""
+        try:
+            yield
+        except (NotTrained, NotFinite) as error:
+            self.why[name] = str(error)
+            print(f"  left out: {error}", flush=True)
+            if isinstance(error, NotFinite):
+                self.broken.append(name)
+
+    def check(self) -> None:
+        """Raise NotFinite in the end, when all others are written, where a method is broken."""
+        if self.broken:
+            raise NotFinite(
+                f"{some(self.broken)}: left out, for {self.why[self.broken[0]]}; all the other methods are there"
+            )
 
 
 def check_methods(entries: Mapping[str, Entry], curves: ConfigDict, models: Models) -> None:
@@ -157,16 +193,6 @@ def check_methods(entries: Mapping[str, Entry], curves: ConfigDict, models: Mode
     for entry in entries.values():
         with contextlib.suppress(NotTrained):
             make_method(entry, models)
-
-
-def make_pictures(entries: Mapping[str, Entry], models: Models, protocol: Protocol) -> None:
-    """Make the methods' missing pictures."""
-    for number, (name, entry) in enumerate(entries.items(), 1):
-        print(printable(f"{name} ({number} of {len(entries)})"), flush=True)
-        try:
-            protocol.make(make_method(entry, models))
-        except (NotTrained, NotFinite) as error:
-            print(f"  left out: {error}", flush=True)
 
 
 def check_fields(own: ConfigDict) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from afa_jax.errors import InputError
-from afa_jax.files import replace_text, writing
+from afa_jax.files import alone_in, replace_text, writing
 from afa_jax.json_files import read_object
 
 PICTURES, INDEX, METHOD = "pictures", "index.json", "method.json"
@@ -59,17 +59,18 @@ def write_index(
         examples: prompts that are shown.
         seeds: the first one is shown.
     """
-    try:
-        before = read_index(root)["methods"]
-    except InputError:  # none yet, or broken
-        before = []
-    names = list(dict.fromkeys([*methods, *before]))
-    text = json.dumps(
-        dict(version=1, methods=names, examples=[*examples], prompts=[*prompts], seeds=[*seeds]), indent=1
-    )
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
-        replace_text(root / INDEX, text + "\n")
+        with alone_in(root):
+            try:
+                before = read_index(root)["methods"]
+            except InputError:  # none yet, or broken
+                before = []
+            names = list(dict.fromkeys([*methods, *before]))
+            text = json.dumps(
+                dict(version=1, methods=names, examples=[*examples], prompts=[*prompts], seeds=[*seeds]), indent=1
+            )
+            replace_text(root / INDEX, text + "\n")
 
 
 def read_index(root: Path) -> dict[str, list[Any]]:
@@ -91,13 +92,14 @@ def read_index(root: Path) -> dict[str, list[Any]]:
 def write_method(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Write what a folder's pictures are made by, and what the method is called, here or in an earlier comparison."""
     path = folder / METHOD
-    try:
-        names = _names(path)
-    except InputError:  # none yet, or broken
-        names = []
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(dict(names=[*names, *({name} - {*names})]) | dict(record), indent=2) + "\n")
+        with alone_in(folder):
+            try:
+                names = _names(path)
+            except InputError:  # none yet, or broken
+                names = []
+            replace_text(path, json.dumps(dict(names=[*names, *({name} - {*names})]) | dict(record), indent=2) + "\n")
 
 
 def folders_by_name(root: Path) -> dict[str, Path]:

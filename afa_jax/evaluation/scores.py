@@ -153,13 +153,15 @@ def references_of(items: Sequence[Item], size: tuple[int, int]) -> list[np.ndarr
     return [cut(item.reference, size) for item in items if item.reference is not None]
 
 
-def check_references(items: Sequence[Item]) -> None:
-    """Raise InputError for a real picture that is not there, before the pictures that it is for are made."""
+def check_references(items: Sequence[Item], size: tuple[int, int]) -> None:
+    """Raise InputError for a real picture that is not there or cannot be read, before any is made to compare to it."""
     for item in items:
         if item.reference is not None and not item.reference.is_file():
             raise InputError(
                 f"{item.reference}: the reference picture of {item.prompt[:200]!r} is not there; mend the prompts"
             )
+    for chunk in chunks(items, "real pictures"):  # all of each: it may be whole but for its end
+        references_of(chunk, size)
 
 
 def cut(path: Path, size: tuple[int, int]) -> np.ndarray:
@@ -169,7 +171,7 @@ def cut(path: Path, size: tuple[int, int]) -> np.ndarray:
     try:
         picture = Image.fromarray(decode(read_file(fs, inner, str(path), longest_file(MAX_PIXELS)), str(path)))
     except BadExample as error:
-        raise InputError(f"{path}: a reference picture that cannot be read ({error.reason})") from error
+        raise InputError(f"{path}: a reference picture that cannot be read ({error.reason}); mend it") from error
     scale = max(rows / picture.height, columns / picture.width)
     height, width = max(rows, round(picture.height * scale)), max(columns, round(picture.width * scale))
     top, left = (height - rows) // 2, (width - columns) // 2
@@ -218,7 +220,7 @@ def load_scorers(
             absent[name] = f"{count} pictures of {len(items)} prompts are too few for it"
     metrics, missing = load_metrics([name for name in others if name not in absent], weights)
     if any(info.name in REAL for metric in metrics for info in metric.infos):
-        check_references(items)
+        check_references(items, size)
     which = hashlib.sha256(json.dumps({key: identity(Path(path)) for key, path in weights.items()}).encode())
     published = [PublishedScorer(metric, items, size, which.hexdigest()) for metric in metrics]
     return [*scorers, *published], absent | missing

@@ -193,8 +193,6 @@ def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any]) -> None:
 def _score(options: argparse.Namespace, config: ConfigDict) -> Score:
     if options.prompt_file is None:
         return emoji_score(options.metric, options.prompts)
-    if not options.prompt_file.is_file():
-        raise InputError(f"--prompt_file {options.prompt_file}: no such file")
     items = load_items(ConfigDict(dict(kind="file", path=str(options.prompt_file))))
     weights = config.get("evaluation", ConfigDict()).get("weights") or {}
     given = {key: path for key, path in dict(weights).items() if path}

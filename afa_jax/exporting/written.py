@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import afa_jax
-from afa_jax.errors import InputError
+from afa_jax.cli.arguments import check_model
 from afa_jax.files import check_file
 from afa_jax.records import public_path, recorded
 from afa_jax.report.checkpoints import print_components
@@ -17,7 +17,6 @@ from afa_jax.weights.describe import component, container, file_sha256
 from afa_jax.weights.folders import check_target, write_folder
 from afa_jax.weights.load import open_checkpoint
 from afa_jax.weights.single_file import write_single_file
-from afa_jax.weights.tensors import PICKLES
 
 RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made, JSON
 
@@ -38,9 +37,8 @@ def is_single(out: Path) -> bool:
 
 
 def check_out(out: Path, overwrite: bool) -> None:
-    """Raise InputError for an output that is there, or whose name asks for a pickle."""
-    if out.suffix.lower() in PICKLES:
-        raise InputError(f"--out {out}: pickles are not written; end it in .safetensors, or name a folder")
+    """Raise InputError for an output that is there, or whose name is that of a file of another kind."""
+    check_model(out, overwrite)
     if is_single(out):
         check_file(out, overwrite)
     else:

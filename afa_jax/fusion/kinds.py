@@ -55,6 +55,10 @@ def fusion_config(kind: str, options: Mapping[str, Any]) -> FusionConfig:
     own: Any = KINDS[kind][0]
     fields = {field.name: field for field in dataclasses.fields(own)}
     where = "sabw" if kind == "afa" else "fusion"
+    options = {
+        name: int(value) if isinstance(value, float) and value.is_integer() and _is_whole(fields.get(name)) else value
+        for name, value in options.items()
+    }
     for name, value in options.items():
         if name not in fields:
             known = f"; there are {', '.join(fields)}" if fields else ""
@@ -66,6 +70,11 @@ def fusion_config(kind: str, options: Mapping[str, Any]) -> FusionConfig:
         if any(type(number) is not int or not 0 <= number <= LARGEST.get(name, 2**16) for number in numbers):
             raise InputError(f"{where}.{name}={value!r}; choose 0 to {LARGEST.get(name, 2**16)}, in whole numbers")
     return own(**{name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+
+
+def _is_whole(field: dataclasses.Field[Any] | None) -> bool:
+    """Whether a field holds a whole number, which a config may write as 1e2."""
+    return field is not None and type(field.default) is int
 
 
 def init_fusion(config: FusionConfig, unet: UNet, experts: int, seed: int) -> Any:

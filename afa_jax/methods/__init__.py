@@ -16,17 +16,14 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
-from afa_jax.errors import InputError
 from afa_jax.experts import Experts
 from afa_jax.fusion.kinds import sites_of
 from afa_jax.generate import SampleOptions
+from afa_jax.method_options import FAMILIES, check_entry
 from afa_jax.methods.kinds import KINDS, Loaded
 from afa_jax.methods.loading import Models, NotTrained
 from afa_jax.names import SAMPLING
 from afa_jax.records import public, recorded
-from afa_jax.weights.merge_options import number
-from afa_jax.weights.merging import KINDS as MERGES
-from afa_jax.weights.merging import check_options
 
 __all__ = [
     "FAMILIES",
@@ -40,10 +37,6 @@ __all__ = [
     "method_name",
 ]
 
-LEAST = dict(eta=0, steps=1, guidance=1)
-EVERYWHERE = ("name", "family", "what", *SAMPLING)
-"""Options of every kind."""
-FAMILIES = (*dict.fromkeys(kind.family for kind in KINDS.values()), "ablation")
 _REVISION = 1  # raise it when a kind makes other pictures of the same record: kept pictures are then made again
 
 
@@ -107,43 +100,6 @@ class Method:
         return sum(self.cost(int(t), options.guidance) for t in self.shared.schedule.timesteps(options.steps))
 
 
-def check_entry(entry: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
-    """The entry of a method as a dictionary: its kind is known, so are its options, and none is missing.
-
-    Nothing is loaded for it: of a long list all can be checked first.
-
-    Raises:
-        InputError: that is not so, or a number to sample with makes no sense.
-    """
-    options = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
-    kind = str(options.get("kind"))
-    if kind not in KINDS:
-        raise InputError(f"no method {kind!r}; there are {', '.join(KINDS)}")
-    if options.get("family", KINDS[kind].family) not in FAMILIES:
-        raise InputError(f"method {kind}: family={options['family']!r}; choose {', '.join(FAMILIES)}")
-    for field in SAMPLING:
-        if field in options:
-            value = options[field] = number(f"method {kind}: {field}", options[field])
-            if value < LEAST[field] or (field == "steps" and value % 1):
-                raise InputError(f"method {kind}: {field}={value:g}; choose {LEAST[field]} or more")
-    if "steps" in options:
-        options["steps"] = int(options["steps"])
-    known = _parameters(kind)
-    own = [option for option in options if option not in ("kind", *EVERYWHERE)]
-    if all(parameter.kind != parameter.VAR_KEYWORD for parameter in known.values()):
-        names = [name for name in known if name != "steps"]
-        for option in own:
-            if option not in names:
-                raise InputError(f"method {kind}: no option {option!r}; it has {', '.join(names) or 'none'}")
-    for name, parameter in known.items():
-        needed = parameter.kind == parameter.KEYWORD_ONLY and parameter.default is parameter.empty and name != "steps"
-        if needed and name not in options:
-            raise InputError(f"method {kind}: the option {name} is missing")
-    if kind in MERGES:
-        check_options(kind, {option: options[option] for option in own})
-    return options
-
-
 def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method:
     """A method, whose own weights are loaded when they are needed.
 
@@ -156,7 +112,8 @@ def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method
     name = str(options.pop("name", None) or method_name(dict(kind=kind) | options))
     sampling = {field: options.pop(field) for field in SAMPLING if field in options}
     family, what = options.pop("family", KINDS[kind].family), options.pop("what", KINDS[kind].what)
-    steps = dict(steps=sampling.get("steps", models.steps)) if "steps" in _parameters(kind) else {}
+    takes_steps = "steps" in inspect.signature(KINDS[kind].build).parameters
+    steps = dict(steps=sampling.get("steps", models.steps)) if takes_steps else {}
     built = KINDS[kind].build(models, **options, **steps)
     own = {option: value for option, value in options.items() if option != "workdir"}  # its hash is what counts
     record = dict(revision=_REVISION, kind=kind, options=own, experts=built.experts) | dict(built.record)
@@ -182,9 +139,3 @@ def method_name(entry: Mapping[str, Any]) -> str:
     expert = options.pop("expert", None)
     parts = [f"{field}={value}" for field, value in options.items() if not isinstance(value, Mapping)]
     return " ".join([f"{entry['kind']}:{expert}" if expert else str(entry["kind"]), *parts])
-
-
-def _parameters(kind: str) -> dict[str, inspect.Parameter]:
-    """The options of a kind; ``steps`` where it depends on those of the sampler."""
-    _, *parameters = inspect.signature(KINDS[kind].build).parameters.values()
-    return {parameter.name: parameter for parameter in parameters}

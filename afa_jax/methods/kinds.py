@@ -45,7 +45,7 @@ from afa_jax.weights.aggregators import (
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.json_files import read_json
 from afa_jax.weights.merge_kinds import BASE
-from afa_jax.weights.merge_options import fractions, number, numbers
+from afa_jax.weights.merge_options import fractions, number, numbers, whole
 from afa_jax.weights.merging import KINDS as MERGES
 from afa_jax.weights.merging import merge, needs_base
 
@@ -206,7 +206,7 @@ def _magicfusion(
     names = [general, *(name for name in _names("magicfusion: experts", experts) if name != general)]
     if not experts:
         names += [name for name in models.experts.names if name != general]
-    fuse_above = _integer("magicfusion: fuse_above", fuse_above)
+    fuse_above = whole("magicfusion: fuse_above", fuse_above)
     chosen = models.named(names)
     if sorted(names) == sorted(models.checkpoints):
         chosen = models.checkpoints  # loaded already
@@ -303,12 +303,10 @@ def _time(
         found, who = alternating(schedule.timesteps(steps), count)
     else:
         schemes: dict[str, Callable[[], Sequence[int]]] = dict(
-            uniform=lambda: uniform_edges(
-                _integer("time: intervals", count if intervals is None else intervals), total
-            ),
+            uniform=lambda: uniform_edges(whole("time: intervals", count if intervals is None else intervals), total),
             tree=lambda: binary_tree_edges(total=total),
-            refiner=lambda: base_refiner_edges(_integer("time: at", 200 if at is None else at)),
-            edges=lambda: [_integer("time: edges", edge) for edge in _listed("time: edges", edges)],
+            refiner=lambda: base_refiner_edges(whole("time: at", 200 if at is None else at)),
+            edges=lambda: [whole("time: edges", edge) for edge in _listed("time: edges", edges)],
         )
         found = tuple(schemes[scheme]())
         parts = len(found) + 1
@@ -387,7 +385,8 @@ def _afa(
 ) -> Built:
     """AFA; ``temperature`` sharpens its trained maps, ``top`` keeps the largest, ``order`` says whose map each gets."""
     names = models.experts.names
-    if top is not None and not 1 <= _integer("afa: top", top) <= len(names):
+    top = None if top is None else whole("afa: top", top)
+    if top is not None and not 1 <= top <= len(names):
         raise InputError(f"afa: top={top}; choose 1 to {len(names)}, the number of experts")
     if order is not None and sorted(_names("afa: order", order)) != sorted(names):
         raise InputError(f"afa: order={list(order)}; name each of {', '.join(names)} once")
@@ -402,12 +401,6 @@ def _afa(
         return aggregators
 
     return _fusion(models, "afa", workdir, changed)
-
-
-def _integer(what: str, value: Any) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputError(f"{what}={value!r}; make it a whole number")
-    return value
 
 
 def _listed(what: str, values: Any) -> Sequence[Any]:

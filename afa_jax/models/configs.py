@@ -16,6 +16,7 @@ _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
 # A file's numbers are not trusted: a network is built from them, layer by layer, before its weights are looked at.
 _MOST: dict[str, int] = dict(layers_per_block=4, transformer_layers_per_block=10, num_hidden_layers=100)
 _MOST_LEVELS, _WIDEST = 6, 2**20
+_MAY_BE_NULL = ("sample_size", "eos_token_id")  # no matter to the weights
 
 
 class ConfigError(InputError):
@@ -43,6 +44,24 @@ def _build(cls: type[C], values: Mapping[str, Any], what: str) -> C:
         return cls(**{name: float(value) if hints[name] is float else value for name, value in values.items()})
     except ConfigError as error:
         raise ConfigError(f"{what}: {error}") from None
+
+
+def _stored(cls: type[Any], data: Mapping[str, Any], what: str) -> dict[str, Any]:
+    """The fields of a class that a config says, lists as tuples.
+
+    Raises:
+        ConfigError: null, which neither diffusers nor transformers can build with, where it is no word for a default.
+    """
+    values = {}
+    for field in dataclasses.fields(cls):
+        value = data.get(field.name)
+        if value is not None:
+            values[field.name] = tuple(value) if isinstance(value, list) else value
+        elif field.name in data and field.default and field.name not in _MAY_BE_NULL:
+            raise ConfigError(
+                f"{what}: {field.name} is null; write what the network has, or remove the line for a default"
+            )
+    return values
 
 
 def _side(size: Any) -> Any:
@@ -135,10 +154,9 @@ class UNetConfig:
             dropout=(0,),
         )
         _check_fixed(data, fixed, what)
-        fields = {field.name for field in dataclasses.fields(cls)}
-        values: dict[str, Any] = {
-            k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields and v is not None
-        }
+        if data.get("num_attention_heads") is not None and data.get("attention_head_dim") is None:
+            data = {name: value for name, value in data.items() if name != "attention_head_dim"}  # the other counts
+        values = _stored(cls, data, what)
         values["sample_size"] = _side(values.get("sample_size", cls.sample_size))
         for field in ("block_out_channels", "cross_attention_dim"):
             if field not in values:
@@ -239,8 +257,7 @@ class VAEConfig:
             types = data.get(field, ())
             if wrong := [name for name in types if name != expected] if isinstance(types, list | tuple) else [types]:
                 raise ConfigError(f"{what}: {field}: {wrong[0]!r} is not supported (supported: {expected})")
-        fields = {field.name for field in dataclasses.fields(cls)}
-        values = {k: tuple(v) if isinstance(v, list) else v for k, v in data.items() if k in fields and v is not None}
+        values = _stored(cls, data, what)
         if "block_out_channels" not in values:
             raise ConfigError(f"{what}: the field 'block_out_channels' is missing")
         values["sample_size"] = _side(values.get("sample_size", cls.sample_size))
@@ -291,8 +308,7 @@ class TextConfig:
             raise ConfigError(
                 f"{what}: model_type={data['model_type']!r} is not supported (supported: clip_text_model)"
             )
-        fields = {field.name for field in dataclasses.fields(cls)}
-        values = {k: v for k, v in data.items() if k in fields and v is not None}
+        values = _stored(cls, data, what)
         for field in ("vocab_size", "hidden_size"):
             if field not in values:
                 raise ConfigError(f"{what}: the field {field!r} is missing")
@@ -302,4 +318,6 @@ class TextConfig:
         if self.hidden_act not in ("quick_gelu", "gelu"):
             raise ConfigError(f"hidden_act={self.hidden_act!r} is not supported (supported: quick_gelu, gelu)")
         if self.hidden_size % self.num_attention_heads:
-            raise ConfigError(f"{self.num_attention_heads} heads do not divide hidden_size {self.hidden_size}")
+            raise ConfigError(
+                f"num_attention_heads={self.num_attention_heads} does not divide hidden_size={self.hidden_size}"
+            )

@@ -24,6 +24,7 @@ from afa_jax.sampling.pictures import file_name, recipe_of, slug
 from afa_jax.training.run import configured_fusion, train
 from afa_jax.training.workdir import check_workdir, read_metrics
 
+PAGE, COMPARISON = "index.html", "comparison.png"  # an --overwrite removes them with the run (training/workdir.py)
 PROMPTS = (
     "octopus and pizza, noto style",
     "fox and cheese, twemoji style",
@@ -66,6 +67,8 @@ def demo(
     experts = models.experts
     entries = [*(dict(kind="expert", expert=name) for name in experts.names), dict(kind="uniform"), dict(kind="afa")]
     pictures: dict[str, list[Picture]] = {}
+    for former in (PAGE, COMPARISON):  # of a run that went on: they show other pictures than are written from here on
+        (out / former).unlink(missing_ok=True)
     for method in (make_method(entry, models) for entry in entries):
         print(printable(f"sampling {len(PROMPTS)} pictures: {method.name}"))
         pictures[method.name] = _sample(method, config, out, seed)
@@ -75,7 +78,7 @@ def demo(
     stages = [stage.name for stage in experts.unet.stages]
     seconds = trained - started, sampled - trained
     write_page(out, pictures, experts.names, stages, timesteps, batch=config.train.batch, seconds=seconds)
-    print(f"open {out / 'index.html'}")
+    print(f"open {out / PAGE}")
 
 
 def _sampling(config: ConfigDict, maps: bool = False) -> SampleOptions:
@@ -104,7 +107,7 @@ def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
         for i in range(len(PROMPTS))
     ]
     sheet = labelled_grid(rows, PROMPTS, [*pictures, "AFA's last maps"])
-    save_picture(out / "comparison.png", sheet)
+    save_picture(out / COMPARISON, sheet)
 
 
 def write_page(
@@ -172,7 +175,7 @@ def write_page(
             ("Maps over timesteps (columns) and sites (rows)", f"<p>{colours}</p>{sheets}"),
         ],
     )
-    replace_text(out / "index.html", content)
+    replace_text(out / PAGE, content)
 
 
 def _smooth(points: Sequence[tuple[float, float]], width: int = 20) -> list[tuple[float, float]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import os
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -167,9 +166,6 @@ def load_method(config: ConfigDict, asked: Asked, sampling: SampleOptions, *, ma
         mesh = make_mesh(dict(data=-1))
     models = Models(config, asked.workdir, sampling.steps, mesh)
     sampling.check(models.experts)
-    scheduler = str(models.base.config("scheduler").get("_class_name") or "DDIM")
-    if first() and scheduler not in ("DDIM", "DDIMScheduler", "FlaxDDIMScheduler"):
-        warnings.warn(f"the base model's scheduler is {scheduler!r:.60}; pictures are sampled by DDIM", stacklevel=2)
     method = make_method(find_method(asked.method, config, asked.sampling), models)
     method.sampled_with(sampling).check(method.experts)
     return method

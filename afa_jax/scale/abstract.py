@@ -34,7 +34,7 @@ from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_mesh
 from afa_jax.training.state import batch_specs, init_state, make_train_step
 from afa_jax.weights.keys import flatten
-from afa_jax.weights.load import text_config, unet_config, vae_config
+from afa_jax.weights.load import noise_schedule, text_config, unet_config, vae_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -67,7 +67,7 @@ def architecture_of(config: ConfigDict) -> Architecture:
         unet=unet_config(first),
         text_encoder=text_config(first),
         vae=vae_config(base),
-        schedule=NoiseSchedule.from_json(base.config("scheduler")),
+        schedule=noise_schedule(base),
     )
 
 

@@ -27,22 +27,14 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.parallel import DATA, make_mesh, place
-from afa_jax.records import plain, recorded
+from afa_jax.records import plain
 from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
 from afa_jax.training.model_step import init_state, make_model_step, rows_at
-from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer
+from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.pictures import check_count, encode_scenes
-from afa_jax.training.workdir import (
-    MODEL,
-    check_model,
-    check_positive,
-    check_workdir,
-    keep_config,
-    open_workdir,
-    save_model,
-    write_config,
-)
+from afa_jax.training.start import check_start, data_of
+from afa_jax.training.workdir import MODEL, keep_config, open_workdir, save_model, write_config
 from afa_jax.weights import hub
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
@@ -66,12 +58,7 @@ def finetune(
         InputError: something of the config, its models, its data or the workdir cannot be used.
         Stopped: by SIGTERM or SIGINT, after saving.
     """
-    check_workdir(workdir, resume=resume, overwrite=overwrite)
-    check_model(workdir, resume=resume)
-    check_positive(config, "steps", "batch", "log_every", "save_every")
-    check_optimizer(config.optimizer)
-    check_objective(config)
-    recorded(config)  # which can be kept
+    check_start(config, workdir, resume=resume, overwrite=overwrite)
     trained_by = f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}"
     opened = open_parts(config)
     vae, schedule = load_vae(opened.vae), opened.schedule
@@ -107,7 +94,7 @@ def finetune(
     mesh = make_mesh(dict(data=-1))
     if config.batch % (unit := mesh.size * config.get("accumulate", 1)):
         raise InputError(f"batch={config.batch}; choose a multiple of {unit}, the number of devices times accumulate")
-    data = ConfigDict(dict(kind="emoji") | config.data.to_dict())
+    data = data_of(config)
     source, reading = make_source(data), loading(data)
     check_count(config.scenes, source)
     started = dict(

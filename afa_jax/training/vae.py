@@ -20,10 +20,10 @@ from afa_jax.errors import InputError
 from afa_jax.models.configs import VAEConfig
 from afa_jax.models.layers import Conv
 from afa_jax.models.vae import VAE
-from afa_jax.records import recorded
 from afa_jax.training.loop import run_loop
-from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer, update_average
-from afa_jax.training.workdir import check_model, check_positive, check_workdir, open_workdir, save_model, write_config
+from afa_jax.training.optimizer import make_optimizer, update_average
+from afa_jax.training.start import check_start, data_of
+from afa_jax.training.workdir import open_workdir, save_model, write_config
 from afa_jax.weights.load import load_vae
 
 MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when they are whitened
@@ -46,14 +46,7 @@ def train_vae(
         InputError: something of the config, its models, its data or the workdir cannot be used.
         Stopped: by SIGTERM or SIGINT, after saving.
     """
-    check_workdir(workdir, resume=resume, overwrite=overwrite)
-    check_model(workdir, resume=resume)
-    check_positive(config, "batch", "log_every", "save_every")
-    if config.steps < 0:
-        raise InputError(f"steps={config.steps}; choose 0 (which only whitens) or more")
-    check_optimizer(config.optimizer)
-    check_objective(config)
-    recorded(config)  # which can be kept
+    check_start(config, workdir, resume=resume, overwrite=overwrite, untrained="which only whitens")
     if config.init:
         vae = load_vae(config.init)
     else:
@@ -61,7 +54,7 @@ def train_vae(
     optimizer = make_optimizer(config.optimizer, config.steps)
     if vae.quant_conv is None or vae.post_quant_conv is None:
         raise InputError(NO_QUANT_CONV)
-    source = make_source(ConfigDict(dict(kind="emoji") | config.data.to_dict()))
+    source = make_source(data_of(config))
     if len(source) < (needed := config.steps * config.batch + UNSEEN):
         raise InputError(f"data has {len(source):,} pictures; {config.steps} steps and the test need {needed:,}")
     open_workdir(workdir, resume=resume, overwrite=overwrite)

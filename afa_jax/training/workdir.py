@@ -15,66 +15,23 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from afa_jax import run_folders
 from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
-from afa_jax.files import aside, check_folder, is_partial, naming, replace_text, sweep, sync, writing
-from afa_jax.json_files import append, is_number, read_lines, read_object
+from afa_jax.files import naming, replace_text, sweep, sync, writing
+from afa_jax.json_files import append, is_number, read_lines
 from afa_jax.records import record_text
+from afa_jax.run_folders import CONFIG, LOCK, MODEL, OF_A_RUN, OVERWRITTEN, holds_run, is_removed
 from afa_jax.weights.folders import check_target, save_folder
 
-MODEL = "model"  # the folder of what is trained, where that is a whole model
-_CONFIG, _LOCK = "config.json", ".lock"
-_OVERWRITTEN = ".overwritten"
-"""The config of a run that is being removed, until that of the next one is there: what else there is may be no run."""
-_OF_A_RUN = (
-    "checkpoints", "metrics.jsonl", "validation.jsonl", "bad_examples.jsonl", "samples", "tensorboard", "wandb",
-    "wandb.json", "aggregators.safetensors", "ensemble.json", "best", MODEL, "trials.log", "trials.log.lock",
-    "best.json", aside(Path(MODEL)).name,
-)  # fmt: skip
-"""What trainers and the search write beside the config."""
+check_workdir = by_first(run_folders.check_workdir)
 
 
 def resume_if_any(options: argparse.Namespace) -> None:
     """Turn ``--resume_if_any`` into ``--resume``, nothing, or an ``--overwrite`` that was begun, as the workdir is."""
     if options.resume_if_any:
         workdir = options.workdir
-        options.resume, options.overwrite = on_first(lambda: [holds_run(workdir), _is_removed(workdir)])
-
-
-def holds_run(workdir: Path) -> bool:
-    """Whether a folder holds a run, not something else with a config.json, such as a model."""
-    if not (workdir / _CONFIG).is_file():
-        return False
-    if any((workdir / name).exists() for name in (_LOCK, "checkpoints", "metrics.jsonl", "trials.log")):
-        return True  # also where the config was damaged
-    try:
-        return not {"train", "optimizer", "search"}.isdisjoint(read_object(workdir / _CONFIG, ""))
-    except InputError:
-        return False
-
-
-def _is_removed(workdir: Path) -> bool:
-    """Whether an --overwrite was begun and no other run yet."""
-    return (workdir / _OVERWRITTEN).is_file() and not (workdir / _CONFIG).exists()
-
-
-@by_first
-def check_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "") -> None:
-    """Raise what open_workdir would raise, without touching anything."""
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other")
-    check_folder(workdir)
-    cached = _entry_of(workdir, cache)
-    if resume:
-        if not holds_run(workdir):
-            raise InputError(f"--resume: {workdir} holds no run; start it without, or with --resume_if_any")
-        return
-    if not workdir.is_dir() or all(_begun(path) or path.name == cached for path in workdir.iterdir()):
-        return
-    if not overwrite:
-        raise InputError(f"{workdir} is not empty: continue it with --resume, or replace it with --overwrite")
-    if not holds_run(workdir) and not _is_removed(workdir):
-        raise InputError(f"--overwrite: {workdir} does not look like a run (no {_CONFIG} of one); remove it yourself")
+        options.resume, options.overwrite = on_first(lambda: [holds_run(workdir), is_removed(workdir)])
 
 
 @by_first
@@ -88,28 +45,6 @@ def save_model(workdir: Path, **parts: Any) -> Path:
     """Write what was trained, by save_folder, over what the same run wrote before it went on; returns the folder."""
     save_folder(workdir / MODEL, **parts, overwrite=True)
     return workdir / MODEL
-
-
-def _entry_of(workdir: Path, cache: str) -> str | None:
-    """Return the name of what holds the cache in a workdir: it is made before the run has written anything there.
-
-    Raises:
-        InputError: the workdir itself, or a folder that a run writes, is to be the cache's.
-    """
-    try:
-        parts = Path(os.path.realpath(cache)).relative_to(os.path.realpath(workdir)).parts if cache else None
-    except ValueError:
-        return None
-    if parts is None:
-        return None
-    if not parts or parts[0] in (*_OF_A_RUN, _CONFIG, _LOCK, _OVERWRITTEN):
-        raise InputError(f"cache.path={cache}: a run writes there itself; choose another folder, such as one beside it")
-    return parts[0]
-
-
-def _begun(path: Path) -> bool:
-    """Whether an entry of a workdir is from a start that was killed before it had written its config."""
-    return path.name in (_LOCK, _OVERWRITTEN) or (is_partial(path) and path.name.startswith(f".{_CONFIG}."))
 
 
 @by_first
@@ -136,12 +71,12 @@ def open_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "
 
 
 def _remove_run(workdir: Path) -> None:
-    config, removed = workdir / _CONFIG, workdir / _OVERWRITTEN
+    config, removed = workdir / CONFIG, workdir / OVERWRITTEN
     if config.is_file():
         config.replace(removed)
         sync(workdir)
     for path in [*workdir.iterdir()]:
-        if path.name.removesuffix(".damaged") in _OF_A_RUN:
+        if path.name.removesuffix(".damaged") in OF_A_RUN:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
             else:
@@ -155,7 +90,7 @@ def locked(workdir: Path) -> Iterator[None]:
     Raises:
         InputError: another process holds it.
     """
-    with open(workdir / _LOCK, "a") as file:
+    with open(workdir / LOCK, "a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -180,8 +115,8 @@ def write_config(workdir: Path, config: ConfigDict) -> None:
 
 def begin_run(workdir: Path, text: str) -> None:
     """Write config.json: from then on the folder holds a run."""
-    replace_text(workdir / _CONFIG, text)
-    (workdir / _OVERWRITTEN).unlink(missing_ok=True)
+    replace_text(workdir / CONFIG, text)
+    (workdir / OVERWRITTEN).unlink(missing_ok=True)
 
 
 @by_first

@@ -128,7 +128,8 @@ class FolderCheckpoint:
         return tensors
 
     def what(self, component: str, config: bool = False) -> str:
-        return str(self._folder(component) / "config.json" if config else self.weights(component))
+        name = "scheduler_config.json" if component == "scheduler" else "config.json"
+        return str(self._folder(component) / name if config else self.weights(component))
 
     def sha256(self, component: str) -> str:
         return hash_tensors(self.tensors(component))

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import os
-import re
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
@@ -18,6 +17,7 @@ from afa_jax.weights.aggregators import RECORD, WEIGHTS
 from afa_jax.weights.checkpoint import NETWORKS
 from afa_jax.weights.folders import FolderCheckpoint
 from afa_jax.weights.foreign_files import PICKLES
+from afa_jax.weights.hub_ids import parse_id
 from afa_jax.weights.load import unet_config
 from afa_jax.weights.lora_files import FILES as LORAS
 from afa_jax.weights.tensors import listed
@@ -25,8 +25,6 @@ from afa_jax.weights.tokenizer_files import TOKENIZER
 from afa_jax.weights.variants import shard_names, weights_name
 from afa_jax.weights.wrong_places import meant
 
-_ID = re.compile(r"(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?P<file>[^@]*[^@/]))?(?:@(?P<revision>[^@]+))?")
-_FILES = (*PICKLES, ".safetensors", ".msgpack")
 _PEFT_CONFIG = "adapter_config.json"
 
 
@@ -60,7 +58,7 @@ def fetch(
     """
     if os.path.exists(path):
         return _local(path, revision)
-    repo, file, revision = _parse(path, revision)
+    repo, file, revision = parse_id(path, revision)
     if file is not None:
         if variant is not None:
             raise InputError(f"{path}: variant={variant!r} is for diffusers repositories; name the file itself")
@@ -109,7 +107,7 @@ def fetch_lora(path: str, revision: str | None = None) -> Path:
     """
     if os.path.exists(path):
         return _local(path, revision)
-    repo, file, revision = _parse(path, revision)
+    repo, file, revision = parse_id(path, revision)
     names, cached = _names(path, repo, revision)
     beside = (file or "").rpartition("/")[0]
     loras = [one for one in ([file] if file else LORAS) if one in names]
@@ -141,7 +139,7 @@ def fetch_run(path: str | Path, revision: str | None = None) -> Path:
     """
     if os.path.isdir(path):
         return _local(str(path), revision)
-    repo, file, revision = _parse(str(path), revision)
+    repo, file, revision = parse_id(str(path), revision)
     if file is not None:
         raise InputError(f"{path}: no such folder; a trained run on the hub is called owner/name")
     return _download(str(path), repo, revision, [WEIGHTS, RECORD])
@@ -202,22 +200,6 @@ def _local(path: str, revision: str | None) -> Path:
     if revision is not None:
         raise InputError(f"{path}: revision={revision!r} is for the hub, and this path is here; leave it out")
     return Path(path)
-
-
-def _parse(path: str, revision: str | None) -> tuple[str, str | None, str | None]:
-    """The repository, file and revision that a path names."""
-    match = _ID.fullmatch(path)
-    if not match or ".." in path or match["repo"].endswith(_FILES):
-        raise InputError(f"{path}: no such file or folder{meant(path)}, and not a hub id like owner/name")
-    if match["file"] and not match["file"].endswith(_FILES):
-        raise InputError(
-            f"{path}: no such file or folder{meant(path)}, and not a file on the hub like owner/name/file.safetensors"
-        )
-    if match["file"] and match["file"].endswith(PICKLES):
-        raise InputError(f"{path}: no such file, and pickles are not downloaded; take a .safetensors file")
-    if revision and match["revision"] not in (None, revision):
-        raise InputError(f"{path}: two revisions, {match['revision']!r} and {revision!r}; name one")
-    return match["repo"], match["file"], match["revision"] or revision
 
 
 def _names(path: str, repo: str, revision: str | None) -> tuple[Collection[str], Path | None]:

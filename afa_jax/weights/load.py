@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
@@ -85,6 +86,17 @@ def text_config(checkpoint: Source) -> TextConfig:
     """The architecture of a checkpoint's text encoder; raises as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
     return TextConfig.from_json(checkpoint.config("text_encoder"), checkpoint.what("text_encoder", config=True))
+
+
+def noise_schedule(checkpoint: Source) -> NoiseSchedule:
+    """The noise schedule of a checkpoint.
+
+    Raises:
+        WeightsError: it has none, or one that is no JSON.
+        ScheduleError: one that cannot be followed.
+    """
+    checkpoint = open_checkpoint(checkpoint)
+    return NoiseSchedule.from_json(checkpoint.config("scheduler"), checkpoint.what("scheduler", config=True))
 
 
 def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> UNet:

@@ -21,12 +21,12 @@ from typing import Any
 import numpy as np
 
 from afa_jax.errors import InputError
+from afa_jax.names import BASE as BASE
 from afa_jax.weights.blocks import parse_blocks
 from afa_jax.weights.combine import block_average
-from afa_jax.weights.merge_options import fractions, number, numbers, share
+from afa_jax.weights.merge_options import fractions, number, numbers, share, whole
 from afa_jax.weights.same_network import SameNetwork
 
-BASE = "base"
 OVER_BASE = ("task_arithmetic", "ties", "dare", "model_stock")  # the kinds that start from theta_0
 PARALLEL = 0.9995  # from this cosine on slerp is linear: the sine that it divides by vanishes
 Rule = Callable[[str], np.ndarray]
@@ -126,8 +126,7 @@ def dare(
     p = number("dare: p", p)
     if not 0 <= p < 1:
         raise InputError(f"dare: p={p:g}; choose a probability from 0 to below 1")
-    if isinstance(seed, bool) or not isinstance(seed, int):
-        raise InputError(f"dare: seed={seed!r}; make it an integer")
+    seed = whole("dare: seed", seed)
 
     def delta(expert: str, key: str) -> np.ndarray:
         name = json.dumps([seed, expert, part.network.component, key])

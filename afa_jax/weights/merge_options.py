@@ -23,6 +23,15 @@ def number(what: str, value: Any) -> float:
     return finite
 
 
+def whole(what: str, value: Any) -> int:
+    """A whole number, also as 1e4; raises InputError for anything else."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputError(f"{what}={value!r}; make it a whole number")
+    return value
+
+
 def share(what: str, value: Any) -> float:
     """A number above 0, up to 1; raises InputError for anything else."""
     if not 0 < number(what, value) <= 1:

@@ -19,10 +19,11 @@ from afa_jax.weights.tokenizer_parts import (
     Entry,
     Merge,
     added_json,
-    check_class,
     decoder_tokens,
+    is_generic,
     json_merges,
     listed_tokens,
+    own_roles,
     read_flag,
     read_ids,
     read_max_length,
@@ -70,9 +71,9 @@ class TokenizerFiles:
         token = max(self.vocab, key=lambda token: self.vocab[token])
         if self.vocab[token] >= vocab_size:
             raise InputError(
-                f"{self.folder / self.files.get(token, _main(self.folder))}: {token!r} has the id {self.vocab[token]}, "
-                f"and the text encoder knows 0 to {vocab_size - 1} (vocab_size in its config.json); take the tokenizer "
-                "that belongs to it"
+                f"{self.folder / self.files.get(token, _main(self.folder))}: {token!r:.80} has the id "
+                f"{self.vocab[token]}, and the text encoder knows 0 to {vocab_size - 1} (its vocab_size); "
+                "take the tokenizer that belongs to it"
             )
 
     def write(self, folder: Path) -> None:
@@ -110,8 +111,8 @@ def read_tokenizer(folder: Path | str) -> TokenizerFiles:
     """
     folder = find_tokenizer(folder)
     config = read_object(folder / CONFIG) or {}
-    check_class(config, folder / CONFIG)
-    vocab, merges, listed = _read_vocabulary(folder)
+    generic = is_generic(config, folder / CONFIG)
+    vocab, merges, listed, own = _read_vocabulary(folder, generic)
     named = dict(special_tokens(config, _ROLES, folder / CONFIG))
     of_map = dict(special_tokens(read_object(folder / SPECIAL) or {}, _ROLES, folder / SPECIAL))
     if config.get("added_tokens_decoder") is None:  # as in transformers: else tokenizer_config.json has the last word
@@ -125,18 +126,22 @@ def read_tokenizer(folder: Path | str) -> TokenizerFiles:
             vocab[content], files[content] = number, path.name
         elif vocab[content] != number:
             raise InputError(
-                f"{path}: {content!r} has the id {number}, and {files.get(content, _main(folder))} says "
+                f"{path}: {content!r:.80} has the id {number}, and {files.get(content, _main(folder))} says "
                 f"{vocab[content]}; remove the file that is not of this tokenizer, or fetch all of them again"
             )
         tokens.setdefault(content, token)
     for key, (token, path) in named.items():
         if token.content not in vocab:
-            raise InputError(f"{path}: {key} is {token.content!r}, which is not in the vocabulary; name a token of it")
+            raise InputError(
+                f"{path}: {key} is {token.content!r:.80}, which is not in the vocabulary; name a token of it"
+            )
         tokens[token.content] = dataclasses.replace(tokens.get(token.content, token), special=True)
-    roles = {role: named[role][0].content if role in named else default for role, default in _ROLES.items()}
+    said = {role: named[role][0].content for role in _ROLES if role in named}
+    ends = {role: own[role] for role in ("bos_token", "eos_token") if role in own}  # what is put there, however called
+    roles = _ROLES | own | said | ends
     for role, content in roles.items():
         if content not in vocab:
-            raise InputError(f"{folder / _main(folder)}: it lacks {content!r}, the {role}; fetch the file again")
+            raise InputError(f"{folder / _main(folder)}: it lacks {content!r:.80}, the {role}; fetch the file again")
         tokens.setdefault(content, AddedToken(content=content, special=True))
     _check_unique(vocab, folder)
     _check_made(vocab, merges, tokens, folder)
@@ -157,8 +162,11 @@ def _main(folder: Path) -> str:
     return WHOLE if (folder / WHOLE).is_file() else VOCAB
 
 
-def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[Merge], list[Entry]]:
-    """Ids, merges and added tokens of tokenizer.json, or of vocab.json and merges.txt; of both, if they agree."""
+def _read_vocabulary(folder: Path, generic: bool) -> tuple[dict[str, int], list[Merge], list[Entry], dict[str, str]]:
+    """Ids, merges and added tokens of tokenizer.json, or of vocab.json and merges.txt; of both, if they agree.
+
+    The fourth are the roles that a ``generic`` tokenizer.json says by itself.
+    """
     whole, ids = read_object(folder / WHOLE), read_object(folder / VOCAB)
     has_merges = (folder / MERGES).is_file()
     if whole is None and (ids is None or not has_merges):
@@ -166,9 +174,11 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[Merge], list[En
             here, missing = (VOCAB, MERGES) if ids is not None else (MERGES, VOCAB)
             raise InputError(f"{folder / missing}: not there, and {here} is; fetch both, or {WHOLE}")
         raise InputError(f"{folder}: no tokenizer there ({VOCAB} and {MERGES}, or {WHOLE}); name the folder of one")
+    if generic and whole is None:
+        raise InputError(f"{folder / WHOLE}: not there, and {CONFIG} wants it; fetch it")
     vocab = {} if ids is None else read_ids(ids, str(folder / VOCAB))
     if whole is None:
-        return vocab, read_merges(folder / MERGES, vocab), []
+        return vocab, read_merges(folder / MERGES, vocab), [], {}
     path, model = folder / WHOLE, whole.get("model")
     if not isinstance(model, dict) or model.get("type") != "BPE" or model.get("end_of_word_suffix") != END_OF_WORD:
         raise InputError(f"{path}: its model is not CLIP's, BPE with the end_of_word_suffix {END_OF_WORD!r}")
@@ -179,12 +189,12 @@ def _read_vocabulary(folder: Path) -> tuple[dict[str, int], list[Merge], list[En
         if known.get(token) != number:
             other = f"the id {known[token]}" if token in known else "no such token"
             raise InputError(
-                f"{folder / VOCAB}: {token!r} has the id {number}, and {WHOLE} has {other}; remove the file that is "
-                "not of this tokenizer"
+                f"{folder / VOCAB}: {token!r:.80} has the id {number}, and {WHOLE} has {other}; remove the file that "
+                "is not of this tokenizer"
             )
     if has_merges and list(dict.fromkeys(read_merges(folder / MERGES, own))) != list(dict.fromkeys(merges)):
         raise InputError(f"{folder / MERGES}: not the merges of {WHOLE}; remove the file that is not of this tokenizer")
-    return own, merges, listed
+    return own, merges, listed, own_roles(whole, path, known) if generic else {}
 
 
 def _check_made(vocab: Mapping[str, int], merges: Sequence[Merge], added: Collection[str], folder: Path) -> None:
@@ -194,7 +204,7 @@ def _check_made(vocab: Mapping[str, int], merges: Sequence[Merge], added: Collec
         if len(token.removesuffix(END_OF_WORD)) > 1 and token not in made and token not in added:
             where = _main(folder) if _main(folder) == WHOLE else MERGES
             raise InputError(
-                f"{folder / where}: no merge makes the token {token[:40]!r}; the file is cut or of another tokenizer, "
+                f"{folder / where}: no merge makes the token {token!r:.80}; the file is cut or of another tokenizer, "
                 "fetch it again"
             )
 
@@ -205,5 +215,5 @@ def _check_unique(vocab: Mapping[str, int], folder: Path) -> None:
     for token, number in vocab.items():
         if (other := seen.setdefault(number, token)) != token:
             raise InputError(
-                f"{folder / _main(folder)}: {other!r} and {token!r} have one id, {number}; fetch the file again"
+                f"{folder / _main(folder)}: {other!r:.80} and {token!r:.80} have one id, {number}; fetch the file again"
             )

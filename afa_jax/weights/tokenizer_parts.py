@@ -17,7 +17,17 @@ Merge = tuple[str, str]
 
 _IDS = 2**31
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
+_GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")  # of any tokenizer.json, which alone says what is done
 _AGAIN = "fetch the file again"
+_TAKE = f"take a tokenizer of CLIP ({_CLASSES[0]})"
+_ENDS = r"<\|startoftext\|>|<\|endoftext\|>|"
+WORDS = _ENDS + r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
+"""What CLIP splits a text into."""
+_NORMALIZERS = (dict(type="NFC"), dict(type="Replace", pattern=dict(Regex=r"\s+"), content=" "), dict(type="Lowercase"))
+_SPLITS = (
+    dict(type="Split", behavior="Removed", invert=True),
+    dict(type="ByteLevel", add_prefix_space=False, use_regex=True),
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,13 +93,74 @@ def read_object(path: Path) -> dict[str, Any] | None:
     return data
 
 
-def check_class(config: Mapping[str, Any], path: Path) -> None:
-    """Raise InputError if tokenizer_config.json is another tokenizer's than CLIP's."""
+def is_generic(config: Mapping[str, Any], path: Path) -> bool:
+    """Whether tokenizer_config.json names a class that any tokenizer.json can be of; else it is CLIP's.
+
+    Raises:
+        InputError: it names the class of another tokenizer.
+    """
     name = config.get("tokenizer_class")
     if name is None and "auto_map" in config:
-        raise InputError(f"{path}: auto_map names code, which is not run; take a tokenizer of CLIP ({_CLASSES[0]})")
-    if name is not None and name not in _CLASSES:
-        raise InputError(f"{path}: tokenizer_class is {name!r}; Stable Diffusion 1.x/2.x takes a {_CLASSES[0]}")
+        raise InputError(f"{path}: auto_map names code, which is not run; {_TAKE}")
+    if name is not None and name not in (*_CLASSES, *_GENERIC):
+        raise InputError(f"{path}: tokenizer_class is {name!r:.80}; Stable Diffusion 1.x/2.x takes a {_CLASSES[0]}")
+    return name in _GENERIC
+
+
+def own_roles(whole: Mapping[str, Any], path: Path, ids: Mapping[str, int]) -> dict[str, str]:
+    """The roles of tokens that tokenizer.json says by itself: the two ends, and perhaps what fills a prompt up.
+
+    Raises:
+        InputError: it does with a text something else than CLIP's tokenizer.
+    """
+    model, splits = whole["model"], _steps(whole, "pre_tokenizer", "pretokenizers")
+    split = splits[0].get("pattern") if splits else None
+    regex = split.get("Regex") if isinstance(split, dict) else None
+    alike = dict(
+        normalizer=_does(_steps(whole, "normalizer", "normalizers"), _NORMALIZERS),
+        pre_tokenizer=_does(splits, _SPLITS) and regex in (WORDS, WORDS.removeprefix(_ENDS)),  # both have been saved
+        model=not any(map(model.get, ("continuing_subword_prefix", "dropout", "byte_fallback", "ignore_merges"))),
+    )
+    roles = _ends(whole.get("post_processor"), ids)
+    for key, is_clips in (alike | dict(post_processor=bool(roles))).items():
+        if not is_clips:
+            raise InputError(f"{path}: its {key} is not CLIP's; {_TAKE}")
+    padding = whole.get("padding")
+    fill = padding.get("pad_token") if isinstance(padding, dict) else None
+    return roles | (dict(pad_token=fill) if isinstance(fill, str) else {})
+
+
+def _steps(whole: Mapping[str, Any], key: str, inner: str) -> list[dict[str, Any]]:
+    """The steps of a part of tokenizer.json; none where they are damaged."""
+    part = whole.get(key)
+    steps = part.get(inner) if isinstance(part, dict) else None
+    return steps if isinstance(steps, list) and all(isinstance(step, dict) for step in steps) else []
+
+
+def _does(steps: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether each step says what is wanted of it; older files lack use_regex, which is true."""
+    known = [{"use_regex": True, **step} for step in steps]
+    return len(known) == len(wanted) and all({**step, **want} == step for step, want in zip(known, wanted, strict=True))
+
+
+def _ends(post: Any, ids: Mapping[str, int]) -> dict[str, str]:
+    """The tokens that a post_processor puts at both ends of a prompt; none where it does something else."""
+    match post:
+        case {"type": "RobertaProcessing", "cls": [str(first), first_id], "sep": [str(last), last_id]}:
+            pass
+        case {
+            "type": "TemplateProcessing",
+            "single": [{"SpecialToken": {"id": str(first)}}, {"Sequence": _}, {"SpecialToken": {"id": str(last)}}],
+            "special_tokens": dict(special),
+        }:
+            try:
+                (first_id,), (last_id,) = special[first]["ids"], special[last]["ids"]
+            except (KeyError, TypeError, ValueError):
+                return {}
+        case _:
+            return {}
+    same = first in ids and last in ids and (ids[first], ids[last]) == (first_id, last_id)
+    return dict(bos_token=first, eos_token=last) if same else {}
 
 
 def read_ids(data: Any, where: str) -> dict[str, int]:
@@ -128,10 +199,12 @@ def _check_merges(pairs: Sequence[Any], vocab: Mapping[str, int], where: Callabl
             or len(pair) != 2
             or not all(isinstance(p, str) and p.split() == [p] for p in pair)
         ):
-            raise InputError(f"{where(index)}: {pair!r} is no pair of tokens; {_AGAIN}")
+            raise InputError(f"{where(index)}: {pair!r:.80} is no pair of tokens; {_AGAIN}")
         for token in (*pair, "".join(pair)):
             if token not in vocab:
-                raise InputError(f"{where(index)}: the merge {' '.join(pair)!r} wants {token!r}, which is no token")
+                raise InputError(
+                    f"{where(index)}: the merge {' '.join(pair)!r:.80} wants {token!r:.80}, which is no token"
+                )
         merges.append((pair[0], pair[1]))
     return merges
 
@@ -177,9 +250,11 @@ def special_tokens(
     ``bos_token`` and the like, any other field whose name ends in ``_token``, and lists of more.
     """
     for key, value in data.items():
+        if value is None:  # not said
+            continue
         if key in roles or (key.endswith("_token") and isinstance(value, str | dict)):
             yield key, (_read_token(value, f"{path}: {key}"), path)
-        elif key in ("additional_special_tokens", "extra_special_tokens") and value is not None:
+        elif key in ("additional_special_tokens", "extra_special_tokens"):
             if not isinstance(value, list | dict):
                 raise InputError(f"{path}: {key} is no list of tokens; {_AGAIN}")
             for index, token in value.items() if isinstance(value, dict) else enumerate(value):
@@ -195,7 +270,7 @@ def read_max_length(config: Mapping[str, Any], path: Path) -> int | None:
     whole = isinstance(value, int | float) and (value == math.inf or value % 1 == 0)  # 77.0 too, and 1e30
     if isinstance(value, bool) or not whole or value < 3:
         raise InputError(
-            f"{path}: model_max_length is {value!r}; write how many tokens a prompt has with both its ends, such as 77"
+            f"{path}: model_max_length is {value!r:.80}; write how many tokens a prompt has with its ends, such as 77"
         )
     return int(value) if value < _IDS else None
 
@@ -204,7 +279,7 @@ def read_flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
     """A field of tokenizer_config.json that is true or false; false where it is not there."""
     value = config.get(key, False)
     if not isinstance(value, bool):
-        raise InputError(f"{path}: {key} is {value!r}; write true or false")
+        raise InputError(f"{path}: {key} is {value!r:.80}; write true or false")
     return value
 
 
@@ -214,16 +289,17 @@ def _read_token(value: Any, where: str) -> AddedToken:
         _check_token(value, where)
         return AddedToken(content=value)
     _check_token(value.get("content"), f"{where}.content")
-    flags = {field.name: value[field.name] for field in dataclasses.fields(AddedToken)[1:] if field.name in value}
+    names = [field.name for field in dataclasses.fields(AddedToken)[1:]]
+    flags: dict[str, Any] = {name: value[name] for name in names if value.get(name) is not None}
     for name, flag in flags.items():
         if not isinstance(flag, bool):
-            raise InputError(f"{where}.{name} is {flag!r}; write true or false")
+            raise InputError(f"{where}.{name} is {flag!r:.80}; write true or false")
     return AddedToken(content=value["content"], **flags)
 
 
 def _check_token(token: Any, where: str) -> None:
     if not isinstance(token, str) or not token or has_surrogates(token):
-        raise InputError(f'{where} is {token!r}; write a token, such as "<|endoftext|>"')
+        raise InputError(f'{where} is {token!r:.80}; write a token, such as "<|endoftext|>"')
 
 
 def has_surrogates(text: str) -> bool:
@@ -233,5 +309,7 @@ def has_surrogates(text: str) -> bool:
 
 def _check_id(number: Any, token: str, where: str) -> int:
     if type(number) is not int or not 0 <= number < _IDS:
-        raise InputError(f"{where}: {token!r} has the id {number!r}; that is a whole number from 0 to {_IDS - 1}")
+        raise InputError(
+            f"{where}: {token!r:.80} has the id {number!r:.80}; that is a whole number from 0 to {_IDS - 1}"
+        )
     return number

@@ -177,6 +177,7 @@ def test_what_is_there_stays_unless_overwriting_is_asked_for(root, tmp_path, cap
         (["ROOT/a", "ROOT/b", "--out", "x"], "2 inputs for one --out"),
         (["ROOT/nothing", "--out", "x"], "nothing: no such file or folder"),
         (["ROOT/a", "--out", "x.ckpt"], "pickles are not written"),
+        (["ROOT/a", "--out", "x.json"], "x.json: a model is written as safetensors, or as a folder"),
         (["ROOT/a", "--out", "x", "--lora", "nothing.safetensors:0.5"], "nothing.safetensors: no such file or folder"),
         (["ROOT/a", "--out", "x", "--base", "ROOT/bad_vae", "--vae", "ROOT/bad_vae"], "no such file or folder"),
         (["ROOT/a", "--out", "x", "--json", "y"], "--json goes with --inspect"),

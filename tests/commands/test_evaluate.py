@@ -5,7 +5,9 @@ import gc
 import json
 import shutil
 import weakref
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +31,7 @@ from afa_jax.evaluation.comparison import (
 )
 from afa_jax.evaluation.infos import MetricInfo
 from afa_jax.evaluation.main_metric import main_metric
-from afa_jax.evaluation.picture_files import folders_by_name, read_index, slug
+from afa_jax.evaluation.picture_files import folders_by_name, read_index, slug, write_index, write_method
 from afa_jax.evaluation.pictures import PictureFolder, record_of
 from afa_jax.evaluation.prompts import Item, fewer
 from afa_jax.generate import Picture, SampleOptions
@@ -241,6 +243,29 @@ def test_a_comparison_without_any_metric_has_pictures_costs_and_a_page(place, mo
     assert all("octopus" in path.name or "_seed" in path.name for path in folders["uniform"].glob("*.png"))
 
 
+def test_a_method_that_is_not_finite_is_named_and_costs_no_other_its_row(place, tmp_path, capsys):
+    """Not even where it is the first expert, beside whose time all others are measured."""
+    unet = tiny.unet(1, tiny.MICRO_UNET)
+    last: Any = unet.stages[-1]
+    last.conv_out.kernel[...] *= 1e38
+    shutil.copytree(place / "a", tmp_path / "broken")
+    shutil.rmtree(tmp_path / "broken" / "unet")
+    save_folder(tmp_path / "new", unet=unet)
+    shutil.copytree(tmp_path / "new" / "unet", tmp_path / "broken" / "unet")
+    experts = [dict(name="broken", path=f"{tmp_path}/broken"), dict(name="b", path=f"{place}/b")]
+    line = ["--config", f"{place}/config.py", f"--config.experts={experts}", "--out", str(tmp_path / "out")]
+    methods = [dict(kind="expert", expert="broken"), dict(kind="expert", expert="b"), dict(kind="uniform")]
+    fields = dict(methods=methods, seeds=(0,), equal_time=()) | {"noise.pairs": 0, "curves.methods": ()}
+    line += ["--prompts", "2", *(f"--config.evaluation.{name}={value}" for name, value in fields.items())]
+    for more in (["--pictures_only"], []):
+        assert run(evaluate.main, [*line, *more]) == 2
+        error = capsys.readouterr().err.splitlines()[-1]
+        assert error.startswith("error: expert:broken, uniform: ") and "NaN" in error
+    report = json.loads((tmp_path / "out" / "part" / "report.json").read_text())
+    assert [row["name"] for row in report["methods"]] == ["expert:b"]
+    assert report["absent_methods"].keys() == {"expert:broken", "uniform"}
+
+
 def test_the_index_has_the_methods_of_every_process_that_made_pictures(place, tmp_path):
     """So the sheet has all of them, in the config's order and then those of the command lines."""
     out = ["--config", f"{place}/config.py", "--out", str(tmp_path), "--pictures_only", "--prompts", "1"]
@@ -254,6 +279,17 @@ def test_the_index_has_the_methods_of_every_process_that_made_pictures(place, tm
         assert picture.height > 3 * 64
     assert run(evaluate.main, [*out, "--method", "expert:a", "--config.evaluation.examples=0"]) == 0
     assert not read_index(tmp_path / "pictures")["examples"]
+
+
+def test_the_index_has_the_methods_of_processes_that_write_it_at_once(tmp_path):
+    """Threads here; a lock that one of them has keeps out the others as it does processes."""
+    names = [f"method {i}" for i in range(16)]
+    with ThreadPoolExecutor(16) as pool:
+        wait = [pool.submit(write_index, tmp_path, methods=[n], prompts=["a"], examples=[], seeds=[0]) for n in names]
+        wait += [pool.submit(write_method, tmp_path / "of", name, dict(kind="a")) for name in names]
+    assert all(one.exception() is None for one in wait)
+    assert sorted(read_index(tmp_path)["methods"]) == sorted(names)
+    assert set(folders_by_name(tmp_path)) == set(names)
 
 
 OPTIONS = SampleOptions(size=(32, 64), steps=2, guidance=2.0, batch=4)

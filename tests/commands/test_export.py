@@ -150,6 +150,7 @@ def test_stages_without_a_site_take_the_nearest_ones_weights():
         (["--pair", "x"], "--workdir is missing"),
         (["--bake", "d", "x"], "no expert 'd'; there are a, b, c"),
         (["--bake", "a", "x.pt"], "pickles are not written"),
+        (["--bake", "a", "x.txt"], "x.txt: a model is written as safetensors, or as a folder; end it in .safetensors"),
         (["--snapshot", "x", "--workdir", "nowhere"], "nowhere: no such f"),
         (["--snapshot", "x", "--workdir", "nowhere", "--pairs=1"], "choose --pairs of 2 or more"),
     ],

@@ -1,10 +1,15 @@
 """What is wrong with a command line is found before anything heavy is imported."""
 
+import inspect
 import subprocess
 import sys
 from pathlib import Path
 
-from afa_jax import methods, names
+import pytest
+
+from afa_jax import method_options, methods, names
+from afa_jax.cli.arguments import check_model
+from afa_jax.errors import InputError
 from afa_jax.evaluation import search
 from afa_jax.scale import abstract
 from afa_jax.weights import merge_kinds
@@ -45,6 +50,7 @@ own["sample"] += [
     (["--prompt=fox", "--out=x", config, f"--{option}"], option.partition("=")[0])
     for option in ("num_images=0", "seed=-2", "steps=0", "guidance=nan", "size=64", "method=magic", "eta=-1")
 ]
+own["sample"].append((["--prompt=fox", "--out=x", config, "--method=ties,densty=1"], "ties: no option 'densty'; there"))
 for name in ("train", "finetune", "train_vae", "search"):
     own[name].append((["--workdir=/dev/null/x", others.get(name, config)], "cannot be written"))
 for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("maps", "--prompt=fox"),
@@ -53,20 +59,52 @@ for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("ma
 own["export"].append((["--workdir=x", "--pair=/dev/null/x", config], "cannot be written"))
 own["aot"].append((["--devices=2", "--json=/dev/null/x", config], "cannot be written"))
 own["merge"].append((["--method=magic", "--out=x", config], "no merge 'magic'; there are average"))
+methods = {
+    "expert:NOSUCH": "no expert 'NOSUCH'; there are animals, food, things", "ties,density=2": "density=2",
+    "afa,top=4": "top=4; choose 1 to 3", "dare,p=1": "p=1", "ties,densty=1": "no option 'densty'", "expert": "missing",
+    "average,weights.food=0.5": "sum to 0.5", "uniform,steps=0": "steps=0", "ties,density": "FIELD=VALUE",
+}  # fmt: skip
+for method, fact in methods.items():
+    if fact != "FIELD=VALUE":  # else the config may have a method of this name
+        own["evaluate"].append(([f"--method={method}", "--out=x", config], fact))
+        own["sample"].append(([f"--method={method}", "--prompt=fox", "--out=x", config], fact))
+    if method.split(",")[0] in ("ties", "dare", "average"):
+        own["merge"].append(([f"--method={method}", "--out=x", config], fact))
+listed = "--config.evaluation.methods=[{'kind': 'ties', 'density': 2}]"
+own["evaluate"].append((["--out=x", config, listed], "density=2"))
+for name in ("sample", "maps"):
+    sized = f"--config.base={root}/models/emoji/base"
+    own[name].append((["--prompt=fox", "--out=x", config, sized, "--size=33x64"], "size 33x64: both sides must be"))
+for name in ("train", "finetune", "train_vae", "search"):
+    own[name].append((["--workdir=x", others.get(name, config), "--resume"], "--resume: x holds no run"))
+    own[name].append(([f"--workdir={root}", others.get(name, config)], "is not empty"))
 own |= {
     "demo": [
         (["--out=/dev/null/x"], "cannot be written"),
         (["--seed=-2"], "--seed"),
         (["--config.trian.steps=1"], "no such field"),
+        (["--out=x", "--resume"], "--resume: x holds no run"),
     ],
     "convert": [
         (["a"], "--out is missing"),
         (["a", "--out=b", "--dtype=int8"], "--dtype"),
         (["--inspect", "a", "--out=b"], "--out does not go with --inspect"),
-        (["a", "--out=/dev/null/b"], "cannot be written"),
+        ([f"{root}/models", "--out=/dev/null/b"], "cannot be written"),
+        (["a", "--out=b"], "a: no such file or folder"),
+        ([f"{root}/models", "--out=b", "--vae=c.safetensors"], "c.safetensors: no such file"),
+        ([f"{root}/models", "--out=b", "--lora=d:0.5"], "d: no such file"),
         (["--inspect", "a", "--json=/dev/null/b"], "cannot be written"),
     ],
     "report.__main__": [([], "--workdir and --out"), (["--sheet=a", "--out=b", "--prompts=0"], "--prompts")],
+    "new_config": [
+        ([*model, *expert, *more], fact) for model, expert, more, fact in (
+            (["a", "--base=b"], ["--expert=c=c"], [], "b: no such file"),
+            (["a", f"--base={root}/models"], ["--expert=c=c"], [], "c: no such file"),
+            (["a", f"--base={root}/models"], [f"--expert=c={root}/models,lora=d:1"], [], "d: no such file"),
+            (["a", f"--base={root}/models"], [f"--expert=c={root}/models"], ["--data=e"], "--data e"),
+            (["a", f"--base={root}/models/emoji/base"], [f"--expert=c={root}/models"], ["--size=33x64"], "size 33x64"),
+        )
+    ],
     "data.prepare": [(["--builder=x"], "--builder")],
 }
 for name, lines in own.items():
@@ -89,5 +127,28 @@ def test_wrong_lines_cost_no_heavy_import(tmp_path):
 
 
 def test_the_names_are_those_of_what_there_is():
+    families = dict.fromkeys(kind.family for kind in methods.KINDS.values())
+    assert (*families, "ablation") == method_options.FAMILIES
+    for kind, known in method_options.OPTIONS.items():
+        function = merge_kinds.KINDS[kind] if kind in names.MERGES else methods.KINDS[kind].build
+        own = [p for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
+        needed = [p.name for p in own if p.default is p.empty and p.name != "steps"]
+        assert needed == ([method_options.REQUIRED[kind]] if kind in method_options.REQUIRED else []), kind
+        assert known is None or tuple(known) == tuple(p.name for p in own if p.name != "steps"), kind
+    assert tuple(method_options.OPTIONS) == names.METHODS
     assert tuple(methods.KINDS) == names.METHODS and tuple(merge_kinds.KINDS) == names.MERGES
     assert search.KINDS == names.SPACES and tuple(abstract.KNOWN) == names.ARCHITECTURES
+
+
+@pytest.mark.parametrize(
+    "name", ["sd-v1.5", "merge_0.5", "mix.final", "sd15.fp16", "v2.1-base", "x.SafeTensors", "photo"]
+)
+def test_models_have_names_with_dots(name, tmp_path):
+    check_model(tmp_path / name)
+
+
+def test_a_folder_that_is_called_like_a_file_can_be_replaced(tmp_path):
+    (tmp_path / "x.txt").mkdir()
+    check_model(tmp_path / "x.txt", overwrite=True)
+    with pytest.raises(InputError, match=r"a\.gguf: .* end it in \.safetensors"):
+        check_model(tmp_path / "a.gguf")

@@ -107,6 +107,7 @@ def test_half_precision_is_rounded_once(root, tmp_path):
         ),
         (["--method=slerp"], "slerp is between two of the 3 experts"),
         (["--method=average", "--out=x.ckpt"], "pickles are not written"),
+        (["--method=average", "--out=x.txt"], "x.txt: a model is written as safetensors, or as a folder"),
         ([], "--method"),
     ],
 )

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import re
 import shutil
+import warnings
 from typing import Any
 
 import jax
@@ -342,3 +343,16 @@ def test_names():
     assert method_name(dict(kind="expert", expert="food")) == "expert:food"
     assert method_name(dict(kind="ties", density=0.2, workdir="x")) == "ties density=0.2"
     assert method_name(dict(kind="uniform")) == "uniform"
+
+
+def test_a_sampler_that_there_is_not_is_named_once_wherever_pictures_are_made(root, tmp_path):
+    """Every command that makes any looks at its options with the experts that it has loaded."""
+    shutil.copytree(root / "base", tmp_path / "base")
+    path = tmp_path / "base" / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | dict(_class_name="MySampler")))
+    config = load_config(f"{root}/config.py", [f"base={tmp_path}/base"])
+    experts = Models(config).experts
+    with pytest.warns(match="'MySampler'; pictures are sampled by DDIM"):
+        OPTIONS.check(experts)
+    with warnings.catch_warnings(action="error"):
+        OPTIONS.check(experts)

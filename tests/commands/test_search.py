@@ -306,7 +306,7 @@ def test_what_the_command_refuses(root, tmp_path, capsys, monkeypatch):
     assert "--prompts 2; choose 3 or more" in error("--metric", "kid", "--prompts", "2")
     assert "--trials: 0: write a whole number from 1" in error("--trials", "0")
     assert "--minutes 0.0; choose more than 0" in error("--minutes", "0")
-    assert "no such file" in error("--prompt_file", str(tmp_path / "absent.txt"))
+    assert "No such file" in error("--prompt_file", str(tmp_path / "absent.txt"))
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert "needs optuna, which is not installed: pip install -r requirements-search.txt" in error()
 

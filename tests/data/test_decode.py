@@ -1,6 +1,8 @@
 """Picture files with broken side data are their pixels; damaged and hostile ones are refused in bounded memory."""
 
+import contextlib
 import io
+import random
 import struct
 import subprocess
 import sys
@@ -10,8 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageCms, ImageOps
 
+from afa_jax.data.avif_size import av1_pixels
 from afa_jax.data.decode import PICTURES, check_max_pixels, decode, open_image
 from afa_jax.errors import BadExample, InputError
 
@@ -108,6 +111,20 @@ def test_pictures_are_turned_as_their_orientation_says(kind):
 
 
 WEBP = b"RIFF\xb2\0\0\0WEBPVP8 \xa6\0\0\0\xb0\3\0\x9d\1\x2a" + struct.pack("<HH", 9329, 14578) + bytes(160)
+AVIF = encode("AVIF", Image.new("RGB", (4096, 3072)), speed=10)
+
+
+def ispe(width: int, height: int) -> bytes:
+    return b"ispe" + bytes(4) + struct.pack(">II", width, height)
+
+
+def of_rows(rows: int, picture: Image.Image = RGB, **options: Any) -> bytes:
+    """A JPEG whose header says more rows than it has."""
+    data = encode("JPEG", picture, **options)
+    at = data.index(b"\xff\xc2" if options else b"\xff\xc0") + 5
+    return data[:at] + struct.pack(">H", rows) + data[at + 2 :]
+
+
 BAD = {
     "a PNG of 72 million pixels": (encode("PNG", Image.new("1", (9000, 8000))), "9000 x 8000 pixels, more than"),
     "a PNG of 720 million pixels": (encode("PNG", Image.new("1", (90_000, 8000))), "more than data.max_pixels"),
@@ -123,6 +140,11 @@ BAD = {
     ),
     "a TIFF that claims data": (ifd((256, 4, 1 << 30, 8)) + bytes(4), "claims more data"),
     "a JPEG of a thousand scans": (encode("JPEG") + b"\xff\xda" * 1000, "more than 100 scans"),
+    "a JPEG of ten times its rows": (of_rows(240), "fewer rows"),
+    "a JPEG of one block more": (of_rows(32), "fewer rows"),
+    "a gray JPEG of more rows": (of_rows(32, RGB.convert("L")), "fewer rows"),
+    "a progressive JPEG of more rows": (of_rows(48, progressive=True), "fewer rows"),
+    "an AVIF of other AV1 data": (AVIF.replace(ispe(4096, 3072), ispe(16, 16)), "12582912 pixels, and it says 16 x 16"),
     "EPS": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n", "none of AVIF, BMP"),
     "PDF": (b"%PDF-1.4\n", "none of"),
     "PPM": (b"P6 1 1 255 abc", "none of"),
@@ -138,6 +160,37 @@ def test_damaged_and_hostile_pictures_are_refused(case):
     with pytest.raises(BadExample, match=reason) as error:
         decode(data, "x.jpg")
     assert str(error.value).isprintable()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+@pytest.mark.parametrize("size", [(1, 1), (16, 16), (333, 257), (64, 1000)])
+def test_an_avifs_pixels_are_its_sequence_headers(mode, size):
+    data = encode("AVIF", Image.new(mode, size), speed=10)
+    assert av1_pixels(data) == size[0] * size[1] * (2 if mode == "RGBA" else 1)
+    frames = encode("AVIF", Image.new("RGB", size), save_all=True, append_images=[Image.new("RGB", size, "red")])
+    assert av1_pixels(frames) == 2 * size[0] * size[1]  # the item and the track
+    draw = random.Random(0)
+    for _ in range(50):  # damage is read, or refused, in no time
+        damaged = bytearray(frames)
+        for _ in range(5):
+            damaged[draw.randrange(len(damaged))] = draw.randrange(256)
+        with contextlib.suppress(ValueError):
+            assert av1_pixels(bytes(damaged)) >= 0
+
+
+@pytest.mark.parametrize("size", [(16, 16), (24, 16), (17, 33), (40, 8)])
+@pytest.mark.parametrize("options", [{}, dict(progressive=True), dict(restart_marker_blocks=1), dict(subsampling=0)])
+def test_a_gray_jpeg_that_is_whole_is_read(size, options):
+    data = encode("JPEG", Image.new("RGB", size, (128, 128, 128)), **options)
+    assert (decode(data, "gray") == 128).all() and decode(data, "gray", small=True).size
+
+
+def test_lab_is_rgb():
+    profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+    soft = Image.linear_gradient("L").convert("RGB")
+    lab = ImageCms.profileToProfile(soft, *profiles, outputMode="LAB")
+    assert lab is not None
+    assert np.abs(decode(encode("TIFF", lab), "x").astype(int) - np.asarray(soft)).max() <= 8
 
 
 @pytest.mark.parametrize(("bits", "white"), [(8, 1), (8, 0), (12, 1), (16, 1), (16, 0)])
@@ -164,6 +217,7 @@ def test_memory_is_bounded_by_pixels():
 import io
 from pathlib import Path
 from PIL import Image
+from afa_jax.data.avif_size import av1_pixels
 from afa_jax.data.decode import decode
 data = io.BytesIO(); Image.new("RGBA", (4000, 4000)).save(data, "PNG")
 Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from transformers import CLIPTokenizer
+from tokenizers.processors import TemplateProcessing
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
 from afa_jax.data.prompts import LONGEST_PROMPT, check_prompt, unsupported_syntax
 from afa_jax.data.text import Tokenizer
@@ -76,6 +77,42 @@ def test_as_transformers_5_saves_it(folder: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(Tokenizer(tmp_path / "copy")([PROMPT]), IDS)
 
 
+@pytest.mark.parametrize("name", ["TokenizersBackend", "PreTrainedTokenizerFast"])
+@pytest.mark.parametrize("template", [False, True])
+@pytest.mark.parametrize("pad", [None, "!"])
+def test_a_tokenizer_json_of_any_class_is_read_if_it_is_clips(
+    every_byte: Path, tmp_path: Path, name: str, template: bool, pad: str | None
+) -> None:
+    CLIPTokenizer.from_pretrained(every_byte).save_pretrained(tmp_path)
+    theirs = PreTrainedTokenizerFast(tokenizer_file=str(tmp_path / "tokenizer.json"), pad_token=pad)
+    start, end = map(theirs.convert_tokens_to_ids, ("<|startoftext|>", "<|endoftext|>"))
+    if template:
+        theirs.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|startoftext|> $A <|endoftext|>",
+            special_tokens=[("<|startoftext|>", start), ("<|endoftext|>", end)],
+        )
+    theirs.save_pretrained(tmp_path)
+    edited(tmp_path, CONFIG, lambda c: c | dict(tokenizer_class=name, bos_token=None, pad_token=pad))
+    text = "The cat's 12 hats, and é!"
+    ids = AutoTokenizer.from_pretrained(tmp_path)(text)["input_ids"]
+    fill = end if pad is None else theirs.convert_tokens_to_ids(pad)
+    assert ids[0] == start and Tokenizer(tmp_path)([text])[0].tolist() == (ids + [fill] * 77)[:77]
+
+
+def test_what_a_file_says_as_null_it_does_not_say(folder: Path) -> None:
+    edited(folder, CONFIG, lambda c: c | dict.fromkeys(("pad_token", "bos_token", "eos_token", "unk_token")))
+    added = {"672": dict(content="<|startoftext|>", normalized=None, special=True, lstrip=None)}
+    edited(folder, CONFIG, lambda c: c | dict(added_tokens_decoder=added))
+    edited(folder, SPECIAL, lambda c: dict.fromkeys(c))
+    np.testing.assert_array_equal(Tokenizer(folder)([PROMPT]), IDS)
+
+
+def test_an_added_token_that_is_a_space_is_transformers(folder: Path) -> None:
+    (folder / "added_tokens.json").write_text(json.dumps({" ": 674}))
+    theirs = CLIPTokenizer.from_pretrained(folder)(PROMPT)["input_ids"]
+    assert 674 in theirs and Tokenizer(folder)([PROMPT])[0].tolist()[: len(theirs)] == theirs
+
+
 @pytest.mark.parametrize("length", [None, 10**30, 1e30, 77, 2**62, "absent"])
 def test_the_encoders_positions_are_the_bound(folder: Path, length: Any) -> None:
     edited(folder, "tokenizer_config.json", lambda c: c | {"model_max_length": length} if length != "absent" else {})
@@ -108,6 +145,7 @@ CONFIG, SPECIAL, VOCAB = "tokenizer_config.json", "special_tokens_map.json", "vo
         (CONFIG, lambda c: c | dict(model_max_length=-5), "model_max_length"),
         (CONFIG, lambda c: c | dict(model_max_length="long"), "model_max_length"),
         (CONFIG, lambda c: c | dict(tokenizer_class="T5Tokenizer"), "tokenizer_class"),
+        (CONFIG, lambda c: c | dict(tokenizer_class="TokenizersBackend"), "tokenizer.json: not there"),
         (CONFIG, lambda c: [c], "no JSON object"),
         (CONFIG, lambda c: c | dict(added_tokens_decoder=3), "added_tokens_decoder"),
         (CONFIG, lambda c: c | dict(whole_words="yes"), "whole_words"),
@@ -139,6 +177,26 @@ def test_damage_is_one_line(folder: Path, name: str, change: Any, said: str) -> 
     with pytest.raises(InputError) as caught:
         Tokenizer(folder)([PROMPT])
     assert said in str(caught.value) and str(folder) in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("normalizer", None),
+        ("normalizer", dict(type="Sequence", normalizers=[dict(type="Lowercase")])),
+        ("pre_tokenizer", dict(type="ByteLevel", add_prefix_space=False)),
+        ("pre_tokenizer", dict(type="Sequence", pretokenizers=[3, None])),
+        ("post_processor", None),
+        ("post_processor", dict(type="RobertaProcessing", cls=["<|startoftext|>", 0], sep=["<|endoftext|>", 1])),
+        ("model", dict(dropout=0.1)),
+    ],
+)
+def test_a_tokenizer_json_of_another_kind_is_named(folder: Path, part: str, change: Any) -> None:
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(folder)
+    edited(folder, CONFIG, lambda c: c | dict(tokenizer_class="TokenizersBackend"))
+    edited(folder, "tokenizer.json", lambda c: c | {part: c[part] | change if part == "model" else change})
+    with pytest.raises(InputError, match=rf"tokenizer\.json: its {part} is not CLIP's"):
+        Tokenizer(folder)
 
 
 @pytest.mark.parametrize(

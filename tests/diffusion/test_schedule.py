@@ -132,6 +132,7 @@ def test_a_silent_config_means_diffusers_defaults():
         ("beta_start", 0.0),
         ("beta_end", 0.99),
         ("beta_end", float("nan")),
+        ("beta_start", None),
     ],
 )
 def test_foreign_schedules_are_refused(field, value):

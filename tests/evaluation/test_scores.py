@@ -164,6 +164,10 @@ def test_metrics_that_need_more_pictures_are_absent_before_any_is_made(monkeypat
 def test_a_real_picture_that_is_missing_is_found_at_the_start(monkeypatch, items):
     monkeypatch.setattr(scores, "load_metrics", lambda names, weights: ([Brightness("clip_i")], {}))
     assert load_scorers(["clip_i"], items, {}, size=(8, 8))[0]
+    whole = items[7].reference.read_bytes()
+    items[7].reference.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"7\.png: .* cannot be read"):
+        load_scorers(["clip_i"], items, {}, size=(8, 8))
     items[7].reference.unlink()
     with pytest.raises(InputError, match=r"7\.png: the reference picture of 'prompt 7' is not there"):
         load_scorers(["clip_i"], items, {}, size=(8, 8))

@@ -204,6 +204,10 @@ def test_a_fusion_is_data_and_its_parts_are_not_mixed_up():
     assert {leaf.shape[0] for leaf in jax.tree.leaves(stacked)} == {2}
 
 
+def test_a_whole_number_may_be_written_as_a_float():
+    assert repr(fusion_config("gate", dict(hidden=1e2))) == repr(fusion_config("gate", dict(hidden=100)))
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
@@ -211,6 +215,8 @@ def test_a_fusion_is_data_and_its_parts_are_not_mixed_up():
         ("gate", dict(depth=2), "fusion.depth: gate has no such option; there are hidden"),
         ("gate", dict(hidden="wide"), "fusion.hidden='wide': expected int"),
         ("gate", dict(hidden=0), "fusion.hidden=0; choose 1 or more"),
+        ("gate", dict(hidden=1.5), "fusion.hidden=1.5: expected int"),
+        ("gate", dict(hidden=1e30), "choose 0 to"),
         ("afa", dict(heads=0), "sabw.heads=0; choose 1 or more"),
         ("mbw", dict(hidden=2), "fusion.hidden: mbw has no such option"),
         ("afa", dict(hiden=2), "sabw.hiden: afa has no such option"),

@@ -80,10 +80,13 @@ def digest(shapes: dict[str, tuple[int, ...]]) -> str:
         ("time_embedding_type", "fourier"),
         ("up_block_types", ["SimpleCrossAttnUpBlock2D"] * 4),
         ("attention_head_dim", 7),
+        ("attention_head_dim", None),
+        ("block_out_channels", None),
+        ("block_out_channels", [320, None, 1280, 1280]),
     ],
 )
 def test_foreign_unets_are_refused(field, value):
-    said = "7 attention heads" if field == "attention_head_dim" else field
+    said = "7 attention heads" if value == 7 else field
     with pytest.raises(ConfigError, match=rf"^unet/config\.json: .*{said}"):
         UNetConfig.from_json(published_config("sd15/unet") | {field: value}, "unet/config.json")
 
@@ -96,6 +99,7 @@ def test_foreign_unets_are_refused(field, value):
         ("down_block_types", ["AttnDownEncoderBlock2D"] * 4),
         ("latents_mean", [0.0] * 4),
         ("mid_block_add_attention", False),
+        ("latent_channels", None),
         ("norm_num_groups", 48),
         ("scaling_factor", 0),
         ("scaling_factor", float("nan")),
@@ -110,11 +114,17 @@ def test_foreign_vaes_are_refused(field, value):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("model_type", "t5"), ("hidden_act", "relu"), ("hidden_size", 100)],
+    [("model_type", "t5"), ("hidden_act", "relu"), ("hidden_size", 100), ("num_attention_heads", None)],
 )
 def test_foreign_text_encoders_are_refused(field, value):
     with pytest.raises(ConfigError, match=rf"^text_encoder/config\.json: .*{field}"):
         TextConfig.from_json(published_config("sd15/text_encoder") | {field: value}, "text_encoder/config.json")
+
+
+def test_null_is_the_default_where_diffusers_writes_it():
+    unet = published_config("sd15/unet")
+    assert UNetConfig.from_json(unet | dict(num_attention_heads=None, sample_size=None)) == UNetConfig.from_json(unet)
+    assert UNetConfig.from_json(unet | dict(num_attention_heads=4, attention_head_dim=None)).heads == (4,) * 4
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,19 @@
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
+import pytest
 from PIL import Image
 
+from afa_jax.commands import load_config
 from afa_jax.generate import Picture, Request
+from afa_jax.report import demo
 from afa_jax.report.demo import PROMPTS, write_comparison, write_page
+from afa_jax.training.workdir import begin_run, open_workdir
+
+CONFIG = Path(__file__).parents[2] / "configs" / "emoji.py"
 
 
 def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
@@ -41,3 +48,22 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
         left = sheet.width - 6 * (128 + 6)
         corner = np.asarray(sheet.convert("RGB"))[20 : 20 + 64 : 2, left : left + 128 : 2]
     np.testing.assert_array_equal(corner, pictures["expert:animals"][0].pixels)
+
+
+def test_no_page_of_another_run_stands_beside_new_pictures(tmp_path, monkeypatch):
+    begin_run(tmp_path, '{"train": {}}')
+    page = tmp_path / "index.html"
+    page.write_text("of a run that is replaced")
+    open_workdir(tmp_path, resume=False, overwrite=True)
+    assert not page.exists()
+
+    def stopped(*_):
+        raise KeyboardInterrupt
+
+    page.write_text("of a run that goes on")
+    begin_run(tmp_path, '{"train": {}}')
+    monkeypatch.setattr(demo, "train", lambda *_, **__: None)
+    monkeypatch.setattr(demo, "_sample", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        demo.demo(load_config(str(CONFIG)), tmp_path, resume=True)
+    assert not page.exists()

@@ -30,7 +30,7 @@ def options(workdir: Path, *arguments: str) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     add_workdir_arguments(parser)
     parsed = parser.parse_args([f"--workdir={workdir}", *arguments])
-    check_workdir_arguments(parsed)
+    check_workdir_arguments(parsed, here=False)
     resume_if_any(parsed)
     return parsed
 

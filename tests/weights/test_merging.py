@@ -518,7 +518,7 @@ def test_options_may_be_of_a_config():
         ("ties", dict(density=0), "density=0; choose a share above 0, up to 1"),
         ("ties", dict(density=True), "density=True; make it a finite number"),
         ("dare", dict(p=1), "p=1; choose a probability"),
-        ("dare", dict(seed=0.5), "seed=0.5; make it an integer"),
+        ("dare", dict(seed=0.5), "seed=0.5; make it a whole number"),
         ("dare", dict(then="slerp"), "then='slerp'; choose task_arithmetic or ties"),
         ("dare", dict(density=0.5), "density is for then=ties"),
         ("slerp", {}, "between two of the 3 experts; name them"),

@@ -1,0 +1,36 @@
+"""What a trainer of one model looks at before it begins."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+from afa_jax.records import recorded
+from afa_jax.training.optimizer import check_objective, check_optimizer
+from afa_jax.training.workdir import check_model, check_positive, check_workdir
+
+
+def check_start(config: ConfigDict, workdir: Path, *, resume: bool, overwrite: bool, untrained: str = "") -> None:
+    """Look at a config and a workdir before any model is read.
+
+    Args:
+        untrained: what 0 steps are good for; nothing where they are not.
+
+    Raises:
+        InputError: something of them cannot be used.
+    """
+    check_workdir(workdir, resume=resume, overwrite=overwrite)
+    check_model(workdir, resume=resume)
+    check_positive(config, "batch", "log_every", "save_every")
+    if config.steps < (least := 0 if untrained else 1):
+        raise InputError(f"steps={config.steps}; choose {least}{f' ({untrained})' if untrained else ''} or more")
+    check_optimizer(config.optimizer)
+    check_objective(config)
+    recorded(config)  # which can be kept
+
+
+def data_of(config: ConfigDict) -> ConfigDict:
+    """Return ``data`` of a config; where it names no kind it is emoji scenes."""
+    return ConfigDict(dict(kind="emoji") | config.data.to_dict())
