@@ -35,6 +35,7 @@ test: lint types pytest
 lint: dev-env
 	@$(py) -m ruff check .
 	@$(py) -m ruff format --check .
+	@"$(VENV)/bin/lint-imports" --cache-dir .cache/importlinter
 
 types: dev-env
 	@$(py) -m mypy

@@ -20,7 +20,8 @@ from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
 from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.parallel import MODES, axis_size, take
+from afa_jax.mesh.parallel import MODES
+from afa_jax.trees import axis_size, take
 
 
 def main() -> None:

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
+from afa_jax.mesh.parallel import MODES, Mode, map_experts
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import MODES, Mode, axis_size, map_experts, take
+from afa_jax.trees import axis_size, take
 
 
 def main() -> None:

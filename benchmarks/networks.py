@@ -12,16 +12,16 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts import encode_prompts, load_experts
+from afa_jax.experts.frozen import encode_prompts, load_experts
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.kinds import init_fusion
 from afa_jax.fusion.sabw import SABWConfig
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import axis_size, stack
+from afa_jax.trees import axis_size, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import take
+from afa_jax.trees import take
 
 
 def main() -> None:

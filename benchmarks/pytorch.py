@@ -32,11 +32,10 @@ from timing import Program, Task, ratio, seconds, take_turns
 from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.samplers import ddim_constants, ddim_step
 from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.fusion.files import save_fusion
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import axis_size, take
-from afa_jax.weights.aggregators import save_fusion
-from afa_jax.weights.folders import save_folder
-from afa_jax.weights.keys import flatten, unflatten
+from afa_jax.trees import axis_size, flatten, take, unflatten
+from afa_jax.weights.formats.folders import save_folder
 
 STEPS, STEP, GUIDANCE = 25, 10, 3.0  # the DDIM step that is measured
 VARIANTS = ("eager", "channels_last", "compile")

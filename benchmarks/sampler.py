@@ -17,7 +17,7 @@ from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.samplers import ddim
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import take
+from afa_jax.trees import take
 
 GUIDANCE = 3.0
 

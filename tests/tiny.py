@@ -17,8 +17,8 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.trees import dotted
 from afa_jax.weights.checkpoint import abstract_network
-from afa_jax.weights.keys import dotted
 
 T = TypeVar("T")
 

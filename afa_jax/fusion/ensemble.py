@@ -12,12 +12,13 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import Array
 
-from afa_jax.collectives import experts_everywhere, for_own_experts, is_split, mean_over_experts, whole
 from afa_jax.errors import InputError
 from afa_jax.fusion.sabw import fuse
+from afa_jax.mesh.collectives import experts_everywhere, for_own_experts, is_split, mean_over_experts, whole
+from afa_jax.mesh.parallel import Mode, map_experts
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import Size, UNet, size_at
-from afa_jax.parallel import Mode, axis_size, map_experts, stack, take
+from afa_jax.trees import axis_size, stack, take
 from afa_jax.types import ExpertTextStates, Latents, Maps, OwnTextStates, SiteMaps, Timesteps
 
 # Fields that say the same in several ways (8 and [8, 8, 8, 8]) are compared by what they mean.

@@ -13,13 +13,13 @@ from typing import Any
 from flax import nnx
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.block_weights import BlockWeights, BlockWeightsConfig, Merged, merge_stacks
 from afa_jax.fusion.ensemble import Ensemble, Remat
-from afa_jax.fusion.gate import Gate, GateConfig
-from afa_jax.fusion.router import Routed, Router, RouterConfig
+from afa_jax.fusion.rivals.block_weights import BlockWeights, BlockWeightsConfig, Merged, merge_stacks
+from afa_jax.fusion.rivals.gate import Gate, GateConfig
+from afa_jax.fusion.rivals.router import Routed, Router, RouterConfig
 from afa_jax.fusion.sabw import Aggregators, SABWConfig
+from afa_jax.mesh.parallel import Mode
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import Mode
 
 FusionConfig = SABWConfig | GateConfig | RouterConfig | BlockWeightsConfig
 Fusion = Aggregators | Gate | Router | BlockWeights

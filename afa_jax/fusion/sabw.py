@@ -12,8 +12,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
-from afa_jax.collectives import all_rows, own_experts, share_of_rows, share_sum_over_experts, sum_over_experts
 from afa_jax.errors import InputError
+from afa_jax.mesh.collectives import all_rows, own_experts, share_of_rows, share_sum_over_experts, sum_over_experts
 from afa_jax.models.attention import Transformer2D
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.layers import Conv

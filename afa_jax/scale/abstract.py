@@ -17,23 +17,23 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from afa_jax import generate
 from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import mismatches
+from afa_jax.experts.frozen import mismatches
+from afa_jax.experts.sources import find_checkpoints
 from afa_jax.fusion.kinds import FusionConfig, assemble, init_fusion
-from afa_jax.generate import SampleOptions
-from afa_jax.ingredients import find_checkpoints
+from afa_jax.mesh.parallel import DATA, FSDP, ROWS, mesh_of, specs_of
+from afa_jax.methods.options import SampleOptions
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import DATA, FSDP, ROWS, mesh_of, specs_of
+from afa_jax.sampling import generate
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_mesh
-from afa_jax.training.state import batch_specs, init_state, make_train_step
-from afa_jax.weights.keys import flatten
+from afa_jax.training.step import batch_specs, init_state, make_train_step
+from afa_jax.trees import flatten
 from afa_jax.weights.load import noise_schedule, text_config, unet_config, vae_config
 
 

@@ -9,10 +9,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from afa_jax.collectives import divided, own_experts
 from afa_jax.data.pictures import to_images
-from afa_jax.experts import encode_prompts
-from afa_jax.parallel import Mode
+from afa_jax.experts.frozen import encode_prompts
+from afa_jax.mesh.collectives import divided, own_experts
+from afa_jax.mesh.parallel import Mode
 from afa_jax.types import Latents, OwnTextStates
 
 

@@ -14,7 +14,7 @@ from jax import Array
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.training.loss import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import update_average
-from afa_jax.weights.keys import unflatten
+from afa_jax.trees import unflatten
 
 State = dict[str, Any]
 """``params`` (by dotted path), ``opt`` (optimizer state), ``step``, and with an ema ``average`` (of the parameters)."""

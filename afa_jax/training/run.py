@@ -12,28 +12,28 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax.data.bad_examples import BadExamples
-from afa_jax.data.cache import check_cache
 from afa_jax.data.loader import loading
-from afa_jax.distributed import compiled_together, fetch, first, on_first, say, several, together
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, check_record, load_experts, with_encoders_here
+from afa_jax.experts.frozen import Experts, check_record, load_experts, with_encoders_here
 from afa_jax.fusion.ensemble import REMATS
+from afa_jax.fusion.files import RECORD, save_fusion
 from afa_jax.fusion.kinds import REMATERIALISED, SPREAD, Fusion, FusionConfig, fusion_config, init_fusion, kind_of
 from afa_jax.fusion.sabw import parameter_count
-from afa_jax.generate import SampleOptions
-from afa_jax.parallel import DATA, EXPERT, FSDP, mesh_of, place, place_rows, row_share
+from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, mesh_of, place, place_rows, row_share
+from afa_jax.mesh.processes import compiled_together, fetch, first, on_first, say, several, together
+from afa_jax.methods.options import SampleOptions
 from afa_jax.records import public_arguments, record_text, recorded
+from afa_jax.training.cache.cache import check_cache
 from afa_jax.training.checkpoints import Checkpoints
 from afa_jax.training.data import check_identity, make_training_data
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer
-from afa_jax.training.state import batch_specs, init_state, make_train_step, published
+from afa_jax.training.step import batch_specs, init_state, make_train_step, published
 from afa_jax.training.stopping import nothing_to_save
 from afa_jax.training.validation import Pairs, Validation
 from afa_jax.training.workdir import check_positive, check_workdir, keep_config, open_workdir, write_config
 from afa_jax.training.writers import check_writers
-from afa_jax.weights.aggregators import RECORD, save_fusion
-from afa_jax.weights.keys import flatten, shapes_of, unflatten
+from afa_jax.trees import flatten, shapes_of, unflatten
 
 
 def train(

@@ -19,18 +19,19 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from afa_jax.data.pictures import grid, to_images
-from afa_jax.distributed import by_first, compiled_together, first
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, encode_prompts, with_fusion
+from afa_jax.experts.frozen import Experts, encode_prompts, with_fusion
 from afa_jax.files import partial_file, replace_text
-from afa_jax.fusion.block_weights import BlockWeights
 from afa_jax.fusion.kinds import Fusion, assemble, site_names
+from afa_jax.fusion.rivals.block_weights import BlockWeights
 from afa_jax.fusion.routing import routing_of
-from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.json_files import read_lines
-from afa_jax.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
+from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
+from afa_jax.mesh.processes import by_first, compiled_together, first
+from afa_jax.methods.options import SampleOptions
+from afa_jax.sampling.generate import Request, generate
 from afa_jax.training.loss import prediction_errors
-from afa_jax.weights.keys import shapes_of, unflatten
+from afa_jax.trees import shapes_of, unflatten
 
 FILE = "validation.jsonl"
 

@@ -29,7 +29,8 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.keys import Key, flatten, pytorch_name, shape_in_pytorch, text_key, unet_key
+from afa_jax.trees import flatten
+from afa_jax.weights.keys import Key, pytorch_name, shape_in_pytorch, text_key, unet_key
 from afa_jax.weights.state_dicts import state_dict
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast
 

@@ -16,6 +16,7 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.trees import flatten
 from afa_jax.weights.checkpoint import (
     NETWORKS,
     Checkpoint,
@@ -23,13 +24,12 @@ from afa_jax.weights.checkpoint import (
     expected_shapes,
     network_config,
 )
-from afa_jax.weights.folders import FolderCheckpoint
-from afa_jax.weights.foreign_files import PICKLES
-from afa_jax.weights.keys import flatten
-from afa_jax.weights.single_file import SingleFileCheckpoint
+from afa_jax.weights.formats.folders import FolderCheckpoint
+from afa_jax.weights.formats.foreign_files import PICKLES
+from afa_jax.weights.formats.single_file import SingleFileCheckpoint
+from afa_jax.weights.formats.wrong_places import explain
 from afa_jax.weights.state_dicts import check_tensors, load_stack, load_state_dict
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError
-from afa_jax.weights.wrong_places import explain
 
 Source = Checkpoint | Path | str
 LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from afa_jax.weights.keys import Key, dotted, flatten, from_pytorch, shape_in_pytorch, to_pytorch
+from afa_jax.trees import dotted, flatten
+from afa_jax.weights.keys import Key, from_pytorch, shape_in_pytorch, to_pytorch
 from afa_jax.weights.tensors import Tensor, WeightsError, cast, check_finite, check_names, listed
 
 M = TypeVar("M")

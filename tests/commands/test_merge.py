@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from afa_jax import convert, merge
-from afa_jax.commands import load_config, run
-from afa_jax.experts import find_checkpoints
+from afa_jax.cli.commands import load_config, run
+from afa_jax.experts.frozen import find_checkpoints
 from afa_jax.exporting.written import RECIPE
-from afa_jax.weights import merging
 from afa_jax.weights.load import load_unet, open_checkpoint
+from afa_jax.weights.merging import merge as merging
 from tests import tiny
 
 CONFIG = "--config={root}/config.py"

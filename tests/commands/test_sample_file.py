@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa_jax import bulk, generate, sample
-from afa_jax.bulk import agreed, covered, existing, first_difference, path_of
-from afa_jax.commands import run
+from afa_jax import sample
+from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
-from afa_jax.generate import Request
-from afa_jax.prompt_files import read_prompts
+from afa_jax.sampling import generate
 from afa_jax.sampling import pictures as sampling
+from afa_jax.sampling import sample_many as bulk
+from afa_jax.sampling.generate import Request
+from afa_jax.sampling.prompt_files import read_prompts
+from afa_jax.sampling.sample_many import agreed, covered, existing, first_difference, path_of
 
 PROMPTS = ["octopus and pizza, noto style", "fox, blob style", "car, noto style", "fox, blob style", "owl, noto style"]
 

@@ -20,8 +20,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from afa_jax.commands import run
-from afa_jax.data import prepare
+from afa_jax import prepare
+from afa_jax.cli.commands import run
 from afa_jax.data.decode import decode
 from afa_jax.data.files import below_common, braces, filesystem
 from afa_jax.data.folder import CaptionedFolder

@@ -10,8 +10,8 @@ import pytest
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
 from afa_jax.diffusion.samplers import ddim
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.blending import MagicFusion, NoiseAverage, saliency
-from afa_jax.parallel import stack
+from afa_jax.fusion.rivals.blending import MagicFusion, NoiseAverage, saliency
+from afa_jax.trees import stack
 from tests import tiny
 from tests.fusion.experts import as_text, echoes
 

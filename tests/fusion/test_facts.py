@@ -13,9 +13,10 @@ from flax import nnx
 from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert, stack_experts
 from afa_jax.fusion.sabw import Aggregators, SABWConfig, parameter_count
+from afa_jax.mesh.parallel import MODES, map_experts
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet, size_at
-from afa_jax.parallel import MODES, map_experts, stack
+from afa_jax.trees import stack
 from tests import tiny
 
 

@@ -10,13 +10,12 @@ import pytest
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import encode_prompts
+from afa_jax.experts.frozen import encode_prompts
 from afa_jax.fusion.ensemble import Ensemble, SingleExpert
+from afa_jax.fusion.files import load_aggregators, load_fusion, save_fusion
 from afa_jax.fusion.kinds import KINDS, assemble, fusion_config, init_fusion, kind_of, site_names, sites_of
-from afa_jax.parallel import stack, take
-from afa_jax.training.state import init_state, make_train_step
-from afa_jax.weights.aggregators import load_aggregators, load_fusion, save_fusion
-from afa_jax.weights.keys import flatten, unflatten
+from afa_jax.training.step import init_state, make_train_step
+from afa_jax.trees import flatten, stack, take, unflatten
 from afa_jax.weights.tensors import WeightsError, read_tensors
 from tests import tiny
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.fusion.maxfusion import MaxFusion
-from afa_jax.parallel import stack
+from afa_jax.fusion.rivals.maxfusion import MaxFusion
+from afa_jax.trees import stack
 from tests import tiny
 
 

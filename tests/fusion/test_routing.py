@@ -9,7 +9,7 @@ from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import Permuted, Sharpened, TopK, routing_of
 from afa_jax.fusion.sabw import fuse
-from afa_jax.parallel import stack
+from afa_jax.trees import stack
 from tests import tiny
 
 AGGREGATORS = tiny.trained(3, tiny.MICRO_UNET, tiny.PLAIN_SABW, 7)

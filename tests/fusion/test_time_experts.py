@@ -13,14 +13,14 @@ from afa_jax.diffusion.samplers import ddim
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import stack_experts
-from afa_jax.fusion.time_experts import (
+from afa_jax.fusion.rivals.time_experts import (
     TimeExperts,
     alternating,
     base_refiner_edges,
     binary_tree_edges,
     uniform_edges,
 )
-from afa_jax.parallel import stack
+from afa_jax.trees import stack
 from tests import tiny
 
 NAMES = ("a", "b", "c")

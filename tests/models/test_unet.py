@@ -13,7 +13,7 @@ import pytest
 from flax import nnx
 
 from afa_jax.models.unet import ConvOut, UNet, size_at
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten
 from tests import tiny
 from tests.models.goldens import assert_close, deviation, jit, record, reference, unet, unet_inputs
 

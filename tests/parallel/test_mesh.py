@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from afa_jax import parallel
 from afa_jax.errors import InputError
 from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.parallel import AXES, make_mesh, place, place_rows, resolve_sizes, row_share, spec_of, specs_of
-from afa_jax.training.state import batch_specs
-from afa_jax.weights.keys import flatten
+from afa_jax.mesh import parallel
+from afa_jax.mesh.parallel import AXES, make_mesh, place, place_rows, resolve_sizes, row_share, spec_of, specs_of
+from afa_jax.training.step import batch_specs
+from afa_jax.trees import flatten
 from tests import tiny
 
 

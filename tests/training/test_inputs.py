@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from afa_jax.data.pictures import to_images
-from afa_jax.experts import encode_prompts
+from afa_jax.experts.frozen import encode_prompts
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import stack
 from afa_jax.training.inputs import latents_and_states, row_keys
+from afa_jax.trees import stack
 from tests import tiny
 
 ROWS = 8

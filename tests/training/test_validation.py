@@ -5,14 +5,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts import Experts
+from afa_jax.experts.frozen import Experts
 from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.generate import SampleOptions
-from afa_jax.parallel import stack
+from afa_jax.methods.options import SampleOptions
 from afa_jax.training.validation import Pairs, Validation, read_validation
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten, stack
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 
 

@@ -27,10 +27,11 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import NETWORKS, MemoryCheckpoint, expected_shapes
 from afa_jax.weights.describe import describe
-from afa_jax.weights.families import family_of
-from afa_jax.weights.folders import write_folder
-from afa_jax.weights.ldm_configs import found_config
-from afa_jax.weights.ldm_keys import ema_key, ldm_shape, ldm_table
+from afa_jax.weights.formats.families import family_of
+from afa_jax.weights.formats.folders import write_folder
+from afa_jax.weights.formats.ldm_configs import found_config
+from afa_jax.weights.formats.ldm_keys import ema_key, ldm_shape, ldm_table
+from afa_jax.weights.formats.single_file import CONFIGS, SingleFileCheckpoint, write_single_file
 from afa_jax.weights.load import (
     check_networks,
     load_text_encoder,
@@ -40,7 +41,6 @@ from afa_jax.weights.load import (
     unet_config,
     vae_config,
 )
-from afa_jax.weights.single_file import CONFIGS, SingleFileCheckpoint, write_single_file
 from afa_jax.weights.tensors import Tensor, WeightsError, read_metadata, read_tensors, write_tensors
 from tests import tiny
 from tests.models import goldens
