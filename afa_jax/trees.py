@@ -46,3 +46,8 @@ def take(tree: T, index: Any) -> T:
 def axis_size(tree: Any) -> int:
     """The common length of the leading axis."""
     return int(jax.tree.leaves(tree)[0].shape[0])
+
+
+def parameter_count(tree: Any) -> int:
+    """Return the number of parameters of a tree of arrays or shapes."""
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
-from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.fusion.afa import Ensemble
 from afa_jax.mesh.parallel import MODES
 from afa_jax.trees import axis_size, take
 

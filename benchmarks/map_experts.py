@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
-from afa_jax.mesh.parallel import MODES, Mode, map_experts
+from afa_jax.mesh.experts import map_experts
+from afa_jax.mesh.parallel import MODES, Mode
 from afa_jax.models.unet import UNet
 from afa_jax.trees import axis_size, take
 

@@ -15,7 +15,7 @@ from timing import Program, Task, ratio, seconds, take_turns
 
 from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.samplers import ddim
-from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.fusion.afa import Ensemble
 from afa_jax.models.unet import UNet
 from afa_jax.trees import take
 

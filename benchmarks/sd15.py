@@ -25,9 +25,8 @@ from flax import nnx
 
 from afa_jax.cli.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.ensemble import REMATS, Ensemble
-from afa_jax.fusion.kinds import init_fusion
-from afa_jax.fusion.sabw import SABWConfig, parameter_count
+from afa_jax.fusion.afa import REMATS, Ensemble, SABWConfig
+from afa_jax.fusion.registry import init_fusion
 from afa_jax.mesh.parallel import MODES
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
@@ -35,7 +34,7 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.step import init_state, make_train_step
-from afa_jax.trees import dotted, flatten
+from afa_jax.trees import dotted, flatten, parameter_count
 
 
 def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:

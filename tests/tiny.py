@@ -12,8 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from afa_jax.fusion.sabw import Aggregators, SABWConfig
+from afa_jax.diffusion.samplers.ddim import DDIM
+from afa_jax.diffusion.samplers.sampler import sample
+from afa_jax.fusion.afa import Aggregators, SABWConfig
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
@@ -113,10 +116,23 @@ def _abstract_aggregators(experts: int, config: UNetConfig, sabw: SABWConfig) ->
 
 
 def inputs(batch: int, experts: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> tuple[Any, Any, Any]:
-    """Latents, timesteps that differ, and the experts' text states."""
+    """Latents, timesteps that differ, and the experts' conditioning."""
     rng = np.random.default_rng(seed)
     return (
         jnp.asarray(rng.standard_normal((batch, *size, 4)), jnp.float32),
         jnp.asarray(rng.integers(0, 1000, batch), jnp.int32),
-        jnp.asarray(rng.standard_normal((experts, batch, 5, 8)), jnp.float32),
+        Conditioning(text=jnp.asarray(rng.standard_normal((experts, batch, 5, 8)), jnp.float32)),
     )
+
+
+def copies(conditioning: Conditioning, count: int) -> Conditioning:
+    """The first expert's, so often."""
+    return jax.tree.map(lambda own: jnp.repeat(own[:1], count, axis=0), conditioning)
+
+
+def ddim(
+    predict: Any, schedule: Any, x: Any, *, steps: int, eta: float = 0.0, strength: float = 1.0, **options: Any
+) -> Any:
+    """Samples by DDIM."""
+    sampler = DDIM(schedule=schedule, eta=eta)
+    return sample(sampler, predict, x, sampler.constants(steps, strength), **options)

@@ -25,8 +25,8 @@ from afa_jax.evaluation.distances import kernel_distance
 from afa_jax.evaluation.emoji.features import HEAD
 from afa_jax.evaluation.emoji.judge import accuracy, hits, load_judge, real_scenes
 from afa_jax.experts.frozen import Experts
-from afa_jax.fusion.ensemble import SingleExpert
 from afa_jax.fusion.rivals.block_weights import merge_stacks
+from afa_jax.fusion.single import SingleExpert
 from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.generate import Request, generate
 from afa_jax.weights.merging.blocks import BASE, block_names

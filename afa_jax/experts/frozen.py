@@ -14,14 +14,15 @@ from ml_collections import ConfigDict
 from afa_jax.diffusion.schedule import NoiseSchedule, ScheduleError
 from afa_jax.errors import InputError
 from afa_jax.experts import sources
-from afa_jax.fusion.ensemble import different_architectures
-from afa_jax.fusion.kinds import Fusion, assemble
+from afa_jax.experts.architectures import different_architectures
 from afa_jax.fusion.pair_record import check_experts
-from afa_jax.mesh.parallel import Mode, map_experts, place, spec_of
+from afa_jax.mesh.experts import Shared, map_experts
+from afa_jax.mesh.parallel import place, spec_of
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.vae import VAE
-from afa_jax.types import ExpertTextStates, TokenIds
+from afa_jax.types import TokenIds
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.load import (
@@ -228,9 +229,9 @@ def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
     return [dict(name=name, sha256=hash_components(own, EXPERT)) for name, own in checkpoints.items()]
 
 
-def encode_prompts(text_encoder: TextEncoder, ids: TokenIds, mode: Mode | None = None) -> ExpertTextStates:
-    """The text states ``[n, b, s, d]`` of N stacked text encoders for the same token ids."""
-    return map_experts(lambda encoder, ids: encoder(ids), (text_encoder,), (ids,), mode)
+def encode_prompts(text_encoder: TextEncoder, ids: TokenIds) -> Conditioning:
+    """Return what each of N stacked text encoders makes of the same token ids, ``[n, b, ...]``."""
+    return map_experts(lambda encoder, ids: encoder.encode(ids), text_encoder, Shared(ids))
 
 
 def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]], what: str) -> None:
@@ -261,11 +262,11 @@ def frozen(experts: Experts) -> dict[str, Any]:
     return dict(unet=experts.unet, text_encoder=experts.text_encoder, vae=experts.vae)
 
 
-def with_fusion(fusion: Fusion, experts: Experts) -> tuple[Any, Experts]:
+def with_fusion(fusion: Any, experts: Experts) -> tuple[Any, Experts]:
     """The Denoiser of a trained fusion, and the experts to sample it with.
 
     These are the same, except for block weights: their U-Net and text encoder are merged here, once, and take the
     experts' place as stacks of one.
     """
-    denoiser, text_encoder = assemble(fusion, experts.unet, experts.text_encoder)
+    denoiser, text_encoder = fusion.assemble(experts.unet, experts.text_encoder)
     return denoiser, dataclasses.replace(experts, unet=denoiser.experts, text_encoder=text_encoder)

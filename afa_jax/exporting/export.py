@@ -22,8 +22,9 @@ from afa_jax.experts.sources import bake
 from afa_jax.exporting.pair import Publication, check_pair, export_pair
 from afa_jax.exporting.snapshot import Predictions, block_weights, predictions
 from afa_jax.exporting.written import check_out, identity, write
-from afa_jax.fusion.ensemble import Ensemble, SingleExpert
+from afa_jax.fusion.afa import Ensemble
 from afa_jax.fusion.files import aggregators_hash, load_aggregators, read_record
+from afa_jax.fusion.single import SingleExpert
 from afa_jax.report.checkpoints import print_table
 from afa_jax.trees import stack
 from afa_jax.weights.checkpoint import Checkpoint

@@ -27,7 +27,7 @@ from afa_jax.files import (
     writing,
 )
 from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash, check_aggregators, read_record, recorded_fusion
-from afa_jax.fusion.kinds import kind_of
+from afa_jax.fusion.registry import kind_of
 from afa_jax.records import public_arguments, record_text
 from afa_jax.training.validation import read_validation
 from afa_jax.weights.checkpoint import Checkpoint, hash_components

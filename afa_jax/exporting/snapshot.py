@@ -14,7 +14,6 @@ from jax import Array
 from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts.frozen import Experts, encode_prompts
-from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import routing_of
 from afa_jax.training.noise_error import check_predictions, fixed_draws, noised
 
@@ -71,7 +70,7 @@ def _predict(
     vae, text_encoder = frozen
     noise, xt, t, ids = noised(vae, inputs, schedule)
     states = encode_prompts(text_encoder, ids)
-    if not isinstance(denoiser, Ensemble):
+    if not hasattr(denoiser, "with_maps"):
         return dict(noise=noise, predicted=schedule.noise(xt, denoiser(xt, t, states), t))
     prediction, maps = denoiser.with_maps(xt, t, states)
     return dict(noise=noise, predicted=schedule.noise(xt, prediction, t), weights=routing_of(maps)["weights"])

@@ -13,10 +13,10 @@ import jax.numpy as jnp
 
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
-from afa_jax.fusion.kinds import Fusion, FusionConfig, fusion_config, init_fusion, kind_of
+from afa_jax.fusion.afa import Aggregators
 from afa_jax.fusion.pair_record import FORMAT, read_pair_record
+from afa_jax.fusion.registry import fusion_config, init_fusion, kind_of
 from afa_jax.fusion.rivals.block_weights import BlockWeights
-from afa_jax.fusion.sabw import Aggregators
 from afa_jax.models.unet import UNet
 from afa_jax.names import PAIR
 from afa_jax.records import record_text
@@ -42,7 +42,7 @@ def fusion_key(kind: str) -> Key:
     return lambda path: f"{kind}.{path if path == 'logits' else pytorch_name(path)}"
 
 
-def save_fusion(folder: Path, fusion: Fusion, record: Mapping[str, Any]) -> None:
+def save_fusion(folder: Path, fusion: Any, record: Mapping[str, Any]) -> None:
     """Write both files into a folder; ``record`` (experts with hashes, schedule, training) goes into ensemble.json.
 
     Raises:
@@ -73,7 +73,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     return read_pair_record(folder / RECORD)
 
 
-def recorded_fusion(folder: Path) -> FusionConfig:
+def recorded_fusion(folder: Path) -> Any:
     """The configuration of a folder's fusion.
 
     Raises:
@@ -88,7 +88,7 @@ def recorded_fusion(folder: Path) -> FusionConfig:
         raise WeightsError(f"{folder / RECORD}: {error}") from None
 
 
-def load_fusion(folder: Path, unet: UNet, experts: int) -> Fusion:
+def load_fusion(folder: Path, unet: UNet, experts: int) -> Any:
     """The trained fusion of a folder, of any kind, for a stack of ``experts`` U-Nets, float32.
 
     Raises:

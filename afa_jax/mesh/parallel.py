@@ -12,7 +12,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
-from afa_jax.trees import axis_size, dotted, stack, take
-
-Mode = Literal["unroll", "scan", "vmap"]
-MODES: tuple[Mode, ...] = ("unroll", "scan", "vmap")
-DEFAULT_MODE: Mode = "scan"
-"""Chosen by benchmarks/map_experts.py: vmap turns convolutions into grouped ones, which are several times slower; scan
-saves compile time at the price of slicing the parameters in a loop."""
+from afa_jax.trees import dotted
 
 DATA, FSDP, EXPERT = AXES = ("data", "fsdp", "expert")
 """The mesh's axes; devices that are neighbours along the last one are near one another, for it exchanges the most."""
@@ -38,37 +32,6 @@ LARGE = 2**16
 """Elements of a frozen leaf from which on it is worth splitting over ``fsdp``."""
 
 T = TypeVar("T")
-
-
-def map_experts(
-    function: Callable[..., Any], mapped: tuple[Any, ...], shared: tuple[Any, ...] = (), mode: Mode | None = None
-) -> Any:
-    """``function(*mapped[i], *shared)`` for each expert i of this device, results stacked on a leading axis.
-
-    The meaning of every mode is ``jax.vmap`` over the leading axis of ``mapped``; they differ in the compiled program.
-
-    Args:
-        mapped: trees whose leaves have the leading axis N.
-        shared: trees that all experts get as they are.
-        mode: "unroll" (N copies in the program), "scan" (one copy, run N times) or "vmap".
-    """
-    mode = mode or DEFAULT_MODE
-    if mode == "vmap":
-        return jax.vmap(lambda one: function(*one, *shared))(mapped)
-    if mode == "scan" and axis_size(mapped) > 1:
-        return jax.lax.map(lambda one: function(*_slices_first(one), *shared), mapped)
-    return stack([function(*take(mapped, i), *shared) for i in range(axis_size(mapped))])
-
-
-def _slices_first(one: T) -> T:
-    """Keep XLA's CPU compiler from reading an expert's bias out of the stack in the loop that adds it.
-
-    Such a loop is not vectorised; what that costs is in docs/speed.md. Only vectors: matrices go to library calls, and
-    would be copied for the gradient.
-    """
-    if jax.default_backend() != "cpu":
-        return one
-    return jax.tree.map(lambda leaf: jax.lax.optimization_barrier(leaf) if leaf.ndim == 1 else leaf, one)
 
 
 def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: Sequence[Any] | None = None) -> Mesh:

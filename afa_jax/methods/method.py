@@ -18,7 +18,6 @@ from ml_collections import ConfigDict
 from afa_jax.config.method_options import FAMILIES, check_entry
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
 from afa_jax.experts.frozen import Experts
-from afa_jax.fusion.kinds import sites_of
 from afa_jax.methods.models import Models, NotTrained
 from afa_jax.methods.options import SampleOptions
 from afa_jax.methods.registry import KINDS, Loaded
@@ -88,7 +87,7 @@ class Method:
     @property
     def sites(self) -> list[str]:
         """What each of its maps belongs to; none where it has no maps."""
-        return sites_of(self.denoiser)
+        return list(getattr(self.denoiser, "sites", ()))
 
     def sampled_with(self, shared: SampleOptions) -> SampleOptions:
         """How it samples: as all do, but for what it has of its own."""

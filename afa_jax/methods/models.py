@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
+from afa_jax.experts.architectures import different_architectures
 from afa_jax.experts.frozen import Experts, load_experts, mismatches, record_of
 from afa_jax.experts.sources import find_checkpoints, parse_base, parse_expert
-from afa_jax.fusion.ensemble import different_architectures
 from afa_jax.fusion.files import RECORD
 from afa_jax.weights.checkpoint import Checkpoint, rounded
 from afa_jax.weights.compare import EXPERT

@@ -6,6 +6,9 @@ import dataclasses
 import functools
 import warnings
 
+from afa_jax.diffusion.samplers.registry import SAMPLERS
+from afa_jax.diffusion.samplers.sampler import Sampler
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts
 from afa_jax.mesh.processes import first as first_process
@@ -22,13 +25,16 @@ def _warn_of_sampler(name: str) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """How to sample; all of it is compiled into the program.
+    """How to sample.
+
+    Steps, guidance and batch-mates do not change the compiled program, unless something is kept of each step.
 
     Attributes:
         size: (rows, columns) of the pictures in pixels.
-        steps: network evaluations.
+        steps: of the sampler.
         guidance: scale of classifier-free guidance; 1 turns it off.
-        eta: of DDIM.
+        eta: of the sampler: 0 is deterministic, 1 has the variance of DDPM.
+        sampler: its name in SAMPLERS.
         batch: pictures at once. The last batch is filled up, so that there is one compilation.
         maps: keep the maps too.
         routing: keep what the maps of each step say in sum, ``routing_of``; a few numbers a step, whatever the size.
@@ -42,6 +48,7 @@ class SampleOptions:
     steps: int = 50
     guidance: float = 7.5
     eta: float = 0.0
+    sampler: str = "ddim"
     batch: int = 4
     maps: bool = False
     routing: bool = False
@@ -49,7 +56,7 @@ class SampleOptions:
     one_by_one: bool | None = None
 
     def check(self, experts: Experts) -> None:
-        """Raise InputError for a size, batch or guidance that cannot be sampled with these experts.
+        """Raise InputError for what cannot be sampled with these experts.
 
         Warns, once in a process, where the base model names a sampler that is not this project's.
         """
@@ -58,6 +65,21 @@ class SampleOptions:
             raise InputError(f"a batch of {self.batch}; choose 1 or more")
         if self.guidance < 1:
             raise InputError(f"guidance {self.guidance}; choose 1 (none) or more")
-        experts.schedule.timesteps(self.steps)
+        self.make_sampler(experts.schedule).constants(self.steps)
         if experts.sampler not in _DDIM and first_process():
             _warn_of_sampler(experts.sampler)
+
+    def make_sampler(self, schedule: NoiseSchedule) -> Sampler:
+        """Return the sampler of a noise schedule.
+
+        Raises:
+            InputError: there is none of this name, or it cannot have this eta.
+        """
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"sampler={self.sampler!r}; choose {', '.join(SAMPLERS)}")
+        return SAMPLERS[self.sampler](schedule=schedule, eta=self.eta)
+
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether something of each step is part of the result."""
+        return self.maps or self.routing or self.path

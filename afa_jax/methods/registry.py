@@ -19,9 +19,9 @@ from ml_collections import ConfigDict
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts, check_record, record_of, with_fusion
-from afa_jax.fusion.ensemble import Ensemble, SingleExpert
+from afa_jax.fusion.afa import Ensemble
 from afa_jax.fusion.files import aggregators_hash, load_block_weights, load_fusion, read_record, recorded_fusion
-from afa_jax.fusion.kinds import kind_of
+from afa_jax.fusion.registry import kind_of
 from afa_jax.fusion.rivals.blending import MagicFusion, NoiseAverage
 from afa_jax.fusion.rivals.block_weights import Merged
 from afa_jax.fusion.rivals.maxfusion import MaxFusion
@@ -34,6 +34,7 @@ from afa_jax.fusion.rivals.time_experts import (
     uniform_edges,
 )
 from afa_jax.fusion.routing import Permuted, Sharpened, TopK
+from afa_jax.fusion.single import ConstantMaps, SingleExpert
 from afa_jax.methods.models import Models, NotTrained
 from afa_jax.records import plain, public_arguments, public_path
 from afa_jax.weights.checkpoint import Checkpoint
@@ -101,12 +102,14 @@ def _expert(models: Models, *, expert: str) -> Built:
 
 def _inside(models: Models, *, expert: str) -> Built:
     weights = jax.nn.one_hot(models.experts.index(expert), len(models.experts.names))
-    return _fused(models, Ensemble(experts=models.experts.unet, weights=weights))
+    return _fused(models, Ensemble(experts=models.experts.unet, aggregators=ConstantMaps(weights=weights)))
 
 
 def _uniform(models: Models) -> Built:
     count = len(models.experts.names)
-    return _fused(models, Ensemble(experts=models.experts.unet, weights=jnp.full((count,), 1 / count)))
+    return _fused(
+        models, Ensemble(experts=models.experts.unet, aggregators=ConstantMaps(weights=jnp.full((count,), 1 / count)))
+    )
 
 
 def _base(models: Models) -> Built:
@@ -359,12 +362,12 @@ def _trained(kind: str) -> Callable[..., Built]:
     return build
 
 
-def _fusion(models: Models, kind: str, workdir: str | None, change: Callable[[Any], Any] = lambda own: own) -> Built:
+def _fusion(models: Models, kind: str, workdir: str | None, change: Callable[[Any], Any] | None = None) -> Built:
     """A trained fusion, its aggregators perhaps changed."""
     run = _trained_run(models, kind, workdir)
     fusion = load_fusion(run.folder, models.experts.unet, len(models.experts.names))
     denoiser, _ = with_fusion(fusion, models.experts)
-    if isinstance(denoiser, Ensemble):
+    if change is not None:
         denoiser = dataclasses.replace(denoiser, aggregators=change(denoiser.aggregators))
     return _fused(models, denoiser, record=run.record, recipe=run.recipe)
 

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from afa_jax.data.pictures import save_picture, save_png
 from afa_jax.errors import InputError, printable
 from afa_jax.files import replace_text
-from afa_jax.fusion.kinds import kind_of
+from afa_jax.fusion.registry import kind_of
 from afa_jax.methods.method import Method, Models, make_method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.report.charts import line_chart, points_of, swatch

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +16,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from afa_jax.data.pictures import to_pixels
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
-from afa_jax.diffusion.samplers import ddim, image_noise
+from afa_jax.diffusion.samplers.sampler import Sampler, image_noise, sample
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError, NotFinite
 from afa_jax.experts.frozen import Experts, encode_prompts
-from afa_jax.fusion.ensemble import Ensemble
 from afa_jax.fusion.routing import routing_of
 from afa_jax.mesh.collectives import divided
 from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
@@ -92,6 +91,8 @@ def generate(
     positive = _token_ids([r.prompt for r in requests], experts.tokenizer)
     negative = _token_ids([r.negative_prompt for r in requests], experts.tokenizer)
 
+    program, numbers_of_steps = program_of(options, experts.schedule)
+
     def batches(models: Any, start: int = 0) -> Iterator[tuple[int, Any]]:
         """The first request of each, and its results: under way, for JAX does not wait for the devices."""
         for first in range(start, len(requests), options.batch):
@@ -100,11 +101,11 @@ def generate(
             batch = (positive[rows], negative[rows], numbers)
             if mesh is not None:
                 batch = place(batch, mesh, PartitionSpec(ROWS))
-            how: dict[str, Any] = dict(schedule=experts.schedule, options=options, mesh=mesh)
+            arguments = (*models, batch, key, numbers_of_steps)
             if first == start and mesh is not None and several():
-                sample_batch.lower(*models, batch, key, **how).compile()
+                sample_batch.lower(*arguments, program=program, mesh=mesh).compile()
                 meet("sampler")
-            yield first, sample_batch(*models, batch, key, **how)
+            yield first, sample_batch(*arguments, program=program, mesh=mesh)
 
     def pictures() -> Iterator[Picture]:
         vae = models[-1]
@@ -159,21 +160,67 @@ def _token_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
 
 
 def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options: SampleOptions) -> int:
-    """Bytes that the compiled sampler of a batch holds on a device: arguments, temporaries and results."""
+    """Return the bytes that the compiled sampler of a batch holds: arguments, temporaries and results."""
     ids, numbers = experts.tokenizer([""] * options.batch), np.zeros(options.batch, np.int64)
-    lowered = sample_batch.lower(
-        denoiser,
-        experts.text_encoder,
-        experts.vae,
-        (ids, ids, numbers),
-        np.uint32(0),
-        schedule=experts.schedule,
-        options=options,
-    )
+    program, of_steps = program_of(options, experts.schedule)
+    models = (denoiser, experts.text_encoder, experts.vae)
+    lowered = sample_batch.lower(*models, (ids, ids, numbers), np.uint32(0), of_steps, program=program)
     memory = lowered.compile().memory_analysis()
     if memory is None:
         return 0  # a backend that does not say
     return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is compiled into a sampler, with the shapes of its arguments; fields are those of SampleOptions.
+
+    Attributes:
+        guided: with classifier-free guidance, of whatever scale.
+    """
+
+    size: tuple[int, int]
+    sampler: Sampler
+    guided: bool
+    maps: bool
+    routing: bool
+    path: bool
+    one_by_one: bool
+
+
+class StepNumbers(NamedTuple):
+    """The numbers of the steps, which are arguments of the program.
+
+    Attributes:
+        constants: of each evaluation.
+        count: how many of them are used; None for all, where something is kept of each.
+        guidance: the scale.
+    """
+
+    constants: Any
+    count: Any
+    guidance: Any
+
+
+def program_of(
+    options: SampleOptions, schedule: NoiseSchedule, *, any_steps: bool = True
+) -> tuple[Program, StepNumbers]:
+    """Return what of the options is compiled, and what is given to the program.
+
+    Args:
+        any_steps: one program for any number of steps up to the next power of two, 64 at least, where nothing is kept
+            of each. Without it the program says how many steps it does, which is what one counts its work by.
+    """
+    sampler = options.make_sampler(schedule)
+    constants, count = sampler.constants(options.steps), None
+    if any_steps and not options.keeps_steps:
+        count = len(constants.t)
+        room = max(64, 1 << (count - 1).bit_length())
+        constants = jax.tree.map(lambda values: np.resize(np.asarray(values), room), constants)
+    one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
+    kept = dict(maps=options.maps, routing=options.routing, path=options.path)
+    program = Program(size=options.size, sampler=sampler, guided=options.guidance != 1, one_by_one=one_by_one, **kept)
+    return program, StepNumbers(constants, None if count is None else np.int32(count), np.float32(options.guidance))
 
 
 def specs_of_models(models: tuple[Any, Any, Any], mesh: Mesh) -> tuple[Any, Any, Any]:
@@ -186,97 +233,116 @@ def specs_of_models(models: tuple[Any, Any, Any], mesh: Mesh) -> tuple[Any, Any,
     everywhere = PartitionSpec()
     if mesh.shape[EXPERT] == mesh.shape[FSDP] == 1:
         return everywhere, everywhere, everywhere
-    if not isinstance(denoiser, Ensemble):
+    if not getattr(denoiser, "spreads", False):
         raise InputError("mesh: only afa, gate, uniform and inside:<name> spread experts; choose expert=1 and fsdp=1")
     if axis_size(denoiser.experts) % mesh.shape[EXPERT]:
         raise InputError(f"mesh.expert={mesh.shape[EXPERT]} does not divide {axis_size(denoiser.experts)} experts")
     return specs_of(denoiser, mesh), specs_of(text_encoder, mesh, "text_encoder"), everywhere
 
 
-@functools.partial(jax.jit, static_argnames=("schedule", "options", "mesh"))
+@functools.partial(jax.jit, static_argnames=("program", "mesh"))
 def sample_batch(
     denoiser: Any,
     text_encoder: Any,
     vae: Any,
     rows: tuple[jax.Array, jax.Array, jax.Array],
     seed: jax.Array,
+    steps: StepNumbers,
     *,
-    schedule: NoiseSchedule,
-    options: SampleOptions,
+    program: Program,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
     """Rows of (token ids, negative token ids, numbers) -> a Picture's fields, with a leading axis for the rows."""
-    sample = functools.partial(_sample_rows, schedule=schedule, options=options)
+    function, models = functools.partial(_sample_rows, program), (denoiser, text_encoder, vae)
     if mesh is None:
-        return sample(denoiser, text_encoder, vae, rows, seed)
-    specs, split = specs_of_models((denoiser, text_encoder, vae), mesh), PartitionSpec(ROWS)
-    made = on_mesh(sample, mesh, (*specs, split, PartitionSpec()), split)(denoiser, text_encoder, vae, rows, seed)
+        return function(*models, rows, seed, steps)
+    specs, split, same = specs_of_models(models, mesh), PartitionSpec(ROWS), PartitionSpec()
+    made = on_mesh(function, mesh, (*specs, split, same, same), split)(*models, rows, seed, steps)
     # Every process gets them all.
-    return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, PartitionSpec()))
+    return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, same))
 
 
 def _sample_rows(
+    program: Program,
     denoiser: Any,
     text_encoder: Any,
     vae: Any,
     rows: tuple[jax.Array, jax.Array, jax.Array],
     seed: jax.Array,
-    *,
-    schedule: NoiseSchedule,
-    options: SampleOptions,
+    steps: StepNumbers,
 ) -> dict[str, Any]:
     """As sample_batch, on one device of a mesh: its rows."""
-    factor = vae.config.factor
-    shape = (options.size[0] // factor, options.size[1] // factor, vae.config.latent_channels)
-    key = jax.random.key(seed)
 
-    def together(rows: tuple[jax.Array, jax.Array, jax.Array]) -> dict[str, Any]:
-        positive, negative, numbers = rows
-        states = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
-        conditional, unconditional = jnp.split(states, 2, axis=1)
-        noise = image_noise(key, numbers, shape)
-        has_maps = options.maps or options.routing
+    def of_rows(rows: tuple[jax.Array, jax.Array, jax.Array]) -> dict[str, Any]:
+        return _pictures(program, denoiser, text_encoder, vae, rows, jax.random.key(seed), steps)
 
-        def predict(x: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
-            maps: Any = ()
-            if isinstance(denoiser, PathDenoiser):
-                prediction, memory = denoiser.guided(x, t, conditional, unconditional, options.guidance, memory)
-            else:
-                function = denoiser.with_maps if has_maps else denoiser
-                answer = guided(function, conditional, unconditional, options.guidance, has_maps=has_maps)(x, t)
-                prediction, maps = answer if has_maps else (answer, ())
-            # Rows first, as in the result; the steps come before them in the scan.
-            aux: dict[str, Any] = {}
-            if options.maps:
-                aux["maps"] = jax.tree.map(lambda site: jnp.moveaxis(site, 1, 0), maps)
-            if options.routing:
-                aux["routing"] = routing_of(maps)
-            if options.path:
-                aux["path"] = to_pixels(vae.decode(schedule.clean(x, prediction, t)))
-            return (prediction, aux), memory
-
-        latents, aux = ddim(
-            predict,
-            schedule,
-            noise,
-            steps=options.steps,
-            eta=options.eta,
-            # Keys of the steps' noise; those of the starting noise are fold_in(key, number) directly.
-            noise_at=lambda step: image_noise(jax.random.fold_in(jax.random.split(key)[1], step), numbers, shape),
-            has_aux=True,
-            carry=denoiser.start(noise) if isinstance(denoiser, PathDenoiser) else (),
-        )
-
-        def decoded(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
-            images = vae.decode(latents)
-            return to_pixels(images), jnp.isfinite(images).all((1, 2, 3))
-
-        pixels, finite_images = divided(decoded, latents)
-        finite = jnp.stack([jnp.isfinite(latents).all((1, 2, 3)), finite_images], 1)
-        return dict(pixels=pixels, finite=finite) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
-
-    one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
-    if not one_by_one:
-        return together(rows)
-    made = jax.lax.map(lambda row: together(jax.tree.map(lambda x: x[None], row)), rows)
+    if not program.one_by_one:
+        return of_rows(rows)
+    made = jax.lax.map(lambda row: of_rows(jax.tree.map(lambda x: x[None], row)), rows)
     return jax.tree.map(lambda leaf: leaf[:, 0], made)
+
+
+def _pictures(
+    program: Program,
+    denoiser: Any,
+    text_encoder: Any,
+    vae: Any,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    key: jax.Array,
+    steps: StepNumbers,
+) -> dict[str, Any]:
+    """From token ids to pixels: encode the prompts, sample latents, decode them."""
+    positive, negative, numbers = rows
+    both = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
+    conditional, unconditional = (
+        jax.tree.map(lambda states, half=half: jnp.split(states, 2, axis=1)[half], both) for half in (0, 1)
+    )
+    factor = vae.config.factor
+    shape = (program.size[0] // factor, program.size[1] // factor, vae.config.latent_channels)
+    noise = image_noise(key, numbers, shape)
+    on_path, has_maps = isinstance(denoiser, PathDenoiser), program.maps or program.routing
+    scale = steps.guidance if program.guided else 1
+
+    def predict(x: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
+        maps: Any = ()
+        if on_path:
+            prediction, memory = denoiser.guided(x, t, conditional, unconditional, scale, memory)
+        else:
+            function = denoiser.with_maps if has_maps else denoiser
+            answer = guided(function, conditional, unconditional, scale, has_maps=has_maps)(x, t)
+            prediction, maps = answer if has_maps else (answer, ())
+        return (prediction, kept(x, prediction, t, maps)) if keeps else prediction, memory
+
+    keeps = has_maps or program.path
+
+    def kept(x: jax.Array, prediction: jax.Array, t: jax.Array, maps: Any) -> dict[str, Any]:
+        """What is kept of a step; rows first, as in the result. The steps come before them in the scan."""
+        aux: dict[str, Any] = {}
+        if program.maps:
+            aux["maps"] = jax.tree.map(lambda site: jnp.moveaxis(site, 1, 0), maps)
+        if program.routing:
+            aux["routing"] = routing_of(maps)
+        if program.path:
+            aux["path"] = to_pixels(vae.decode(program.sampler.schedule.clean(x, prediction, t)))
+        return aux
+
+    sampled = sample(
+        program.sampler,
+        predict,
+        noise,
+        steps.constants,
+        count=steps.count,
+        # Keys of the steps' noise; those of the starting noise are fold_in(key, number) directly.
+        noise_at=lambda step: image_noise(jax.random.fold_in(jax.random.split(key)[1], step), numbers, shape),
+        has_aux=keeps,
+        carry=denoiser.start(noise) if on_path else (),
+    )
+    latents, aux = sampled if keeps else (sampled, {})
+
+    def decoded(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images = vae.decode(latents)
+        return to_pixels(images), jnp.isfinite(images).all((1, 2, 3))
+
+    pixels, finite_images = divided(decoded, latents)
+    finite = jnp.stack([jnp.isfinite(latents).all((1, 2, 3)), finite_images], 1)
+    return dict(pixels=pixels, finite=finite) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)

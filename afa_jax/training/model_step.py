@@ -55,9 +55,9 @@ def make_model_step(
 
     def loss_of(params: dict[str, Array], batch: dict[str, Array]) -> Array:
         unet, text_encoder = unflatten(shapes, params)
-        states = text_encoder(drop_captions(batch["ids"], no_caption, caption_dropout, batch["drop_keys"]))
+        conditioning = text_encoder.encode(drop_captions(batch["ids"], no_caption, caption_dropout, batch["drop_keys"]))
         return diffusion_loss(
-            lambda x, t: unet(x, t, states, remat=remat == "stage"),
+            lambda x, t: unet(x, t, conditioning, remat=remat == "stage"),
             schedule,
             batch["latents"],
             batch["loss_keys"],

@@ -16,7 +16,7 @@ from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import NotFinite
 from afa_jax.experts.frozen import Experts, encode_prompts
-from afa_jax.mesh.parallel import map_experts
+from afa_jax.mesh.experts import Shared, map_experts
 from afa_jax.models.vae import VAE
 
 
@@ -166,10 +166,10 @@ def _expert_errors(frozen: Any, inputs: tuple[Any, ...], *, draws: int, schedule
         noise = jax.vmap(noise_of, (0, None, None))(index, bucket, draw)
         xt = schedule.add_noise(latents, noise, t)
 
-        def one(unet: Any, states: Array, xt: Array, t: Array) -> Array:
+        def one(unet: Any, states: Any, xt: Array, t: Array) -> Array:
             return schedule.noise(xt, unet(xt, t, states), t)
 
-        return jnp.square(map_experts(one, (unets, states), (xt, t)) - noise)
+        return jnp.square(map_experts(one, unets, states, Shared(xt), Shared(t)) - noise)
 
     # One after the other: the program and its memory are those of a single forward.
     result = jnp.moveaxis(jax.lax.map(errors, jnp.arange(buckets * draws)), 0, 2)

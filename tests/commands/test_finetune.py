@@ -81,7 +81,7 @@ def test_a_new_model_hears_its_prompt() -> None:
         ids = np.random.default_rng(0).integers(1, 99, (2, 16)).astype(np.int32)
         ids[1, 2:] = ids[0, 2:]  # two words differ
         x = jnp.repeat(jax.random.normal(key, (1, 8, 8, unet.config.in_channels)), 2, axis=0)
-        one, other = unet(x, jnp.array([500, 500]), text_encoder(jnp.asarray(ids)))
+        one, other = unet(x, jnp.array([500, 500]), text_encoder.encode(jnp.asarray(ids)))
         return float(jnp.abs(one - other).mean() / jnp.abs(one).mean())
 
     assert difference(True) > 1.5 * difference(False)

@@ -13,7 +13,7 @@ from afa_jax.cli.commands import load_config, run
 from afa_jax.experts.frozen import load_experts, with_fusion
 from afa_jax.exporting.written import RECIPE
 from afa_jax.fusion.files import WEIGHTS, load_fusion, save_fusion
-from afa_jax.fusion.kinds import fusion_config, init_fusion
+from afa_jax.fusion.registry import fusion_config, init_fusion
 from afa_jax.fusion.rivals.block_weights import Merged
 from afa_jax.methods.method import Models, make_method
 from afa_jax.methods.options import SampleOptions

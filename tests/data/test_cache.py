@@ -128,7 +128,7 @@ def test_the_values_are_those_of_the_networks(experts, tmp_path):
     crops = np.stack([CROP(source[i]["image"], crop_random(7, i, j)) for i, j in places])
     mean, std = jax.jit(lambda vae, x: vae.posterior(to_images(x)))(experts.vae, crops)
     ids = experts.tokenizer([*CAPTIONS, ""])
-    states = np.asarray(jax.jit(encode_prompts)(experts.text_encoder, ids))
+    states = np.asarray(jax.jit(encode_prompts)(experts.text_encoder, ids).text)
     for row, (i, j) in enumerate(places):
         example = cache.example(i, j)
         assert example["index"] == i and example["mean"].dtype == np.float32

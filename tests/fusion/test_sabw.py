@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
+from afa_jax.fusion.afa import SABW, SABWConfig
 from afa_jax.fusion.files import aggregator_key, load_aggregators, save_fusion
-from afa_jax.fusion.sabw import SABW, SABWConfig
 from afa_jax.weights.keys import pytorch_name
 from afa_jax.weights.state_dicts import load_state_dict, state_dict
 from afa_jax.weights.tensors import WeightsError, read_tensors, write_tensors

@@ -15,6 +15,7 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
@@ -54,9 +55,9 @@ def given(spec: dict[str, Any]) -> jax.Array:
     return jnp.asarray(_nhwc(random_input(**spec)))
 
 
-def unet_inputs(case: str, which: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+def unet_inputs(case: str, which: str) -> tuple[jax.Array, jax.Array, Conditioning]:
     spec = record(case)["inputs"][which]
-    return given(spec["sample"]), jnp.asarray(spec["timestep"]), given(spec["encoder_hidden_states"])
+    return given(spec["sample"]), jnp.asarray(spec["timestep"]), Conditioning(text=given(spec["encoder_hidden_states"]))
 
 
 @functools.cache

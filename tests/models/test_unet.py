@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.unet import ConvOut, UNet, size_at
 from afa_jax.trees import flatten
 from tests import tiny
@@ -26,17 +27,19 @@ OUTPUTS = [(case, which) for case in CASES for which in record(case)["inputs"] i
 
 
 @jit
-def all_features(unet: UNet, latents: jax.Array, t: jax.Array, context: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+def all_features(
+    unet: UNet, latents: jax.Array, t: jax.Array, conditioning: Conditioning
+) -> tuple[list[jax.Array], jax.Array]:
     """The stages' outputs, and that of the last up layer, which is inside the last stage."""
-    outputs = [output for _, output in unet.features(latents, t, context)]
+    outputs = [output for _, output in unet.features(latents, t, conditioning)]
     last = unet.stages[-1]
     assert isinstance(last, ConvOut)
-    return outputs, last.layer(outputs[-2], unet.embed_time(t), context, outputs[0])
+    return outputs, last.layer(outputs[-2], unet.embed(t, conditioning), conditioning.text, outputs[0])
 
 
 @jit
-def predict(unet: UNet, latents: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-    return unet(latents, t, context)
+def predict(unet: UNet, latents: jax.Array, t: jax.Array, conditioning: Conditioning) -> jax.Array:
+    return unet(latents, t, conditioning)
 
 
 @functools.cache

@@ -15,8 +15,7 @@ from jax.sharding import PartitionSpec
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts.frozen import Experts
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.fusion.sabw import SABWConfig
+from afa_jax.fusion.afa import Ensemble, SABWConfig
 from afa_jax.mesh import parallel
 from afa_jax.mesh.parallel import ROWS, make_mesh, on_mesh, place, place_rows, specs_of
 from afa_jax.methods.options import SampleOptions
@@ -73,7 +72,7 @@ def sites() -> list[tuple[int, int]]:
         lambda unet, *inputs: [feature for _, feature in unet.features(*inputs)],
         take(ensemble().experts, 0),
         *tiny.inputs(BATCH, N, (SIZE, SIZE))[:2],
-        tiny.inputs(BATCH, N, (SIZE, SIZE))[2][0],
+        take(tiny.inputs(BATCH, N, (SIZE, SIZE))[2], 0),
     )
     return [(feature.shape[-1], feature.shape[1] * feature.shape[2]) for feature in shapes]
 

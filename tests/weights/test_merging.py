@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
 from afa_jax.models.configs import UNetConfig
+from afa_jax.trees import take
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, hash_tensors
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.formats.folders import save_folder
@@ -561,7 +562,7 @@ def test_other_architectures_and_broken_weights_are_refused():
 
 def test_a_one_hot_merge_predicts_what_the_expert_does():
     inputs = tiny.inputs(2, 1)
-    prediction = jax.jit(lambda unet, latents, t, context: unet(latents, t, context[0]))
+    prediction = jax.jit(lambda unet, latents, t, context: unet(latents, t, take(context, 0)))
     merged = load_unet(
         merge(
             "mbw",

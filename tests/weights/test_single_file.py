@@ -17,14 +17,15 @@ import pytest
 from flax import nnx
 
 from afa_jax.diffusion.guidance import guided
-from afa_jax.diffusion.samplers import ddim
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import different_architectures
+from afa_jax.experts.architectures import different_architectures
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import ConfigError, TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.trees import take
 from afa_jax.weights.checkpoint import NETWORKS, MemoryCheckpoint, expected_shapes
 from afa_jax.weights.describe import describe
 from afa_jax.weights.formats.families import family_of
@@ -798,11 +799,10 @@ def test_latents_are_those_of_the_pipeline_that_diffusers_loads(case, tmp_path):
 
     @goldens.jit
     def sample(unet, encoder, ids, latents):
-        cond, uncond = states = encoder(ids)
-        predict = guided(
-            lambda x, t, text: unet(x, t, text[0]), cond[None, None], uncond[None, None], inputs["guidance"]
-        )
-        return states, ddim(predict, schedule, latents, steps=inputs["steps"])
+        states = encoder(ids)
+        cond, uncond = (Conditioning(text=own[None, None]) for own in states)
+        predict = guided(lambda x, t, own: unet(x, t, take(own, 0)), cond, uncond, inputs["guidance"])
+        return states, tiny.ddim(predict, schedule, latents, steps=inputs["steps"])
 
     latents = jnp.moveaxis(jnp.asarray(random_input(**inputs["latents"])), 1, -1)
     states, result = sample(unet, encoder, jnp.asarray(inputs["input_ids"]), latents)

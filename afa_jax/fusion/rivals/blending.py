@@ -11,39 +11,42 @@ from jaxtyping import Array, Float, Int
 
 from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.ensemble import SingleExpert
-from afa_jax.mesh.parallel import Mode, map_experts
+from afa_jax.fusion.single import SingleExpert
+from afa_jax.mesh.experts import Shared, map_experts
+from afa_jax.models.conditioning import Conditioning, join_rows
 from afa_jax.trees import axis_size
-from afa_jax.types import ExpertTextStates, Features, Latents, Maps, Timesteps
+from afa_jax.types import Features, Latents, Maps, Timesteps
 
 WINDOW = 4
 """Rows and columns of MagicFusion's averaging window; the paper's."""
 
 
 def predict_each(
-    experts: Any, latents: Latents, t: Timesteps, conditioning: ExpertTextStates, mode: Mode | None = None
+    experts: Any,
+    latents: Latents,
+    t: Timesteps,
+    conditioning: Conditioning,
 ) -> Features:
     """Every expert's own prediction for the same latents, each with its own text states, float32 ``[n, b, h, w, c]``.
 
     Raises:
         ValueError: another number of text states than of experts.
     """
-    if conditioning.shape[0] != axis_size(experts):
-        raise ValueError(f"text states of {conditioning.shape[0]} experts for a stack of {axis_size(experts)}")
-    return map_experts(lambda unet, text, x, t: unet(x, t, text), (experts, conditioning), (latents, t), mode)
+    if axis_size(conditioning) != axis_size(experts):
+        raise ValueError(f"text states of {axis_size(conditioning)} experts for a stack of {axis_size(experts)}")
+    return map_experts(lambda unet, own, x, t: unet(x, t, own), experts, conditioning, Shared(latents), Shared(t))
 
 
 def predict_both(
     experts: Any,
     latents: Latents,
     t: Timesteps,
-    conditional: ExpertTextStates,
-    unconditional: ExpertTextStates,
-    mode: Mode | None = None,
+    conditional: Conditioning,
+    unconditional: Conditioning,
 ) -> tuple[Features, Features]:
     """Every expert's conditional and unconditional prediction, ``[n, b, h, w, c]`` each; one batch an expert."""
-    both = jnp.concatenate([unconditional, conditional], axis=1)
-    predictions = predict_each(experts, jnp.concatenate([latents, latents]), jnp.concatenate([t, t]), both, mode)
+    both = join_rows(unconditional, conditional)
+    predictions = predict_each(experts, jnp.concatenate([latents, latents]), jnp.concatenate([t, t]), both)
     u, c = jnp.split(predictions, 2, axis=1)
     return c, u
 
@@ -63,21 +66,19 @@ class NoiseAverage:
     Attributes:
         experts: a stack of N U-Nets.
         weights: ``[n]``, summing to one: 1/N each, or whatever a recipe says.
-        mode: of map_experts.
     """
 
     experts: Any
     weights: Any
-    mode: Mode | None = None
 
-    def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
         """The averaged prediction, float32."""
-        predictions = predict_each(self.experts, latents, t, conditioning, self.mode)
+        predictions = predict_each(self.experts, latents, t, conditioning)
         weights = self.weights.astype(jnp.float32)
         return jnp.einsum("n,nbhwc->bhwc", weights, predictions, precision=jax.lax.Precision.HIGHEST)
 
 
-jax.tree_util.register_dataclass(NoiseAverage, data_fields=["experts", "weights"], meta_fields=["mode"])
+jax.tree_util.register_dataclass(NoiseAverage, data_fields=["experts", "weights"], meta_fields=[])
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -99,7 +100,6 @@ class MagicFusion:
             others the rest.
         fuse_above: pixels are fused while t > fuse_above, and the general model runs alone afterwards.
         general_first: the other order: the general model runs alone while t > fuse_above, pixels are fused afterwards.
-        mode: of map_experts.
     """
 
     experts: Any
@@ -108,7 +108,6 @@ class MagicFusion:
     k: Any = 1.0
     fuse_above: int = 600
     general_first: bool = False
-    mode: Mode | None = None
 
     def start(self, latents: Latents) -> tuple[()]:
         """No memory: a step depends on nothing before it."""
@@ -128,8 +127,8 @@ class MagicFusion:
         self,
         latents: Latents,
         t: Timesteps,
-        conditional: ExpertTextStates,
-        unconditional: ExpertTextStates,
+        conditional: Conditioning,
+        unconditional: Conditioning,
         scale: float | int,
         memory: Any,
     ) -> tuple[Latents, Any]:
@@ -138,12 +137,12 @@ class MagicFusion:
         Args:
             latents: ``[b, h, w, c]``.
             t: ``[b]``, all equal: the first says whether to fuse.
-            conditional, unconditional: ``[n, b, s, d]``.
+            conditional, unconditional: of each expert, ``[n, b, ...]``.
             scale: of classifier-free guidance; at 1 the unconditional predictions still decide the saliency.
         """
 
         def fused() -> Latents:
-            c, u = predict_both(self.experts, latents, t, conditional, unconditional, self.mode)
+            c, u = predict_both(self.experts, latents, t, conditional, unconditional)
             general = noise_each(self.schedule, latents, u, t)[self.general]
             winner = self.choose(saliency(scale * (noise_each(self.schedule, latents, c, t) - general)))
             return jnp.take_along_axis(u + scale * (c - u), winner[None, ..., None], axis=0)[0]
@@ -164,7 +163,7 @@ class MagicFusion:
 jax.tree_util.register_dataclass(
     MagicFusion,
     data_fields=["experts", "general", "k"],
-    meta_fields=["schedule", "fuse_above", "general_first", "mode"],
+    meta_fields=["schedule", "fuse_above", "general_first"],
 )
 
 

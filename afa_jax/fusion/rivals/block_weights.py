@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,15 +17,13 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from afa_jax.fusion.ensemble import Ensemble, Remat, SingleExpert
+from afa_jax.fusion.afa import Remat
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import UNetConfig
-from afa_jax.models.unet import Stage
-from afa_jax.trees import dotted
+from afa_jax.models.unet import Stage, UNet
+from afa_jax.trees import dotted, take
 from afa_jax.types import Latents, SiteMaps, Timesteps
 from afa_jax.weights.merging.blocks import block_names
-
-OneTextStates = Float[Array, "1 b s d"]
-"""Last hidden states of the merged text encoder, in the form of those of N experts."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,6 +40,12 @@ class BlockWeights(nnx.Module):
         at: indices of the stages that have weights: all.
     """
 
+    kind: ClassVar[str] = "mbw"
+    Config: ClassVar[type] = BlockWeightsConfig
+    spreads: ClassVar[bool] = False
+    rematerialises: ClassVar[bool] = True
+    merges: ClassVar[bool] = True
+
     def __init__(
         self, config: BlockWeightsConfig, experts: int, stages: Sequence[Stage], unet: UNetConfig, *, rngs: nnx.Rngs
     ):
@@ -52,6 +56,21 @@ class BlockWeights(nnx.Module):
     def weights(self) -> Float[Array, "blocks n"]:
         """Each expert's share in every block, float32, summing to one over n."""
         return jax.nn.softmax(self.logits[...], axis=-1)
+
+    def site_names(self, unet: UNet) -> list[str]:
+        """Return the names of all stages, and ``base`` for what belongs to none."""
+        return [*(stage.name for stage in unet.stages), "base"]
+
+    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Merged, Any]:
+        """Return the merged U-Net as a Denoiser, and the merged text encoder, each a stack of one.
+
+        Args:
+            unet: a stack of N U-Nets.
+            text_encoder: a stack of N text encoders; may be None where there is nothing to merge.
+        """
+        weights = self.weights()
+        merged, one_encoder = merge_stacks(unet, text_encoder, weights)
+        return Merged(experts=merged, weights=weights, remat=remat), one_encoder
 
     def by_block(self, stages: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, float]]:
         """The weights as the merge ``mbw`` takes them: by block (afa_jax/weights/merging/blocks.py) and expert.
@@ -96,24 +115,28 @@ class Merged:
     Attributes:
         experts: a stack of one U-Net.
         weights: ``[blocks, n]``.
-        remat: of an Ensemble.
+        remat: other than "none", a gradient keeps the features between the stages only.
     """
 
     experts: Any
     weights: Any
     remat: Remat = "none"
 
-    def __call__(self, latents: Latents, t: Timesteps, conditioning: OneTextStates) -> Latents:
-        """The U-Net's prediction, float32; the text states ``[1, b, s, d]`` are those of the merged text encoder."""
-        if self.remat == "none":
-            return SingleExpert(experts=self.experts, index=0)(latents, t, conditioning)
-        return Ensemble(experts=self.experts, weights=jnp.ones(1), remat=self.remat)(latents, t, conditioning)
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
+        """Return the U-Net's prediction, float32; the conditioning ``[1, b, ...]`` is of the merged text encoder."""
+        unet: UNet = take(self.experts, 0)
+        return unet(latents, t, take(conditioning, 0), remat=self.remat != "none")
 
-    def with_maps(self, latents: Latents, t: Timesteps, conditioning: OneTextStates) -> tuple[Latents, SiteMaps]:
+    def with_maps(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> tuple[Latents, SiteMaps]:
         """The prediction, and as each block's maps its weights, of one pixel: ``[n, b, 1, 1]``."""
         rows = latents.shape[0]
         maps = tuple(jnp.broadcast_to(row[:, None, None, None], (len(row), rows, 1, 1)) for row in self.weights)
         return self(latents, t, conditioning), maps
+
+    @property
+    def sites(self) -> list[str]:
+        """The blocks, in the order of the maps."""
+        return [*(stage.name for stage in self.experts.stages), "base"]
 
 
 jax.tree_util.register_dataclass(Merged, data_fields=["experts", "weights"], meta_fields=["remat"])

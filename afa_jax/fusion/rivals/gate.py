@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -12,10 +13,11 @@ from jax import Array
 from jaxtyping import Float
 
 from afa_jax.errors import InputError
-from afa_jax.mesh.collectives import own_experts, sum_over_experts
+from afa_jax.fusion.afa import Ensemble, Remat
+from afa_jax.mesh.experts import weighted_sum
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.layers import Linear
-from afa_jax.models.unet import Stage
+from afa_jax.models.unet import Stage, UNet
 from afa_jax.types import Feature, Maps, OwnFeatures, TextStates, TimeEmbedding
 
 
@@ -39,6 +41,12 @@ class Gate(nnx.Module):
         at: indices of the U-Net's stages after which the experts are fused: all.
     """
 
+    kind: ClassVar[str] = "gate"
+    Config: ClassVar[type] = GateConfig
+    spreads: ClassVar[bool] = True
+    rematerialises: ClassVar[bool] = True
+    merges: ClassVar[bool] = False
+
     def __init__(self, config: GateConfig, experts: int, stages: Sequence[Stage], unet: UNetConfig, *, rngs: nnx.Rngs):
         self.config, self.experts = config, experts
         self.at = tuple(range(len(stages)))
@@ -58,8 +66,14 @@ class Gate(nnx.Module):
     def __call__(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
         """Fuse, as SABW does; the text states are not looked at."""
         weights = self.weights(temb)
-        # Not by the maps, whose gradient would be as large as the features.
-        exact, precision = features.astype(jnp.float32), jax.lax.Precision.HIGHEST
-        fused = jnp.einsum("nb,nbhwc->bhwc", own_experts(weights), exact, precision=precision)
         maps = jnp.broadcast_to(weights[:, :, None, None], (len(weights), *features.shape[1:-1]))
-        return sum_over_experts(fused).astype(features.dtype), maps
+        # Not by the maps, whose gradient would be as large as the features.
+        return weighted_sum(weights, features), maps
+
+    def site_names(self, unet: UNet) -> list[str]:
+        """Return the names of all stages."""
+        return [stage.name for stage in unet.stages]
+
+    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Ensemble, Any]:
+        """Return the ensemble whose maps the gate makes, and the text encoders whose states it takes."""
+        return Ensemble(experts=unet, aggregators=self, remat=remat), text_encoder

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from afa_jax.fusion.sabw import fuse
+from afa_jax.mesh.experts import weighted_sum
 from afa_jax.types import Feature, Features, Maps, TextStates, TimeEmbedding
 
 
@@ -51,7 +51,7 @@ class MaxFusion:
             that are averaged, 0 for the others.
         """
         maps = agreement(features, self.threshold)
-        return fuse(features, maps), maps
+        return weighted_sum(maps, features), maps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +60,7 @@ class Average:
 
     def __call__(self, features: Features, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
         maps = jnp.full(features.shape[:-1], 1 / features.shape[0], jnp.float32)
-        return fuse(features, maps), maps
+        return weighted_sum(maps, features), maps
 
 
 jax.tree_util.register_dataclass(MaxFusion, data_fields=[], meta_fields=["threshold", "averaged"])

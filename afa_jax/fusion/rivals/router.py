@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from afa_jax.errors import InputError
+from afa_jax.fusion.afa import Remat
 from afa_jax.fusion.rivals.blending import predict_each
-from afa_jax.fusion.sabw import fuse
-from afa_jax.mesh.parallel import Mode, map_experts
+from afa_jax.mesh.experts import map_experts, weighted_sum
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import ConfigError, UNetConfig
 from afa_jax.models.unet import Stage, UNet
 from afa_jax.trees import stack
-from afa_jax.types import ExpertTextStates, Latents, Maps, SiteMaps, Timesteps
+from afa_jax.types import Latents, Maps, SiteMaps, Timesteps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -79,6 +79,12 @@ class Router(nnx.Module):
         at: index of the one stage after which the experts are fused: the last.
     """
 
+    kind: ClassVar[str] = "router"
+    Config: ClassVar[type] = RouterConfig
+    spreads: ClassVar[bool] = False
+    rematerialises: ClassVar[bool] = False
+    merges: ClassVar[bool] = False
+
     def __init__(
         self, config: RouterConfig, experts: int, stages: Sequence[Stage], unet: UNetConfig, *, rngs: nnx.Rngs
     ):
@@ -86,13 +92,21 @@ class Router(nnx.Module):
         self.at = (len(stages) - 1,)
         self.unets = nnx.List([UNet(config.unet(unet), rngs=rngs) for _ in range(experts)])
 
-    def maps(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates, mode: Mode | None = None) -> Maps:
+    def maps(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Maps:
         """Each expert's weight at each pixel of the latents, float32, summing to one over n."""
 
-        def logits(unet: UNet, states: Any) -> Any:
-            return unet(latents, t, states)[..., 0]
+        def logits(unet: UNet, own: Conditioning) -> Any:
+            return unet(latents, t, own)[..., 0]
 
-        return jax.nn.softmax(map_experts(logits, (stack(list(self.unets)), conditioning), mode=mode), axis=0)
+        return jax.nn.softmax(map_experts(logits, stack(list(self.unets)), conditioning), axis=0)
+
+    def site_names(self, unet: UNet) -> list[str]:
+        """Return the name of the last stage, whose output is the prediction."""
+        return [unet.stages[-1].name]
+
+    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Routed, Any]:
+        """Return the Denoiser that weights the experts' predictions, and the text encoders whose states it takes."""
+        return Routed(experts=unet, router=self), text_encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -102,26 +116,29 @@ class Routed:
     Attributes:
         experts: a stack of N U-Nets.
         router: a Router.
-        mode: of map_experts.
     """
 
     experts: Any
     router: Any
-    mode: Mode | None = None
 
-    def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
         """The fused prediction, float32."""
         return self.with_maps(latents, t, conditioning)[0]
 
-    def with_maps(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> tuple[Latents, SiteMaps]:
+    def with_maps(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> tuple[Latents, SiteMaps]:
         """The fused prediction and the one site's maps.
 
         Raises:
             ValueError: another number of text states than of experts.
         """
-        predictions = predict_each(self.experts, latents, t, conditioning, self.mode)
-        maps = self.router.maps(latents, t, conditioning.astype(jnp.float32), self.mode)
-        return fuse(predictions, maps), (maps,)
+        predictions = predict_each(self.experts, latents, t, conditioning)
+        maps = self.router.maps(latents, t, conditioning)
+        return weighted_sum(maps, predictions), (maps,)
+
+    @property
+    def sites(self) -> list[str]:
+        """The one site: the prediction."""
+        return [self.experts.stages[-1].name]
 
 
-jax.tree_util.register_dataclass(Routed, data_fields=["experts", "router"], meta_fields=["mode"])
+jax.tree_util.register_dataclass(Routed, data_fields=["experts", "router"], meta_fields=[])

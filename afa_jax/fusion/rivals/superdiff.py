@@ -11,9 +11,9 @@ from jaxtyping import Array, Float
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.fusion.rivals.blending import noise_each, predict_both
-from afa_jax.mesh.parallel import Mode
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.trees import axis_size
-from afa_jax.types import ExpertTextStates, Features, Latents, Timesteps
+from afa_jax.types import Features, Latents, Timesteps
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -64,14 +64,12 @@ class SuperDiff:
         temperature: factor T of the log densities (the paper's name; large is sharp). Log densities grow with the
             number of latents: at 1 the weights of unlike experts soon are one-hot.
         logits: ``[n]`` or one for all, added to them: the experts' prior, in nats. -inf removes an expert.
-        mode: of map_experts.
     """
 
     experts: Any
     schedule: NoiseSchedule
     temperature: Any = 1.0
     logits: Any = 0.0
-    mode: Mode | None = None
 
     def start(self, latents: Latents) -> PathMemory:
         """Equal log densities: at the highest noise all experts' distributions are nearly one and the same."""
@@ -92,8 +90,8 @@ class SuperDiff:
         self,
         latents: Latents,
         t: Timesteps,
-        conditional: ExpertTextStates,
-        unconditional: ExpertTextStates,
+        conditional: Conditioning,
+        unconditional: Conditioning,
         scale: float | int,
         memory: PathMemory,
     ) -> tuple[Latents, PathMemory]:
@@ -106,7 +104,7 @@ class SuperDiff:
             scale: of classifier-free guidance; 1 is none.
             memory: of the step before, or ``start``'s.
         """
-        c, u = predict_both(self.experts, latents, t, conditional, unconditional, self.mode)
+        c, u = predict_both(self.experts, latents, t, conditional, unconditional)
         memory = self.advance(memory, latents, t, noise_each(self.schedule, latents, c, t))
         # The weights sum to one, so predictions of any type may be averaged.
         weights, precision = self.weights(memory), jax.lax.Precision.HIGHEST
@@ -127,6 +125,4 @@ class SuperDiff:
         return jax.nn.softmax(self.temperature * memory.log_densities + logits[:, None], axis=0)
 
 
-jax.tree_util.register_dataclass(
-    SuperDiff, data_fields=["experts", "temperature", "logits"], meta_fields=["schedule", "mode"]
-)
+jax.tree_util.register_dataclass(SuperDiff, data_fields=["experts", "temperature", "logits"], meta_fields=["schedule"])

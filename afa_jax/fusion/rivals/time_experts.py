@@ -17,8 +17,9 @@ import numpy as np
 from jax import Array
 
 from afa_jax.errors import InputError
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.trees import axis_size, take
-from afa_jax.types import ExpertTextStates, Latents, Timesteps
+from afa_jax.types import Latents, Timesteps
 
 Edges = tuple[int, ...]
 
@@ -52,7 +53,7 @@ class TimeExperts:
         if min(self.order) < 0:
             raise InputError(f"order={self.order}; experts are counted from 0")
 
-    def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
         """Each row's prediction by the expert of its timestep, with that expert's text states; float32.
 
         An expert that no row asks for is not run: where all rows have one timestep, as in a sampler, that is one U-Net.
@@ -60,16 +61,16 @@ class TimeExperts:
         Args:
             latents: ``[b, h, w, c]``.
             t: ``[b]``.
-            conditioning: ``[n, b, s, d]``, each expert's own text states.
+            conditioning: of each expert, ``[n, b, ...]``.
 
         Raises:
             ValueError: another number of text states than of experts, or ``order`` names one that is not there.
         """
         apart = isinstance(self.experts, tuple)
         count = len(self.experts) if apart else axis_size(self.experts)
-        if conditioning.shape[0] != count or max(self.order) >= count:
+        if axis_size(conditioning) != count or max(self.order) >= count:
             raise ValueError(
-                f"text states of {conditioning.shape[0]} experts and order={self.order} for {count} experts in time"
+                f"text states of {axis_size(conditioning)} experts and order={self.order} for {count} experts in time"
             )
         chosen = self.expert_at(t)
 
@@ -79,7 +80,7 @@ class TimeExperts:
             def answer() -> Latents:
                 # Taken inside the branch: the weights of the others are not even copied.
                 unet = self.experts[index] if apart else take(self.experts, index)
-                own = unet(latents, t, conditioning[index])
+                own = unet(latents, t, take(conditioning, index))
                 return jnp.where((chosen == index)[:, None, None, None], own, prediction)
 
             return jax.lax.cond((chosen == index).any(), answer, lambda: prediction)

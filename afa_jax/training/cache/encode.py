@@ -117,4 +117,4 @@ def _moments(vae: VAE, pixels: Pixels) -> Any:
     return jax.tree.map(lambda x: x.astype(vae.dtype), vae.posterior(to_images(pixels)))
 
 
-_states = jax.jit(encode_prompts)
+_states = jax.jit(lambda text_encoder, ids: encode_prompts(text_encoder, ids).text)
