@@ -7,17 +7,21 @@ network stands in the program once; a sampler of second order takes two turns a 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
+
+# They do not read properties to check them, before Python 3.12.
+from typing_extensions import Protocol, runtime_checkable
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.trees import take
 from afa_jax.types import Latents
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A way from x_T to x_0; a frozen dataclass, of which everything is part of the compiled program."""
 
