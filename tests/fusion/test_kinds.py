@@ -61,7 +61,7 @@ def run(fusion: Any, experts: Any, latents: Any, t: Any, ids: Any) -> Any:
 
 @jax.jit
 def run_one(unet: Any, text_encoder: Any, latents: Any, t: Any, ids: Any) -> Any:
-    return unet(latents, t, text_encoder(ids))
+    return unet(latents, t, text_encoder.encode(ids))
 
 
 def alone(expert: int) -> np.ndarray:

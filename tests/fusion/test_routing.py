@@ -74,7 +74,7 @@ def test_other_experts_get_the_maps(plain):
     swapped, permuted = maps_of(Permuted(aggregators=AGGREGATORS, order=order))
     for expert in range(3):
         np.testing.assert_array_equal(permuted[expert], maps[order[expert]])
-    np.testing.assert_allclose(swapped, weighted_sum(INPUTS[0], permuted), atol=1e-6)
+    np.testing.assert_allclose(swapped, weighted_sum(permuted, INPUTS[0]), atol=1e-6)
     assert np.abs(swapped - fused).max() > 0.1
     sharper = Permuted(aggregators=TopK(aggregators=AGGREGATORS, k=1), order=order)
     np.testing.assert_array_equal(maps_of(sharper)[1], np.moveaxis(np.eye(3)[maps.argmax(0)], -1, 0)[list(order)])
