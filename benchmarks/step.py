@@ -88,7 +88,7 @@ def main() -> None:
         compiled(f"remat {remat}", parts, batch, no_caption, remat)
     mean, std = jax.jit(lambda vae, x: vae.posterior(to_images(x)))(experts.vae, batch["image"])
     ids = np.vstack([batch["ids"], np.asarray(no_caption)])
-    states = jnp.moveaxis(jax.jit(encode_prompts)(experts.text_encoder, ids), 1, 0)
+    states = jnp.moveaxis(jax.jit(encode_prompts)(experts.text_encoder, ids).text, 1, 0)
     rest = dict(mean=mean, std=std, states=states[:-1], position=batch["position"], index=batch["index"])
     compiled("from the cache", dict(unet=parts["unet"]), rest, states[-1], train.remat)
     times = take_turns(tasks, options.rounds)

@@ -63,8 +63,10 @@ def _module(path: str, spec: str) -> ModuleType:
         if file.is_dir():
             raise InputError(f"--config {spec}: {path} is a folder; name the .py file in it")
         if not file.is_file():
-            raise InputError(f"--config {spec}: no file {path}")
+            raise InputError(f"--config {spec}: no file {path}; name a .py file with get_config")
         source = file.read_bytes()
+    except InputError:
+        raise
     except (OSError, ValueError) as error:
         raise InputError(f"--config {spec}: {path} cannot be read ({error}); name a .py file") from error
     if file.suffix != ".py":
