@@ -107,7 +107,7 @@ own |= {
             (["a", f"--base={root}/models/emoji/base"], [f"--expert=c={root}/models"], ["--size=33x64"], "size 33x64"),
         )
     ],
-    "data.prepare": [(["--builder=x"], "--builder")],
+    "prepare": [(["--builder=x"], "--builder")],
 }
 for name, lines in own.items():
     main = importlib.import_module(f"afa_jax.{name}").main

@@ -46,7 +46,7 @@ NEEDED = {
     "demo": ["--out=x"],
     "convert": ["input", "--out=x"],
     "report.__main__": ["--workdir=x", "--out=y"],
-    "data.prepare": ["--builder=folder", "--from=x", "--out=y"],
+    "prepare": ["--builder=folder", "--from=x", "--out=y"],
 }
 """What each command must be given."""
 OPEN = ("data", "validation.data", "fusion", "evaluation.noise.data", "schedule")

@@ -129,7 +129,7 @@ class MagicFusion:
         t: Timesteps,
         conditional: Conditioning,
         unconditional: Conditioning,
-        scale: float | int,
+        scale: Any,
         memory: Any,
     ) -> tuple[Latents, Any]:
         """The guided prediction, float32, of the schedule's type; and the memory as it was.
@@ -149,7 +149,7 @@ class MagicFusion:
 
         def alone() -> Latents:
             general = SingleExpert(experts=self.experts, index=self.general)
-            return guided(general, conditional, unconditional, float(scale))(latents, t)
+            return guided(general, conditional, unconditional, scale)(latents, t)
 
         return jax.lax.cond(self.fuses(t[0]), fused, alone), memory
 

@@ -92,7 +92,7 @@ class SuperDiff:
         t: Timesteps,
         conditional: Conditioning,
         unconditional: Conditioning,
-        scale: float | int,
+        scale: Any,
         memory: PathMemory,
     ) -> tuple[Latents, PathMemory]:
         """The guided prediction, float32, of the schedule's type; and the memory with this point in it.
