@@ -258,7 +258,7 @@ def load_metrics(
     metrics: list[PictureMetric | SetMetric] = []
     for loader, group in infos.items():
         module, function = loader.split(":")
-        load = getattr(importlib.import_module(f"afa_jax.evaluation.{module}"), function)
+        load = getattr(importlib.import_module(f"afa_jax.evaluation.metrics.{module}"), function)
         try:
             metrics.append(load(tuple(group), found[loader], device or _device()))
         except InputError as error:
