@@ -18,7 +18,6 @@ from afa_jax.experts.architectures import different_architectures
 from afa_jax.fusion.pair_record import check_experts
 from afa_jax.mesh.experts import Shared, map_experts
 from afa_jax.mesh.parallel import place, spec_of
-from afa_jax.models.clip import TextEncoder
 from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.vae import VAE
@@ -46,7 +45,7 @@ class Experts:
         hashes: sha256 of the tensors of each expert's U-Net and text encoder, whatever file they are in.
         vae_hash: sha256 of the VAE's tensors.
         unet: a stack of N U-Nets; along the time axis a tuple of N, if their architectures differ.
-        text_encoder: a stack of N text encoders.
+        text_encoder: a stack of N text encoders, whose ``encode`` gives the conditioning.
         vae, tokenizer, schedule: of the base model, shared.
         mesh: the devices that the networks are spread over; None: all on one.
         sampler: what the base model's scheduler_config.json names.
@@ -56,7 +55,7 @@ class Experts:
     hashes: tuple[str, ...]
     vae_hash: str
     unet: Any
-    text_encoder: TextEncoder
+    text_encoder: Any
     vae: VAE
     tokenizer: Tokenizer
     schedule: NoiseSchedule
@@ -229,7 +228,7 @@ def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
     return [dict(name=name, sha256=hash_components(own, EXPERT)) for name, own in checkpoints.items()]
 
 
-def encode_prompts(text_encoder: TextEncoder, ids: TokenIds) -> Conditioning:
+def encode_prompts(text_encoder: Any, ids: TokenIds) -> Conditioning:
     """Return what each of N stacked text encoders makes of the same token ids, ``[n, b, ...]``."""
     return map_experts(lambda encoder, ids: encoder.encode(ids), text_encoder, Shared(ids))
 
