@@ -1,7 +1,7 @@
 """Train the aggregators of an ensemble: ``python -m afa_jax.train --config configs/emoji.py --workdir DIR``.
 
 Only the aggregators train; experts, text encoders and VAE stay as they are. Instead of AFA's aggregators it can be a
-rival: ``config.fusion`` with the kind gate, router or mbw (afa_jax/fusion/kinds.py). The workdir gets metrics.jsonl,
+rival: ``config.fusion`` with the kind gate, router or mbw (afa_jax/fusion/registry.py). The workdir gets metrics.jsonl,
 validation.jsonl and samples/, checkpoints to resume from, and at the end aggregators.safetensors and ensemble.json,
 which ``afa_jax.sample`` reads; with validation, the pair of the step with the lowest loss is in best/.
 """

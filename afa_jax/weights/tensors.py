@@ -11,7 +11,7 @@ import json
 import math
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +42,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_EIGHT_BITS = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 # Of a file that someone sent. A model has some 1100 tensors, and a header of 100 kB besides its metadata.
 _LONGEST_HEADER, _MOST_TENSORS, _MOST_DIMENSIONS, _MOST_NUMBERS = 2**24, 2**16, 32, 2**40
@@ -327,6 +328,16 @@ def cast(array: np.ndarray, dtype: DTypeLike, name: str, what: str) -> np.ndarra
             f"{what}: {printable(name)} holds values too large for {np.dtype(dtype)}; choose bfloat16 or float32"
         )
     return result
+
+
+def result_dtype(dtypes: Iterable[DTypeLike]) -> np.dtype:
+    """Return the dtype in which to keep what is computed from weights: their one dtype, else float32.
+
+    For 8 bits it is float16: a file may be so small that its weights have two digits, a sum of them may not.
+    """
+    found = {np.dtype(dtype) for dtype in dtypes}
+    found = {np.dtype(np.float16) if dtype in _EIGHT_BITS else dtype for dtype in found}
+    return found.pop() if len(found) == 1 else np.dtype(np.float32)
 
 
 def check_finite(array: np.ndarray, name: str, what: str) -> None:

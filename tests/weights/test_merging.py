@@ -441,6 +441,9 @@ def test_a_merge_is_in_the_dtype_of_the_experts():
     assert_equal(found, expected)  # computed in float32, rounded once
     mixed = half | dict(b=changed(expert(2), lambda part, key, value: value.astype(ml_dtypes.bfloat16)))
     assert {t.dtype for t in merge("average", mixed, None, {}).tensors("unet").values()} == {np.dtype(np.float32)}
+    float8 = ml_dtypes.float8_e4m3fn
+    small = {name: changed(own, lambda part, key, value: value.astype(float8)) for name, own in experts().items()}
+    assert {t.dtype for t in merge("average", small, None, {}).tensors("unet").values()} == {np.dtype(np.float16)}
     large = merge("add_difference", half, expert(0), dict(a="a", b="b", alpha=1e6))
     with pytest.raises(WeightsError, match="holds values too large for float16; choose bfloat16 or float32"):
         vector(large)

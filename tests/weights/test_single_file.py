@@ -171,6 +171,22 @@ def test_a_file_equals_the_folder_of_the_same_model(tmp_path, models, name):
     assert_same(read_tensors(tmp_path / "again.safetensors"), read_tensors(tmp_path / "model.safetensors"))
 
 
+def test_one_tensor_of_several_dtypes_has_one_that_holds_them(tmp_path, models):
+    """OpenCLIP's queries, keys and values are one tensor; of kernels in 8 bits and a LoRA's in 16 that is of 16."""
+    model = models["sd2"]
+    tensors = {key: tensor.astype(ml_dtypes.float8_e4m3fn) for key, tensor in model.tensors("text_encoder").items()}
+    query = "text_model.encoder.layers.1.self_attn.q_proj.weight"
+    mixed = tensors | {query: model.tensors("text_encoder")[query].astype(np.float16)}
+    states = {**model.states, "text_encoder": (model.config("text_encoder"), mixed)}
+    write_single_file(tmp_path / "model.safetensors", dataclasses.replace(model, states=states))
+    found = open_checkpoint(tmp_path / "model.safetensors").tensors("text_encoder")
+    assert_same({query: found[query]}, {query: mixed[query]})
+    key = query.replace("q_proj", "k_proj")
+    assert_same({key: found[key]}, {key: tensors[key]}, np.float16)
+    other = key.replace("layers.1", "layers.0")
+    assert_same({other: found[other]}, {other: tensors[other]})
+
+
 def test_the_layout_is_ldms(ours):
     """The tables are one to one, and these are keys and shapes of the real files but for the widths."""
     shapes = {name: {key: value.shape for key, value in tensors.items()} for name, tensors in ours.items()}

@@ -46,6 +46,7 @@ from afa_jax.weights.tensors import (
     checked,
     listed,
     open_tensors,
+    result_dtype,
     write_tensors,
 )
 
@@ -324,7 +325,9 @@ def _as_ldm(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
             result[key] = parts[0].apply(_reshaped(shape), shape)
         else:
             rows, *rest = parts[0].shape
-            kind = functools.reduce(np.promote_types, [part.dtype for part in parts])
+            kinds = {np.dtype(part.dtype) for part in parts}
+            kind = kinds.pop() if len(kinds) == 1 else result_dtype(kinds)
+            parts = [part.astype(kind) for part in parts]
             result[key] = Tensor((rows * len(parts), *rest), kind, functools.partial(np.concatenate, parts))
     return result
 

@@ -17,7 +17,7 @@ from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.checkpoint import Checkpoint, DerivedCheckpoint
 from afa_jax.weights.lora.files import Change, Lora, read_lora
 from afa_jax.weights.lora.names import COMPONENTS, Place, find_places
-from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, check_finite, listed
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, check_finite, listed, result_dtype
 
 METADATA = "afa_jax.loras"  # in a checkpoint's metadata: the LoRAs that are baked in, as a JSON list
 _WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}  # of the text states that a family's U-Net takes
@@ -68,7 +68,7 @@ class _Baked(DerivedCheckpoint):
         changes = [applied for applied in self.applied if place in applied.changes]
         if not changes:
             return tensor
-        what, key = self.base.what(place[0]), place[1]
+        what, key, dtype = self.base.what(place[0]), place[1], result_dtype([tensor.dtype])
 
         def read() -> np.ndarray:
             array = tensor.read()
@@ -77,23 +77,24 @@ class _Baked(DerivedCheckpoint):
                 total = array.astype(np.float32)
                 for applied in changes:
                     total += _difference(applied, place, tensor.shape)
-                result = total.astype(tensor.dtype)
+                result = total.astype(dtype)
             if not np.isfinite(result).all():
                 names = ", ".join(f"{applied.lora.path} at {applied.weight}" for applied in changes)
-                raise WeightsError(f"{what}: {key} is too large for {tensor.dtype} with {names}; take smaller weights")
+                raise WeightsError(f"{what}: {key} is too large for {dtype} with {names}; take smaller weights")
             return result
 
-        return Tensor(tensor.shape, tensor.dtype, read)
+        return Tensor(tensor.shape, dtype, read)
 
 
 def with_loras(checkpoint: Checkpoint, loras: Sequence[tuple[Path | str, float | int]]) -> Checkpoint:
     """A checkpoint with LoRAs baked in: each weight W becomes W + sum of weight * alpha / rank * up @ down.
 
-    The sum is taken in float32 when a tensor is read, and rounded to the dtype in which it is stored; to keep more
-    digits, make that float32 first (``rounded``). Tensors that no LoRA changes are the checkpoint's own. A component's
-    sha256 is made of the checkpoint's and of hash and weight of the LoRAs that change it, in their order (it decides
-    the last bits); it is the checkpoint's own if there are none. LoRAs of weight 0 are checked and then left out:
-    without others the result is the checkpoint itself. The metadata lists what is baked in under ``afa_jax.loras``.
+    The sum is taken in float32 when a tensor is read, and rounded to the dtype in which it is stored, or to float16
+    if that has 8 bits; to keep more digits, make it float32 first (``rounded``). Tensors that no LoRA changes are the
+    checkpoint's own. A component's sha256 is made of the checkpoint's and of hash and weight of the LoRAs that change
+    it, in their order (it decides the last bits); it is the checkpoint's own if there are none. LoRAs of weight 0 are
+    checked and then left out: without others the result is the checkpoint itself. The metadata lists what is baked in
+    under ``afa_jax.loras``.
 
     Args:
         loras: files, or folders that ``read_lora`` takes, each with its weight; any finite number, 1 as trained.

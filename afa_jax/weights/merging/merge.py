@@ -58,8 +58,9 @@ def merge(
 ) -> Merged:
     """One model of several experts: its U-Net and text encoder, whose Tensors are merged when they are read.
 
-    They are in the one dtype that the experts have, else float32. Integer tensors (``position_ids``) are no weights,
-    and no Checkpoint has them among its tensors. The VAE is not merged: the model is to be used with the base's.
+    They are in the one dtype that the experts have, float16 for 8 bits, else float32. Integer tensors
+    (``position_ids``) are no weights, and no Checkpoint has them among its tensors. The VAE is not merged: the model
+    is to be used with the base's.
 
     Args:
         kind: one of KINDS.

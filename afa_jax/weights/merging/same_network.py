@@ -11,7 +11,7 @@ import numpy as np
 
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.load import check_network, unet_blocks
-from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, check_finite
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, check_finite, result_dtype
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +75,7 @@ class SameNetwork:
         return np.zeros(self.tensors[next(iter(weights))][key].shape, np.float32) if total is None else total
 
     def merged(self, rule: Callable[[str], np.ndarray], of: Iterable[Any] | None = None) -> Tensors:
-        """Tensors that ``rule(key)`` makes when they are read, in the one dtype that ``of``'s have, else float32.
+        """Tensors that ``rule(key)`` makes when they are read, in the ``result_dtype`` of ``of``'s.
 
         Reading one raises WeightsError for values that are too large for the dtype.
 
@@ -85,8 +85,7 @@ class SameNetwork:
         sources = list(self.sources if of is None else of)
 
         def tensor(key: str) -> Tensor:
-            dtypes = {np.dtype(self.tensors[source][key].dtype) for source in sources}
-            dtype = dtypes.pop() if len(dtypes) == 1 else np.dtype(np.float32)
+            dtype = result_dtype(self.tensors[source][key].dtype for source in sources)
             shape = self.tensors[sources[0]][key].shape
             return Tensor(shape, dtype, lambda: cast(rule(key), dtype, key, "the merged weights"))
 
