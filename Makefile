@@ -7,6 +7,10 @@ py = "$(VENV)/bin/python"
 # Python compiles what is imported; to compile everything here would double the time of an installation.
 pip = $(py) -m pip install -qq --disable-pip-version-check --no-compile
 
+# Compiled bytecode stays in $(VENV) even where the machine says otherwise, as container images do: every start of
+# Python imports two thousand modules.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help demo test lint types pytest fuzz format env dev-env venv which-python clean
 .DEFAULT_GOAL := help
 
@@ -31,6 +35,7 @@ test: lint types pytest
 lint: dev-env
 	@$(py) -m ruff check .
 	@$(py) -m ruff format --check .
+	@"$(VENV)/bin/lint-imports" --cache-dir .cache/importlinter
 
 types: dev-env
 	@$(py) -m mypy

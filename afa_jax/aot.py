@@ -15,8 +15,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import whole
-from afa_jax.cli.schema import require
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.commands import Parser, parse, run
+from afa_jax.config.schema import require
 from afa_jax.errors import InputError
 from afa_jax.files import check_file
 from afa_jax.names import ARCHITECTURES

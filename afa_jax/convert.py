@@ -11,13 +11,14 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import add_dtype_argument, check_model
-from afa_jax.commands import Parser, load_config, run
+from afa_jax.cli.arguments import add_dtype_argument
+from afa_jax.cli.commands import Parser, load_config, run
 from afa_jax.errors import InputError
-from afa_jax.expert_specs import parse_lora
+from afa_jax.experts.specs import parse_lora
+from afa_jax.exporting.outputs import check_model
 from afa_jax.files import check_file
 from afa_jax.names import PREDICTIONS
-from afa_jax.weights.hub_ids import check_named
+from afa_jax.weights.formats.hub_ids import check_named
 
 
 def main(arguments: Sequence[str]) -> int:

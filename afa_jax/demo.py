@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import seed_or_random
-from afa_jax.commands import Parser, load_config, run
-from afa_jax.run_folders import check_workdir
+from afa_jax.cli.commands import Parser, load_config, run
+from afa_jax.training.run_folders import check_workdir
 
 CONFIG = Path(__file__).parent.parent / "configs" / "emoji.py"
 

@@ -18,10 +18,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import COUNT, check_method, expert_names
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.commands import Parser, parse, run
+from afa_jax.config.method_options import check_entry, check_values
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder
-from afa_jax.method_options import check_entry, check_values
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -48,12 +48,12 @@ def main(arguments: Sequence[str]) -> None:
     for entry in config.evaluation.get("methods", ()):
         check_values(check_entry(entry), expert_names(config))
 
-    from afa_jax.evaluation.main_metric import check_metrics  # numpy, and not JAX yet
+    from afa_jax.evaluation.comparison.main_metric import check_metrics  # numpy, and not JAX yet
 
     check_metrics(config.evaluation)
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when JAX first needs the device
 
-    from afa_jax.evaluation.evaluate import evaluate
+    from afa_jax.evaluation.comparison.evaluate import evaluate
 
     evaluate(
         config,

@@ -14,10 +14,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument, check_model, check_run, license_name
-from afa_jax.cli.schema import require
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument, check_run, license_name
+from afa_jax.cli.commands import Parser, parse, run
+from afa_jax.config.schema import require
 from afa_jax.errors import InputError
+from afa_jax.exporting.outputs import check_model
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -36,6 +36,14 @@ def replace_bytes(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def write_output(path: Path, data: bytes) -> None:
+    """Write a file that a command was asked for, with the folder that it is to be in, and print its name."""
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_bytes(path, data)
+    print(path)
+
+
 @contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
     """Give a name to write to, which becomes ``path`` afterwards; what was written goes if that fails.

@@ -13,9 +13,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afa_jax import cluster
 from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.commands import Parser, parse, run
+from afa_jax.mesh import cluster
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     options, config = parse(parser, arguments, "one model")
     check_workdir_arguments(options, cluster.settings(options) is None)
 
-    from afa_jax import distributed
+    from afa_jax.mesh import processes as distributed
     from afa_jax.training.finetune import finetune
     from afa_jax.training.workdir import resume_if_any
 

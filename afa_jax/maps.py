@@ -20,7 +20,7 @@ from afa_jax.cli.arguments import (
     seed_or_random,
     size_of,
 )
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.files import check_folder
 
 
@@ -51,7 +51,7 @@ def main(arguments: Sequence[str]) -> None:
     size = size_of(options, config.base)
     check_run(options.workdir)
 
-    from afa_jax.sampling.maps import draw_maps
+    from afa_jax.report.maps import draw_maps
 
     draw_maps(
         config,

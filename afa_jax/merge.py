@@ -1,7 +1,7 @@
 """Experts merged into one ordinary checkpoint: ``python -m afa_jax.merge --config CONFIG --method METHOD --out OUT``.
 
 METHOD is a kind and its options: ``average,weights.photo=0.3,weights.anime=0.7``, ``mbw,preset=GRAD_V,of=anime``,
-``ties,density=0.3``, ``slerp,a=photo,b=anime,t=0.4``; afa_jax/weights/merge_kinds.py has all of them. The U-Nets are
+``ties,density=0.3``, ``slerp,a=photo,b=anime,t=0.4``; afa_jax/weights/merging/rules.py has all of them. The U-Nets are
 merged, and the text encoders unless text_encoder=base or =NAME says whose it is. ``learned_mbw,workdir=RUN`` is the
 merge mbw with the block weights that ``afa_jax.train`` learnt into RUN. VAE, tokenizer and schedule are the
 base's. OUT becomes a single file if it ends in .safetensors, a diffusers folder otherwise; how it was made is in its
@@ -13,11 +13,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import add_dtype_argument, check_model, expert_names
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.arguments import add_dtype_argument, expert_names
+from afa_jax.cli.commands import Parser, parse, run
+from afa_jax.config.method_options import check_entry, check_values
 from afa_jax.errors import InputError
-from afa_jax.method_options import check_entry, check_values
-from afa_jax.method_specs import parse_method
+from afa_jax.exporting.outputs import check_model
+from afa_jax.methods.specs import parse_method
 from afa_jax.names import LEARNED, MERGES
 
 KINDS = (*MERGES, LEARNED)

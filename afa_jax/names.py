@@ -19,6 +19,8 @@ SAMPLING = ("eta", "steps", "guidance")
 """Of sampling, what a method can have of its own."""
 BASE = "base"
 """What the base model is called among the experts of a method."""
+PAIR = ("aggregators.safetensors", "ensemble.json")
+"""The files of a trained fusion: its weights, and the record of what they belong to."""
 SPACES = ("blocks", "experts", "curve")
 """What has weights of its own in a search for merge weights."""
 SEARCHERS = ("tpe", "cmaes")

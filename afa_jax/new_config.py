@@ -15,11 +15,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import add_size_arguments, size_of
-from afa_jax.commands import Parser, run
+from afa_jax.cli.commands import Parser, run
 from afa_jax.errors import InputError
-from afa_jax.expert_specs import parse_argument
+from afa_jax.experts.specs import parse_argument
 from afa_jax.files import check_file
-from afa_jax.weights.hub_ids import check_named
+from afa_jax.weights.formats.hub_ids import check_named
 
 
 def main(arguments: Sequence[str]) -> None:

@@ -2,7 +2,8 @@
 
 Writes one PNG a picture, with the whole recipe in its metadata (text chunk "afa_jax", JSON), and a grid, a prompt a
 row. With ``--prompts FILE`` instead of ``--prompt`` it makes thousands, over all devices and processes, numbered as
-afa_jax/bulk.py says; what is there already stays, so that a start that was killed goes on with the next one.
+afa_jax/sampling/sample_many.py says; what is there already stays, so that a start that was killed goes on with the
+next one.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax import cluster
 from afa_jax.cli.arguments import (
     COUNT,
     GUIDANCE,
@@ -24,11 +24,12 @@ from afa_jax.cli.arguments import (
     seed_or_random,
     size_of,
 )
-from afa_jax.commands import Parser, parse, run
-from afa_jax.data.prompts import check_prompt
+from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.files import check_folder
+from afa_jax.mesh import cluster
 from afa_jax.names import METHODS
+from afa_jax.weights.tokenizer.prompts import check_prompt
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -51,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
         "--method",
         default="afa",
         metavar="NAME|KIND[:EXPERT][,OPTION=VALUE]...",
-        help=f"one of the config's, by its name, or a kind: {', '.join(METHODS)} (afa_jax/methods/kinds.py)",
+        help=f"one of the config's, by its name, or a kind: {', '.join(METHODS)} (afa_jax/methods/registry.py)",
     )
     parser.add_argument("--maps", action="store_true", help="also write the maps of every picture")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
@@ -69,7 +70,7 @@ def main(arguments: Sequence[str]) -> None:
         check_prompt_file(options.prompts)
         check_run(options.workdir)
 
-    from afa_jax import distributed
+    from afa_jax.mesh import processes as distributed
     from afa_jax.sampling.pictures import Asked, sample_file, sample_prompts
 
     asked = Asked(

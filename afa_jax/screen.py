@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import COUNT, SEED
-from afa_jax.cli.schema import require
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.commands import Parser, parse, run
+from afa_jax.config.schema import require
 from afa_jax.errors import InputError
 from afa_jax.files import check_file
 

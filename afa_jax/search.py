@@ -13,12 +13,13 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, check_model, check_prompt_file, real, whole
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, check_prompt_file, real, whole
+from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.exporting.outputs import check_model
 from afa_jax.files import check_file
 from afa_jax.names import SEARCHERS, SPACES
-from afa_jax.run_folders import check_workdir
+from afa_jax.training.run_folders import check_workdir
 
 
 def main(arguments: Sequence[str]) -> None:

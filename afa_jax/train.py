@@ -1,7 +1,7 @@
 """Train the aggregators of an ensemble: ``python -m afa_jax.train --config configs/emoji.py --workdir DIR``.
 
 Only the aggregators train; experts, text encoders and VAE stay as they are. Instead of AFA's aggregators it can be a
-rival: ``config.fusion`` with the kind gate, router or mbw (afa_jax/fusion/kinds.py). The workdir gets metrics.jsonl,
+rival: ``config.fusion`` with the kind gate, router or mbw (afa_jax/fusion/registry.py). The workdir gets metrics.jsonl,
 validation.jsonl and samples/, checkpoints to resume from, and at the end aggregators.safetensors and ensemble.json,
 which ``afa_jax.sample`` reads; with validation, the pair of the step with the lowest loss is in best/.
 """
@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afa_jax import cluster
 from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
-from afa_jax.cli.schema import require
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.commands import Parser, parse, run
+from afa_jax.config.schema import require
+from afa_jax.mesh import cluster
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -26,7 +26,7 @@ def main(arguments: Sequence[str]) -> None:
     require(config, "data")
     check_workdir_arguments(options, cluster.settings(options) is None, config.cache.path)
 
-    from afa_jax import distributed
+    from afa_jax.mesh import processes as distributed
     from afa_jax.training.run import train
     from afa_jax.training.workdir import resume_if_any
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
-from afa_jax.commands import Parser, parse, run
+from afa_jax.cli.commands import Parser, parse, run
 
 
 def main(arguments: Sequence[str]) -> None:

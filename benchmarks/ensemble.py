@@ -12,15 +12,31 @@ memory. The uniform average is the ensemble with constant maps.
 
 import argparse
 import dataclasses
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
 from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.parallel import MODES, axis_size, take
+from afa_jax.fusion import afa as fusion
+from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.single import ConstantMaps
+from afa_jax.mesh.experts import Shared
+from afa_jax.trees import axis_size, stack, take
+
+
+def unrolled(function: Callable[..., Any], *arguments: Any) -> Any:
+    """As map_experts, without a loop."""
+    count = axis_size([argument for argument in arguments if not isinstance(argument, Shared)])
+    return stack(
+        [
+            function(*(own.value if isinstance(own, Shared) else take(own, index) for own in arguments))
+            for index in range(count)
+        ]
+    )
 
 
 def main() -> None:
@@ -28,37 +44,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_arguments(parser)
     parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--mode", choices=MODES, help="of map_experts; the default unless given")
     parser.add_argument("--flops", action="store_true", help="count only")
     options = parser.parse_args()
     case = make_case(options, abstract=options.flops)
     count = axis_size(case.experts)
-    uniform = Ensemble(experts=case.experts, weights=jnp.full((count,), 1 / count), mode=options.mode)
-    afa = dataclasses.replace(case.ensemble, mode=options.mode)
+    even = ConstantMaps(weights=jnp.full((count,), 1 / count))
+    uniform, afa = Ensemble(experts=case.experts, aggregators=even), case.ensemble
     one = jax.eval_shape(take, case.experts, 0) if options.flops else take(case.experts, 0)
 
     def error(prediction: jax.Array) -> jax.Array:
         return jnp.square(prediction).mean()
 
-    def forward(denoiser: Any, x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
-        return denoiser(x, t, states if isinstance(denoiser, Ensemble) else states[0])
+    def forward(denoiser: Any, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+        return denoiser(x, t, conditioning if isinstance(denoiser, Ensemble) else take(conditioning, 0))
 
-    def gradient(denoiser: Any, x: jax.Array, t: jax.Array, states: jax.Array) -> Any:
-        if isinstance(denoiser, Ensemble) and denoiser.aggregators is not None:
+    def gradient(denoiser: Any, x: jax.Array, t: jax.Array, conditioning: Any) -> Any:
+        if isinstance(denoiser, Ensemble):
             return jax.value_and_grad(
-                lambda own: error(forward(dataclasses.replace(denoiser, aggregators=own), x, t, states))
+                lambda own: error(forward(dataclasses.replace(denoiser, aggregators=own), x, t, conditioning))
             )(denoiser.aggregators)
-        return jax.value_and_grad(lambda x: error(forward(denoiser, x, t, states)))(x)
+        return jax.value_and_grad(lambda x: error(forward(denoiser, x, t, conditioning)))(x)
 
     print(case)
     print(f"{'':10}{'':10}{'GFLOP':>10}{'/ N x one':>10}{'CPU ms':>10}{'/ N x one':>10}")
     for what in (forward, gradient):
         flops, tasks = {}, {}
         for name, denoiser in {"one": one, "uniform": uniform, "afa": afa}.items():
-            inputs = case.latents, case.t, case.states
+            inputs = case.latents, case.t, case.conditioning
             # The body of a loop over the experts is counted once, so FLOPs are those of the program without loops.
-            counted = dataclasses.replace(denoiser, mode="unroll") if isinstance(denoiser, Ensemble) else denoiser
-            flops[name] = jax.jit(what).lower(counted, *inputs).cost_analysis()["flops"]
+            with mock.patch.object(fusion, "map_experts", unrolled):
+                flops[name] = jax.jit(what).lower(denoiser, *inputs).cost_analysis()["flops"]
             if not options.flops:
                 tasks[name] = Program(what, denoiser, *inputs).task
         times = take_turns(tasks, options.rounds)

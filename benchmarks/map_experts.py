@@ -1,13 +1,13 @@
-"""The modes of map_experts side by side: step time, compile time and temporary memory.
+"""Ways to run a function for each expert side by side: step time, compile time and temporary memory.
 
     taskset -c 1 python benchmarks/map_experts.py [--config configs/emoji.py] [--kinds forward]
 
 N U-Nets on the same latents, forward and gradient with respect to the latents. Times are CPU times in turns, over those
 of "loop" in the same round: N modules one after another, not stacked, which is what "unroll" is without its slices.
+"scan" is map_experts.
 """
 
 import argparse
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
+from afa_jax.mesh.experts import Shared, map_experts
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import MODES, Mode, axis_size, map_experts, take
+from afa_jax.trees import axis_size, stack, take
 
 
 def main() -> None:
@@ -28,20 +29,26 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="*", choices=("forward", "gradient"), default=("forward", "gradient"))
     options = parser.parse_args()
     case = make_case(options)
-    t, states = case.t, case.states[0]
+    t, conditioning = case.t, take(case.conditioning, 0)
 
     def total(unet: UNet, x: jax.Array) -> jax.Array:
-        return unet(x, t, states)
+        return unet(x, t, conditioning)
 
     def loop(unets: list[UNet], x: jax.Array) -> jax.Array:
         return jnp.stack([total(unet, x) for unet in unets])
 
-    def mapped(mode: Mode, experts: UNet, x: jax.Array) -> jax.Array:
-        return map_experts(total, (experts,), (x,), mode)
+    def unroll(experts: UNet, x: jax.Array) -> jax.Array:
+        return stack([total(take(experts, i), x) for i in range(axis_size(experts))])
+
+    ways: dict[str, Callable[[Any, jax.Array], jax.Array]] = dict(
+        unroll=unroll,
+        scan=lambda experts, x: map_experts(total, experts, Shared(x)),
+        vmap=lambda experts, x: jax.vmap(lambda unet: total(unet, x))(experts),
+    )
 
     apart = [take(case.experts, i) for i in range(axis_size(case.experts))]
     forwards: dict[str, tuple[Callable[[Any, jax.Array], jax.Array], Any]] = {"loop": (loop, apart)}
-    forwards |= {mode: (functools.partial(mapped, mode), case.experts) for mode in MODES}
+    forwards |= {name: (way, case.experts) for name, way in ways.items()}
     print(case)
     print(f"{'':10}{'':8}{'ms':>10}{'/ loop':>8}{'compile s':>11}{'temp MiB':>10}")
     for kind in options.kinds:

@@ -12,16 +12,16 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts import encode_prompts, load_experts
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.fusion.kinds import init_fusion
-from afa_jax.fusion.sabw import SABWConfig
+from afa_jax.experts.frozen import encode_prompts, load_experts
+from afa_jax.fusion.afa import Ensemble, SABWConfig
+from afa_jax.fusion.registry import init_fusion
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import axis_size, stack
+from afa_jax.trees import axis_size, stack
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Case:
     latents: Any
     target: Any
     t: Any
-    states: Any
+    conditioning: Any
 
     @property
     def ensemble(self) -> Ensemble:
@@ -90,7 +90,7 @@ def make_case(options: argparse.Namespace, *, dtype: Any = jnp.float32, abstract
         # Of real captions: on random states these networks are so rough that rounding alone moves a gradient.
         source = make_source(config.data)
         ids = loaded.tokenizer([source[i]["caption"] for i in range(options.batch)])
-        states = jax.jit(encode_prompts)(loaded.text_encoder, ids).astype(jnp.float32)
+        states = jax.jit(encode_prompts)(loaded.text_encoder, ids).text.astype(jnp.float32)
         size = options.latents or [side // loaded.vae.config.factor for side in config.sample.size]
     count, unet = axis_size(experts), experts.config
 
@@ -102,12 +102,14 @@ def make_case(options: argparse.Namespace, *, dtype: Any = jnp.float32, abstract
             latents=jax.random.normal(keys[0], shape),
             target=jax.random.normal(keys[1], shape),
             t=jax.random.randint(keys[2], (options.batch,), 0, 1000),
-            states=jax.random.normal(keys[3], (count, options.batch, length, unet.cross_attention_dim)),
+            conditioning=Conditioning(
+                text=jax.random.normal(keys[3], (count, options.batch, length, unet.cross_attention_dim))
+            ),
         )
 
     made = jax.eval_shape(inputs) if abstract else inputs()
     if states is not None:
-        made["states"] = states
+        made["conditioning"] = Conditioning(text=states)
     case = Case(config=config, experts=experts, schedule=schedule, **made)
     return case if abstract else dataclasses.replace(case, aggregators=nonzero(case.aggregators))
 

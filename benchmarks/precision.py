@@ -17,7 +17,7 @@ from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import take
+from afa_jax.trees import take
 
 
 def main() -> None:
@@ -29,10 +29,10 @@ def main() -> None:
     options = parser.parse_args()
     cases = {dtype: make_case(options, dtype=jnp.dtype(dtype)) for dtype in ("float32", "bfloat16")}
 
-    def forward(unet: UNet, x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
-        return unet(x, t, states[0])
+    def forward(unet: UNet, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+        return unet(x, t, take(conditioning, 0))
 
-    def gradient(unet: UNet, x: jax.Array, *rest: jax.Array) -> jax.Array:
+    def gradient(unet: UNet, x: jax.Array, *rest: Any) -> jax.Array:
         return jax.grad(lambda x: 0.5 * jnp.square(forward(unet, x, *rest)).sum())(x)
 
     print(cases["float32"])
@@ -40,7 +40,7 @@ def main() -> None:
     for kind in options.kinds:
         function: Any = dict(forward=forward, gradient=gradient)[kind]
         programs = {
-            dtype: Program(function, take(case.experts, 0), case.latents, case.t, case.states)
+            dtype: Program(function, take(case.experts, 0), case.latents, case.t, case.conditioning)
             for dtype, case in cases.items()
         }
         times = take_turns({dtype: program.task for dtype, program in programs.items()}, options.rounds)

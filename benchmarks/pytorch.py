@@ -30,13 +30,12 @@ from networks import Case, add_arguments, make_case
 from timing import Program, Task, ratio, seconds, take_turns
 
 from afa_jax.diffusion.guidance import guided
-from afa_jax.diffusion.samplers import ddim_constants, ddim_step
-from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.diffusion.samplers.ddim import DDIM
+from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.files import save_fusion
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import axis_size, take
-from afa_jax.weights.aggregators import save_fusion
-from afa_jax.weights.folders import save_folder
-from afa_jax.weights.keys import flatten, unflatten
+from afa_jax.trees import axis_size, flatten, take, unflatten
+from afa_jax.weights.formats.folders import save_folder
 
 STEPS, STEP, GUIDANCE = 25, 10, 3.0  # the DDIM step that is measured
 VARIANTS = ("eager", "channels_last", "compile")
@@ -44,20 +43,23 @@ VARIANTS = ("eager", "channels_last", "compile")
 
 def our_tasks(case: Case) -> dict[str, Any]:
     """By name: (function, arguments); torch_ensemble.py has tasks of the same names."""
-    constants = jax.tree.map(lambda values: values[STEP], ddim_constants(case.schedule, STEPS))
+    ddim = DDIM(schedule=case.schedule)
+    constants = jax.tree.map(lambda values: values[STEP], ddim.constants(STEPS))
     optimizer = optax.adamw(1e-4, weight_decay=0.01)
 
-    def expert(unet: UNet, x: jax.Array, t: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
-        return dict(prediction=unet(x, t, text[0]))
+    def expert(unet: UNet, x: jax.Array, t: jax.Array, text: Any) -> dict[str, jax.Array]:
+        return dict(prediction=unet(x, t, take(text, 0)))
 
-    def forward(ensemble: Ensemble, x: jax.Array, t: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
+    def forward(ensemble: Ensemble, x: jax.Array, t: jax.Array, text: Any) -> dict[str, jax.Array]:
         return dict(prediction=ensemble(x, t, text))
 
-    def guided_step(ensemble: Ensemble, x: jax.Array, text: jax.Array) -> dict[str, jax.Array]:
-        prediction = guided(ensemble, text, text[:, ::-1], GUIDANCE)(x, jnp.broadcast_to(constants.t, len(x)))
-        return dict(x=ddim_step(case.schedule, constants, x, prediction, None))
+    def guided_step(ensemble: Ensemble, x: jax.Array, text: Any) -> dict[str, jax.Array]:
+        prediction = guided(ensemble, text, jax.tree.map(lambda own: own[:, ::-1], text), GUIDANCE)(
+            x, jnp.broadcast_to(constants.t, len(x))
+        )
+        return dict(x=ddim.step(constants, x, prediction, (), None)[0])
 
-    def training_step(params: Any, state: Any, experts: Any, *inputs: jax.Array) -> dict[str, Any]:
+    def training_step(params: Any, state: Any, experts: Any, *inputs: Any) -> dict[str, Any]:
         def loss_of(params: Any) -> jax.Array:
             aggregators = unflatten(case.aggregators, params)
             return jnp.square(Ensemble(experts=experts, aggregators=aggregators)(x, t, text) - target).mean()
@@ -68,11 +70,11 @@ def our_tasks(case: Case) -> dict[str, Any]:
         new = optax.apply_updates(params, updates)
         return dict(gradient_norm=optax.tree.norm(gradient), loss=loss, new=(new, state))
 
-    params, inputs = flatten(case.aggregators), (case.latents, case.t, case.states)
+    params, inputs = flatten(case.aggregators), (case.latents, case.t, case.conditioning)
     return {
         "one expert": (expert, (take(case.experts, 0), *inputs)),
         "forward": (forward, (case.ensemble, *inputs)),
-        "guided step": (guided_step, (case.ensemble, case.latents, case.states)),
+        "guided step": (guided_step, (case.ensemble, case.latents, case.conditioning)),
         "training step": (training_step, (params, optimizer.init(params), case.experts, *inputs, case.target)),
     }
 
@@ -141,7 +143,7 @@ def measure(options: argparse.Namespace, folder: Path) -> None:
             save_folder(path, unet=take(case.experts, i))
     else:
         paths = [Path(expert["path"]) for expert in case.config.experts]
-    inputs = dict(x=case.latents, target=case.target, text=case.states, t=case.t)
+    inputs = dict(x=case.latents, target=case.target, text=case.conditioning.text, t=case.t)
     np.savez(folder / "inputs.npz", **{name: np.asarray(array) for name, array in inputs.items()})
     save_fusion(folder, case.aggregators, {})
     facts = dict(

@@ -7,6 +7,7 @@ column is the scan over the T calls, less 1. The calls also pay for being called
 """
 
 import argparse
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,10 +15,11 @@ from networks import add_arguments, make_case
 from timing import Program, Task, ratio, seconds, take_turns
 
 from afa_jax.diffusion.guidance import guided
-from afa_jax.diffusion.samplers import ddim
-from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.diffusion.samplers.ddim import DDIM
+from afa_jax.diffusion.samplers.sampler import sample
+from afa_jax.fusion.afa import Ensemble
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import take
+from afa_jax.trees import take
 
 GUIDANCE = 3.0
 
@@ -32,21 +34,23 @@ def main() -> None:
     options = parser.parse_args()
     case = make_case(options)
 
-    def prediction(denoiser: UNet | Ensemble, x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
-        def network(x: jax.Array, t: jax.Array, states: jax.Array) -> jax.Array:
-            return denoiser(x, t, states if isinstance(denoiser, Ensemble) else states[0])
+    def prediction(denoiser: UNet | Ensemble, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+        def network(x: jax.Array, t: jax.Array, own: Any) -> jax.Array:
+            return denoiser(x, t, own if isinstance(denoiser, Ensemble) else take(own, 0))
 
-        return guided(network, states, states[:, ::-1], GUIDANCE)(x, t)
+        other = jax.tree.map(lambda states: states[:, ::-1], conditioning)
+        return guided(network, conditioning, other, GUIDANCE)(x, t)
 
-    def scan(denoiser: UNet | Ensemble, x: jax.Array, states: jax.Array) -> jax.Array:
-        return ddim(lambda x, t: prediction(denoiser, x, t, states), case.schedule, x, steps=options.steps)
+    def scan(denoiser: UNet | Ensemble, x: jax.Array, conditioning: Any) -> jax.Array:
+        ddim = DDIM(schedule=case.schedule)
+        return sample(ddim, lambda x, t: prediction(denoiser, x, t, conditioning), x, ddim.constants(options.steps))
 
     print(case)
     print(f"{'':10}{'a prediction, ms':>18}{f'{options.steps} steps, ms':>18}{'overhead':>10}")
     for name in options.denoisers:
         denoiser = take(case.experts, 0) if name == "expert" else case.ensemble
-        one = Program(prediction, denoiser, case.latents, case.t, case.states)
-        whole = Program(scan, denoiser, case.latents, case.states)
+        one = Program(prediction, denoiser, case.latents, case.t, case.conditioning)
+        whole = Program(scan, denoiser, case.latents, case.conditioning)
         times = take_turns({"calls": repeated(one.task, options.steps), "scan": whole.task}, options.rounds)
         print(
             f"{name:10}{1000 * seconds(times['calls']) / options.steps:18.1f}{1000 * seconds(times['scan']):18.1f}"

@@ -23,19 +23,17 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.ensemble import REMATS, Ensemble
-from afa_jax.fusion.kinds import init_fusion
-from afa_jax.fusion.sabw import SABWConfig, parameter_count
+from afa_jax.fusion.afa import REMATS, Ensemble, SABWConfig
+from afa_jax.fusion.registry import init_fusion
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import MODES
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_state, make_train_step
-from afa_jax.weights.keys import dotted, flatten
+from afa_jax.training.step import init_state, make_train_step
+from afa_jax.trees import dotted, flatten, parameter_count
 
 
 def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
@@ -76,7 +74,6 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--dtype", choices=("bfloat16", "float32"))
-    parser.add_argument("--mode", choices=MODES)
     parser.add_argument("--remat", choices=REMATS, default="none")
     parser.add_argument("--compile_only", action="store_true")
     parser.add_argument("--by_site", action="store_true")
@@ -106,7 +103,6 @@ def main() -> None:
         NoiseSchedule(),
         caption_dropout=config.train.caption_dropout,
         no_caption=jnp.zeros(77, jnp.int32),
-        mode=options.mode,
         remat=options.remat,
     )
     size, batch = options.size, options.batch

@@ -21,17 +21,16 @@ import jax.numpy as jnp
 import numpy as np
 from timing import Task, ratio, seconds, take_turns
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.data.loader import loading, make_loader
 from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import make_source
-from afa_jax.experts import encode_prompts, frozen, load_experts
-from afa_jax.fusion.ensemble import REMATS
-from afa_jax.fusion.kinds import init_fusion
-from afa_jax.fusion.sabw import SABWConfig
+from afa_jax.experts.frozen import encode_prompts, frozen, load_experts
+from afa_jax.fusion.afa import REMATS, SABWConfig
+from afa_jax.fusion.registry import init_fusion
 from afa_jax.training.optimizer import make_optimizer
-from afa_jax.training.state import init_state, make_train_step
-from afa_jax.weights.keys import flatten, shapes_of
+from afa_jax.training.step import init_state, make_train_step
+from afa_jax.trees import flatten, shapes_of
 
 
 def main() -> None:
@@ -89,7 +88,7 @@ def main() -> None:
         compiled(f"remat {remat}", parts, batch, no_caption, remat)
     mean, std = jax.jit(lambda vae, x: vae.posterior(to_images(x)))(experts.vae, batch["image"])
     ids = np.vstack([batch["ids"], np.asarray(no_caption)])
-    states = jnp.moveaxis(jax.jit(encode_prompts)(experts.text_encoder, ids), 1, 0)
+    states = jnp.moveaxis(jax.jit(encode_prompts)(experts.text_encoder, ids).text, 1, 0)
     rest = dict(mean=mean, std=std, states=states[:-1], position=batch["position"], index=batch["index"])
     compiled("from the cache", dict(unet=parts["unet"]), rest, states[-1], train.remat)
     times = take_turns(tasks, options.rounds)

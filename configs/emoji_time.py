@@ -20,7 +20,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from afa_jax.fusion.time_experts import binary_tree_edges, uniform_edges
+from afa_jax.fusion.rivals.time_experts import binary_tree_edges, uniform_edges
 
 TREE, UNIFORM = binary_tree_edges(), uniform_edges(3)
 INTERVALS = {

@@ -6,7 +6,7 @@
 Experts are single files (as CivitAI publishes them), diffusers folders or ids on the Hugging Face hub; edit EXPERTS, or
 give them with --expert NAME=PATH. Look at them first: python -m afa_jax.convert --inspect FILES, then python -m
 afa_jax.screen --config configs/sd15.py. The paper used 10,000 JourneyDB pairs for 10 epochs with a batch of 8 (12,500
-steps); PICTURES is a folder with captions. For JourneyDB itself see afa_jax/data/prepare.py: its kind "tfds" has other
+steps); PICTURES is a folder with captions. For JourneyDB itself see afa_jax/prepare.py: its kind "tfds" has other
 fields, so copy this file and edit data.
 Not run by us: no pretrained Stable Diffusion weights can be had where this project is built. The training step is
 traced at full size in the tests; benchmarks/sd15.py executed it with random weights, 256 px and batch 1, on a CPU, and
@@ -186,7 +186,7 @@ def evaluation(names: list[str], size: int, protocol: str = "") -> dict:
         batch=4,
         stand_out=own["metrics"],
         resamples=2000,
-        weights=dict.fromkeys(WEIGHTS, ""),  # local files in place of the hub's, as afa_jax/evaluation/metrics.py says
+        weights=dict.fromkeys(WEIGHTS, ""),  # local files in place of the hub's, as evaluation/metrics/table.py says
         noise=dict(pairs=0),
         methods=methods(names),
         equal_time=("afa", "uniform", "noise_average"),

@@ -15,6 +15,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
 if "xla_backend_optimization_level" not in os.environ["XLA_FLAGS"]:
     # Nearly all of the tests' time is LLVM compiling programs that run for milliseconds.
     os.environ["XLA_FLAGS"] += " --xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    # One LLVM module a program instead of one for each of 32 threads: a machine with few cores only pays for them.
+    os.environ["XLA_FLAGS"] += " --xla_cpu_parallel_codegen_split_count=1"
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
 # With a bound the cache takes a lock: the workers of pytest-xdist must not read what another one is writing.
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2**32))

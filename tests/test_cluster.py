@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from afa_jax.cluster import add_arguments, settings
 from afa_jax.errors import InputError
+from afa_jax.mesh.cluster import add_arguments, settings
 
 SLURM = dict(SLURM_JOB_ID="7", SLURM_STEP_NODELIST="n[1-2]", SLURM_NTASKS="2", SLURM_PROCID="1", SLURM_LOCALID="0")
 NUMBERED = dict(

@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.evaluation.comparison import entries_of
-from afa_jax.evaluation.metrics import METRICS, WEIGHTS
-from afa_jax.fusion.kinds import KINDS, init_fusion, kind_of
-from afa_jax.fusion.sabw import SABWConfig, parameter_count
-from afa_jax.ingredients import parse_expert
-from afa_jax.methods import check_entry
+from afa_jax.evaluation.metrics.table import METRICS, WEIGHTS
+from afa_jax.experts.sources import parse_expert
+from afa_jax.fusion.afa import SABWConfig
+from afa_jax.fusion.registry import FUSIONS, init_fusion, kind_of
+from afa_jax.methods.entries import entries_of
+from afa_jax.methods.method import check_entry
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
@@ -25,8 +25,8 @@ from afa_jax.training.model_step import init_state as init_model_state
 from afa_jax.training.model_step import make_model_step
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_fusion
-from afa_jax.training.state import init_state, make_train_step
-from afa_jax.weights.keys import flatten
+from afa_jax.training.step import init_state, make_train_step
+from afa_jax.trees import flatten, parameter_count
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = {
@@ -49,7 +49,7 @@ def test_every_config_and_variant_loads_and_is_locked(path):
         config = load_config(f"{path}:{variant}" if variant else str(path))
         assert config.is_locked
         if "fusion" in config:
-            assert kind_of(configured_fusion(config)) == (variant if variant in KINDS else "afa")
+            assert kind_of(configured_fusion(config)) == (variant if variant in FUSIONS else "afa")
     with pytest.raises(InputError, match="no variant 'nonsense'"):
         load_config(f"{path}:nonsense")
     with pytest.raises(InputError, match="no such field"):

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "launch" / "README.md"]

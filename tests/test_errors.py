@@ -10,9 +10,9 @@ import warnings
 import jax
 import pytest
 
-from afa_jax.commands import Parser, run
-from afa_jax.distributed import say
+from afa_jax.cli.commands import Parser, run
 from afa_jax.errors import LONGEST, BadExample, InputError, printable, some
+from afa_jax.mesh.processes import say
 from afa_jax.report.escape import escape
 
 HOSTILE = {

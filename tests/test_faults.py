@@ -12,15 +12,16 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afa_jax.evaluation import pictures
-from afa_jax.evaluation.picture_files import write_index
-from afa_jax.evaluation.prompts import Item
+from afa_jax.evaluation.comparison import pictures
+from afa_jax.evaluation.comparison.picture_files import write_index
+from afa_jax.evaluation.comparison.prompts import Item
 from afa_jax.files import check_new, partial_output, replace_folder, replace_text, writing
-from afa_jax.generate import Picture, SampleOptions
-from afa_jax.methods import Method
+from afa_jax.methods.method import Method
+from afa_jax.methods.options import SampleOptions
+from afa_jax.sampling.generate import Picture
 from afa_jax.training.workdir import MODEL, begin_run, check_model, open_workdir, save_model
 from afa_jax.weights.checkpoint import MemoryCheckpoint
-from afa_jax.weights.single_file import write_single_file
+from afa_jax.weights.formats.single_file import write_single_file
 from tests import tiny
 from tests.faults import every_fault
 

@@ -11,16 +11,16 @@ import pytest
 from ml_collections import ConfigDict
 
 from afa_jax import sample
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
-from afa_jax.expert_specs import parse_argument
-from afa_jax.experts import load_experts, mismatches
-from afa_jax.ingredients import find_checkpoints, parse_expert
+from afa_jax.experts.frozen import load_experts, mismatches
+from afa_jax.experts.sources import find_checkpoints, parse_expert
+from afa_jax.experts.specs import parse_argument
+from afa_jax.trees import flatten
 from afa_jax.weights.checkpoint import MemoryCheckpoint
-from afa_jax.weights.folders import save_folder, write_folder
-from afa_jax.weights.keys import flatten
+from afa_jax.weights.formats.folders import save_folder, write_folder
+from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.load import open_checkpoint
-from afa_jax.weights.single_file import write_single_file
 from afa_jax.weights.tensors import write_tensors
 from tests import tiny
 from tests.commands.conftest import CONFIG, TOKENIZER

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from afa_jax.errors import BadExample, InputError, Stopped
-from afa_jax.messages import dumps, loads
+from afa_jax.mesh.messages import dumps, loads
 from afa_jax.training.checkpoints import NonFiniteError
 from afa_jax.weights.tensors import WeightsError
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from afa_jax.errors import InputError
-from afa_jax.method_specs import parse_method
+from afa_jax.methods.specs import parse_method
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from afa_jax.program_cache import cache_folder, keep_programs
 
 COMPILES = """
 import sys
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 
 def main(arguments):
     import jax

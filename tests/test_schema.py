@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.errors import InputError
 
 EMOJI = Path(__file__).parents[1] / "configs" / "emoji.py"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import zlib
 from typing import Any, TypeVar
 
@@ -11,12 +12,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from afa_jax.fusion.sabw import Aggregators, SABWConfig
+from afa_jax.diffusion.samplers.ddim import DDIM
+from afa_jax.diffusion.samplers.sampler import sample
+from afa_jax.fusion.afa import Aggregators, SABWConfig
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.keys import dotted
+from afa_jax.trees import dotted
+from afa_jax.weights.checkpoint import abstract_network
 
 T = TypeVar("T")
 
@@ -83,33 +88,51 @@ def randomised(tree: T, seed: int) -> T:
 
 
 def unet(seed: int, config: UNetConfig = SMALL_UNET) -> UNet:
-    return randomised(jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))), seed)
+    return randomised(abstract_network(config)[0], seed)
 
 
 def text_encoder(seed: int) -> TextEncoder:
-    return randomised(jax.eval_shape(lambda: TextEncoder(TEXT, rngs=nnx.Rngs(0))), seed)
+    return randomised(abstract_network(TEXT)[0], seed)
 
 
 def vae(seed: int) -> VAE:
-    return randomised(jax.eval_shape(lambda: VAE(VAE_CONFIG, rngs=nnx.Rngs(0))), seed)
+    return randomised(abstract_network(VAE_CONFIG)[0], seed)
 
 
 def aggregators(experts: int, config: UNetConfig = SMALL_UNET, sabw: SABWConfig = SABW, seed: int = 0) -> Aggregators:
     """Untrained, as training starts: conv_out is zero."""
-    stages = list(jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0))).stages)
+    stages = list(abstract_network(config)[0].stages)
     return Aggregators(sabw, experts, stages, config, rngs=nnx.Rngs(seed))
 
 
 def trained(experts: int, config: UNetConfig = SMALL_UNET, sabw: SABWConfig = SABW, seed: int = 0) -> Aggregators:
     """Random in every parameter, so that their maps are far from even."""
-    return randomised(jax.eval_shape(lambda: aggregators(experts, config, sabw)), seed)
+    return randomised(_abstract_aggregators(experts, config, sabw), seed)
+
+
+@functools.cache
+def _abstract_aggregators(experts: int, config: UNetConfig, sabw: SABWConfig) -> Aggregators:
+    return jax.eval_shape(lambda: aggregators(experts, config, sabw))
 
 
 def inputs(batch: int, experts: int, size: tuple[int, int] = (8, 8), seed: int = 0) -> tuple[Any, Any, Any]:
-    """Latents, timesteps that differ, and the experts' text states."""
+    """Latents, timesteps that differ, and the experts' conditioning."""
     rng = np.random.default_rng(seed)
     return (
         jnp.asarray(rng.standard_normal((batch, *size, 4)), jnp.float32),
         jnp.asarray(rng.integers(0, 1000, batch), jnp.int32),
-        jnp.asarray(rng.standard_normal((experts, batch, 5, 8)), jnp.float32),
+        Conditioning(text=jnp.asarray(rng.standard_normal((experts, batch, 5, 8)), jnp.float32)),
     )
+
+
+def copies(conditioning: Conditioning, count: int) -> Conditioning:
+    """The first expert's, so often."""
+    return jax.tree.map(lambda own: jnp.repeat(own[:1], count, axis=0), conditioning)
+
+
+def ddim(
+    predict: Any, schedule: Any, x: Any, *, steps: int, eta: float = 0.0, strength: float = 1.0, **options: Any
+) -> Any:
+    """Samples by DDIM."""
+    sampler = DDIM(schedule=schedule, eta=eta)
+    return sample(sampler, predict, x, sampler.constants(steps, strength), **options)

@@ -11,25 +11,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from afa_jax.cli.fields import MOST_PIXELS
-from afa_jax.data.prompts import check_prompt
+from afa_jax.config.fields import MOST_PIXELS, SEEDS
+from afa_jax.config.method_options import check_entry, check_values
 from afa_jax.errors import InputError
-from afa_jax.files import check_folder, check_new
+from afa_jax.files import check_folder
 from afa_jax.json_files import read_object
-from afa_jax.method_options import check_entry, check_values
-from afa_jax.method_specs import parse_method
+from afa_jax.methods.specs import parse_method
 from afa_jax.models.configs import VAEConfig
 from afa_jax.names import DTYPES, METHODS
-from afa_jax.run_folders import check_workdir
-from afa_jax.weights.foreign_files import PICKLES
-
-SEEDS = 2**32
-"""Seeds are below this."""
-_OF_FILES = re.compile(
-    r"\.(safetensor|sft|gguf|ggml|onnx|msgpack|h5|npz|npy|tflite|pb|zip|tar|gz|tgz|xz|7z|txt|jsonl?|ya?ml|toml|csv|md|html"
-    r"|log|py|sh|pdf|parquet|png|jpe?g|webp|avif|gif|bmp|tiff?)"
-)
-"""Endings of files, which nobody means for a folder."""
+from afa_jax.training.run_folders import check_workdir
+from afa_jax.weights.tokenizer.prompts import check_prompt
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -242,19 +233,6 @@ def check_prompt_file(path: Path | None, option: str = "--prompts") -> None:
     if path is not None and not path.is_file():
         reason = "is a folder" if path.is_dir() else "No such file"
         raise InputError(f"{option} {path}: {reason}; name a file of prompts")
-
-
-def check_model(path: Path, overwrite: bool = False) -> None:
-    """As check_new, of a model: one file that ends in .safetensors, else a folder, whose name is no other file's.
-
-    Raises:
-        InputError: as check_new; it ends like a file of another kind. A folder may have dots, as ``sd-v1.5``.
-    """
-    ending = path.suffix.lower()
-    if (ending in PICKLES or _OF_FILES.fullmatch(ending)) and not path.is_dir():
-        what = "pickles are not written" if ending in PICKLES else "a model is written as safetensors, or as a folder"
-        raise InputError(f"{path}: {what}; end it in .safetensors, or leave {path.suffix} out for a folder")
-    check_new(path, overwrite)
 
 
 def check_run(path: Path | None) -> None:

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from afa_jax.data.loader import Batch
-from afa_jax.distributed import first, gather
 from afa_jax.errors import some
 from afa_jax.files import replace_text
 from afa_jax.json_files import read_lines
+from afa_jax.mesh.processes import first, gather
 
 NAMED = 20  # in the summary; the file names all
 

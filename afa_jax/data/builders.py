@@ -1,6 +1,6 @@
 """TFDS builders of captioned pictures: JourneyDB, COCO captions, any captioned folder. None needs tensorflow.
 
-``python -m afa_jax.data.prepare`` runs them. The pictures' files are stored as they are, not decoded again; what is
+``python -m afa_jax.prepare`` runs them. The pictures' files are stored as they are, not decoded again; what is
 unreadable or has no caption is left out, and ``left_out`` of the builder names it.
 """
 

@@ -16,10 +16,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax.data.sources import BadExample, PictureSource
-from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.data.workers import read_in_processes
 from afa_jax.errors import InputError
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 MOST_WORKERS = 1024
 EXAMPLES = 2**50

@@ -20,7 +20,7 @@ _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError,
 
 
 class TFDSSource:
-    """Captioned pictures of a data set that TFDS has prepared, such as ``afa_jax.data.prepare`` makes.
+    """Captioned pictures of a data set that TFDS has prepared, such as ``afa_jax.prepare`` makes.
 
     Args:
         name: of the data set, "coco_captions/2017" or "journeydb:1.0.0"; "" if ``data_dir`` is its folder itself, the
@@ -65,7 +65,7 @@ class TFDSSource:
                 self._builder = read_only_builder.builder_from_directory(data_dir)
         except (tfds.core.DatasetNotFoundError, DatasetInfoFileError) as error:
             raise InputError(
-                f"{place}: no prepared data set; make it with python -m afa_jax.data.prepare, or with TFDS"
+                f"{place}: no prepared data set; make it with python -m afa_jax.prepare, or with TFDS"
             ) from error
         except (*_DAMAGE, json_format.ParseError) as error:
             raise InputError(f"{place}: its .json files are damaged ({error}); prepare it again") from error

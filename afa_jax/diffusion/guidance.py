@@ -8,15 +8,16 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from afa_jax.types import ExpertTextStates, Latents, Timesteps
+from afa_jax.models.conditioning import Conditioning, join_rows
+from afa_jax.types import Latents, Timesteps
 
 
 @runtime_checkable
 class Denoiser(Protocol):
     """Any way of turning N checkpoints into one prediction."""
 
-    def __call__(self, latents: Latents, t: Timesteps, conditioning: ExpertTextStates) -> Latents:
-        """Latents ``[b, h, w, c]``, timesteps ``[b]``, text states ``[n, b, s, d]`` -> prediction, float32."""
+    def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
+        """Return the prediction, float32, of latents ``[b, h, w, c]`` at timesteps ``[b]``."""
         ...
 
 
@@ -25,40 +26,41 @@ class PathDenoiser(Protocol):
     """A way that needs each expert's conditional and unconditional prediction, or remembers the path it came."""
 
     def start(self, latents: Latents) -> Any:
-        """What it remembers before the first step: a tree of arrays, ``()`` for nothing."""
+        """Return what it remembers before the first step: a tree of arrays, ``()`` for nothing."""
         ...
 
     def guided(
         self,
         latents: Latents,
         t: Timesteps,
-        conditional: ExpertTextStates,
-        unconditional: ExpertTextStates,
-        scale: float | int,
+        conditional: Conditioning,
+        unconditional: Conditioning,
+        scale: Any,
         memory: Any,
     ) -> tuple[Latents, Any]:
-        """The guided prediction, float32, and what to remember; t is the same in all rows."""
+        """Return the guided prediction, float32, and what to remember; t is the same in all rows."""
         ...
 
 
 def guided(
-    denoiser: Callable[[Latents, Timesteps, ExpertTextStates], Any],
-    conditional: ExpertTextStates,
-    unconditional: ExpertTextStates,
-    scale: float,
+    denoiser: Callable[[Latents, Timesteps, Conditioning], Any],
+    conditional: Conditioning,
+    unconditional: Conditioning,
+    scale: Any,
     *,
     has_maps: bool = False,
 ) -> Callable[[Latents, Timesteps], Any]:
-    """Classifier-free guidance (Ho and Salimans 2022, arXiv 2207.12598): ``u + scale (c - u)`` on the fused prediction.
+    """Guide a Denoiser without a classifier (Ho and Salimans 2022, arXiv 2207.12598): ``u + scale (c - u)``.
 
-    Both halves run as one batch, unconditional first. A scale of 1 is the conditional prediction alone.
+    Both halves run as one batch, unconditional first.
 
     Args:
+        scale: a number, or an array of one; the number 1 is the conditional prediction alone.
         has_maps: the denoiser returns ``(prediction, maps)``; so does the result, with the conditional half's maps.
     """
-    if scale == 1:
+    if isinstance(scale, int | float) and scale == 1:
         return lambda x, t: denoiser(x, t, conditional)
-    both = jnp.concatenate([unconditional, conditional], axis=1)
+    both = join_rows(unconditional, conditional)
 
     def predict(x: Latents, t: Timesteps) -> Any:
         answer = denoiser(jnp.concatenate([x, x]), jnp.concatenate([t, t]), both)

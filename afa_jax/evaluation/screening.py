@@ -10,17 +10,17 @@ from pathlib import Path
 import numpy as np
 from ml_collections import ConfigDict
 
+from afa_jax.data.held_out import choose_pairs, unseen
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import make_source
 from afa_jax.errors import InputError, printable
-from afa_jax.evaluation.noise import expert_errors
-from afa_jax.evaluation.pairs import choose_pairs, unseen
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
-from afa_jax.experts import Mismatch, find_checkpoints, load_experts, mismatches
+from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights, record
+from afa_jax.experts.frozen import Mismatch, find_checkpoints, load_experts, mismatches
 from afa_jax.files import check_file, replace_text
 from afa_jax.progress import progress
 from afa_jax.records import public_sentence, recorded
-from afa_jax.report.screen import print_gain, print_mismatches, print_weights, record
+from afa_jax.training.noise_error import expert_errors
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT, Difference, compare_experts
 

@@ -1,8 +1,8 @@
 """What a search for merge weights needs: the weights from few parameters, the merge in memory, and a score.
 
-autoMBW searches, as a black box, for the weights of each block of a merge (the LDM blocks of afa_jax/weights/blocks.py)
-that make a score of generated pictures best. The U-Nets stay stacked in memory and their weighted sum is an argument of
-one compiled sampler, so a trial compiles nothing and writes no file.
+autoMBW searches, as a black box, for the weights of each block of a merge (the LDM blocks of
+afa_jax/weights/merging/blocks.py) that make a score of generated pictures best. The U-Nets stay stacked in memory and
+their weighted sum is an argument of one compiled sampler, so a trial compiles nothing and writes no file.
 """
 
 from __future__ import annotations
@@ -19,16 +19,17 @@ from jaxtyping import Float
 from afa_jax.data.emoji.scenes import UNSEEN, Prompt, evaluation_prompts
 from afa_jax.errors import InputError
 from afa_jax.evaluation.bootstrap import Resamples
+from afa_jax.evaluation.comparison.prompts import Item
+from afa_jax.evaluation.comparison.scores import REAL, load_scorers
 from afa_jax.evaluation.distances import kernel_distance
-from afa_jax.evaluation.features import HEAD
-from afa_jax.evaluation.judge import accuracy, hits, load_judge, real_scenes
-from afa_jax.evaluation.prompts import Item
-from afa_jax.evaluation.scores import REAL, load_scorers
-from afa_jax.experts import Experts
-from afa_jax.fusion.block_weights import merge_stacks
-from afa_jax.fusion.ensemble import SingleExpert
-from afa_jax.generate import Request, SampleOptions, generate
-from afa_jax.weights.blocks import BASE, block_names
+from afa_jax.evaluation.emoji.features import HEAD
+from afa_jax.evaluation.emoji.judge import accuracy, hits, load_judge, real_scenes
+from afa_jax.experts.frozen import Experts
+from afa_jax.fusion.rivals.block_weights import merge_stacks
+from afa_jax.fusion.single import SingleExpert
+from afa_jax.methods.options import SampleOptions
+from afa_jax.sampling.generate import Request, generate
+from afa_jax.weights.merging.blocks import BASE, block_names
 
 Kind = Literal["blocks", "experts", "curve"]
 KINDS: tuple[Kind, ...] = ("blocks", "experts", "curve")
@@ -151,7 +152,7 @@ def _real(*prompts: Prompt) -> np.ndarray:
 
 
 def full_scale_score(metric: str, items: Sequence[Item], weights: Mapping[str, str], *, size: tuple[int, int]) -> Score:
-    """Any metric of afa_jax/evaluation/metrics.py.
+    """Any metric of afa_jax/evaluation/metrics/table.py.
 
     Of one of single pictures, such as ``pickscore``, the mean; else the figure of the whole set, such as ``fid``.
 

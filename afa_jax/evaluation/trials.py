@@ -15,13 +15,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError, Stopped
-from afa_jax.evaluation.prompts import load_items
+from afa_jax.evaluation.comparison.prompts import load_items
 from afa_jax.evaluation.search import LIMIT, Score, Space, emoji_score, full_scale_score, score_weights
 from afa_jax.evaluation.trials_log import open_study, optuna
-from afa_jax.experts import Experts, load_experts
+from afa_jax.experts.frozen import Experts, load_experts
 from afa_jax.files import check_file, replace_text, writing
-from afa_jax.generate import SampleOptions
 from afa_jax.json_files import read_object
+from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
 from afa_jax.records import record_text, recorded
 from afa_jax.training.stopping import Interrupted, StopSignals
@@ -177,11 +177,11 @@ def summary(study: Any, space: Space, settings: Mapping[str, Any]) -> dict[str, 
 
 def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any]) -> None:
     """Write the merge as an ordinary checkpoint, with VAE, tokenizer and schedule of the base."""
-    from afa_jax.experts import find_checkpoints
+    from afa_jax.experts.frozen import find_checkpoints
     from afa_jax.exporting.merge import ingredients
     from afa_jax.exporting.written import write
-    from afa_jax.weights.combine import with_base
-    from afa_jax.weights.merging import merge
+    from afa_jax.weights.merging.combine import with_base
+    from afa_jax.weights.merging.merge import merge
 
     base, checkpoints = find_checkpoints(config)
     method = dict(weights=best["weights"])

@@ -7,14 +7,14 @@ from pathlib import Path
 from typing import Any
 
 from afa_jax.errors import InputError
-from afa_jax.expert_specs import parse_lora
+from afa_jax.experts.sources import Source, bake
+from afa_jax.experts.specs import parse_lora
 from afa_jax.exporting.written import check_out, identity, is_single, write
-from afa_jax.ingredients import Source, bake
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
-from afa_jax.weights.combine import COMPONENTS, check_parts, compose
-from afa_jax.weights.hub import fetch
+from afa_jax.weights.formats.hub import fetch
+from afa_jax.weights.formats.single_file import SingleFileCheckpoint
 from afa_jax.weights.load import check_networks, open_checkpoint
-from afa_jax.weights.single_file import SingleFileCheckpoint
+from afa_jax.weights.merging.combine import COMPONENTS, check_parts, compose
 
 
 def convert(options: argparse.Namespace) -> None:

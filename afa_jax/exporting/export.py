@@ -12,25 +12,26 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
+from afa_jax.data.held_out import choose_pairs, unseen
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import PictureSource, make_source
 from afa_jax.data.split import hold_out
 from afa_jax.errors import InputError
-from afa_jax.evaluation.pairs import choose_pairs, unseen
-from afa_jax.evaluation.snapshot import Predictions, block_weights, predictions
-from afa_jax.experts import Experts, check_record, find_checkpoints, load_experts, mismatches
+from afa_jax.experts.frozen import Experts, check_record, find_checkpoints, load_experts, mismatches
+from afa_jax.experts.sources import bake
 from afa_jax.exporting.pair import Publication, check_pair, export_pair
+from afa_jax.exporting.snapshot import Predictions, block_weights, predictions
 from afa_jax.exporting.written import check_out, identity, write
-from afa_jax.fusion.ensemble import Ensemble, SingleExpert
-from afa_jax.ingredients import bake
-from afa_jax.parallel import stack
+from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.files import aggregators_hash, load_aggregators, read_record
+from afa_jax.fusion.single import SingleExpert
 from afa_jax.report.checkpoints import print_table
-from afa_jax.weights.aggregators import aggregators_hash, load_aggregators, read_record
+from afa_jax.trees import stack
 from afa_jax.weights.checkpoint import Checkpoint
-from afa_jax.weights.combine import BASES, average, check_parts, with_base
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.hub import fetch_run
+from afa_jax.weights.formats.hub import fetch_run
 from afa_jax.weights.load import check_networks, load_text_encoder, load_unet
+from afa_jax.weights.merging.combine import BASES, average, check_parts, with_base
 
 NOTE = (
     "A static approximation of an ensemble: each block of weights is the average of the experts' with fixed weights, "

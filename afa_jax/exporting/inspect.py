@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import afa_jax
 from afa_jax.errors import InputError
-from afa_jax.experts import find_checkpoints
+from afa_jax.experts.frozen import find_checkpoints
 from afa_jax.exporting.convert import open_input
 from afa_jax.files import check_file, replace_text
 from afa_jax.report.checkpoints import WIDTH, duplicates, print_description, print_pairs, resemblance

@@ -9,16 +9,16 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
-from afa_jax.experts import check_record, find_checkpoints, mismatches, record_of
+from afa_jax.experts.frozen import check_record, find_checkpoints, mismatches, record_of
+from afa_jax.experts.sources import bake, parse_base
 from afa_jax.exporting.written import check_out, identity, write
-from afa_jax.ingredients import bake, parse_base
+from afa_jax.fusion.files import aggregators_hash, load_block_weights, read_record
 from afa_jax.names import LEARNED
-from afa_jax.weights.aggregators import aggregators_hash, load_block_weights, read_record
 from afa_jax.weights.checkpoint import Checkpoint, rounded
-from afa_jax.weights.combine import BASES, COMPONENTS, check_parts, with_base
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.hub import fetch_run
-from afa_jax.weights.merging import merge, needs_base
+from afa_jax.weights.formats.hub import fetch_run
+from afa_jax.weights.merging.combine import BASES, COMPONENTS, check_parts, with_base
+from afa_jax.weights.merging.merge import merge, needs_base
 
 
 def merge_experts(

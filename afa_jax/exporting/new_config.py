@@ -9,11 +9,11 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from afa_jax.cli.schema import check, complete
+from afa_jax.config.schema import check, complete
+from afa_jax.data.held_out import by_hash
 from afa_jax.data.sources import PictureSource, make_source
 from afa_jax.errors import BadExample, InputError
-from afa_jax.evaluation.pairs import by_hash
-from afa_jax.experts import find_checkpoints, mismatches
+from afa_jax.experts.frozen import find_checkpoints, mismatches
 from afa_jax.files import check_file, replace_text
 from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.load import unet_config, vae_config

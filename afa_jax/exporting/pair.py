@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.data.pictures import read_png, read_recipe, save_png
 from afa_jax.errors import InputError
-from afa_jax.experts import check_record, record_of
+from afa_jax.experts.frozen import check_record, record_of
 from afa_jax.exporting.model_card import Losses, figures_of, model_card, part_of
 from afa_jax.exporting.pair_config import pair_config
 from afa_jax.files import (
@@ -26,17 +26,10 @@ from afa_jax.files import (
     replace_text,
     writing,
 )
-from afa_jax.fusion.kinds import kind_of
+from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash, check_aggregators, read_record, recorded_fusion
+from afa_jax.fusion.registry import kind_of
 from afa_jax.records import public_arguments, record_text
 from afa_jax.training.validation import read_validation
-from afa_jax.weights.aggregators import (
-    RECORD,
-    WEIGHTS,
-    aggregators_hash,
-    check_aggregators,
-    read_record,
-    recorded_fusion,
-)
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 
 CARD, CONFIG, SAMPLES = "README.md", "config.py", "samples.png"

@@ -8,15 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import afa_jax
-from afa_jax.cli.arguments import check_model
+from afa_jax.exporting.outputs import check_model
 from afa_jax.files import check_file
 from afa_jax.records import public_path, recorded
 from afa_jax.report.checkpoints import print_components
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.describe import component, container, file_sha256
-from afa_jax.weights.folders import check_target, write_folder
+from afa_jax.weights.formats.folders import check_target, write_folder
+from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.load import open_checkpoint
-from afa_jax.weights.single_file import write_single_file
 
 RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made, JSON
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.sabw import fuse
+from afa_jax.mesh.experts import weighted_sum
 from afa_jax.types import Feature, Maps, OwnFeatures, SiteMaps, TextStates, TimeEmbedding
 
 
@@ -127,7 +127,7 @@ class Changed:
 
     def __call__(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
         maps = self.by.change(self.fuser(features, temb, text)[1])
-        return fuse(features, maps), maps
+        return weighted_sum(maps, features), maps
 
 
 for _wrapper, _options in ((Sharpened, ["temperature"]), (TopK, ["k"]), (Permuted, ["order"])):

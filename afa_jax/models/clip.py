@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from afa_jax.models.attention import attend
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.layers import Embedding, LayerNorm, Linear, gelu
 from afa_jax.types import TextStates, TokenIds
@@ -113,6 +114,10 @@ class TextEncoder(nnx.Module):
                 f"{ids.shape[1]} tokens, the text encoder has {self.config.max_position_embeddings} positions"
             )
         return self.final_layer_norm(self.encoder(self.embeddings(ids).astype(self.dtype)))
+
+    def encode(self, ids: TokenIds) -> Conditioning:
+        """Return what a U-Net hears of these prompts."""
+        return Conditioning(text=self(ids))
 
     def pool(self, ids: TokenIds, states: TextStates) -> Array:
         """The state at each prompt's end-of-text token, ``[b, hidden_size]``.

@@ -16,6 +16,8 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from afa_jax.mesh.collectives import varying_axes
+
 # XLA's CPU convolution is slow on small maps: with 32 samples of 2 x 4 x 288 it reached 2 GFLOP/s where one matrix
 # product of the neighbourhoods reached 50 (benchmarks/conv.py). Up to this many output positions we use the product.
 SMALL_MAP = 16
@@ -107,12 +109,6 @@ def alike(*arrays: Array, everywhere: bool = False) -> tuple[Array, ...]:
         jax.lax.pcast(array, tuple(missing), to="varying") if (missing := differ - varying_axes(array)) else array
         for array in arrays
     )
-
-
-def varying_axes(x: Array) -> frozenset[str]:
-    """The mesh's axes along which devices may have different values of an array; none outside a mesh."""
-    kind = jax.typeof(x)
-    return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma  # jax before 0.11
 
 
 def _conv2d_xla(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:

@@ -18,10 +18,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Float
 
 from afa_jax.models.attention import Transformer2D
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.layers import Conv, GroupNorm, Linear, timestep_embedding
 from afa_jax.models.resnet import Downsample, ResnetBlock, Upsample
-from afa_jax.types import Latents, TextStates, TimeEmbedding, Timesteps
+from afa_jax.types import Latents, TimeEmbedding, Timesteps
 
 Size = tuple[int, int]
 """Rows and columns of a feature."""
@@ -195,7 +196,7 @@ class TimeEmbeddingMLP(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """The denoising network ``(latents, t, text) -> prediction``, as a list of stages.
+    """The denoising network ``(latents, t, conditioning) -> prediction``, as a list of stages.
 
     Args:
         config: the architecture.
@@ -218,8 +219,8 @@ class UNet(nnx.Module):
         self.time_embedding = TimeEmbeddingMLP(config.block_out_channels[0], config.time_width, **kwargs)
         self.stages = nnx.List(_build_stages(config, **kwargs))
 
-    def embed_time(self, t: Timesteps) -> TimeEmbedding:
-        """Timesteps ``[b]`` -> time embedding ``[b, 4 * first width]`` in the compute dtype."""
+    def embed(self, t: Timesteps, conditioning: Conditioning) -> TimeEmbedding:
+        """Return what the residual blocks hear: the time embedding ``[b, 4 * first width]``, in the compute dtype."""
         sinusoids = timestep_embedding(
             t,
             self.config.block_out_channels[0],
@@ -229,14 +230,14 @@ class UNet(nnx.Module):
         return self.time_embedding(sinusoids.astype(self.dtype))
 
     def features(
-        self, latents: Latents, t: Timesteps, context: TextStates, *, remat: bool = False
+        self, latents: Latents, t: Timesteps, conditioning: Conditioning, *, remat: bool = False
     ) -> Iterator[tuple[Stage, Array]]:
         """Yield every stage with its output, in order.
 
         Args:
             remat: a gradient computes the inside of each stage again, and keeps these outputs only.
         """
-        temb, context = self.embed_time(t), context.astype(self.dtype)
+        temb, context = self.embed(t, conditioning), conditioning.text.astype(self.dtype)
         x = latents.astype(self.dtype)
         skips: list[Array] = []
         for stage in self.stages:
@@ -248,17 +249,17 @@ class UNet(nnx.Module):
             yield stage, x
 
     def __call__(
-        self, latents: Latents, t: Timesteps, context: TextStates, *, remat: bool = False
+        self, latents: Latents, t: Timesteps, conditioning: Conditioning, *, remat: bool = False
     ) -> Float[Array, "b h w out_channels"]:
         """Predict the noise (or velocity, or sample: the noise schedule says which) in float32.
 
         Args:
             latents: ``[b, h, w, in_channels]``, of any size.
             t: ``[b]`` training timesteps.
-            context: ``[b, s, cross_attention_dim]`` text states.
+            conditioning: text states ``[b, s, cross_attention_dim]``.
             remat: as in ``features``.
         """
-        *_, (_, prediction) = self.features(latents, t, context, remat=remat)
+        *_, (_, prediction) = self.features(latents, t, conditioning, remat=remat)
         return prediction.astype(jnp.float32)
 
 

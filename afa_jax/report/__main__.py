@@ -17,7 +17,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.cli.arguments import COUNT
-from afa_jax.commands import Parser, run
+from afa_jax.cli.commands import Parser, run
 from afa_jax.files import check_file
 
 
@@ -40,7 +40,8 @@ def main(arguments: Sequence[str]) -> int:
     if options.out:
         check_file(options.out)
 
-    from afa_jax.report.run_page import write_run_page, write_sheet, write_tables
+    from afa_jax.evaluation.comparison.sheet import write_sheet
+    from afa_jax.report.run_page import write_run_page, write_tables
 
     if options.into:
         return write_tables(options.into, options.table, options.check)

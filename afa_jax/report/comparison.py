@@ -18,8 +18,8 @@ from afa_jax.report.charts import legend_keys, swatch
 from afa_jax.report.comparison_charts import costs, curves, differences
 from afa_jax.report.escape import escape
 from afa_jax.report.figures import FAMILIES, Figure, Method, Report, figure, number
-from afa_jax.report.maps import legend, paint
 from afa_jax.report.page import Cell, Column, image, page, sortable_table, table
+from afa_jax.sampling.map_pictures import legend, paint
 
 Pictures = Callable[[str, str], np.ndarray | None]
 WIDEST = 256  # pixels of a picture in the grid

@@ -12,14 +12,15 @@ from ml_collections import ConfigDict
 from afa_jax.data.pictures import save_picture, save_png
 from afa_jax.errors import InputError, printable
 from afa_jax.files import replace_text
-from afa_jax.fusion.kinds import kind_of
-from afa_jax.generate import Picture, Request, SampleOptions, generate
-from afa_jax.methods import Method, Models, make_method
+from afa_jax.fusion.registry import kind_of
+from afa_jax.methods.method import Method, Models, make_method
+from afa_jax.methods.options import SampleOptions
 from afa_jax.report.charts import line_chart, points_of, swatch
 from afa_jax.report.escape import escape
-from afa_jax.report.maps import contact_sheet, legend, mean_maps, paint
 from afa_jax.report.page import image, page, table
 from afa_jax.report.sheet import labelled_grid
+from afa_jax.sampling.generate import Picture, Request, generate
+from afa_jax.sampling.map_pictures import contact_sheet, legend, mean_maps, paint
 from afa_jax.sampling.pictures import file_name, recipe_of, slug
 from afa_jax.training.run import configured_fusion, train
 from afa_jax.training.workdir import check_workdir, read_metrics

@@ -1,211 +1,160 @@
-"""Maps as pictures: each expert has a colour, each pixel the mixture of the experts trusted there."""
+"""Pictures with the maps of every site over the timesteps, and whom each site trusts over many prompts."""
 
 from __future__ import annotations
 
 import io
-import textwrap
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw, ImageFont
+from ml_collections import ConfigDict
 
-COLOURS = np.asarray(
-    # Okabe and Ito's palette: told apart by colour-blind readers too.
-    [(230, 159, 0), (0, 114, 178), (0, 158, 115), (204, 121, 167), (86, 180, 233), (213, 94, 0), (240, 228, 66)],
-    np.float32,
-)
-_GREY = (110, 110, 110)
-_LINE = 20  # pixels, of a legend
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
+import afa_jax
+from afa_jax.data.pictures import save_png
+from afa_jax.errors import InputError
+from afa_jax.files import check_folder, check_new, replace_bytes, replace_text, writing
+from afa_jax.methods.method import Models, make_method
+from afa_jax.methods.options import SampleOptions
+from afa_jax.progress import progress
+from afa_jax.report.trust import Drawn, Mean, maps_page, rounded, routing_of
+from afa_jax.sampling.generate import Picture, Request, generate
+from afa_jax.sampling.map_pictures import animation, contact_sheet, frames
+from afa_jax.sampling.pictures import find_method, slug
 
-
-def paint(maps: np.ndarray) -> np.ndarray:
-    """Maps ``[n, h, w]`` that sum to one -> uint8 ``[h, w, 3]``."""
-    colours = COLOURS[np.arange(len(maps)) % len(COLOURS)]
-    return np.einsum("nhw,nc->hwc", maps, colours).round().clip(0, 255).astype(np.uint8)
-
-
-def legend(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(expert, CSS colour) in the experts' order."""
-    return [(name, "rgb({:.0f},{:.0f},{:.0f})".format(*COLOURS[i % len(COLOURS)])) for i, name in enumerate(names)]
+_TILE = 76  # pixels, width of the sheet's tiles
+_ENDS = (".png", "_maps.png", "_maps.webp")  # of a picture's files
 
 
-def mean_maps(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over the sites of maps ``[..., n, h, w]``, each enlarged to the largest: ``[..., n, rows, columns]``."""
-    rows, columns = (max(site.shape[axis] for site in maps) for axis in (-2, -1))
-    total = np.zeros((*maps[0].shape[:-2], rows, columns), np.float32)
-    for site in maps:
-        down, across = (np.arange(size) * site.shape[-2 + i] // size for i, size in enumerate((rows, columns)))
-        total += site[..., down[:, None], across]
-    return total / len(maps)
-
-
-def most_varied(maps: Sequence[np.ndarray]) -> int:
-    """The site whose maps ``[steps, n, h, w]`` differ most from pixel to pixel: the largest mean variance."""
-    return int(np.argmax([site.var((2, 3)).mean() for site in maps]))
-
-
-def contact_sheet(
-    maps: Sequence[np.ndarray],
-    names: Sequence[str],
-    timesteps: Sequence[int],
+def draw_maps(
+    config: ConfigDict,
+    out: Path,
+    prompts: Sequence[str] = (),
     *,
-    columns: int = 8,
-    row: int = 32,
-    path: np.ndarray | None = None,
-    experts: Sequence[str] = (),
-) -> Image.Image:
-    """Every site's maps over the timesteps of one picture.
-
-    Args:
-        maps: by site ``[steps, n, h, w]``.
-        names: of the sites.
-        timesteps: training timestep of each step, descending.
-        columns: how many timesteps are shown, evenly spread, first and last among them.
-        row: height of a row in pixels.
-        path: the clean picture that each step implies, uint8 ``[steps, rows, columns, 3]``, for a row on top.
-        experts: names of the n experts, for a legend.
-    """
-    shown = np.unique(np.linspace(0, len(timesteps) - 1, min(columns, len(timesteps))).round().astype(int))
-    rows = [] if path is None else [("picture so far", [path[step] for step in shown])]
-    rows += [("mean over the sites", [paint(m) for m in mean_maps([site[shown] for site in maps])])]
-    rows += [(name, [paint(site[step]) for step in shown]) for name, site in zip(names, maps, strict=True)]
-    font = ImageFont.load_default(12)
-    width = max(1, round(row * maps[0].shape[3] / maps[0].shape[2]))
-    cell = max(width, round(font.getlength("t=999")) + 4)
-    left, gap = 12 + round(max(font.getlength(name) for name, _ in rows)), 4
-    wide = left + len(shown) * (cell + gap)
-    places = _key_places(experts, wide - 6, font)
-    head = 20 + _height(places)
-    sheet = Image.new("RGB", (wide, head + len(rows) * (row + gap)), "white")
-    draw = ImageDraw.Draw(sheet)
-    _keys(draw, experts, places, (6, 3), font)
-    for column, step in enumerate(shown):
-        draw.text((left + column * (cell + gap), head - 17), f"t={timesteps[step]}", fill="black", font=font)
-    for index, (name, tiles) in enumerate(rows):
-        top = head + index * (row + gap)
-        draw.text((left - 6, top + row // 2), name, fill="black", font=font, anchor="rm")
-        for column, tile in enumerate(tiles):
-            sheet.paste(_enlarged(tile, (width, row)), (left + column * (cell + gap), top))
-    return sheet
-
-
-def frames(
-    maps: Sequence[np.ndarray],
-    names: Sequence[str],
-    timesteps: Sequence[int],
-    path: np.ndarray,
-    experts: Sequence[str],
-    prompt: str,
-    *,
-    width: int = 340,
-) -> list[Image.Image]:
-    """Who painted what, when: a frame a step with the picture so far and whom the maps trust where.
-
-    The first row has the clean picture that the step's prediction implies, and the mean of all sites' maps; the second
-    one the maps of the first, the middle and the last site, and of that whose maps differ most from place to place.
-    Below are the experts with their mean weights.
-
-    Args:
-        maps, names, timesteps, path, experts: as contact_sheet's.
-        prompt: written above.
-        width: of the picture, in pixels.
-    """
-    large, small = ImageFont.load_default(14), ImageFont.load_default(12)
-    edge, gap, label = 10, 8, 18
-    height = round(width * path.shape[1] / path.shape[2])
-    total = 2 * width + gap
-    part = (total - 3 * gap) // 4
-    quarter = part, round(height * part / width)
-    title, places = _wrapped(prompt, total, large), _key_places([f"{name} 100 %" for name in experts], total, small)
-    head = edge + 19 * len(title)
-    first, second = head + 26 + label, head + 26 + label + height + gap + label
-    bottom = second + quarter[1] + gap
-    size = (2 * edge + total, bottom + _height(places) + edge)
-    average, chosen = mean_maps(maps), (0, len(maps) // 2, len(maps) - 1, most_varied(maps))
-    made = []
-    for step, t in enumerate(timesteps):
-        frame = Image.new("RGB", size, "white")
-        draw = ImageDraw.Draw(frame)
-        draw.multiline_text((edge, edge - 2), "\n".join(title), fill="black", font=large, spacing=3)
-        draw.text((edge, head + 2), f"step {step + 1} of {len(timesteps)}, t = {t}", fill=_GREY, font=small)
-        done = edge + round(total * (step + 1) / len(timesteps))
-        draw.rectangle((edge, head + 20, edge + total - 1, head + 22), fill=(225, 225, 225))
-        draw.rectangle((edge, head + 20, done - 1, head + 22), fill=_GREY)
-        tiles = [
-            ("picture so far", path[step], (edge, first), (width, height)),
-            (f"trusted, mean of {len(maps)} sites", paint(average[step]), (edge + width + gap, first), (width, height)),
-        ]
-        for place, index in enumerate(chosen):
-            corner = (edge + place * (part + gap), second)
-            tiles.append((names[index], paint(maps[index][step]), corner, quarter))
-        for text, pixels, (x, y), shape in tiles:
-            draw.text((x, y - label + 2), text, fill=_GREY, font=small)
-            frame.paste(_enlarged(pixels, shape), (x, y))
-        weights = average[step].mean((1, 2))
-        texts = [f"{name} {100 * weight:.0f} %" for name, weight in zip(experts, weights, strict=True)]
-        _keys(draw, texts, places, (edge, bottom + 4), small)
-        made.append(frame)
-    return made
-
-
-def with_legend(picture: Image.Image, experts: Sequence[str]) -> Image.Image:
-    """The picture with the experts' colours below it."""
-    font = ImageFont.load_default(12)
-    places = _key_places(experts, picture.width - 12, font)
-    whole = Image.new("RGB", (picture.width, picture.height + _height(places) + 6), "white")
-    whole.paste(picture, (0, 0))
-    _keys(ImageDraw.Draw(whole), experts, places, (6, picture.height + 4), font)
-    return whole
-
-
-def animation(made: Sequence[Image.Image], *, seconds: float = 6.0) -> bytes:
-    """Frames as a WebP file that runs for ``seconds``, rests on the last frame and begins again; without loss."""
-    each = max(40, round(1000 * seconds / len(made)))
-    data = io.BytesIO()
-    durations = [each] * (len(made) - 1) + [each + 2000]
-    made[0].save(data, format="WEBP", save_all=True, append_images=made[1:], duration=durations, loop=0, lossless=True)
-    return data.getvalue()
-
-
-def _enlarged(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A tile of that (width, height); pixels of small pictures stay visible."""
-    tile = Image.fromarray(pixels)
-    larger = size[0] >= tile.width
-    return tile.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
-
-
-def _wrapped(text: str, room: int, font: Font) -> list[str]:
-    """Lines of a text that are no wider than ``room`` pixels."""
-    lines = [text]
-    for letters in range(len(text), 0, -1):
-        lines = textwrap.wrap(text, letters)
-        if all(font.getlength(line) <= room for line in lines):
-            break
-    return lines
-
-
-def _key_places(texts: Sequence[str], room: int, font: Font) -> list[tuple[int, int]]:
-    """Where the keys of a legend stand, in lines no wider than ``room`` pixels if each fits into one."""
-    places, x, y = [], 0, 0
-    for text in texts:
-        wide = 16 + round(font.getlength(text))
-        if x and x + wide > room:
-            x, y = 0, y + _LINE
-        places.append((x, y))
-        x += wide + 14
-    return places
-
-
-def _height(places: Sequence[tuple[int, int]]) -> int:
-    return places[-1][1] + _LINE if places else 0
-
-
-def _keys(
-    draw: ImageDraw.ImageDraw, texts: Sequence[str], places: Sequence[tuple[int, int]], at: tuple[int, int], font: Font
+    statistics: str | None = None,
+    workdir: Path | None = None,
+    method: str = "afa",
+    seed: int = 0,
+    size: tuple[int, int] | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
+    overwrite: bool = False,
 ) -> None:
-    for index, (text, place) in enumerate(zip(texts, places, strict=True)):
-        x, y = at[0] + place[0], at[1] + place[1]
-        colour = tuple(int(c) for c in COLOURS[index % len(COLOURS)])
-        draw.rectangle((x, y + 1, x + 11, y + 12), fill=colour)
-        draw.text((x + 16, y), text, fill="black", font=font)
+    """Write pictures, sheets, animations, maps.html and maps.json into ``out``.
+
+    Args:
+        prompts: to draw.
+        statistics: "FILE" or "emoji:N", prompts to measure on.
+        workdir: a trained run, a folder or a hub id.
+        method: one that has maps.
+        size, steps, guidance: None for the config's.
+        overwrite: replace files of the same name.
+
+    Raises:
+        InputError: a prompt, a model or the method cannot be used, or a file is there already.
+    """
+    flags = {name: value for name, value in dict(steps=steps, guidance=guidance).items() if value is not None}
+    many = read_prompts(statistics, seed) if statistics else []
+    names = [f"{i:03d}_{slug(prompt)}" for i, prompt in enumerate(prompts)]
+    check_folder(out)
+    for file in ("maps.html", "maps.json", *(name + end for name in names for end in _ENDS)):
+        check_new(out / file, overwrite)
+    defaults = config.sample
+    sampling: dict[str, Any] = dict(
+        size=size or tuple(defaults.size),
+        steps=defaults.steps if steps is None else steps,
+        guidance=float(defaults.guidance if guidance is None else guidance),
+    )
+    # Maps are kept of one picture at a time; over many prompts they are reduced where they arise, inside the scan.
+    whole = SampleOptions(**sampling, batch=1, maps=True, path=True)
+    reduced = SampleOptions(**sampling, batch=max(1, min(defaults.batch, len(many))), routing=True)
+    models = Models(config, workdir, whole.steps)
+    whole.check(models.experts)
+    chosen = make_method(find_method(method, config, flags), models)
+    whole, reduced = (chosen.sampled_with(each) for each in (whole, reduced))
+    experts = chosen.experts
+    timesteps = [int(t) for t in experts.schedule.timesteps(whole.steps)]
+    sites = chosen.sites
+
+    def sampled(texts: Sequence[str], sample_options: SampleOptions) -> Iterator[Picture]:
+        if not texts:
+            return iter(())
+        requests = [Request(prompt=text) for text in texts]
+        return generate(requests, chosen.denoiser, experts, seed=seed, options=sample_options)
+
+    to_draw, to_count = sampled(prompts, whole), sampled(many, reduced)  # which checks them
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    shared: dict[str, object] = dict(
+        version=afa_jax.__version__,
+        method=dict(chosen.record),
+        seed=seed,
+        size=list(whole.size),
+        steps=whole.steps,
+        guidance=whole.guidance,
+        eta=whole.eta,
+        sampler="ddim",
+    )
+    drawn, single = [], []
+    for picture, name in zip(progress(to_draw, total=len(names), unit="image", quiet=not names), names, strict=True):
+        assert picture.path is not None
+        prompt, shown = picture.request.prompt, (picture.maps, sites, timesteps)
+        sheet = io.BytesIO()
+        row = max(24, round(_TILE * whole.size[0] / whole.size[1]))
+        contact_sheet(*shown, columns=10, row=row, path=picture.path, experts=experts.names).save(sheet, format="PNG")
+        moving = animation(frames(*shown, picture.path, experts.names, prompt))
+        save_png(out / f"{name}.png", picture.pixels, shared | dict(prompt=prompt, number=0))
+        replace_bytes(out / f"{name}_maps.png", sheet.getvalue())
+        replace_bytes(out / f"{name}_maps.webp", moving)
+        drawn.append(Drawn(prompt, moving, sheet.getvalue()))
+        single.append(dict(prompt=prompt, **rounded(routing_of(picture.maps))))
+    mean = Mean() if many else None
+    for picture in progress(to_count, total=len(many), unit="image", quiet=not many):
+        assert mean is not None
+        mean.add(picture.routing)
+    record = shared | dict(
+        experts=list(experts.names),
+        sites=sites,
+        timesteps=timesteps,
+        pictures=single,
+        statistics=None if mean is None else _record(mean, many),
+    )
+    replace_text(out / "maps.json", json.dumps(record) + "\n")
+    title = f"Whom {chosen.name} trusts: {config.name}"
+    labels: dict[str, Any] = dict(sites=sites, timesteps=timesteps, experts=experts.names)
+    replace_text(out / "maps.html", maps_page(title, drawn, mean, **labels))
+    print(out / "maps.html")
+
+
+def _record(found: Mean, prompts: Sequence[str]) -> dict[str, Any]:
+    """Means and deviations over the prompts: ``weights`` by step, site and expert, ``entropy`` by step and site."""
+    means = rounded({name: found.mean(name) for name in ("weights", "entropy")})
+    deviations = rounded({f"{name}_deviation": found.deviation(name) for name in ("weights", "entropy")})
+    return dict(prompts=list(prompts), **means, **deviations)
+
+
+def read_prompts(source: str, seed: int) -> list[str]:
+    """The prompts of a text file, one a line, or with ``emoji:N`` of N scenes of two topics.
+
+    Raises:
+        InputError: no such file, no text, or nothing in it; not a number of scenes that there are.
+    """
+    kind, _, number = source.partition(":")
+    if kind == "emoji" and number:
+        from afa_jax.data.emoji.scenes import evaluation_prompts
+
+        if not number.isdecimal() or int(number) < 1:
+            raise InputError(f"--statistics {source}: write a number of scenes, such as emoji:64")
+        try:
+            return [prompt.caption for prompt in evaluation_prompts("mixed", int(number), seed)]
+        except ValueError as error:
+            raise InputError(f"--statistics {source}: {error}; choose fewer") from error
+    try:
+        text = Path(source).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not a text in UTF-8"
+        raise InputError(f"--statistics {source}: {reason}; name a file with a prompt a line, or emoji:N") from error
+    prompts = [line.strip() for line in text.splitlines() if line.strip()]
+    if not prompts:
+        raise InputError(f"--statistics {source}: no prompt in it; write one a line")
+    return prompts

@@ -1,9 +1,8 @@
-"""The page of a run, the tables of Markdown files, the sheet of a comparison's pictures."""
+"""The page of a run, and the tables of Markdown files."""
 
 from __future__ import annotations
 
 import functools
-import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,13 @@ import numpy as np
 
 from afa_jax.data.pictures import opened
 from afa_jax.errors import InputError
-from afa_jax.files import replace_bytes, writing
+from afa_jax.files import write_output
 from afa_jax.json_files import read_object
 from afa_jax.report.charts import line_chart, points_of
-from afa_jax.report.comparison_sheet import comparison_sheet
 from afa_jax.report.escape import escape
-from afa_jax.report.maps import legend
 from afa_jax.report.page import image, page, table
 from afa_jax.report.readme import update_tables
+from afa_jax.sampling.map_pictures import legend
 from afa_jax.training.validation import read_validation
 from afa_jax.training.workdir import read_metrics
 
@@ -38,22 +36,7 @@ def write_run_page(workdir: Path, out: Path) -> None:
     lines = read_metrics(workdir)
     if not any({"loss", "data_wait", "seconds_per_step"} <= line.keys() for line in lines):
         raise InputError(f"{workdir}: the run has not logged a step yet")
-    write_file(out, report(workdir, lines).encode())
-
-
-def write_sheet(folder: Path, methods: Sequence[str], prompts: int | None, out: Path) -> None:
-    """Write the pictures of a comparison, a row for each method and a column for each prompt."""
-    data = io.BytesIO()
-    comparison_sheet(folder, methods, prompts).save(data, format="PNG", optimize=True)
-    write_file(out, data.getvalue())
-
-
-def write_file(path: Path, data: bytes) -> None:
-    """Write a file and print its name."""
-    with writing(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        replace_bytes(path, data)
-    print(path)
+    write_output(out, report(workdir, lines).encode())
 
 
 def write_tables(files: Sequence[Path], only: Path | None, check: bool) -> int:

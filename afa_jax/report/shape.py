@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from afa_jax.cli.fields import Check, Wrong, choice, integer, many, named, number, optional, text
+from afa_jax.config.fields import Check, Wrong, choice, integer, many, named, number, optional, text
 from afa_jax.errors import InputError
 
 

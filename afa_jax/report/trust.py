@@ -12,8 +12,8 @@ from afa_jax.data.decode import open_image
 from afa_jax.fusion.routing import routing_of as sums_of
 from afa_jax.report.charts import heat_map, legend_keys, line_chart
 from afa_jax.report.escape import escape
-from afa_jax.report.maps import COLOURS, legend
 from afa_jax.report.page import page, stored_image
+from afa_jax.sampling.map_pictures import COLOURS, legend
 
 _DARK = (60, 60, 60)  # of an entropy of 1
 

@@ -14,22 +14,23 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import afa_jax
-from afa_jax.bulk import sample_all
 from afa_jax.data.pictures import grid, save_picture, save_png
-from afa_jax.data.prompts import warn_of_syntax
-from afa_jax.distributed import first, on_first, together
 from afa_jax.errors import InputError
-from afa_jax.evaluation.comparison import entries_of
 from afa_jax.files import check_file, check_folder
-from afa_jax.generate import Picture, Request, SampleOptions, generate
-from afa_jax.method_specs import parse_method
-from afa_jax.methods import Method, Models, make_method, method_name
+from afa_jax.mesh.parallel import make_mesh, mesh_of
+from afa_jax.mesh.processes import first, on_first, together
+from afa_jax.methods.entries import entries_of
+from afa_jax.methods.method import Method, Models, make_method, method_name
+from afa_jax.methods.options import SampleOptions
+from afa_jax.methods.specs import parse_method
 from afa_jax.names import SAMPLING
-from afa_jax.parallel import make_mesh, mesh_of
 from afa_jax.progress import progress
-from afa_jax.prompt_files import read_prompts
 from afa_jax.records import recorded
-from afa_jax.report.maps import contact_sheet
+from afa_jax.sampling.generate import Picture, Request, generate
+from afa_jax.sampling.map_pictures import contact_sheet
+from afa_jax.sampling.prompt_files import read_prompts
+from afa_jax.sampling.sample_many import sample_all
+from afa_jax.weights.tokenizer.prompts import warn_of_syntax
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +118,7 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
 
 
 def sample_file(config: ConfigDict, prompts: Path, out: Path, asked: Asked) -> None:
-    """Write the pictures of a file of prompts, over all devices and processes, as afa_jax/bulk.py says.
+    """Write the pictures of a file of prompts, over all devices and processes, as afa_jax/sampling/sample_many.py says.
 
     Raises:
         InputError: as sample_prompts; a line of the file.

@@ -17,23 +17,23 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
-from afa_jax import generate
 from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import mismatches
-from afa_jax.fusion.kinds import FusionConfig, assemble, init_fusion
-from afa_jax.generate import SampleOptions
-from afa_jax.ingredients import find_checkpoints
+from afa_jax.experts.frozen import mismatches
+from afa_jax.experts.sources import find_checkpoints
+from afa_jax.fusion.registry import init_fusion
+from afa_jax.mesh.parallel import DATA, FSDP, ROWS, mesh_of, specs_of
+from afa_jax.methods.options import SampleOptions
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import DATA, FSDP, ROWS, mesh_of, specs_of
+from afa_jax.sampling import generate
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_mesh
-from afa_jax.training.state import batch_specs, init_state, make_train_step
-from afa_jax.weights.keys import flatten
+from afa_jax.training.step import batch_specs, init_state, make_train_step
+from afa_jax.trees import flatten
 from afa_jax.weights.load import noise_schedule, text_config, unet_config, vae_config
 
 
@@ -108,7 +108,7 @@ class Target:
             yield
 
 
-def target_of(config: ConfigDict, fusing: FusionConfig, devices: Sequence[Any], mode: str) -> Target:
+def target_of(config: ConfigDict, fusing: Any, devices: Sequence[Any], mode: str) -> Target:
     """Devices arranged as a config's ``mesh`` says.
 
     Raises:
@@ -145,7 +145,7 @@ class _Networks(NamedTuple):
     fusion: Any
 
 
-def _networks(config: ConfigDict, fusing: FusionConfig, architecture: Architecture) -> _Networks:
+def _networks(config: ConfigDict, fusing: Any, architecture: Architecture) -> _Networks:
     count, dtype = len(config.experts), jnp.dtype(config.dtype)
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=dtype)
 
@@ -162,7 +162,7 @@ def _networks(config: ConfigDict, fusing: FusionConfig, architecture: Architectu
     )
 
 
-def training_step(config: ConfigDict, fusing: FusionConfig, architecture: Architecture, target: Target) -> Call:
+def training_step(config: ConfigDict, fusing: Any, architecture: Architecture, target: Target) -> Call:
     """The step that ``afa_jax.train`` runs: from the cache if the config has one, otherwise from pictures.
 
     Raises:
@@ -219,7 +219,7 @@ def training_step(config: ConfigDict, fusing: FusionConfig, architecture: Archit
     return Call(step, arguments, {}, spread(beside))
 
 
-def sampler(config: ConfigDict, fusing: FusionConfig, architecture: Architecture, target: Target) -> Call:
+def sampler(config: ConfigDict, fusing: Any, architecture: Architecture, target: Target) -> Call:
     """The sampler of ``config.sample`` with the trained fusion, as ``afa_jax.sample`` runs it on a full batch.
 
     Raises:
@@ -231,15 +231,18 @@ def sampler(config: ConfigDict, fusing: FusionConfig, architecture: Architecture
     shares = target.shape[DATA] * target.shape[FSDP]
     rows, tokens = -(-sample.batch // shares) * shares, architecture.text_encoder.max_position_embeddings
     options = SampleOptions(size=tuple(sample.size), steps=sample.steps, guidance=float(sample.guidance), batch=rows)
-    denoiser, text_encoder = jax.eval_shape(assemble, networks.fusion, networks.unet, networks.text_encoder)
+    denoiser, text_encoder = jax.eval_shape(
+        lambda own, *experts: own.assemble(*experts), networks.fusion, networks.unet, networks.text_encoder
+    )
     models = (denoiser, text_encoder, networks.vae)
     specs = (None, None, None) if target.mesh is None else generate.specs_of_models(models, target.mesh)
+    program, steps = generate.program_of(options, architecture.schedule, any_steps=False)
     ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
     numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)
     arguments = (
         *(target.place(model, own) for model, own in zip(models, specs, strict=True)),
         target.place((ids, ids, numbers), PartitionSpec(ROWS)),
         target.place(jax.ShapeDtypeStruct((), jnp.int32)),
+        target.place(jax.eval_shape(lambda: steps)),
     )
-    fixed: dict[str, Any] = dict(schedule=architecture.schedule, options=options, mesh=target.mesh)
-    return Call(generate.sample_batch, arguments, fixed)
+    return Call(generate.sample_batch, arguments, dict(program=program, mesh=target.mesh))

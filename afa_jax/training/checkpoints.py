@@ -29,10 +29,10 @@ from typing import Any
 import jax
 import numpy as np
 
-from afa_jax.distributed import alone, broadcast_arrays, by_first, fetch, first, on_first, place, several
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text, sweep, sync
-from afa_jax.weights.keys import flatten, unflatten
+from afa_jax.mesh.processes import alone, broadcast_arrays, by_first, fetch, first, on_first, place, several
+from afa_jax.trees import flatten, unflatten
 
 _DELETED = ".deleted"  # suffix of a checkpoint that is being removed
 _UNFINISHED = ".orbax-checkpoint-tmp"  # orbax's, of one that is being written

@@ -13,17 +13,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax.data.bad_examples import BadExamples
-from afa_jax.data.cache import build_cache, make_cached_loader
 from afa_jax.data.loader import Batch, Loader, loading, make_loader
 from afa_jax.data.sources import BadExample, PictureSource, make_source
 from afa_jax.data.split import Subset, hold_out
-from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
-from afa_jax.distributed import say
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, frozen, with_encoders_here
-from afa_jax.parallel import row_share
+from afa_jax.experts.frozen import Experts, frozen, with_encoders_here
+from afa_jax.mesh.parallel import row_share
+from afa_jax.mesh.processes import say
+from afa_jax.training.cache.cache import build_cache, make_cached_loader
 from afa_jax.training.validation import Pairs
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

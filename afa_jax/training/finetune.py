@@ -17,16 +17,15 @@ from ml_collections import ConfigDict
 
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import make_source
-from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.distributed import compiled_together, fetch, on_first, say
 from afa_jax.errors import InputError
-from afa_jax.ingredients import parse_base
+from afa_jax.experts.sources import parse_base
+from afa_jax.mesh.parallel import DATA, make_mesh, place
+from afa_jax.mesh.processes import compiled_together, fetch, on_first, say
 from afa_jax.models.attention import Attention
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import DATA, make_mesh, place
 from afa_jax.records import plain
 from afa_jax.training.data import check_identity
 from afa_jax.training.loop import run_loop
@@ -35,11 +34,12 @@ from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.pictures import check_count, encode_scenes
 from afa_jax.training.start import check_start, data_of
 from afa_jax.training.workdir import MODEL, keep_config, open_workdir, save_model, write_config
-from afa_jax.weights import hub
+from afa_jax.trees import flatten, unflatten
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.keys import flatten, unflatten
+from afa_jax.weights.formats import hub
 from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 Model = tuple[UNet, TextEncoder]
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from afa_jax.distributed import first as is_first
+from afa_jax.mesh.processes import first as is_first
 from afa_jax.progress import progress
 from afa_jax.training.workdir import Metrics
 from afa_jax.training.writers import make_writers

@@ -16,9 +16,9 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from afa_jax.distributed import alone, everywhere, gather, on_first, same, say, several, together
 from afa_jax.errors import InputError, Stopped
 from afa_jax.json_files import is_number
+from afa_jax.mesh.processes import alone, everywhere, gather, on_first, same, say, several, together
 from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
 from afa_jax.training.log import Log
 from afa_jax.training.stopping import Interrupted, StopSignals
@@ -84,7 +84,7 @@ def run_loop(
 
     A run that was killed before its first checkpoint is resumed from the state given, at step 0.
 
-    Several processes run one loop (afa_jax/distributed.py): a signal to any of them stops all after the same step, and
+    Several processes run one loop (mesh/processes.py): a signal to any of them stops all after the same step, and
     what ends one that all can know of ends all with the same error. Process 0 alone has a workdir.
 
     Args:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +12,7 @@ from jax import Array
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.types import Latents, Timesteps, TokenIds
 
-Predictor = Callable[[Latents, Timesteps], Latents]
+Predictor = Callable[[Latents, Timesteps], Any]
 """``(x_t, t) -> prediction`` of the schedule's type."""
 
 
@@ -23,14 +24,16 @@ def diffusion_loss(
     *,
     min_snr_gamma: float = 0.0,
     timesteps: tuple[int, int] | None = None,
-) -> Array:
-    """Mean squared error of a prediction at uniformly random timesteps, in float32 (Ho et al. 2020, eq. 14).
+    has_aux: bool = False,
+) -> Any:
+    """Return the mean squared error of a prediction at uniformly random timesteps, float32 (Ho et al. 2020, eq. 14).
 
     Args:
         latents: clean, scaled latents.
         keys: ``[b]``, one a row: what an example meets does not depend on its batch-mates.
         min_snr_gamma: weights min(SNR, gamma) / SNR of Hang et al. 2023 (arXiv 2303.09556) if positive.
         timesteps: ``(low, high)``, of which ``low <= t < high`` are drawn; None draws all.
+        has_aux: ``predict`` returns ``(prediction, aux)``; the result is then ``(loss, aux)``.
     """
     low, high = timesteps or (0, schedule.num_train_timesteps)
 
@@ -40,17 +43,18 @@ def diffusion_loss(
         return t, jax.random.normal(noise_key, latents.shape[1:], jnp.float32)
 
     t, noise = jax.vmap(draw)(keys)
-    errors = prediction_errors(predict, schedule, latents, noise, t)
+    answer = predict(schedule.add_noise(latents, noise, t), t)
+    prediction, aux = answer if has_aux else (answer, None)
+    errors = squared_errors(schedule, prediction, latents, noise, t)
     if min_snr_gamma:
         errors = errors * schedule.min_snr_weights(t, min_snr_gamma)
-    return errors.mean()
+    return (errors.mean(), aux) if has_aux else errors.mean()
 
 
-def prediction_errors(
-    predict: Predictor, schedule: NoiseSchedule, latents: Latents, noise: Latents, t: Timesteps
+def squared_errors(
+    schedule: NoiseSchedule, prediction: Latents, latents: Latents, noise: Latents, t: Timesteps
 ) -> Array:
-    """Mean squared error of the prediction for each row, ``[b]``, float32."""
-    prediction = predict(schedule.add_noise(latents, noise, t), t)
+    """Return the mean squared error of a prediction in each row, ``[b]``, float32."""
     return jnp.square(prediction.astype(jnp.float32) - schedule.target(latents, noise, t)).mean((1, 2, 3))
 
 

@@ -14,7 +14,7 @@ from jax import Array
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.training.loss import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import update_average
-from afa_jax.weights.keys import unflatten
+from afa_jax.trees import unflatten
 
 State = dict[str, Any]
 """``params`` (by dotted path), ``opt`` (optimizer state), ``step``, and with an ema ``average`` (of the parameters)."""
@@ -55,9 +55,9 @@ def make_model_step(
 
     def loss_of(params: dict[str, Array], batch: dict[str, Array]) -> Array:
         unet, text_encoder = unflatten(shapes, params)
-        states = text_encoder(drop_captions(batch["ids"], no_caption, caption_dropout, batch["drop_keys"]))
+        conditioning = text_encoder.encode(drop_captions(batch["ids"], no_caption, caption_dropout, batch["drop_keys"]))
         return diffusion_loss(
-            lambda x, t: unet(x, t, states, remat=remat == "stage"),
+            lambda x, t: unet(x, t, conditioning, remat=remat == "stage"),
             schedule,
             batch["latents"],
             batch["loss_keys"],

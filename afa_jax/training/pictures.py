@@ -11,13 +11,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import BadExample, PictureSource
-from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
-from afa_jax.distributed import first
 from afa_jax.errors import InputError
+from afa_jax.mesh.parallel import DATA, place
+from afa_jax.mesh.processes import first
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import DATA, place
 from afa_jax.progress import progress
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 AT_ONCE = 64  # pictures that are encoded together, at most
 PIXELS_AT_ONCE = AT_ONCE * 32 * 64  # of them all; larger pictures are fewer

@@ -12,28 +12,27 @@ from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax.data.bad_examples import BadExamples
-from afa_jax.data.cache import check_cache
 from afa_jax.data.loader import loading
-from afa_jax.distributed import compiled_together, fetch, first, on_first, say, several, together
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, check_record, load_experts, with_encoders_here
-from afa_jax.fusion.ensemble import REMATS
-from afa_jax.fusion.kinds import REMATERIALISED, SPREAD, Fusion, FusionConfig, fusion_config, init_fusion, kind_of
-from afa_jax.fusion.sabw import parameter_count
-from afa_jax.generate import SampleOptions
-from afa_jax.parallel import DATA, EXPERT, FSDP, mesh_of, place, place_rows, row_share
+from afa_jax.experts.frozen import Experts, check_record, load_experts, with_encoders_here
+from afa_jax.fusion.afa import REMATS
+from afa_jax.fusion.files import RECORD, save_fusion
+from afa_jax.fusion.registry import fusion_class, fusion_config, init_fusion, kind_of
+from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, mesh_of, place, place_rows, row_share
+from afa_jax.mesh.processes import compiled_together, fetch, first, on_first, say, several, together
+from afa_jax.methods.options import SampleOptions
 from afa_jax.records import public_arguments, record_text, recorded
+from afa_jax.training.cache.cache import check_cache
 from afa_jax.training.checkpoints import Checkpoints
 from afa_jax.training.data import check_identity, make_training_data
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer
-from afa_jax.training.state import batch_specs, init_state, make_train_step, published
+from afa_jax.training.step import batch_specs, init_state, make_train_step, published
 from afa_jax.training.stopping import nothing_to_save
 from afa_jax.training.validation import Pairs, Validation
 from afa_jax.training.workdir import check_positive, check_workdir, keep_config, open_workdir, write_config
 from afa_jax.training.writers import check_writers
-from afa_jax.weights.aggregators import RECORD, save_fusion
-from afa_jax.weights.keys import flatten, shapes_of, unflatten
+from afa_jax.trees import flatten, parameter_count, shapes_of, unflatten
 
 
 def train(
@@ -64,7 +63,7 @@ def train(
         mesh = configured_mesh(config, fusing)
         experts = together(
             lambda: load_experts(
-                config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh, averaged=kind_of(fusing) == "mbw"
+                config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh, averaged=fusion_class(fusing).merges
             )
         )
         fusion = init_fusion(fusing, experts.unet, len(experts.names), settings.seed)
@@ -178,7 +177,7 @@ def check_options(config: ConfigDict) -> None:
         check_positive(config.validation, "every", "pairs", "buckets", "batch", "num_images")
 
 
-def configured_mesh(config: ConfigDict, fusion: FusionConfig, devices: Sequence[Any] | None = None) -> Mesh | None:
+def configured_mesh(config: ConfigDict, fusion: Any, devices: Sequence[Any] | None = None) -> Mesh | None:
     """The mesh that a config asks for (``mesh_of``), if it fits the batch and the kind of the fusion.
 
     Raises:
@@ -189,7 +188,7 @@ def configured_mesh(config: ConfigDict, fusion: FusionConfig, devices: Sequence[
         if several():
             raise InputError("mesh: several processes need one; write mesh=dict(expert=1, data=-1, fsdp=1)")
         return None
-    if kind_of(fusion) not in SPREAD and mesh.shape[EXPERT] * mesh.shape[FSDP] > 1:
+    if not fusion_class(fusion).spreads and mesh.shape[EXPERT] * mesh.shape[FSDP] > 1:
         raise InputError(
             f"mesh: fusion.kind={kind_of(fusion)} needs all experts on each device; choose expert=1 and fsdp=1"
         )
@@ -203,7 +202,7 @@ def configured_mesh(config: ConfigDict, fusion: FusionConfig, devices: Sequence[
     return mesh
 
 
-def configured_fusion(config: ConfigDict) -> FusionConfig:
+def configured_fusion(config: ConfigDict) -> Any:
     """What a config trains: its ``fusion``; without one, AFA's aggregators, whose options are in ``sabw``.
 
     Raises:
@@ -216,9 +215,9 @@ def configured_fusion(config: ConfigDict) -> FusionConfig:
             raise InputError(f"fusion.{next(iter(options))}: AFA's options are in sabw; write sabw=dict(...)")
         return fusion_config(kind, dict(config.sabw))
     fusion = fusion_config(str(kind), options)
-    if config.train.remat != "none" and kind not in REMATERIALISED:
+    if config.train.remat != "none" and not fusion_class(fusion).rematerialises:
         raise InputError(f"train.remat={config.train.remat}: it has no effect with fusion.kind={kind}; choose none")
-    if config.cache.path and kind == "mbw":
+    if config.cache.path and fusion_class(fusion).merges:
         raise InputError(
             "cache.path: the cache holds the experts' text states, and fusion.kind=mbw trains the text encoder's "
             "weights too; leave it empty"
@@ -246,7 +245,7 @@ def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions |
 def validation(
     config: ConfigDict,
     experts: Experts,
-    fusion: Fusion,
+    fusion: Any,
     pairs: Pairs | None,
     sampling: SampleOptions | None,
     workdir: Path,

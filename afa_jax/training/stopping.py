@@ -18,8 +18,8 @@ from concurrent.futures import Future
 from types import FrameType
 from typing import Any, TypeVar
 
-from afa_jax.distributed import several
 from afa_jax.errors import COMPILING, Stopped
+from afa_jax.mesh.processes import several
 
 T = TypeVar("T")
 
@@ -69,7 +69,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
     def compiling(self, function: Callable[[], T]) -> T:
         """What ``function`` returns or raises; a signal that comes meanwhile raises Interrupted without waiting for it.
 
-        ``Stopped`` then ends the process without waiting either (afa_jax.commands.run). Several processes wait.
+        ``Stopped`` then ends the process without waiting either (afa_jax.cli.commands.run). Several processes wait.
         """
         if self._several:
             with self.at_once():

@@ -19,18 +19,18 @@ from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
 from afa_jax.data.pictures import grid, to_images
-from afa_jax.distributed import by_first, compiled_together, first
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, encode_prompts, with_fusion
+from afa_jax.experts.frozen import Experts, encode_prompts, with_fusion
 from afa_jax.files import partial_file, replace_text
-from afa_jax.fusion.block_weights import BlockWeights
-from afa_jax.fusion.kinds import Fusion, assemble, site_names
 from afa_jax.fusion.routing import routing_of
-from afa_jax.generate import Request, SampleOptions, generate
 from afa_jax.json_files import read_lines
-from afa_jax.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
-from afa_jax.training.loss import prediction_errors
-from afa_jax.weights.keys import shapes_of, unflatten
+from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
+from afa_jax.mesh.processes import by_first, compiled_together, first
+from afa_jax.methods.options import SampleOptions
+from afa_jax.models.conditioning import Conditioning
+from afa_jax.sampling.generate import Request, generate
+from afa_jax.training.loss import squared_errors
+from afa_jax.trees import shapes_of, unflatten
 
 FILE = "validation.jsonl"
 
@@ -56,7 +56,7 @@ class Pairs:
 
         @jax.jit
         def encode(vae: Any, text_encoder: Any, pixels: Array, ids: Array) -> tuple[Array, Array]:
-            return vae.encode(to_images(pixels)), jnp.moveaxis(encode_prompts(text_encoder, ids), 0, 1)
+            return vae.encode(to_images(pixels)), jnp.moveaxis(encode_prompts(text_encoder, ids).text, 0, 1)
 
         parts = [
             encode(experts.vae, experts.text_encoder, images[rows], ids[rows]) for rows in _rows(len(images), batch)
@@ -84,7 +84,7 @@ class Validation:
         self,
         workdir: Path,
         experts: Experts,
-        like: Fusion,
+        like: Any,
         pairs: Pairs,
         *,
         every: int = 1,
@@ -99,9 +99,9 @@ class Validation:
         self.every, self.buckets, self.batch, self.seed = every, buckets, batch, seed
         self.prompts, self.num_images, self.options = prompts, num_images, options
         self._like = shapes_of(like)
-        self._sites = site_names(like, experts.unet)
+        self._sites = like.site_names(experts.unet)
         # What a step needs of the experts: the text encoders only where they are merged.
-        self._frozen = (experts.unet, experts.text_encoder if isinstance(like, BlockWeights) else None)
+        self._frozen = (experts.unet, experts.text_encoder if like.merges else None)
         schedule, total = experts.schedule, experts.schedule.num_train_timesteps
 
         mesh = experts.mesh
@@ -119,17 +119,13 @@ class Validation:
             noise = jax.vmap(
                 lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(root, i), bucket), latents.shape[1:])
             )(index)
-            denoiser, text_encoder = assemble(unflatten(self._like, params), *frozen)
-            states = jnp.moveaxis(states, 1, 0) if text_encoder is None else encode_prompts(text_encoder, ids)
-            kept = []
-
-            def predict(x: Array, t: Array) -> Array:
-                prediction, maps = denoiser.with_maps(x, t, states)
-                kept.append(routing_of(maps))
-                return prediction
-
-            errors = prediction_errors(predict, schedule, latents, noise, t)
-            return dict(loss=errors) | kept[0]
+            denoiser, text_encoder = unflatten(self._like, params).assemble(*frozen)
+            if text_encoder is None:
+                conditioning = Conditioning(text=jnp.moveaxis(states, 1, 0))
+            else:
+                conditioning = encode_prompts(text_encoder, ids)
+            prediction, maps = denoiser.with_maps(schedule.add_noise(latents, noise, t), t, conditioning)
+            return dict(loss=squared_errors(schedule, prediction, latents, noise, t)) | routing_of(maps)
 
         self._placed: Callable[[Any], Any] = lambda row: row
         same, split = PartitionSpec(), PartitionSpec(ROWS)

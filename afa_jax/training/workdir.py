@@ -15,14 +15,14 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from afa_jax import run_folders
-from afa_jax.distributed import by_first, on_first
 from afa_jax.errors import InputError
 from afa_jax.files import naming, replace_text, sweep, sync, writing
 from afa_jax.json_files import append, is_number, read_lines
+from afa_jax.mesh.processes import by_first, on_first
 from afa_jax.records import record_text
-from afa_jax.run_folders import CONFIG, LOCK, MODEL, OF_A_RUN, OVERWRITTEN, holds_run, is_removed
-from afa_jax.weights.folders import check_target, save_folder
+from afa_jax.training import run_folders
+from afa_jax.training.run_folders import CONFIG, LOCK, MODEL, OF_A_RUN, OVERWRITTEN, holds_run, is_removed
+from afa_jax.weights.formats.folders import check_target, save_folder
 
 check_workdir = by_first(run_folders.check_workdir)
 

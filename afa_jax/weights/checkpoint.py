@@ -10,9 +10,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from typing import cast as cast_type
 
 import jax
 import jax.numpy as jnp
@@ -28,7 +29,8 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.keys import Key, flatten, pytorch_name, shape_in_pytorch, text_key, unet_key
+from afa_jax.trees import flatten
+from afa_jax.weights.keys import Key, pytorch_name, shape_in_pytorch, text_key, unet_key
 from afa_jax.weights.state_dicts import state_dict
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast
 
@@ -275,15 +277,19 @@ def unet_keys(unet: UNet) -> Key:
     return unet_key([stage.name for stage in unet.stages], last.layer.name)
 
 
+def abstract_network(config: NetworkConfig, dtype: DTypeLike = jnp.float32) -> tuple[Any, Key]:
+    """Return a network of this architecture with shapes in place of arrays, and its key function."""
+    return _abstract_network(config, cast_type(Hashable, dtype))
+
+
 @functools.lru_cache(maxsize=16)  # making one takes a good part of a second
-def abstract_network(config: NetworkConfig) -> tuple[Any, Key]:
-    """The shapes of a network of this architecture, and its key function."""
+def _abstract_network(config: NetworkConfig, dtype: Any) -> tuple[Any, Key]:
     if isinstance(config, UNetConfig):
-        unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))
+        unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype))
         return unet, unet_keys(unet)
     if isinstance(config, VAEConfig):
-        return jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0))), pytorch_name
-    return jax.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0))), text_key
+        return jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype)), pytorch_name
+    return jax.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype)), text_key
 
 
 @functools.lru_cache(maxsize=16)

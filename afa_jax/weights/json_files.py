@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from afa_jax.files import replace_text
-from afa_jax.weights.foreign_files import foreign
+from afa_jax.weights.formats.foreign_files import foreign
 from afa_jax.weights.tensors import WeightsError
 
 _LONGEST, _MOST_BRACKETS = 2**24, 2**20  # an index of shards has 0.2 MB

@@ -9,10 +9,9 @@ U-Net's stages (diffusers nests layers in blocks), the name of the last componen
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from typing import Any, TypeVar
+from collections.abc import Callable
+from typing import TypeVar
 
-import jax
 import numpy as np
 
 T = TypeVar("T")
@@ -32,28 +31,6 @@ _STAGE_KEYS = tuple(
         (r"(down_blocks\.\d+)\.downsampler\.downsampler\.", r"\1.downsamplers.0."),
     )
 )
-
-
-def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a module (or of any pytree) by dotted path, without the ``value`` that NNX variables add."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {dotted(path): leaf for path, leaf in leaves}
-
-
-def unflatten(tree: Any, flat: Mapping[str, Any]) -> Any:
-    """A tree like ``tree``, whose leaves may be shapes, with the arrays of ``flat``, as ``flatten`` makes it."""
-    return jax.tree_util.tree_map_with_path(lambda path, _: flat[dotted(path)], tree)
-
-
-def shapes_of(tree: T) -> T:
-    """The tree with shapes and dtypes for leaves: its structure, without holding its arrays."""
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-
-
-def dotted(path: tuple[Any, ...]) -> str:
-    """A key path as ``stages.0.conv_in.kernel``."""
-    parts = [str(getattr(entry, "name", getattr(entry, "idx", getattr(entry, "key", entry)))) for entry in path]
-    return ".".join(parts[:-1] if parts[-1:] == ["value"] else parts)
 
 
 def unet_key(stage_names: list[str], layer_name: str) -> Key:

@@ -9,7 +9,6 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 from jax.typing import DTypeLike
 
 from afa_jax.diffusion.schedule import NoiseSchedule
@@ -17,21 +16,20 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.trees import flatten
 from afa_jax.weights.checkpoint import (
     NETWORKS,
     Checkpoint,
     abstract_network,
     expected_shapes,
     network_config,
-    unet_keys,
 )
-from afa_jax.weights.folders import FolderCheckpoint
-from afa_jax.weights.foreign_files import PICKLES
-from afa_jax.weights.keys import flatten, pytorch_name, text_key
-from afa_jax.weights.single_file import SingleFileCheckpoint
+from afa_jax.weights.formats.folders import FolderCheckpoint
+from afa_jax.weights.formats.foreign_files import PICKLES
+from afa_jax.weights.formats.single_file import SingleFileCheckpoint
+from afa_jax.weights.formats.wrong_places import explain
 from afa_jax.weights.state_dicts import check_tensors, load_stack, load_state_dict
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError
-from afa_jax.weights.wrong_places import explain
 
 Source = Checkpoint | Path | str
 LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
@@ -114,10 +112,11 @@ def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype
     """
     checkpoint = open_checkpoint(checkpoint)
     config = unet_config(checkpoint)
+    unet, key = abstract_network(config, dtype)
     return load_state_dict(
-        lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype),
+        unet,
         checkpoint.tensors("unet"),
-        unet_keys,
+        key,
         what=checkpoint.what("unet"),
         param_dtype=param_dtype,
     )
@@ -132,10 +131,11 @@ def load_unets(
 ) -> UNet:
     """The U-Nets of N checkpoints of the first one's architecture, as a stack; as load_unet and load_stack."""
     config = unet_config(checkpoints[0])
+    unet, key = abstract_network(config, dtype)
     return load_stack(
-        lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype),
+        unet,
         [(checkpoint.what("unet"), checkpoint.tensors("unet")) for checkpoint in checkpoints],
-        unet_keys,
+        key,
         param_dtype=param_dtype,
         sharding=sharding,
     )
@@ -155,13 +155,14 @@ def load_text_encoders(
     """
     layers = [text_config(checkpoint).num_hidden_layers for checkpoint in checkpoints]
     config = dataclasses.replace(text_config(checkpoints[0]), num_hidden_layers=max(layers))
+    text_encoder, key = abstract_network(config, dtype)
     return load_stack(
-        lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype),
+        text_encoder,
         [
             (checkpoint.what("text_encoder"), _with_layers(checkpoint.tensors("text_encoder"), own, config))
             for checkpoint, own in zip(checkpoints, layers, strict=True)
         ],
-        lambda module: text_key,
+        key,
         param_dtype=param_dtype,
         sharding=sharding,
     )
@@ -189,10 +190,11 @@ def load_vae(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype:
     config = vae_config(checkpoint)
     if jnp.dtype(dtype) == jnp.float16 and checkpoint.config("vae").get("force_upcast") is True:
         dtype = param_dtype = jnp.float32
+    vae, key = abstract_network(config, dtype)
     return load_state_dict(
-        lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype),
+        vae,
         checkpoint.tensors("vae"),
-        lambda module: pytorch_name,
+        key,
         what=checkpoint.what("vae"),
         param_dtype=param_dtype,
     )
@@ -204,10 +206,11 @@ def load_text_encoder(
     """The text encoder of a checkpoint; arguments and errors as load_unet's."""
     checkpoint = open_checkpoint(checkpoint)
     config = text_config(checkpoint)
+    text_encoder, key = abstract_network(config, dtype)
     return load_state_dict(
-        lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype),
+        text_encoder,
         checkpoint.tensors("text_encoder"),
-        lambda module: text_key,
+        key,
         what=checkpoint.what("text_encoder"),
         param_dtype=param_dtype,
     )

@@ -7,9 +7,9 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 
 from afa_jax.errors import InputError, some
+from afa_jax.weights.formats.yaml_files import yaml_prediction
 from afa_jax.weights.json_files import read_json
 from afa_jax.weights.tensors import WeightsError
-from afa_jax.weights.yaml_files import yaml_prediction
 
 PREDICTIONS = dict(epsilon="epsilon", v="v_prediction", v_prediction="v_prediction", sample="sample")
 _KOHYA = re.compile(r"sd_v[12]_v")  # what kohya-ss calls a base model of v-prediction

@@ -11,7 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from afa_jax.weights.keys import Key, dotted, flatten, from_pytorch, shape_in_pytorch, to_pytorch
+from afa_jax.trees import dotted, flatten
+from afa_jax.weights.keys import Key, from_pytorch, shape_in_pytorch, to_pytorch
 from afa_jax.weights.tensors import Tensor, WeightsError, cast, check_finite, check_names, listed
 
 M = TypeVar("M")
@@ -27,19 +28,19 @@ def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[st
 
 
 def load_state_dict(
-    create: Callable[[], M],
+    abstract: M,
     tensors: Mapping[str, Any],
-    key: Callable[[M], Key],
+    key: Key,
     *,
     what: str,
     param_dtype: DTypeLike = jnp.float32,
 ) -> M:
-    """Build the module that ``create`` describes with the parameters of ``tensors``.
+    """Build the module of these shapes with the parameters of ``tensors``.
 
     Args:
-        create: makes the module; only its shapes are evaluated.
+        abstract: the module with shapes in place of arrays, as ``jax.eval_shape`` makes it.
         tensors: Tensors or arrays by checkpoint key, in PyTorch's layout.
-        key: gives the module's key function.
+        key: the module's key function.
         what: names the file in errors.
         param_dtype: dtype of the loaded parameters.
 
@@ -47,20 +48,18 @@ def load_state_dict(
         WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point or not finite, or not
             in ``param_dtype``.
     """
-    abstract = jax.eval_shape(create)
-    to_key = key(abstract)
-    check_state_dict(abstract, tensors, to_key, what=what)
+    check_state_dict(abstract, tensors, key, what=what)
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        return _on_device(_loaded(dotted(path), what, tensors, to_key, param_dtype))
+        return _on_device(_loaded(dotted(path), what, tensors, key, param_dtype))
 
     return jax.tree_util.tree_map_with_path(load, abstract)
 
 
 def load_stack(
-    create: Callable[[], M],
+    abstract: M,
     states: Sequence[tuple[str, Mapping[str, Any]]],
-    key: Callable[[M], Key],
+    key: Key,
     *,
     param_dtype: DTypeLike = jnp.float32,
     sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
@@ -76,16 +75,14 @@ def load_stack(
     Raises:
         WeightsError: as load_state_dict.
     """
-    abstract = jax.eval_shape(create)
-    to_key = key(abstract)
     for what, tensors in states:
-        check_state_dict(abstract, tensors, to_key, what=what)
+        check_state_dict(abstract, tensors, key, what=what)
 
     def load(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> jax.Array:
         name, shape = dotted(path), (len(states), *leaf.shape)
         if sharding is None:
-            return _on_device(np.stack([_loaded(name, *state, to_key, param_dtype) for state in states]))
-        read = functools.cache(lambda i: _loaded(name, *states[i], to_key, param_dtype))  # devices may hold the same
+            return _on_device(np.stack([_loaded(name, *state, key, param_dtype) for state in states]))
+        read = functools.cache(lambda i: _loaded(name, *states[i], key, param_dtype))  # devices may hold the same
 
         def part(index: Any) -> np.ndarray:
             return np.stack([read(i)[index[1:]] for i in range(*index[0].indices(len(states)))])

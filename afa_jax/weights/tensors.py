@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError, printable, some
 from afa_jax.files import check_new, naming, partial_output, remove_leftovers, sync
-from afa_jax.weights.foreign_files import PICKLES, foreign, pickle_advice
+from afa_jax.weights.formats.foreign_files import PICKLES, foreign, pickle_advice
 
 _DTYPES = {
     "F64": np.float64,

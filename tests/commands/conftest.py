@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from afa_jax.weights.folders import save_folder
+from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
 
 TOKENIZER = Path(__file__).parents[2] / "afa_jax" / "data" / "emoji" / "tokenizer"

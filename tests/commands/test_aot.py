@@ -12,7 +12,7 @@ import jax
 import pytest
 
 from afa_jax.aot import main
-from afa_jax.commands import load_config, run
+from afa_jax.cli.commands import load_config, run
 from afa_jax.scale import abstract, chips
 from afa_jax.scale.abstract import KNOWN, Architecture, architecture_of
 from afa_jax.scale.memory import arguments_of

@@ -12,12 +12,12 @@ from PIL import Image
 from safetensors.numpy import load_file
 
 from afa_jax import sample, train
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
+from afa_jax.fusion.files import aggregators_hash
 from afa_jax.models.configs import UNetConfig
 from afa_jax.sampling.pictures import find_method
 from afa_jax.training.log import TIMINGS
-from afa_jax.weights.aggregators import aggregators_hash
-from afa_jax.weights.folders import save_folder
+from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
 from tests.commands.conftest import CONFIG
 

@@ -15,29 +15,25 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from afa_jax import evaluate
-from afa_jax.commands import load_config, run
+from afa_jax.cli.commands import load_config, run
 from afa_jax.errors import InputError
-from afa_jax.evaluation import comparison, cost, emoji, judge, results
-from afa_jax.evaluation import evaluate as evaluating
 from afa_jax.evaluation.bootstrap import Figure, Resamples
-from afa_jax.evaluation.comparison import (
-    Measured,
-    Protocol,
-    at_equal_time,
-    at_equal_time_of,
-    entries_of,
-    missing_controls,
-    references,
-)
-from afa_jax.evaluation.infos import MetricInfo
-from afa_jax.evaluation.main_metric import main_metric
-from afa_jax.evaluation.picture_files import folders_by_name, read_index, slug, write_index, write_method
-from afa_jax.evaluation.pictures import PictureFolder, record_of
-from afa_jax.evaluation.prompts import Item, fewer
-from afa_jax.generate import Picture, SampleOptions
-from afa_jax.methods import Models, check_entry, make_method
+from afa_jax.evaluation.comparison import comparison, cost, results
+from afa_jax.evaluation.comparison import evaluate as evaluating
+from afa_jax.evaluation.comparison.comparison import Measured, Protocol, at_equal_time, at_equal_time_of, references
+from afa_jax.evaluation.comparison.infos import MetricInfo
+from afa_jax.evaluation.comparison.main_metric import main_metric
+from afa_jax.evaluation.comparison.picture_files import folders_by_name, read_index, slug, write_index, write_method
+from afa_jax.evaluation.comparison.pictures import PictureFolder, record_of
+from afa_jax.evaluation.comparison.prompts import Item, fewer
+from afa_jax.evaluation.emoji import judge
+from afa_jax.evaluation.emoji import scores as emoji
+from afa_jax.methods.entries import entries_of, missing_controls
+from afa_jax.methods.method import Models, check_entry, make_method
+from afa_jax.methods.options import SampleOptions
 from afa_jax.report import __main__ as report_page
-from afa_jax.weights.folders import save_folder
+from afa_jax.sampling.generate import Picture
+from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
 from tests.commands.conftest import says_nothing_of
 

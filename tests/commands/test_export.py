@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 
 from afa_jax import export
-from afa_jax.commands import load_config, run
-from afa_jax.evaluation.snapshot import block_weights
+from afa_jax.cli.commands import load_config, run
 from afa_jax.exporting.pair import CARD
+from afa_jax.exporting.snapshot import block_weights
 from afa_jax.exporting.written import RECIPE
-from afa_jax.methods import Models, make_method
-from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash, save_fusion
+from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash, save_fusion
+from afa_jax.methods.method import Models, make_method
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.load import load_unet, open_checkpoint, unet_blocks

@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.demo import CONFIG
-from afa_jax.evaluation import comparison, pictures, results, scores
-from afa_jax.evaluation import evaluate as evaluating
 from afa_jax.evaluation.bootstrap import mean
+from afa_jax.evaluation.comparison import comparison, pictures, results, scores
+from afa_jax.evaluation.comparison import evaluate as evaluating
 from afa_jax.files import replace_text
-from afa_jax.generate import Picture
-from afa_jax.methods import Models, method_name
+from afa_jax.methods.method import Models, method_name
 from afa_jax.report import demo as demonstrating
+from afa_jax.sampling.generate import Picture
 from afa_jax.training.workdir import begin_run, open_workdir
 from tests.faults import every_fault
 

@@ -13,23 +13,23 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from afa_jax import convert, finetune
-from afa_jax.commands import load_config, run
+from afa_jax.cli.commands import load_config, run
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import BadExample, make_source
-from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.fusion.time_experts import TimeExperts, binary_tree_edges, uniform_edges
+from afa_jax.fusion.rivals.time_experts import TimeExperts, binary_tree_edges, uniform_edges
+from afa_jax.mesh.parallel import make_mesh
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import make_mesh
 from afa_jax.training.finetune import make_text_audible
 from afa_jax.training.loss import diffusion_loss
 from afa_jax.training.model_step import init_state, make_model_step, rows_at
 from afa_jax.training.pictures import encode_scenes
 from afa_jax.training.vae import MAX_GAIN, whiten
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten
 from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 from tests.commands.conftest import TOKENIZER, says_nothing_of
 
@@ -81,7 +81,7 @@ def test_a_new_model_hears_its_prompt() -> None:
         ids = np.random.default_rng(0).integers(1, 99, (2, 16)).astype(np.int32)
         ids[1, 2:] = ids[0, 2:]  # two words differ
         x = jnp.repeat(jax.random.normal(key, (1, 8, 8, unet.config.in_channels)), 2, axis=0)
-        one, other = unet(x, jnp.array([500, 500]), text_encoder(jnp.asarray(ids)))
+        one, other = unet(x, jnp.array([500, 500]), text_encoder.encode(jnp.asarray(ids)))
         return float(jnp.abs(one - other).mean() / jnp.abs(one).mean())
 
     assert difference(True) > 1.5 * difference(False)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import afa_jax
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 
 PROMPT = ("--prompt", "octopus, noto style")
 EMOJI = Path(__file__).parents[2] / "configs" / "emoji.py"
@@ -43,12 +43,13 @@ FILES = {
 """Every option that names an output, and what else the command wants; None for one without the tiny config."""
 PLACES = ("file/out", "nowhere/out", "sealed/out", "n" * 250)
 WORK = (
-    "afa_jax.experts.find_checkpoints", "afa_jax.exporting.merge.find_checkpoints",
+    "afa_jax.experts.frozen.find_checkpoints", "afa_jax.exporting.merge.find_checkpoints",
     "afa_jax.exporting.export.find_checkpoints", "afa_jax.evaluation.screening.find_checkpoints",
     "afa_jax.exporting.convert.open_input", "afa_jax.exporting.inspect._described",
-    "afa_jax.methods.loading.load_experts",
+    "afa_jax.methods.models.load_experts",
     "afa_jax.training.run.load_experts", "afa_jax.evaluation.trials.load_experts",
-    "afa_jax.report.run_page.read_metrics", "afa_jax.report.run_page.comparison_sheet", "afa_jax.scale.fit.target_of",
+    "afa_jax.report.run_page.read_metrics", "afa_jax.evaluation.comparison.sheet.comparison_sheet",
+    "afa_jax.scale.fit.target_of",
 )  # fmt: skip
 
 
@@ -66,8 +67,8 @@ def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     # First all that commands import when they begin: what is imported now would keep the function that stands in.
     for package in ("evaluation", "exporting", "report", "sampling", "scale", "training"):
-        for file in sorted((Path(afa_jax.__file__).parent / package).glob("[a-z]*.py")):
-            importlib.import_module(f"afa_jax.{package}.{file.stem}")
+        for file in sorted((Path(afa_jax.__file__).parent / package).rglob("[a-z]*.py")):
+            importlib.import_module(".".join(file.relative_to(Path(afa_jax.__file__).parents[1]).with_suffix("").parts))
     for name in WORK:
         module, _, function = name.rpartition(".")
         monkeypatch.setattr(importlib.import_module(module), function, begun)

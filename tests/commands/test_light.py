@@ -7,18 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from afa_jax import method_options, methods, names
-from afa_jax.cli.arguments import check_model
+from afa_jax import names
+from afa_jax.config import method_options
 from afa_jax.errors import InputError
 from afa_jax.evaluation import search
+from afa_jax.exporting.outputs import check_model
+from afa_jax.methods import method as methods
 from afa_jax.scale import abstract
-from afa_jax.weights import merge_kinds
+from afa_jax.weights.merging import rules as merge_kinds
 
 ROOT = Path(__file__).parents[2]
 
 WRONG_LINES = """
 import contextlib, importlib, io, pathlib, sys
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 
 root, folder = sys.argv[1:]
 heavy = ("jax", "torch", "tensorflow", "transformers", "numpy")
@@ -105,7 +107,7 @@ own |= {
             (["a", f"--base={root}/models/emoji/base"], [f"--expert=c={root}/models"], ["--size=33x64"], "size 33x64"),
         )
     ],
-    "data.prepare": [(["--builder=x"], "--builder")],
+    "prepare": [(["--builder=x"], "--builder")],
 }
 for name, lines in own.items():
     main = importlib.import_module(f"afa_jax.{name}").main

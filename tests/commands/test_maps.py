@@ -11,12 +11,13 @@ import pytest
 from PIL import Image, ImageSequence
 
 from afa_jax import maps
-from afa_jax.commands import load_config, run
-from afa_jax.experts import load_experts
-from afa_jax.generate import Picture, Request, SampleOptions, generate
-from afa_jax.sampling import maps as drawing
-from afa_jax.sampling.maps import read_prompts
-from afa_jax.weights.aggregators import save_fusion
+from afa_jax.cli.commands import load_config, run
+from afa_jax.experts.frozen import load_experts
+from afa_jax.fusion.files import save_fusion
+from afa_jax.methods.options import SampleOptions
+from afa_jax.report import maps as drawing
+from afa_jax.report.maps import read_prompts
+from afa_jax.sampling.generate import Picture, Request, generate
 from tests import tiny
 from tests.commands.conftest import says_nothing_of
 

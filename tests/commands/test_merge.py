@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from afa_jax import convert, merge
-from afa_jax.commands import load_config, run
-from afa_jax.experts import find_checkpoints
+from afa_jax.cli.commands import load_config, run
+from afa_jax.experts.frozen import find_checkpoints
 from afa_jax.exporting.written import RECIPE
-from afa_jax.weights import merging
+from afa_jax.trees import take
 from afa_jax.weights.load import load_unet, open_checkpoint
+from afa_jax.weights.merging import merge as merging
 from tests import tiny
 
 CONFIG = "--config={root}/config.py"
@@ -73,7 +74,7 @@ def test_a_merge_can_be_an_expert(root, tmp_path):
 def test_a_one_hot_merge_written_and_loaded_is_the_expert(root, tmp_path):
     assert merged(root, "--method=average,weights.b=1", "--out", tmp_path / "b.safetensors") == 0
     latents, t, states = tiny.inputs(1, 1)
-    predict = jax.jit(lambda unet: unet(latents, t, states[0]))
+    predict = jax.jit(lambda unet: unet(latents, t, take(states, 0)))
     np.testing.assert_array_equal(predict(load_unet(tmp_path / "b.safetensors")), predict(load_unet(root / "b")))
 
 

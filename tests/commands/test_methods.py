@@ -12,14 +12,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.diffusion.guidance import PathDenoiser
 from afa_jax.errors import InputError
-from afa_jax.fusion.blending import MagicFusion
-from afa_jax.fusion.time_experts import TimeExperts
-from afa_jax.generate import Request, SampleOptions, generate
-from afa_jax.methods import KINDS, Models, NotTrained, make_method, method_name
-from afa_jax.weights.folders import save_folder
+from afa_jax.fusion.rivals.blending import MagicFusion
+from afa_jax.fusion.rivals.time_experts import TimeExperts
+from afa_jax.methods.method import KINDS, Models, NotTrained, make_method, method_name
+from afa_jax.methods.options import SampleOptions
+from afa_jax.sampling.generate import Request, generate
+from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
 
 OPTIONS = SampleOptions(size=(32, 64), steps=2, guidance=2.0, batch=2)

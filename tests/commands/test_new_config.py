@@ -1,7 +1,7 @@
 """A config for a user's own models: short, complete, and with the commands that it is for."""
 
 from afa_jax import new_config
-from afa_jax.commands import load_config, run
+from afa_jax.cli.commands import load_config, run
 
 
 def test_models_and_prompts_are_enough_to_sample_and_to_compare(root, tmp_path, capsys):

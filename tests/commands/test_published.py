@@ -13,12 +13,12 @@ import pytest
 from huggingface_hub import ModelCard
 from PIL import Image
 
-from afa_jax import convert, export, merge, sample, train
-from afa_jax.commands import run
+from afa_jax import convert, evaluate, export, merge, new_config, sample, screen, train
+from afa_jax.cli.commands import run
 from afa_jax.exporting.model_card import METHODS, model_card, part_of
 from afa_jax.exporting.pair import CARD, CONFIG, SAMPLES
+from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash
 from afa_jax.report.__main__ import main as write_report
-from afa_jax.weights.aggregators import RECORD, WEIGHTS, aggregators_hash
 from afa_jax.weights.tensors import write_tensors
 from tests.commands.conftest import TOKENIZER, says_nothing_of
 
@@ -145,6 +145,30 @@ def test_the_best_step_has_a_card_of_its_own(home, trained, tmp_path):
     options = ["--config", f"{home}/config.py", "--workdir", str(trained / "best"), "--pair", str(tmp_path / "pair")]
     assert run(export.main, options) == 0
     assert "| validation loss |" in (tmp_path / "pair" / CARD).read_text() and (tmp_path / "pair" / SAMPLES).is_file()
+
+
+def test_a_config_written_for_their_files_serves_every_command(home, tmp_path, monkeypatch, capsys):
+    """The command lines that new_config prints, made short by options only."""
+    monkeypatch.chdir(tmp_path)
+    base = [f"--base={home}/base.safetensors", f"--tokenizer={home}/words", f"--data={home}/pictures", "--size=32x64"]
+    lora = f"--expert=b={home}/b.safetensors,lora={home}/film.safetensors:0.5"
+    assert run(new_config.main, ["mine", *base, f"--expert=a={home}/a.safetensors", lora]) == 0
+    lines = [line.strip() for line in capsys.readouterr().out.splitlines() if "python -m afa_jax." in line]
+    commands = {line.split()[2].removeprefix("afa_jax."): line for line in lines}
+    commands["sample"] = commands["sample"].replace('"..."', f'"{PROMPT}"')
+    assert [*commands] == ["screen", "train", "sample", "evaluate"]
+    shorter = dict(
+        screen="--draws=2",
+        train="--config.train.steps=1 --config.train.batch=2 --config.sabw.sites=last --quiet",
+        sample="--size=32x64 --steps=2",
+        evaluate="--prompts=2 --method=average --method=afa --pictures_only --config.sample.steps=2",
+    )
+    for module in (screen, train, sample, evaluate):
+        name = module.__name__.removeprefix("afa_jax.")
+        status = run(module.main, [*shlex.split(commands[name])[3:], *shorter[name].split()])
+        assert status == (3 if name == "screen" else 0), name  # 3: routing has nothing to gain from random experts
+    assert (tmp_path / "runs" / "mine" / RECORD).is_file() and [*(tmp_path / "pictures").glob("*.png")]
+    assert [*(tmp_path / "runs" / "mine").rglob("grid.png")]
 
 
 @pytest.mark.parametrize("kind", METHODS)

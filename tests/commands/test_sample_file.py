@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa_jax import bulk, generate, sample
-from afa_jax.bulk import agreed, covered, existing, first_difference, path_of
-from afa_jax.commands import run
+from afa_jax import sample
+from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
-from afa_jax.generate import Request
-from afa_jax.prompt_files import read_prompts
+from afa_jax.sampling import generate
 from afa_jax.sampling import pictures as sampling
+from afa_jax.sampling import sample_many as bulk
+from afa_jax.sampling.generate import Request
+from afa_jax.sampling.prompt_files import read_prompts
+from afa_jax.sampling.sample_many import agreed, covered, existing, first_difference, path_of
 
 PROMPTS = ["octopus and pizza, noto style", "fox, blob style", "car, noto style", "fox, blob style", "owl, noto style"]
 
@@ -249,7 +251,7 @@ def test_a_picture_that_is_not_finite_is_refused_and_a_vae_that_overflows_decode
     requests = [Request(prompt=prompt, number=i) for i, prompt in enumerate(PROMPTS)]
     finite, dtypes = np.ones((5, 2), bool), []
 
-    def faked(denoiser, text_encoder, vae, rows, seed, **_):
+    def faked(denoiser, text_encoder, vae, rows, seed, steps, **_):
         """The second batch overflows where the VAE decodes in float16."""
         numbers = np.asarray(rows[2])
         dtypes.append(np.dtype(vae.dtype).name)
@@ -280,7 +282,6 @@ def test_what_is_not_finite_is_told_apart(root, part, flags):
         models[part] = jax.tree.map(lambda leaf: np.nan * leaf if jnp.ndim(leaf) else leaf, models[part])
     ids = method.experts.tokenizer(["fox"])
     options = sampling.SampleOptions(size=(32, 32), steps=1, guidance=1.0, batch=1, one_by_one=False)
-    made = generate.sample_batch(
-        *models.values(), (ids, ids, np.zeros(1, np.int32)), 0, schedule=method.experts.schedule, options=options
-    )
+    program, steps = generate.program_of(options, method.experts.schedule)
+    made = generate.sample_batch(*models.values(), (ids, ids, np.zeros(1, np.int32)), 0, steps, program=program)
     assert made["finite"].tolist() == [flags]

@@ -22,18 +22,19 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from afa_jax import search as command
-from afa_jax.commands import load_config, run
+from afa_jax.cli.commands import load_config, run
 from afa_jax.errors import InputError, Stopped
-from afa_jax.evaluation import metrics, scores, trials
 from afa_jax.evaluation import search as searching
-from afa_jax.evaluation.prompts import Item, load_items
+from afa_jax.evaluation import trials
+from afa_jax.evaluation.comparison import scores
+from afa_jax.evaluation.comparison.prompts import Item, load_items
+from afa_jax.evaluation.metrics import table as metrics
 from afa_jax.evaluation.search import KINDS, LIMIT, Space, emoji_score, full_scale_score, merge_stacks, score_weights
 from afa_jax.evaluation.trials import search, summary
-from afa_jax.experts import load_experts
-from afa_jax.generate import SampleOptions
+from afa_jax.experts.frozen import load_experts
+from afa_jax.methods.options import SampleOptions
 from afa_jax.names import SEARCHERS
-from afa_jax.parallel import stack, take
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten, stack, take
 from afa_jax.weights.load import load_text_encoder, load_unet
 from tests import tiny
 from tests.commands.conftest import says_nothing_of

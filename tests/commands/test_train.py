@@ -9,9 +9,9 @@ from PIL import Image
 
 from afa_jax import sample
 from afa_jax import train as command
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
+from afa_jax.fusion.files import aggregators_hash
 from afa_jax.training.workdir import read_metrics
-from afa_jax.weights.aggregators import aggregators_hash
 from afa_jax.weights.tensors import read_tensors, write_tensors
 
 TIMINGS = {"images_per_second", "seconds_per_step", "data_wait"}

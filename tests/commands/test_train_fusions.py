@@ -9,17 +9,17 @@ from PIL import Image
 
 from afa_jax import merge
 from afa_jax import train as command
-from afa_jax.commands import load_config, run
-from afa_jax.experts import load_experts, with_fusion
+from afa_jax.cli.commands import load_config, run
+from afa_jax.experts.frozen import load_experts, with_fusion
 from afa_jax.exporting.written import RECIPE
-from afa_jax.fusion.block_weights import Merged
-from afa_jax.fusion.kinds import fusion_config, init_fusion
-from afa_jax.generate import SampleOptions
-from afa_jax.methods import Models, make_method
-from afa_jax.report.maps import contact_sheet
+from afa_jax.fusion.files import WEIGHTS, load_fusion, save_fusion
+from afa_jax.fusion.registry import fusion_config, init_fusion
+from afa_jax.fusion.rivals.block_weights import Merged
+from afa_jax.methods.method import Models, make_method
+from afa_jax.methods.options import SampleOptions
+from afa_jax.sampling.map_pictures import contact_sheet
 from afa_jax.training.workdir import read_metrics
-from afa_jax.weights.aggregators import WEIGHTS, load_fusion, save_fusion
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten
 from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
 from afa_jax.weights.tensors import read_tensors
 from tests import tiny

@@ -23,10 +23,10 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from afa_jax.cli.configs import load_config
-from afa_jax.cli.fields import Section
-from afa_jax.cli.schema import ENSEMBLE, MODEL_CONFIG, VAE_CONFIG
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
+from afa_jax.config.fields import Section
+from afa_jax.config.files import load_config
+from afa_jax.config.schema import ENSEMBLE, MODEL_CONFIG, VAE_CONFIG
 from afa_jax.errors import InputError
 
 ROOT = Path(__file__).parents[2]
@@ -46,7 +46,7 @@ NEEDED = {
     "demo": ["--out=x"],
     "convert": ["input", "--out=x"],
     "report.__main__": ["--workdir=x", "--out=y"],
-    "data.prepare": ["--builder=folder", "--from=x", "--out=y"],
+    "prepare": ["--builder=folder", "--from=x", "--out=y"],
 }
 """What each command must be given."""
 OPEN = ("data", "validation.data", "fusion", "evaluation.noise.data", "schedule")

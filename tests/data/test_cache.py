@@ -20,19 +20,19 @@ import pytest
 from flax import nnx
 from ml_collections import ConfigDict
 
-from afa_jax.data.cache import Cache, build_cache, cache_key, crop_of, make_cached_loader
 from afa_jax.data.emoji.vocabulary import HERE
-from afa_jax.data.encode import crop_random
 from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import BadExample
-from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import Experts, encode_prompts, load_experts
+from afa_jax.experts.frozen import Experts, encode_prompts, load_experts
 from afa_jax.models.unet import UNet
-from afa_jax.parallel import stack
-from afa_jax.weights.folders import save_folder
+from afa_jax.training.cache.cache import Cache, build_cache, cache_key, crop_of, make_cached_loader
+from afa_jax.training.cache.encode import crop_random
+from afa_jax.trees import stack
+from afa_jax.weights.formats.folders import save_folder
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 
 CAPTIONS = ("octopus and pizza, noto style", "pizza, blob style", "octopus, fluent style")
@@ -128,7 +128,7 @@ def test_the_values_are_those_of_the_networks(experts, tmp_path):
     crops = np.stack([CROP(source[i]["image"], crop_random(7, i, j)) for i, j in places])
     mean, std = jax.jit(lambda vae, x: vae.posterior(to_images(x)))(experts.vae, crops)
     ids = experts.tokenizer([*CAPTIONS, ""])
-    states = np.asarray(jax.jit(encode_prompts)(experts.text_encoder, ids))
+    states = np.asarray(jax.jit(encode_prompts)(experts.text_encoder, ids).text)
     for row, (i, j) in enumerate(places):
         example = cache.example(i, j)
         assert example["index"] == i and example["mean"].dtype == np.float32

@@ -22,9 +22,9 @@ from afa_jax.data.bad_examples import BadExamples
 from afa_jax.data.emoji.scenes import SceneSource
 from afa_jax.data.loader import Loader, loading, make_loader
 from afa_jax.data.sources import BadExample, make_source
-from afa_jax.data.text import Tokenizer
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests.data import formats
 
 TOKENIZER = Path(__file__).parents[2] / "afa_jax" / "data" / "emoji"
@@ -155,7 +155,7 @@ from pathlib import Path
 from ml_collections import ConfigDict
 from afa_jax.data.loader import loading, make_loader
 from afa_jax.data.sources import make_source
-from afa_jax.data.text import Tokenizer
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests.data.test_loader import children
 
 def kill():

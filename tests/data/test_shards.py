@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from afa_jax.data.shards import Arrays, Bad, Shards
 from afa_jax.errors import InputError
+from afa_jax.training.cache.shards import Arrays, Bad, Shards
 
 
 def make(examples: range) -> tuple[Arrays, Bad]:

@@ -20,8 +20,8 @@ import pytest
 from ml_collections import ConfigDict
 from PIL import Image
 
-from afa_jax.commands import run
-from afa_jax.data import prepare
+from afa_jax import prepare
+from afa_jax.cli.commands import run
 from afa_jax.data.decode import decode
 from afa_jax.data.files import below_common, braces, filesystem
 from afa_jax.data.folder import CaptionedFolder
@@ -627,7 +627,8 @@ def test_no_source_needs_tensorflow(root):
     code = f"""
 import sys
 from ml_collections import ConfigDict
-from afa_jax.data import builders, loader, prepare
+from afa_jax import prepare
+from afa_jax.data import builders, loader
 from afa_jax.data.sources import make_source
 make_source(ConfigDict(dict(kind="tfds", name="journeydb", data_dir="{root}/prepared")))[0]
 make_source(ConfigDict(dict(kind="tar", paths="{root}/tar/*.tar")))[0]

@@ -15,11 +15,11 @@ import pytest
 from tokenizers.processors import TemplateProcessing
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerFast
 
-from afa_jax.data.prompts import LONGEST_PROMPT, check_prompt, unsupported_syntax
-from afa_jax.data.text import Tokenizer
 from afa_jax.errors import InputError
 from afa_jax.models.configs import TextConfig
-from afa_jax.weights.tokenizer_files import read_tokenizer
+from afa_jax.weights.tokenizer.files import read_tokenizer
+from afa_jax.weights.tokenizer.prompts import LONGEST_PROMPT, check_prompt, unsupported_syntax
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 EMOJI = Path(__file__).parents[2] / "afa_jax" / "data" / "emoji" / "tokenizer"
 PROMPT = "octopus and pizza, noto style"

@@ -10,10 +10,14 @@ import pytest
 from safetensors.numpy import load_file
 
 from afa_jax.diffusion.guidance import guided
-from afa_jax.diffusion.samplers import ddim, ddim_constants, ddim_step, image_noise
+from afa_jax.diffusion.samplers.ddim import DDIM
+from afa_jax.diffusion.samplers.sampler import image_noise
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
+from afa_jax.models.conditioning import Conditioning
+from afa_jax.trees import take
 from tests.reference.weights import random_input
+from tests.tiny import ddim
 
 GOLDENS = Path(__file__).parent.parent / "goldens"
 FACTS = json.loads((GOLDENS / "ddim.json").read_text())
@@ -39,10 +43,11 @@ def test_every_step_equals_diffusers(case, trajectories):
         for k in ("model_output", "variance_noise")
     )
     x = start = nhwc(random_input(**spec["latents"]))
-    constants = ddim_constants(schedule, steps, eta)
+    sampler = DDIM(schedule=schedule, eta=eta)
+    constants = sampler.constants(steps)
     assert constants.t.tolist() == case["timesteps"]
     for i in range(steps):
-        x = ddim_step(schedule, jax.tree.map(lambda a, i=i: a[i], constants), x, outputs[i], noises[i] if eta else None)
+        x, _ = sampler.step(take(constants, i), x, outputs[i], (), noises[i] if eta else None)
         np.testing.assert_allclose(x, expected[i], rtol=2e-5, atol=2e-5 * np.abs(expected[i]).max())
     at = {int(t): i for i, t in enumerate(constants.t)}
     table = jnp.asarray([at.get(t, 0) for t in range(1000)])
@@ -73,7 +78,7 @@ def test_a_standard_gaussian_is_scaled_as_the_closed_form_says():
     """Data N(0, 1): E[eps | x] = sigma x, so each step multiplies x by cos(angle_t - angle_s)."""
     alphas = jnp.asarray(SD15.alphas_cumprod)
     x = image_noise(jax.random.key(1), jnp.arange(1), (8, 8, 1))
-    constants = ddim_constants(SD15, 20)
+    constants = DDIM(schedule=SD15).constants(20)
     angles = np.arctan2(np.asarray(constants.sigma, np.float64), constants.signal)
     next_angles = np.arctan2(np.asarray(constants.next_sigma, np.float64), constants.next_signal)
     sampled = ddim(lambda x, t: jnp.sqrt(1 - alphas[t])[:, None, None, None] * x, SD15, x, steps=20)
@@ -92,17 +97,18 @@ def test_noise_depends_on_the_number_alone():
 
 
 def test_strength_leaves_out_the_first_steps():
-    full, half = ddim_constants(SD15, 10), ddim_constants(SD15, 10, strength=0.5)
+    full, half = DDIM(schedule=SD15).constants(10), DDIM(schedule=SD15).constants(10, strength=0.5)
     np.testing.assert_array_equal(half.t, full.t[5:])
     np.testing.assert_array_equal(half.next_sigma, full.next_sigma[5:])
 
 
 def test_guidance_mixes_the_fused_prediction_and_keeps_the_conditional_maps():
-    def denoiser(x, t, states):
+    def denoiser(x, t, conditioning):
+        states = conditioning.text
         return x * 0 + states.mean((0, 2, 3))[:, None, None, None], (states[:, :, :1, :1],)
 
     x, t = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2, jnp.int32)
-    conditional, unconditional = jnp.full((3, 2, 5, 8), 2.0), jnp.full((3, 2, 5, 8), 1.0)
+    conditional, unconditional = (Conditioning(text=jnp.full((3, 2, 5, 8), value)) for value in (2.0, 1.0))
     prediction, maps = guided(denoiser, conditional, unconditional, 3.0, has_maps=True)(x, t)
     np.testing.assert_allclose(prediction, 1 + 3 * (2 - 1))
     np.testing.assert_allclose(maps[0], 2)

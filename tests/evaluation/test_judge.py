@@ -7,8 +7,8 @@ import pytest
 
 from afa_jax.data.emoji.scenes import Prompt, evaluation_prompts, load_pictures
 from afa_jax.data.emoji.vocabulary import Style, Subject, read_vocabulary
-from afa_jax.evaluation import train_judge
-from afa_jax.evaluation.judge import (
+from afa_jax.evaluation.emoji import train_judge
+from afa_jax.evaluation.emoji.judge import (
     BATCH,
     LAYERS,
     WEIGHTS,

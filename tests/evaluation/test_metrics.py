@@ -13,9 +13,9 @@ import pytest
 from PIL import Image
 
 from afa_jax.errors import InputError
-from afa_jax.evaluation.clip_pixels import MEAN, STD, cropped, padded, to_pixels
-from afa_jax.evaluation.inception import clean
-from afa_jax.evaluation.metrics import METRICS, WEIGHTS, MetricUnavailable, load_metric, load_metrics, on_device
+from afa_jax.evaluation.metrics.clip_pixels import MEAN, STD, cropped, padded, to_pixels
+from afa_jax.evaluation.metrics.inception import clean
+from afa_jax.evaluation.metrics.table import METRICS, WEIGHTS, MetricUnavailable, load_metric, load_metrics, on_device
 
 NAMES = {"fid", "fid_clean", "kid", "is", "clip_t", "clip_i", "aesthetic", "pickscore", "hpsv2", "image_reward"}
 

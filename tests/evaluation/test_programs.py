@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from afa_jax.evaluation import comparison, programs
-from afa_jax.evaluation.programs import MAPPINGS, release_programs
-from afa_jax.methods import Method
+from afa_jax.evaluation.comparison import comparison, programs
+from afa_jax.evaluation.comparison.programs import MAPPINGS, release_programs
+from afa_jax.methods.method import Method
 
 linux = pytest.mark.skipif(not MAPPINGS.exists(), reason="the system does not say what a process has mapped")
 

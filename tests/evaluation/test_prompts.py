@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 from ml_collections import ConfigDict
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.errors import InputError
-from afa_jax.evaluation.prompts import Item, load_items
+from afa_jax.evaluation.comparison.prompts import Item, load_items
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from afa_jax.evaluation.distances import frechet_distance, inception_score, kernel_distance
-from afa_jax.evaluation.inception import find_weights
-from afa_jax.evaluation.metrics import (
+from afa_jax.evaluation.metrics.inception import find_weights
+from afa_jax.evaluation.metrics.table import (
     MetricUnavailable,
     PictureMetric,
     SetMetric,

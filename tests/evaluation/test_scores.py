@@ -10,13 +10,15 @@ from PIL import Image
 from afa_jax.data.emoji.scenes import evaluation_prompts
 from afa_jax.data.pictures import save_png
 from afa_jax.errors import InputError
-from afa_jax.evaluation import clip_scores, metrics, scores
 from afa_jax.evaluation.bootstrap import Resamples
-from afa_jax.evaluation.infos import MetricInfo
-from afa_jax.evaluation.metrics import Weights
-from afa_jax.evaluation.pictures import PictureFolder
-from afa_jax.evaluation.prompts import Item
-from afa_jax.evaluation.scores import CHUNK, PublishedScorer, load_scorers, scored
+from afa_jax.evaluation.comparison import scores
+from afa_jax.evaluation.comparison.infos import MetricInfo
+from afa_jax.evaluation.comparison.pictures import PictureFolder
+from afa_jax.evaluation.comparison.prompts import Item
+from afa_jax.evaluation.comparison.scores import CHUNK, PublishedScorer, load_scorers, scored
+from afa_jax.evaluation.metrics import clip_scores
+from afa_jax.evaluation.metrics import table as metrics
+from afa_jax.evaluation.metrics.table import Weights
 
 SEEDS = (0, 1)
 

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.evaluation.noise import bucket_timesteps, expert_errors
 from afa_jax.evaluation.screen import Estimate, RoutingGain, route, routing_gain, worth_training
-from afa_jax.experts import Experts, Mismatch, encode_prompts
-from afa_jax.fusion.ensemble import SingleExpert, stack_experts
-from afa_jax.parallel import stack
-from afa_jax.report.screen import print_gain, print_mismatches, print_weights
+from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights
+from afa_jax.experts.frozen import Experts, Mismatch, encode_prompts
+from afa_jax.fusion.single import SingleExpert
+from afa_jax.training.noise_error import bucket_timesteps, expert_errors
+from afa_jax.trees import stack
 from afa_jax.weights.compare import Difference
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 from tests.commands.conftest import TOKENIZER
 
@@ -195,7 +195,7 @@ def make_experts(*seeds: int) -> Experts:
         names=names,
         hashes=names,
         vae_hash="",
-        unet=stack_experts([tiny.unet(seed) for seed in seeds], names),
+        unet=stack([tiny.unet(seed) for seed in seeds]),
         text_encoder=stack([tiny.text_encoder(seed) for seed in seeds]),
         vae=tiny.vae(0),
         tokenizer=Tokenizer(TOKENIZER.parent),

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from afa_jax.models.conditioning import Conditioning
+
 
 @dataclasses.dataclass(frozen=True)
 class Echo:
@@ -16,8 +18,8 @@ class Echo:
 
     stacked: Any
 
-    def __call__(self, latents: Any, t: Any, text: Any) -> Any:
-        return text.reshape(latents.shape).astype(jnp.float32)
+    def __call__(self, latents: Any, t: Any, conditioning: Any) -> Any:
+        return conditioning.text.reshape(latents.shape).astype(jnp.float32)
 
 
 jax.tree_util.register_dataclass(Echo, data_fields=["stacked"], meta_fields=[])
@@ -28,7 +30,7 @@ def echoes(count: int) -> Echo:
     return Echo(jnp.zeros(count))
 
 
-def as_text(predictions: np.ndarray) -> jax.Array:
+def as_text(predictions: np.ndarray) -> Conditioning:
     """Predictions ``[n, b, h, w, c]`` as the text states that make Echo say them."""
     n, b, h, w, c = predictions.shape
-    return jnp.asarray(predictions, jnp.float32).reshape(n, b, h * w, c)
+    return Conditioning(text=jnp.asarray(predictions, jnp.float32).reshape(n, b, h * w, c))

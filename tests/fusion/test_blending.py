@@ -8,16 +8,19 @@ import numpy as np
 import pytest
 
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
-from afa_jax.diffusion.samplers import ddim
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.blending import MagicFusion, NoiseAverage, saliency
-from afa_jax.parallel import stack
+from afa_jax.fusion.rivals.blending import MagicFusion, NoiseAverage, saliency
+from afa_jax.trees import stack, take
 from tests import tiny
 from tests.fusion.experts import as_text, echoes
 
 SCHEDULE = NoiseSchedule()
 
 blend = jax.jit(lambda method, *inputs: method.guided(*inputs, ())[0], static_argnums=5)
+
+
+def minus(conditioning):
+    return jax.tree.map(jnp.negative, conditioning)
 
 
 def draw(*shape, seed=0):
@@ -157,9 +160,9 @@ def test_real_unets_in_bfloat16_run_with_their_own_text():
     nets = unets(2, jnp.bfloat16)
     x, _, text = tiny.inputs(2, 2)
     t = jnp.full(2, 800)
-    one = jax.jit(lambda net, x, t, text: guided(lambda x, t, s: net(x, t, s[0]), text, -text, 3.0)(x, t))
-    own = np.stack([one(net, x, t, text[i : i + 1]) for i, net in enumerate(nets)])
-    fused = blend(MagicFusion(experts=stack(nets), schedule=SCHEDULE), x, t, text, -text, 3.0)
+    one = jax.jit(lambda net, x, t, text: guided(lambda x, t, s: net(x, t, take(s, 0)), text, minus(text), 3.0)(x, t))
+    own = np.stack([one(net, x, t, take(text, slice(i, i + 1))) for i, net in enumerate(nets)])
+    fused = blend(MagicFusion(experts=stack(nets), schedule=SCHEDULE), x, t, text, minus(text), 3.0)
     assert fused.dtype == jnp.float32
     tolerance = 0.03 * abs(own).max()  # a matter of order: bfloat16 has 8 bits
     distance = abs(np.asarray(fused) - own).max(-1)
@@ -176,12 +179,14 @@ def test_sampling_fuses_first_and_goes_on_with_the_general_model():
     assert not isinstance(method, Denoiser)
 
     def sample(row):
-        x, c, u = (leaf[None] for leaf in row)
-        c, u = jnp.moveaxis(c, 0, 1), jnp.moveaxis(u, 0, 1)
-        return ddim(lambda x, t, m: method.guided(x, t, c, u, 3.0, m), SCHEDULE, x, steps=4, carry=method.start(x))[0]
+        x, c, u = jax.tree.map(lambda leaf: leaf[None], row)
+        c, u = (jax.tree.map(lambda own: jnp.moveaxis(own, 0, 1), whole) for whole in (c, u))
+        return tiny.ddim(
+            lambda x, t, m: method.guided(x, t, c, u, 3.0, m), SCHEDULE, x, steps=4, carry=method.start(x)
+        )[0]
 
     made = jax.jit(lambda rows: jax.lax.map(sample, rows))(
-        (jnp.asarray(x), jnp.moveaxis(as_text(c), 1, 0), jnp.moveaxis(as_text(u), 1, 0))
+        (jnp.asarray(x), *(jax.tree.map(lambda own: jnp.moveaxis(own, 1, 0), as_text(one)) for one in (c, u)))
     )
     steps = (751, 501, 251, 1)
     alphas = [*SCHEDULE.alphas_cumprod[list(steps)], SCHEDULE.alphas_cumprod[0]]
@@ -206,7 +211,7 @@ def test_the_noise_average_is_the_weighted_sum_of_the_experts():
     nets = unets(3)
     x, t, text = tiny.inputs(2, 3)
     one = jax.jit(lambda net, *a: net(*a))
-    each = np.stack([one(net, x, t, text[i]) for i, net in enumerate(nets)])
+    each = np.stack([one(net, x, t, take(text, i)) for i, net in enumerate(nets)])
     run = jax.jit(lambda method, *a: method(*a))
     for weights in ([0.5, 0.2, 0.3], [1.5, -0.25, -0.25], [0, 1, 0]):
         fused = run(NoiseAverage(experts=stack(nets), weights=jnp.asarray(weights, jnp.float32)), x, t, text)

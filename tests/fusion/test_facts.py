@@ -10,12 +10,13 @@ import optax
 import pytest
 from flax import nnx
 
-from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import Ensemble, SingleExpert, stack_experts
-from afa_jax.fusion.sabw import Aggregators, SABWConfig, parameter_count
+from afa_jax.experts.architectures import different_architectures
+from afa_jax.fusion.afa import Aggregators, Ensemble, SABWConfig
+from afa_jax.fusion.single import ConstantMaps, SingleExpert
+from afa_jax.mesh.experts import Shared, map_experts
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet, size_at
-from afa_jax.parallel import MODES, map_experts, stack
+from afa_jax.trees import parameter_count, stack, take
 from tests import tiny
 
 
@@ -45,7 +46,7 @@ def test_untrained_maps_are_exactly_uniform_and_give_the_feature_average(experts
     fresh, maps = run(Ensemble(experts=experts, aggregators=tiny.aggregators(3, tiny.MICRO_UNET)), *inputs)
     for site in maps:
         np.testing.assert_array_equal(site, np.float32(1 / 3))
-    uniform, _ = run(Ensemble(experts=experts, weights=jnp.full((3,), 1 / 3)), *inputs)
+    uniform, _ = run(Ensemble(experts=experts, aggregators=ConstantMaps(weights=jnp.full((3,), 1 / 3))), *inputs)
     np.testing.assert_allclose(fresh, uniform, rtol=1e-5, atol=1e-6)
 
 
@@ -64,13 +65,15 @@ def test_maps_sum_to_one_and_differ_between_pixels_samples_and_experts(experts, 
 def test_copies_of_one_model_give_that_model_whatever_the_aggregators(config, size, sabw):
     one, trained = tiny.unet(5, config), tiny.trained(3, config, sabw, 7)
     latents, t, states = tiny.inputs(3, 1, size)
-    alone = run_one(one, latents, t, states[0])
-    inputs = (latents, t, jnp.repeat(states, 3, axis=0))
+    alone = run_one(one, latents, t, take(states, 0))
+    inputs = (latents, t, tiny.copies(states, 3))
     fused, maps = run(Ensemble(experts=stack([one] * 3), aggregators=trained), *inputs)
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
     assert [site.shape[2:] for site in maps] == [size_at(size, stage.level) for stage in one.stages]
     if config is not tiny.MICRO_UNET:  # the sizes' other fact; of one level it is below
-        mixed = Ensemble(experts=stack([tiny.unet(1, config), one, one]), weights=jax.nn.one_hot(1, 3))
+        mixed = Ensemble(
+            experts=stack([tiny.unet(1, config), one, one]), aggregators=ConstantMaps(weights=jax.nn.one_hot(1, 3))
+        )
         np.testing.assert_allclose(run(mixed, *inputs)[0], alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
@@ -81,15 +84,17 @@ def test_an_ensemble_of_one_is_that_one():
     fused, maps = run(ensemble, latents, t, states)
     for site in maps:
         np.testing.assert_array_equal(site, 1)
-    alone = run_one(micro(5), latents, t, states[0])
+    alone = run_one(micro(5), latents, t, take(states, 0))
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
 def test_one_hot_maps_give_that_experts_own_output(experts):
     latents, t, states = tiny.inputs(3, 3)
-    outputs = [run_one(micro(k), latents, t, states[k]) for k in range(3)]
+    outputs = [run_one(micro(k), latents, t, take(states, k)) for k in range(3)]
     for k, alone in enumerate(outputs):
-        inside, _ = run(Ensemble(experts=experts, weights=jax.nn.one_hot(k, 3)), latents, t, states)
+        inside, _ = run(
+            Ensemble(experts=experts, aggregators=ConstantMaps(weights=jax.nn.one_hot(k, 3))), latents, t, states
+        )
         np.testing.assert_allclose(inside, alone, atol=2e-5 * float(jnp.abs(alone).max()))
         single = run_one(SingleExpert(experts=experts, index=k), latents, t, states)
         np.testing.assert_allclose(single, alone, atol=2e-5 * float(jnp.abs(alone).max()))
@@ -173,17 +178,18 @@ def test_a_shared_trunk_keeps_the_facts():
     assert not [path for path, g in jax.tree_util.tree_leaves_with_path(learns) if float(jnp.abs(g).max()) == 0]
     assert np.abs(maps[1] - maps[2]).max() > 0.01 and maps[1].shape == maps[2].shape
     one = tiny.unet(5, tiny.MICRO_UNET)
-    alone = run_one(one, latents, t, states[0])
-    _, (fused, _) = gradient(trained, stack([one] * 3), jnp.repeat(states[:1], 3, axis=0))
+    alone = run_one(one, latents, t, take(states, 0))
+    _, (fused, _) = gradient(trained, stack([one] * 3), tiny.copies(states, 3))
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
 
 
-@pytest.mark.parametrize("mode", MODES)
-def test_map_experts_means_vmap(mode):
+def test_map_experts_means_vmap():
     unets = stack([micro(seed) for seed in range(2)])
     latents, t, states = tiny.inputs(2, 2)
     expected = jax.jit(jax.vmap(lambda m, s: m(latents, t, s)))(unets, states)
-    actual = jax.jit(lambda m, s: map_experts(lambda m, s, x, t: m(x, t, s), (m, s), (latents, t), mode))(unets, states)
+    actual = jax.jit(lambda *own: map_experts(lambda m, s, x, t: m(x, t, s), *own, Shared(latents), Shared(t)))(
+        unets, states
+    )
     np.testing.assert_allclose(actual, expected, atol=2e-5 * float(jnp.abs(expected).max()))
 
 
@@ -215,7 +221,7 @@ def test_options_for_studies(experts, option, leaf):
         # The experts run apart: the output is their own predictions, mixed by one map.
         assert len(maps) == 1
         latents, t, states = inputs
-        own = jnp.stack([run_one(micro(k), latents, t, states[k]) for k in range(3)])
+        own = jnp.stack([run_one(micro(k), latents, t, take(states, k)) for k in range(3)])
         expected = (maps[0][..., None] * own).sum(0)
         np.testing.assert_allclose(output, expected, atol=2e-5 * float(jnp.abs(expected).max()))
     if option == dict(use_time=False):
@@ -228,12 +234,12 @@ def test_options_for_studies(experts, option, leaf):
 
 
 def test_experts_that_do_not_fit_are_named():
-    wider = UNetConfig(**{**vars(tiny.SMALL_UNET), "cross_attention_dim": 16})
-    with pytest.raises(InputError, match="'a' and 'b' have different architectures: cross_attention_dim is 8 and 16"):
-        stack_experts([tiny.unet(0), tiny.unet(1, wider)], ["a", "b"])
+    wider = dataclasses.replace(tiny.SMALL_UNET, cross_attention_dim=16)
+    [(name, message)] = different_architectures([tiny.SMALL_UNET, wider], ["a", "b"])
+    assert name == "b" and "'a' and 'b'" in message and "cross_attention_dim is 8 and 16" in message
     # The same network, said in another way.
-    other = UNetConfig(**{**vars(tiny.SMALL_UNET), "attention_head_dim": (2, 2), "upcast_attention": True})
-    assert stack_experts([tiny.unet(0), tiny.unet(1, other)], ["a", "b"]).config == tiny.SMALL_UNET
-    ensemble = Ensemble(experts=stack([tiny.unet(0)] * 2), weights=jnp.ones(2) / 2)
+    same = dataclasses.replace(tiny.SMALL_UNET, attention_head_dim=(2, 2), upcast_attention=True)
+    assert not [*different_architectures([tiny.SMALL_UNET, same], ["a", "b"])]
+    ensemble = Ensemble(experts=stack([tiny.unet(0)] * 2), aggregators=ConstantMaps(weights=jnp.ones(2) / 2))
     with pytest.raises(ValueError, match="text states of 3 experts for an ensemble of 2"):
         ensemble(*tiny.inputs(1, 3))

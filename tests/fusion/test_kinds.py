@@ -10,13 +10,13 @@ import pytest
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import encode_prompts
-from afa_jax.fusion.ensemble import Ensemble, SingleExpert
-from afa_jax.fusion.kinds import KINDS, assemble, fusion_config, init_fusion, kind_of, site_names, sites_of
-from afa_jax.parallel import stack, take
-from afa_jax.training.state import init_state, make_train_step
-from afa_jax.weights.aggregators import load_aggregators, load_fusion, save_fusion
-from afa_jax.weights.keys import flatten, unflatten
+from afa_jax.experts.frozen import encode_prompts
+from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.files import load_aggregators, load_fusion, save_fusion
+from afa_jax.fusion.registry import FUSIONS, fusion_config, init_fusion, kind_of
+from afa_jax.fusion.single import ConstantMaps, SingleExpert
+from afa_jax.training.step import init_state, make_train_step
+from afa_jax.trees import flatten, stack, take, unflatten
 from afa_jax.weights.tensors import WeightsError, read_tensors
 from tests import tiny
 
@@ -55,13 +55,13 @@ def inputs() -> tuple[Any, Any, Any]:
 
 @jax.jit
 def run(fusion: Any, experts: Any, latents: Any, t: Any, ids: Any) -> Any:
-    denoiser, text_encoder = assemble(fusion, *experts)
+    denoiser, text_encoder = fusion.assemble(*experts)
     return denoiser.with_maps(latents, t, encode_prompts(text_encoder, ids))
 
 
 @jax.jit
 def run_one(unet: Any, text_encoder: Any, latents: Any, t: Any, ids: Any) -> Any:
-    return unet(latents, t, text_encoder(ids))
+    return unet(latents, t, text_encoder.encode(ids))
 
 
 def alone(expert: int) -> np.ndarray:
@@ -77,7 +77,7 @@ def test_untrained_it_is_a_uniform_average(kind):
     prediction, maps = run(fresh(kind), with_experts(0, 1), *inputs())
     for site in maps:
         np.testing.assert_array_equal(site, np.float32(0.5))
-    names = site_names(fresh(kind), with_experts(0, 1)[0])
+    names = fresh(kind).site_names(with_experts(0, 1)[0])
     assert len(maps) == len(names) == dict(gate=5, router=1, mbw=6)[kind]
     if kind == "router":
         assert_close(prediction, (alone(0) + alone(1)) / 2)
@@ -92,10 +92,10 @@ def test_what_has_maps_says_where_they_belong():
     config = dict(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4)
     last = init_fusion(fusion_config("afa", dict(config, sites="last")), unet, 2, 0)
     for fusion in (*map(fresh, RIVALS), last):
-        assert sites_of(assemble(fusion, unet, text_encoder)[0]) == site_names(fusion, unet)
+        assert fusion.assemble(unet, text_encoder)[0].sites == fusion.site_names(unet)
     stages = [stage.name for stage in unet.stages]
-    assert sites_of(Ensemble(experts=unet, weights=jnp.ones(2) / 2)) == stages
-    assert sites_of(SingleExpert(experts=unet, index=0)) == []
+    assert Ensemble(experts=unet, aggregators=ConstantMaps(weights=jnp.ones(2) / 2)).sites == stages
+    assert not hasattr(SingleExpert(experts=unet, index=0), "sites")
 
 
 def test_block_weights_can_compute_again_what_their_gradient_needs():
@@ -103,7 +103,7 @@ def test_block_weights_can_compute_again_what_their_gradient_needs():
     fusion, experts, (latents, t, ids) = tiny.randomised(fresh("mbw"), 3), with_experts(0, 1), inputs()
 
     def predict(fusion, remat):
-        denoiser, text_encoder = assemble(fusion, *experts, remat=remat)
+        denoiser, text_encoder = fusion.assemble(*experts, remat=remat)
         return denoiser(latents, t, encode_prompts(text_encoder, ids))
 
     for remat in ("none", "stage", "fused"):
@@ -199,7 +199,7 @@ def test_a_fusion_is_data_and_its_parts_are_not_mixed_up():
         assert again.keys() == flatten(trained).keys()
     # A merge leaves the experts as they were, and the merged one has their structure.
     stacked, _ = with_experts(0, 1)
-    merged = assemble(fresh("mbw"), *with_experts(0, 1))[0].experts
+    merged = fresh("mbw").assemble(*with_experts(0, 1))[0].experts
     assert jax.tree.map(jnp.shape, flatten(take(merged, 0))) == jax.tree.map(jnp.shape, flatten(take(stacked, 0)))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(stacked)} == {2}
 
@@ -228,4 +228,4 @@ def test_a_whole_number_may_be_written_as_a_float():
 def test_options_that_do_not_fit_are_named(kind, options, message):
     with pytest.raises(InputError, match=message.replace("[", r"\[")):
         init_fusion(fusion_config(kind, options), stack(UNETS), 2, 0)
-    assert set(RIVALS) | {"afa"} == set(KINDS)
+    assert set(RIVALS) | {"afa"} == set(FUSIONS)

@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.fusion.maxfusion import MaxFusion
-from afa_jax.parallel import stack
+from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.rivals.maxfusion import MaxFusion
+from afa_jax.trees import stack, take
 from tests import tiny
 
 
@@ -127,7 +127,7 @@ def test_copies_of_one_model_give_that_model_in_bfloat16():
     one = tiny.unet(5, tiny.MICRO_UNET)
     one.dtype = jnp.bfloat16
     latents, t, states = tiny.inputs(2, 1)
-    alone = jax.jit(lambda net, *a: net(*a))(one, latents, t, states[0])
+    alone = jax.jit(lambda net, *a: net(*a))(one, latents, t, take(states, 0))
     ensemble = Ensemble(experts=stack([one] * 3), aggregators=MaxFusion(), remat="fused")
-    fused = jax.jit(lambda ensemble, *a: ensemble(*a))(ensemble, latents, t, jnp.repeat(states, 3, axis=0))
+    fused = jax.jit(lambda ensemble, *a: ensemble(*a))(ensemble, latents, t, tiny.copies(states, 3))
     np.testing.assert_allclose(fused, alone, atol=0.03 * float(jnp.abs(alone).max()))

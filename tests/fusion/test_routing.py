@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import Ensemble
+from afa_jax.fusion.afa import Ensemble
 from afa_jax.fusion.routing import Permuted, Sharpened, TopK, routing_of
-from afa_jax.fusion.sabw import fuse
-from afa_jax.parallel import stack
+from afa_jax.mesh.experts import weighted_sum
+from afa_jax.trees import stack
 from tests import tiny
 
 AGGREGATORS = tiny.trained(3, tiny.MICRO_UNET, tiny.PLAIN_SABW, 7)
@@ -74,7 +74,7 @@ def test_other_experts_get_the_maps(plain):
     swapped, permuted = maps_of(Permuted(aggregators=AGGREGATORS, order=order))
     for expert in range(3):
         np.testing.assert_array_equal(permuted[expert], maps[order[expert]])
-    np.testing.assert_allclose(swapped, fuse(INPUTS[0], permuted), atol=1e-6)
+    np.testing.assert_allclose(swapped, weighted_sum(permuted, INPUTS[0]), atol=1e-6)
     assert np.abs(swapped - fused).max() > 0.1
     sharper = Permuted(aggregators=TopK(aggregators=AGGREGATORS, k=1), order=order)
     np.testing.assert_array_equal(maps_of(sharper)[1], np.moveaxis(np.eye(3)[maps.argmax(0)], -1, 0)[list(order)])

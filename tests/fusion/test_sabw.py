@@ -9,8 +9,8 @@ import pytest
 from flax import nnx
 from safetensors.numpy import load_file
 
-from afa_jax.fusion.sabw import SABW, SABWConfig
-from afa_jax.weights.aggregators import aggregator_key, load_aggregators, save_fusion
+from afa_jax.fusion.afa import SABW, SABWConfig
+from afa_jax.fusion.files import aggregator_key, load_aggregators, save_fusion
 from afa_jax.weights.keys import pytorch_name
 from afa_jax.weights.state_dicts import load_state_dict, state_dict
 from afa_jax.weights.tensors import WeightsError, read_tensors, write_tensors
@@ -27,9 +27,9 @@ def test_parity_with_pytorch(case, request):
     experts, channels = facts["config"]["experts"], facts["config"]["channels"]
     config = SABWConfig(transformer_layers=facts["config"]["layers"])
     sabw = load_state_dict(
-        lambda: SABW(config, experts, channels, time_width=1280, text_width=768, rngs=nnx.Rngs(0)),
+        jax.eval_shape(lambda: SABW(config, experts, channels, time_width=1280, text_width=768, rngs=nnx.Rngs(0))),
         tensors,
-        lambda module: pytorch_name,
+        pytorch_name,
         what=case,
     )
     for name, spec in facts["inputs"].items():

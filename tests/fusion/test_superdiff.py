@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afa_jax.diffusion.samplers import ddim
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.superdiff import PathMemory, SuperDiff
-from afa_jax.parallel import stack
+from afa_jax.fusion.rivals.superdiff import PathMemory, SuperDiff
+from afa_jax.models.conditioning import Conditioning
+from afa_jax.trees import stack
 from tests import tiny
 from tests.fusion.experts import as_text, echoes
 
@@ -86,7 +86,7 @@ def coordinates(x, t):
 def error_along_a_path(experts: Gaussians, steps: int, eta: float, paths: int = 256) -> np.ndarray:
     """What the estimator makes of the log density ratio of expert 0 to 1, less the truth, for each path."""
     method = SuperDiff(experts=experts, schedule=SCHEDULE)
-    text = jnp.zeros((2, paths, 1, 1))
+    text = Conditioning(text=jnp.zeros((2, paths, 1, 1)))
 
     def predict(x: Any, t: Any, memory: PathMemory) -> Any:
         prediction, memory = method.guided(x, t, text, text, 1.0, memory)
@@ -94,7 +94,7 @@ def error_along_a_path(experts: Gaussians, steps: int, eta: float, paths: int = 
 
     x = jax.random.normal(jax.random.key(0), (paths, 1, 1, 3))
     _, seen = jax.jit(
-        lambda x: ddim(
+        lambda x: tiny.ddim(
             predict,
             SCHEDULE,
             x,
@@ -183,10 +183,10 @@ def test_unets_in_bfloat16_keep_float32_outside():
     x, _, text = tiny.inputs(2, 2)
 
     def predict(x: Any, t: Any, memory: PathMemory) -> Any:
-        prediction, memory = method.guided(x, t, text, -text, 3.0, memory)
+        prediction, memory = method.guided(x, t, text, jax.tree.map(jnp.negative, text), 3.0, memory)
         return (prediction, method.weights(memory)), memory
 
-    made, weights = jax.jit(lambda x: ddim(predict, SCHEDULE, x, steps=4, has_aux=True, carry=method.start(x)))(x)
+    made, weights = jax.jit(lambda x: tiny.ddim(predict, SCHEDULE, x, steps=4, has_aux=True, carry=method.start(x)))(x)
     assert made.dtype == weights.dtype == jnp.float32
     assert np.isfinite(made).all()
     np.testing.assert_array_equal(weights[0], 0.5)  # nothing is known before the first step

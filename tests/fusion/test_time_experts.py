@@ -9,21 +9,19 @@ import numpy as np
 import pytest
 
 from afa_jax.diffusion.guidance import guided
-from afa_jax.diffusion.samplers import ddim
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import stack_experts
-from afa_jax.fusion.time_experts import (
+from afa_jax.fusion.rivals.time_experts import (
     TimeExperts,
     alternating,
     base_refiner_edges,
     binary_tree_edges,
     uniform_edges,
 )
-from afa_jax.parallel import stack
+from afa_jax.models.conditioning import Conditioning
+from afa_jax.trees import stack, take
 from tests import tiny
 
-NAMES = ("a", "b", "c")
 EDGES = (250, 750)
 
 
@@ -33,9 +31,9 @@ class Counted:
 
     number: Any
 
-    def __call__(self, latents: Any, t: Any, states: Any) -> Any:
+    def __call__(self, latents: Any, t: Any, conditioning: Any) -> Any:
         jax.debug.callback(lambda number: RUNS.append(int(number)), self.number)
-        return jnp.full(latents.shape, self.number, jnp.float32) + states.mean((1, 2))[:, None, None, None]
+        return jnp.full(latents.shape, self.number, jnp.float32) + conditioning.text.mean((1, 2))[:, None, None, None]
 
 
 jax.tree_util.register_dataclass(Counted, data_fields=["number"], meta_fields=[])
@@ -60,7 +58,7 @@ def test_one_expert_is_run_at_each_timestep_and_those_asked_for_at_mixed_ones(ap
         answer = run(denoiser, x, timesteps, states)
         jax.effects_barrier()
         chosen = [(1, 0, 1, 2)[sum(edge <= one for edge in (100, 250, 750))] for one in t]
-        expected = np.asarray(chosen) + np.asarray(states.mean((2, 3)))[chosen, range(4)]
+        expected = np.asarray(chosen) + np.asarray(states.text.mean((2, 3)))[chosen, range(4)]
         np.testing.assert_allclose(answer[:, 0, 0, 0], expected, rtol=1e-6)
         assert denoiser.evaluations(timesteps) == len(RUNS)
         return sorted(RUNS)
@@ -74,7 +72,7 @@ def test_one_expert_is_run_at_each_timestep_and_those_asked_for_at_mixed_ones(ap
 
 def test_the_chosen_expert_answers_and_no_other_matters(unets: list[Any]) -> None:
     """On both sides of each edge, and for mixed rows each row's own."""
-    denoiser = TimeExperts(experts=stack_experts(unets, NAMES), edges=EDGES, order=(2, 0, 1))
+    denoiser = TimeExperts(experts=stack(unets), edges=EDGES, order=(2, 0, 1))
     x, _, states = tiny.inputs(2, 3)
     run, alone = jax.jit(lambda denoiser, *inputs: denoiser(*inputs)), jax.jit(lambda unet, *inputs: unet(*inputs))
     # Bit for bit within one program: every expert replaced by the chosen one.
@@ -82,12 +80,14 @@ def test_the_chosen_expert_answers_and_no_other_matters(unets: list[Any]) -> Non
     for t, index in ((0, 2), (249, 2), (250, 0), (749, 0), (750, 1), (999, 1)):
         both = jnp.full(2, t)
         answer = run(denoiser, x, both, states)
-        np.testing.assert_array_equal(answer, run(only[index], x, both, states[jnp.full(3, index)]), err_msg=str(t))
-        np.testing.assert_allclose(answer, alone(unets[index], x, both, states[index]), atol=1e-5, err_msg=str(t))
+        np.testing.assert_array_equal(
+            answer, run(only[index], x, both, take(states, jnp.full(3, index))), err_msg=str(t)
+        )
+        np.testing.assert_allclose(answer, alone(unets[index], x, both, take(states, index)), atol=1e-5, err_msg=str(t))
     mixed = jnp.asarray([249, 750])
     answer = run(denoiser, x, mixed, states)
     for row, index in enumerate((2, 1)):
-        np.testing.assert_array_equal(answer[row], run(only[index], x, mixed, states[jnp.full(3, index)])[row])
+        np.testing.assert_array_equal(answer[row], run(only[index], x, mixed, take(states, jnp.full(3, index)))[row])
 
 
 def test_experts_of_different_architectures(unets: list[Any]) -> None:
@@ -99,8 +99,8 @@ def test_experts_of_different_architectures(unets: list[Any]) -> None:
     for t, index, others in ((199, 1, (unets[1], wide)), (200, 0, (unets[0], other))):
         both = jnp.full(2, t)
         answer = run(denoiser, x, both, states)
-        np.testing.assert_allclose(answer, alone(experts[index], x, both, states[index]), atol=1e-5)
-        instead = states.at[1 - index].set(0)
+        np.testing.assert_allclose(answer, alone(experts[index], x, both, take(states, index)), atol=1e-5)
+        instead = Conditioning(text=states.text.at[1 - index].set(0))
         np.testing.assert_array_equal(answer, run(dataclasses.replace(denoiser, experts=others), x, both, instead))
 
 
@@ -108,14 +108,14 @@ def test_sampling_with_equal_experts_is_sampling_with_that_expert(unets: list[An
     schedule = NoiseSchedule()
     edges, order = alternating(schedule.timesteps(4), 2)
     x, _, states = tiny.inputs(1, 1)
-    conditional = jnp.concatenate([states, states])
+    conditional = tiny.copies(states, 2)
 
     @jax.jit
     def sample(denoiser: Any, states: Any) -> Any:
-        return ddim(guided(denoiser, states, jnp.zeros_like(states), 3.0), schedule, x, steps=4)
+        return tiny.ddim(guided(denoiser, states, jax.tree.map(jnp.zeros_like, states), 3.0), schedule, x, steps=4)
 
-    together = TimeExperts(experts=stack_experts([unets[0], unets[0]], NAMES[:2]), edges=edges, order=order)
-    alone = TimeExperts(experts=stack_experts([unets[0]], NAMES[:1]), edges=(), order=(0,))
+    together = TimeExperts(experts=stack([unets[0], unets[0]]), edges=edges, order=order)
+    alone = TimeExperts(experts=stack([unets[0]]), edges=(), order=(0,))
     np.testing.assert_allclose(sample(together, conditional), sample(alone, states), atol=1e-5)
 
 
@@ -144,7 +144,7 @@ def test_alternating_experts_take_turns_along_the_samplers_grid(spacing: str) ->
 
 
 def test_what_cannot_be_is_refused(unets: list[Any]) -> None:
-    experts = stack_experts(unets, NAMES)
+    experts = stack(unets)
     for edges, order, message in (
         ((500, 500), (0, 1, 2), "ascend"),
         ((0, 500), (0, 1, 2), "ascend"),
@@ -157,4 +157,4 @@ def test_what_cannot_be_is_refused(unets: list[Any]) -> None:
     with pytest.raises(ValueError, match="for 3 experts in time"):
         TimeExperts(experts=experts, edges=(500,), order=(0, 3))(x, t, states)
     with pytest.raises(ValueError, match="text states of 2 experts"):
-        TimeExperts(experts=experts, edges=(500,), order=(0, 1))(x, t, states[:2])
+        TimeExperts(experts=experts, edges=(500,), order=(0, 1))(x, t, take(states, slice(2)))

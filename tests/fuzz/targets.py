@@ -15,27 +15,27 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
-from afa_jax.commands import load_config
+from afa_jax.cli.commands import load_config
 from afa_jax.data.folder import CaptionedFolder
 from afa_jax.data.parquet import ParquetSource
-from afa_jax.data.shards import Shards
 from afa_jax.data.sources import PictureSource
 from afa_jax.data.tar import TarSource
-from afa_jax.data.text import Tokenizer
 from afa_jax.errors import InputError
-from afa_jax.evaluation.prompts import load_items
-from afa_jax.ingredients import parse_base, parse_expert
-from afa_jax.prompt_files import read_prompts
+from afa_jax.evaluation.comparison.prompts import load_items
+from afa_jax.experts.sources import parse_base, parse_expert
+from afa_jax.fusion.files import check_aggregators, recorded_fusion
 from afa_jax.report.figures import read_report
+from afa_jax.sampling.prompt_files import read_prompts
+from afa_jax.training.cache.shards import Shards
 from afa_jax.training.validation import read_validation
 from afa_jax.training.workdir import read_metrics
-from afa_jax.weights.aggregators import check_aggregators, recorded_fusion
 from afa_jax.weights.describe import describe, describe_file
-from afa_jax.weights.folders import FolderCheckpoint, save_folder, write_folder
+from afa_jax.weights.formats.folders import FolderCheckpoint, save_folder, write_folder
+from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.load import open_checkpoint
-from afa_jax.weights.lora import with_loras
-from afa_jax.weights.single_file import write_single_file
+from afa_jax.weights.lora.baked import with_loras
 from afa_jax.weights.tensors import write_tensors
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 from tests.data import formats
 

@@ -15,11 +15,11 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.checkpoint import unet_keys
-from afa_jax.weights.keys import pytorch_name, text_key
+from afa_jax.weights.checkpoint import abstract_network
 from afa_jax.weights.state_dicts import load_state_dict
 from tests.reference.weights import random_input, random_state_dict
 
@@ -55,28 +55,31 @@ def given(spec: dict[str, Any]) -> jax.Array:
     return jnp.asarray(_nhwc(random_input(**spec)))
 
 
-def unet_inputs(case: str, which: str) -> tuple[jax.Array, jax.Array, jax.Array]:
+def unet_inputs(case: str, which: str) -> tuple[jax.Array, jax.Array, Conditioning]:
     spec = record(case)["inputs"][which]
-    return given(spec["sample"]), jnp.asarray(spec["timestep"]), given(spec["encoder_hidden_states"])
+    return given(spec["sample"]), jnp.asarray(spec["timestep"]), Conditioning(text=given(spec["encoder_hidden_states"]))
 
 
 @functools.cache
 def unet(case: str) -> UNet:
     config = UNetConfig.from_json(record(case)["config"])
-    return load_state_dict(lambda: UNet(config, rngs=nnx.Rngs(0)), weights(case), unet_keys, what=case)
+    network, key = abstract_network(config)
+    return load_state_dict(network, weights(case), key, what=case)
 
 
 @functools.cache
 def vae(case: str) -> VAE:
     config = VAEConfig.from_json(record(case)["config"])
-    return load_state_dict(lambda: VAE(config, rngs=nnx.Rngs(0)), weights(case), lambda vae: pytorch_name, what=case)
+    network, key = abstract_network(config)
+    return load_state_dict(network, weights(case), key, what=case)
 
 
 @functools.cache
 def text_encoder(case: str) -> TextEncoder:
     config = TextConfig.from_json(record(case)["config"])
     tensors = weights(case, published=True)
-    return load_state_dict(lambda: TextEncoder(config, rngs=nnx.Rngs(0)), tensors, lambda text: text_key, what=case)
+    network, key = abstract_network(config)
+    return load_state_dict(network, tensors, key, what=case)
 
 
 def deviation(value: Any, expected: Any) -> float:

@@ -12,11 +12,13 @@ import pytest
 from safetensors.numpy import load_file
 
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import ConfigError, TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.trees import flatten
 from afa_jax.weights.checkpoint import unet_keys
-from afa_jax.weights.keys import flatten, pytorch_name, shape_in_pytorch, text_key
+from afa_jax.weights.keys import pytorch_name, shape_in_pytorch, text_key
 from tests.models.goldens import GOLDENS, abstract, record
 from tests.reference.weights import random_input, random_weight, shapes_digest
 
@@ -146,8 +148,11 @@ def test_a_missing_field_is_named(name, field):
 def test_inpainting_unets_are_built():
     config = UNetConfig.from_json(record("unet_1layer")["config"] | {"in_channels": 9})
     model = abstract(lambda rngs: UNet(config, rngs=rngs))
-    arguments = [jax.ShapeDtypeStruct(*spec) for spec in (((1, 8, 8, 9), "f4"), ((1,), "i4"), ((1, 7, 16), "f4"))]
-    assert jax.eval_shape(lambda model, *rest: model(*rest), model, *arguments).shape == (1, 8, 8, 4)
+    latents, t, text = (
+        jax.ShapeDtypeStruct(*spec) for spec in (((1, 8, 8, 9), "f4"), ((1,), "i4"), ((1, 7, 16), "f4"))
+    )
+    arguments = (model, latents, t, Conditioning(text=text))
+    assert jax.eval_shape(lambda model, *rest: model(*rest), *arguments).shape == (1, 8, 8, 4)
 
 
 def test_flax_class_names_and_pairs_of_sizes_are_read():

@@ -12,8 +12,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.unet import ConvOut, UNet, size_at
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten, take
 from tests import tiny
 from tests.models.goldens import assert_close, deviation, jit, record, reference, unet, unet_inputs
 
@@ -26,17 +27,19 @@ OUTPUTS = [(case, which) for case in CASES for which in record(case)["inputs"] i
 
 
 @jit
-def all_features(unet: UNet, latents: jax.Array, t: jax.Array, context: jax.Array) -> tuple[list[jax.Array], jax.Array]:
+def all_features(
+    unet: UNet, latents: jax.Array, t: jax.Array, conditioning: Conditioning
+) -> tuple[list[jax.Array], jax.Array]:
     """The stages' outputs, and that of the last up layer, which is inside the last stage."""
-    outputs = [output for _, output in unet.features(latents, t, context)]
+    outputs = [output for _, output in unet.features(latents, t, conditioning)]
     last = unet.stages[-1]
     assert isinstance(last, ConvOut)
-    return outputs, last.layer(outputs[-2], unet.embed_time(t), context, outputs[0])
+    return outputs, last.layer(outputs[-2], unet.embed(t, conditioning), conditioning.text, outputs[0])
 
 
 @jit
-def predict(unet: UNet, latents: jax.Array, t: jax.Array, context: jax.Array) -> jax.Array:
-    return unet(latents, t, context)
+def predict(unet: UNet, latents: jax.Array, t: jax.Array, conditioning: Conditioning) -> jax.Array:
+    return unet(latents, t, conditioning)
 
 
 @functools.cache
@@ -102,9 +105,9 @@ def test_bfloat16_computes_what_float32_does():
     small, (latents, t, context) = tiny.unet(0), tiny.inputs(2, 1)
     half = tiny.unet(0)
     half.dtype = jnp.bfloat16
-    dtypes = jax.eval_shape(lambda unet: [y for _, y in unet.features(latents, t, context[0])], half)
+    dtypes = jax.eval_shape(lambda unet: [y for _, y in unet.features(latents, t, take(context, 0))], half)
     assert {y.dtype for y in dtypes} == {jnp.dtype(jnp.bfloat16)}
-    exact, rounded = (predict(unet, latents, t, context[0]) for unet in (small, half))
+    exact, rounded = (predict(unet, latents, t, take(context, 0)) for unet in (small, half))
     assert (exact.dtype, rounded.dtype) == (jnp.float32, jnp.float32)
     # Of rms, not of the worst of 512 elements: that one moves by a quarter between two exact GELUs.
     error = np.sqrt(np.mean(np.square(rounded - exact)) / np.mean(np.square(exact)))
@@ -116,7 +119,7 @@ def test_features_of_any_size_are_halved_rounding_up_and_come_back(size):
     """As PyTorch's numbers say for ``odd`` of unet_1layer; here SD1.5's four levels, by shapes alone."""
     small = jax.eval_shape(lambda: tiny.unet(0, tiny.UNET))
     outputs = jax.eval_shape(
-        lambda unet, x, t, c: [y for _, y in unet.features(x, t, c[0])], small, *tiny.inputs(1, 1, size)
+        lambda unet, x, t, c: [y for _, y in unet.features(x, t, take(c, 0))], small, *tiny.inputs(1, 1, size)
     )
     rows, columns = size
     halved = [size]

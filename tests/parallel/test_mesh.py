@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
-from afa_jax import parallel
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.parallel import AXES, make_mesh, place, place_rows, resolve_sizes, row_share, spec_of, specs_of
-from afa_jax.training.state import batch_specs
-from afa_jax.weights.keys import flatten
+from afa_jax.fusion.afa import Ensemble
+from afa_jax.mesh import parallel
+from afa_jax.mesh.parallel import AXES, make_mesh, place, place_rows, resolve_sizes, row_share, spec_of, specs_of
+from afa_jax.training.step import batch_specs
+from afa_jax.trees import flatten, stack
 from tests import tiny
 
 
@@ -112,7 +112,7 @@ def test_every_array_of_a_run_has_a_rule() -> None:
     assert spec_of("vae.decoder.conv_in.kernel", (3, 3, 4, 512), mesh) == PartitionSpec()
     with pytest.raises(InputError, match=r"no rule says how adapter.kernel is spread"):
         spec_of("adapter.kernel", (2, 2), mesh)
-    unet = jax.eval_shape(lambda: parallel.stack([tiny.unet(i) for i in range(2)]))
+    unet = jax.eval_shape(lambda: stack([tiny.unet(i) for i in range(2)]))
     ensemble = Ensemble(experts=unet, aggregators=tiny.aggregators(2))
     specs = flatten(specs_of(ensemble, mesh))
     assert set(specs) == set(flatten(ensemble))
@@ -164,7 +164,7 @@ def test_shares_of_several_processes(
 
 
 def test_experts_are_placed_where_they_run() -> None:
-    experts = parallel.stack([tiny.unet(i, tiny.MICRO_UNET) for i in range(4)])
+    experts = stack([tiny.unet(i, tiny.MICRO_UNET) for i in range(4)])
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(experts))
     for count in (1, 2, 4):
         mesh = make_mesh(dict(expert=count, data=-1), experts=4)

@@ -13,18 +13,18 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec
 
-from afa_jax import parallel
-from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts import Experts
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.fusion.sabw import SABWConfig
-from afa_jax.generate import Request, SampleOptions, generate
-from afa_jax.parallel import ROWS, make_mesh, on_mesh, place, place_rows, specs_of, stack, take
+from afa_jax.experts.frozen import Experts
+from afa_jax.fusion.afa import Ensemble, SABWConfig
+from afa_jax.mesh import parallel
+from afa_jax.mesh.parallel import ROWS, make_mesh, on_mesh, place, place_rows, specs_of
+from afa_jax.methods.options import SampleOptions
+from afa_jax.sampling.generate import Request, generate
 from afa_jax.scale.collectives import collectives
 from afa_jax.scale.flops import flops
-from afa_jax.training.state import batch_specs, init_state, make_train_step
-from afa_jax.weights.keys import flatten
+from afa_jax.training.step import batch_specs, init_state, make_train_step
+from afa_jax.trees import flatten, stack, take
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 from tests.commands.conftest import TOKENIZER
 
@@ -72,7 +72,7 @@ def sites() -> list[tuple[int, int]]:
         lambda unet, *inputs: [feature for _, feature in unet.features(*inputs)],
         take(ensemble().experts, 0),
         *tiny.inputs(BATCH, N, (SIZE, SIZE))[:2],
-        tiny.inputs(BATCH, N, (SIZE, SIZE))[2][0],
+        take(tiny.inputs(BATCH, N, (SIZE, SIZE))[2], 0),
     )
     return [(feature.shape[-1], feature.shape[1] * feature.shape[2]) for feature in shapes]
 

@@ -1,4 +1,4 @@
-"""Real processes on this machine that find each other in every way that afa_jax.distributed knows."""
+"""Real processes on this machine that find each other in every way that afa_jax.mesh.processes knows."""
 
 import os
 import re

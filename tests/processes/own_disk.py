@@ -3,7 +3,7 @@
 import sys
 
 from afa_jax import sample
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 
 if __name__ == "__main__":
     index = next(argument.partition("=")[2] for argument in sys.argv if argument.startswith("--process_id="))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from afa_jax import sample
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from tests.commands.conftest import root as root
 from tests.processes.conftest import ROOT, Launch, Process
 

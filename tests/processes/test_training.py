@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from afa_jax import train
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from afa_jax.training.log import TIMINGS
 from afa_jax.training.workdir import read_metrics
 from afa_jax.weights.tensors import read_tensors

@@ -20,15 +20,15 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from afa_jax import distributed
 from afa_jax.cli.arguments import add_workdir_arguments
-from afa_jax.commands import Parser, run
+from afa_jax.cli.commands import Parser, run
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
+from afa_jax.mesh import processes as distributed
 from afa_jax.training.checkpoints import NonFiniteError
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.workdir import keep_config, open_workdir, resume_if_any
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten
 
 BATCH = 8
 
@@ -88,7 +88,7 @@ def sums(state: dict[str, Any]) -> dict[str, int]:
 
 
 def agree() -> dict[str, Any]:
-    """What the functions of afa_jax.distributed give in this process."""
+    """What the functions of afa_jax.mesh.processes give in this process."""
     me, errors = jax.process_index(), []
 
     def fail(process: int, error: Exception | None = None) -> str:

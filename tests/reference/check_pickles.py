@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 
-from afa_jax.weights.foreign_files import pickle_command
+from afa_jax.weights.formats.foreign_files import pickle_command
 
 CALLBACK = "pytorch_lightning.callbacks.model_checkpoint"
 

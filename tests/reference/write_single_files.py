@@ -13,8 +13,8 @@ import numpy as np
 
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.weights.checkpoint import MemoryCheckpoint, expected_shapes
-from afa_jax.weights.folders import write_folder
-from afa_jax.weights.single_file import write_single_file
+from afa_jax.weights.formats.folders import write_folder
+from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.tensors import Tensor
 from tests.reference.weights import random_state_dict
 

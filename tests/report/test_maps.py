@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageSequence
 
-from afa_jax.report.maps import COLOURS, animation, contact_sheet, frames, mean_maps, most_varied, paint
 from afa_jax.report.trust import Mean, routing_of
+from afa_jax.sampling.map_pictures import COLOURS, animation, contact_sheet, frames, mean_maps, most_varied, paint
 
 EXPERTS, SITES, STEPS = ("animals", "food", "things"), ("conv_in", "mid_block", "conv_out"), [801, 401, 1]
 RNG = np.random.default_rng(0)

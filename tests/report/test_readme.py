@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from afa_jax.report.__main__ import main
 from afa_jax.report.readme import markdown, with_tables
 from tests.report import example

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from afa_jax.report.__main__ import main
 
 SITES, BUCKETS = ("conv_in", "mid_block"), ("t0_500", "t500_1000")

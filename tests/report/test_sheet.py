@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from afa_jax.data.pictures import save_png
-from afa_jax.evaluation.picture_files import find_picture
+from afa_jax.evaluation.comparison.picture_files import find_picture
 from afa_jax.report.__main__ import main
-from afa_jax.report.maps import paint
 from afa_jax.report.sheet import labelled_grid
+from afa_jax.sampling.map_pictures import paint
 from tests.report import example
 
 METHODS = ("expert:animals", "uniform", "afa")

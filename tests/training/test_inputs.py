@@ -9,10 +9,10 @@ import pytest
 from flax import nnx
 
 from afa_jax.data.pictures import to_images
-from afa_jax.experts import encode_prompts
+from afa_jax.experts.frozen import encode_prompts
 from afa_jax.models.vae import VAE
-from afa_jax.parallel import stack
-from afa_jax.training.inputs import latents_and_states, row_keys
+from afa_jax.training.inputs import latents_and_conditioning, row_keys
+from afa_jax.trees import stack
 from tests import tiny
 
 ROWS = 8
@@ -33,19 +33,19 @@ def pictures():
 @pytest.fixture(scope="module")
 def cached(frozen, pictures):
     mean, std = jax.jit(lambda vae, x: vae.posterior(to_images(x)))(frozen["vae"], pictures["image"])
-    states = jax.jit(encode_prompts)(frozen["text_encoder"], pictures["ids"])
+    states = jax.jit(encode_prompts)(frozen["text_encoder"], pictures["ids"]).text
     return dict(mean=np.asarray(mean), std=np.asarray(std), states=np.moveaxis(np.asarray(states), 0, 1))
 
 
 no_ids = np.zeros(16, np.int32)
-front_end = jax.jit(latents_and_states, static_argnums=3)
+front_end = jax.jit(latents_and_conditioning, static_argnums=3)
 
 
 def test_pictures_and_cache_give_the_same(frozen, pictures, cached):
-    no_states = encode_prompts(frozen["text_encoder"], jnp.asarray(no_ids)[None])[:, 0]
+    no_states = encode_prompts(frozen["text_encoder"], jnp.asarray(no_ids)[None]).text[:, 0]
     keys = row_keys(jax.random.key(5), np.arange(ROWS))
-    direct = front_end(frozen, pictures, keys, 0.5, no_ids)
-    from_cache = front_end(frozen, cached, keys, 0.5, no_states)
+    direct = jax.tree.leaves(front_end(frozen, pictures, keys, 0.5, no_ids))
+    from_cache = jax.tree.leaves(front_end(frozen, cached, keys, 0.5, no_states))
     for one, other in zip(direct, from_cache, strict=True):
         assert one.shape == other.shape and one.dtype == other.dtype
         np.testing.assert_allclose(one, other, atol=1e-5)
@@ -61,10 +61,10 @@ def test_pictures_and_cache_give_the_same(frozen, pictures, cached):
 def test_a_row_depends_on_its_position_and_not_on_its_batch(frozen, cached):
     no_states = np.zeros_like(cached["states"][0])
     keys = row_keys(jax.random.key(5), np.arange(ROWS))
-    latents, states = front_end(frozen, cached, keys, 0.5, no_states)
+    latents, states = jax.tree.leaves(front_end(frozen, cached, keys, 0.5, no_states))
     order = np.array([3, 0, 7])
     some = dict(mean=cached["mean"][order], std=cached["std"][order], states=cached["states"][order])
-    again = front_end(frozen, some, row_keys(jax.random.key(5), order), 0.5, no_states)
+    again = jax.tree.leaves(front_end(frozen, some, row_keys(jax.random.key(5), order), 0.5, no_states))
     np.testing.assert_array_equal(again[0], latents[order])
     np.testing.assert_array_equal(again[1], states[:, order])
     later = front_end(frozen, cached, row_keys(jax.random.key(5), np.arange(ROWS) + ROWS), 0.5, no_states)
@@ -75,7 +75,8 @@ def test_a_cached_step_touches_neither_vae_nor_text_encoders(frozen, pictures, c
     keys = row_keys(jax.random.key(0), np.arange(ROWS))
 
     def program(frozen, batch, no_caption):
-        return str(jax.make_jaxpr(lambda batch: latents_and_states(frozen, batch, keys, 0.1, no_caption))(batch))
+        made = jax.make_jaxpr(lambda batch: latents_and_conditioning(frozen, batch, keys, 0.1, no_caption))
+        return str(made(batch))
 
     products = ("conv_general_dilated", "dot_general")
     direct = program(frozen, pictures, no_ids)

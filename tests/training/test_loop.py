@@ -18,7 +18,7 @@ from afa_jax.training.checkpoints import NonFiniteError
 from afa_jax.training.log import TIMINGS
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.workdir import locked, open_workdir, read_metrics
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten
 from tests.training.tiny_run import batches, start, train_step, validate
 
 

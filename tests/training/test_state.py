@@ -9,11 +9,10 @@ import pytest
 from afa_jax.data.pictures import to_images
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts import encode_prompts
-from afa_jax.parallel import stack
+from afa_jax.experts.frozen import encode_prompts
 from afa_jax.training.optimizer import update_average
-from afa_jax.training.state import init_state, make_train_step, published
-from afa_jax.weights.keys import flatten, shapes_of
+from afa_jax.training.step import init_state, make_train_step, published
+from afa_jax.trees import flatten, shapes_of, stack
 from tests import tiny
 
 ROWS = 4
@@ -106,7 +105,7 @@ def test_parts_must_divide_the_batch(aggregators, frozen, batch):
 def test_a_cached_batch_makes_the_same_step_and_an_average_follows(aggregators, frozen, batch, plain):
     """With the other way to compute again what the gradient needs."""
     mean, std = frozen["vae"].posterior(to_images(jnp.asarray(batch["image"])))
-    states = encode_prompts(frozen["text_encoder"], jnp.asarray(np.vstack([batch["ids"], NO_CAPTION])))
+    states = encode_prompts(frozen["text_encoder"], jnp.asarray(np.vstack([batch["ids"], NO_CAPTION]))).text
     cached = dict(mean=mean, std=std, states=jnp.moveaxis(states[:, :-1], 1, 0), position=batch["position"])
     step = step_of(
         aggregators, dict(unet=frozen["unet"]), no_caption=states[:, -1], vae=shapes_of(frozen["vae"]), ema=0.9,

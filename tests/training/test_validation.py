@@ -5,14 +5,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from afa_jax.data.text import Tokenizer
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts import Experts
-from afa_jax.fusion.ensemble import Ensemble
-from afa_jax.generate import SampleOptions
-from afa_jax.parallel import stack
+from afa_jax.experts.frozen import Experts
+from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.single import ConstantMaps
+from afa_jax.methods.options import SampleOptions
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.training.validation import Pairs, Validation, read_validation
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten, stack
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 
 
@@ -112,6 +113,6 @@ def test_its_loss_is_the_ensembles_mean_squared_error(experts, pairs, tmp_path):
         ]
     )
     noisy = experts.schedule.add_noise(pairs.latents, noise, t)
-    ensemble = Ensemble(experts=experts.unet, weights=jnp.full(2, 0.5))
-    predicted = ensemble(noisy, t, jnp.moveaxis(pairs.states, 1, 0))
+    ensemble = Ensemble(experts=experts.unet, aggregators=ConstantMaps(weights=jnp.full(2, 0.5)))
+    predicted = ensemble(noisy, t, Conditioning(text=jnp.moveaxis(pairs.states, 1, 0)))
     np.testing.assert_allclose(measured["val_loss"], np.mean((predicted - noise) ** 2), rtol=1e-4)

@@ -21,11 +21,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from afa_jax.cli.arguments import add_workdir_arguments
-from afa_jax.commands import Parser, run
+from afa_jax.cli.commands import Parser, run
 from afa_jax.files import replace_text
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.workdir import open_workdir
-from afa_jax.weights.keys import flatten
+from afa_jax.trees import flatten
 
 Batch = dict[str, np.ndarray]
 

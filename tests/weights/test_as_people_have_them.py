@@ -13,16 +13,16 @@ import numpy as np
 import pytest
 
 from afa_jax import convert
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
-from afa_jax.experts import check_same_layers
-from afa_jax.weights.folders import save_folder
-from afa_jax.weights.hub import fetch
+from afa_jax.experts.frozen import check_same_layers
+from afa_jax.weights.formats.folders import save_folder
+from afa_jax.weights.formats.hub import fetch
+from afa_jax.weights.formats.wrong_places import meant
+from afa_jax.weights.formats.yaml_files import yaml_prediction
 from afa_jax.weights.load import load_text_encoders, open_checkpoint
-from afa_jax.weights.merging import merge
+from afa_jax.weights.merging.merge import merge
 from afa_jax.weights.tensors import WeightsError, open_tensors, read_tensors, write_tensors
-from afa_jax.weights.wrong_places import meant
-from afa_jax.weights.yaml_files import yaml_prediction
 from tests import tiny
 
 TEXT = "text_encoder/model.safetensors"

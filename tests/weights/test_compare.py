@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afa_jax.weights.compare import NEAR_IDENTICAL, compare_experts, difference
-from afa_jax.weights.folders import save_folder
+from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.tensors import WeightsError, read_tensors, write_tensors
 from tests import tiny
 

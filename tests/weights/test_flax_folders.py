@@ -15,9 +15,9 @@ import pytest
 from flax import serialization
 from flax.traverse_util import flatten_dict
 
-from afa_jax.weights import flax_folders
-from afa_jax.weights.flax_folders import open_flax, pytorch_key
-from afa_jax.weights.folders import FolderCheckpoint, write_folder
+from afa_jax.weights.formats import flax_folders
+from afa_jax.weights.formats.flax_folders import open_flax, pytorch_key
+from afa_jax.weights.formats.folders import FolderCheckpoint, write_folder
 from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
 from afa_jax.weights.tensors import WeightsError, read_metadata
 from tests.models import goldens

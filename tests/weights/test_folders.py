@@ -22,9 +22,9 @@ from afa_jax import files
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.models.configs import ConfigError, UNetConfig, VAEConfig
-from afa_jax.weights import folders
 from afa_jax.weights.checkpoint import MemoryCheckpoint
-from afa_jax.weights.folders import FolderCheckpoint, save_folder, write_folder
+from afa_jax.weights.formats import folders
+from afa_jax.weights.formats.folders import FolderCheckpoint, save_folder, write_folder
 from afa_jax.weights.json_files import read_json
 from afa_jax.weights.load import (
     load_text_encoder,

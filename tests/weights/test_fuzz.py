@@ -21,17 +21,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from afa_jax import convert
-from afa_jax.commands import run
+from afa_jax.cli.commands import run
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.weights.checkpoint import MemoryCheckpoint
-from afa_jax.weights.flax_folders import open_flax
-from afa_jax.weights.folders import save_folder
+from afa_jax.weights.formats.flax_folders import open_flax
+from afa_jax.weights.formats.folders import save_folder
+from afa_jax.weights.formats.single_file import CONFIGS as SAID
+from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.load import check_network, check_networks, open_checkpoint
-from afa_jax.weights.lora import with_loras
-from afa_jax.weights.single_file import CONFIGS as SAID
-from afa_jax.weights.single_file import write_single_file
+from afa_jax.weights.lora.baked import with_loras
 from afa_jax.weights.tensors import Tensor, _chunks, open_tensors, write_tensors
 from tests import tiny
 

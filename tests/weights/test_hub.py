@@ -18,8 +18,8 @@ import pytest
 from huggingface_hub import constants, errors
 
 from afa_jax.errors import InputError
-from afa_jax.weights.folders import FolderCheckpoint, save_folder
-from afa_jax.weights.hub import described, fetch, fetch_lora, fetch_run, needed
+from afa_jax.weights.formats.folders import FolderCheckpoint, save_folder
+from afa_jax.weights.formats.hub import described, fetch, fetch_lora, fetch_run, needed
 from afa_jax.weights.load import load_unet, load_vae
 from tests import tiny
 from tests.weights.test_folders import assert_same
@@ -435,7 +435,7 @@ def test_what_is_not_cached_is_said_offline(offline, path, components, message):
 
 CODE = """
 import sys
-from afa_jax.weights.hub import fetch
+from afa_jax.weights.formats.hub import fetch
 fetch(sys.argv[1], ("unet",))
 assert "huggingface_hub" not in sys.modules
 print(fetch("owner/name", ("unet",)))
@@ -542,7 +542,7 @@ class Hub(BaseHTTPRequestHandler):
 ASK = """
 import json, sys
 from afa_jax.errors import InputError
-from afa_jax.weights.hub import fetch
+from afa_jax.weights.formats.hub import fetch
 for path, components, variant in json.loads(sys.argv[1]):
     try:
         print(fetch(path, components, variant=variant))

@@ -17,11 +17,11 @@ from hypothesis import strategies as st
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.weights.checkpoint import MemoryCheckpoint
-from afa_jax.weights.folders import FolderCheckpoint, write_folder
+from afa_jax.weights.formats.folders import FolderCheckpoint, write_folder
 from afa_jax.weights.load import load_text_encoder, load_unet
-from afa_jax.weights.lora import with_loras
-from afa_jax.weights.lora_files import read_lora
-from afa_jax.weights.lora_names import find_places
+from afa_jax.weights.lora.baked import with_loras
+from afa_jax.weights.lora.files import read_lora
+from afa_jax.weights.lora.names import find_places
 from afa_jax.weights.tensors import Tensor, WeightsError, read_tensors, write_tensors
 from tests.models import goldens
 from tests.reference.loras import factors, lora_file

@@ -16,14 +16,15 @@ from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
 from afa_jax.models.configs import UNetConfig
-from afa_jax.weights.blocks import BASE, PRESETS, block_names, parse_blocks
+from afa_jax.trees import take
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, hash_tensors
-from afa_jax.weights.combine import average
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.folders import save_folder
+from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.load import load_unet, open_checkpoint, unet_blocks
-from afa_jax.weights.merge_kinds import KINDS, kth_largest
-from afa_jax.weights.merging import merge, needs_base
+from afa_jax.weights.merging.blocks import BASE, PRESETS, block_names, parse_blocks
+from afa_jax.weights.merging.combine import average
+from afa_jax.weights.merging.merge import merge, needs_base
+from afa_jax.weights.merging.rules import KINDS, kth_largest
 from afa_jax.weights.tensors import Tensor, WeightsError, read_tensors, write_tensors
 from tests import tiny
 
@@ -564,7 +565,7 @@ def test_other_architectures_and_broken_weights_are_refused():
 
 def test_a_one_hot_merge_predicts_what_the_expert_does():
     inputs = tiny.inputs(2, 1)
-    prediction = jax.jit(lambda unet, latents, t, context: unet(latents, t, context[0]))
+    prediction = jax.jit(lambda unet, latents, t, context: unet(latents, t, take(context, 0)))
     merged = load_unet(
         merge(
             "mbw",

@@ -17,20 +17,22 @@ import pytest
 from flax import nnx
 
 from afa_jax.diffusion.guidance import guided
-from afa_jax.diffusion.samplers import ddim
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.fusion.ensemble import different_architectures
+from afa_jax.experts.architectures import different_architectures
 from afa_jax.models.clip import TextEncoder
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import ConfigError, TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
+from afa_jax.trees import take
 from afa_jax.weights.checkpoint import NETWORKS, MemoryCheckpoint, expected_shapes
 from afa_jax.weights.describe import describe
-from afa_jax.weights.families import family_of
-from afa_jax.weights.folders import write_folder
-from afa_jax.weights.ldm_configs import found_config
-from afa_jax.weights.ldm_keys import ema_key, ldm_shape, ldm_table
+from afa_jax.weights.formats.families import family_of
+from afa_jax.weights.formats.folders import write_folder
+from afa_jax.weights.formats.ldm_configs import found_config
+from afa_jax.weights.formats.ldm_keys import ema_key, ldm_shape, ldm_table
+from afa_jax.weights.formats.single_file import CONFIGS, SingleFileCheckpoint, write_single_file
 from afa_jax.weights.load import (
     check_networks,
     load_text_encoder,
@@ -40,7 +42,6 @@ from afa_jax.weights.load import (
     unet_config,
     vae_config,
 )
-from afa_jax.weights.single_file import CONFIGS, SingleFileCheckpoint, write_single_file
 from afa_jax.weights.tensors import Tensor, WeightsError, read_metadata, read_tensors, write_tensors
 from tests import tiny
 from tests.models import goldens
@@ -814,11 +815,10 @@ def test_latents_are_those_of_the_pipeline_that_diffusers_loads(case, tmp_path):
 
     @goldens.jit
     def sample(unet, encoder, ids, latents):
-        cond, uncond = states = encoder(ids)
-        predict = guided(
-            lambda x, t, text: unet(x, t, text[0]), cond[None, None], uncond[None, None], inputs["guidance"]
-        )
-        return states, ddim(predict, schedule, latents, steps=inputs["steps"])
+        states = encoder(ids)
+        cond, uncond = (Conditioning(text=own[None, None]) for own in states)
+        predict = guided(lambda x, t, own: unet(x, t, take(own, 0)), cond, uncond, inputs["guidance"])
+        return states, tiny.ddim(predict, schedule, latents, steps=inputs["steps"])
 
     latents = jnp.moveaxis(jnp.asarray(random_input(**inputs["latents"])), 1, -1)
     states, result = sample(unet, encoder, jnp.asarray(inputs["input_ids"]), latents)

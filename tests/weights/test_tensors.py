@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import ml_dtypes
 import numpy as np
 import pytest
@@ -210,14 +211,10 @@ def test_what_a_killed_run_left_is_removed(tmp_path):
 def test_weights_too_large_for_the_parameters_are_refused(stacked):
     def load(array, dtype):
         if stacked:
-            return load_stack(dict_of, [("one", {"a": OLD["a"]}), ("two", {"a": array})], keys, param_dtype=dtype)
-        return load_state_dict(dict_of, {"a": array}, keys, what="two", param_dtype=dtype)
+            return load_stack(shapes, [("one", {"a": OLD["a"]}), ("two", {"a": array})], str, param_dtype=dtype)
+        return load_state_dict(shapes, {"a": array}, str, what="two", param_dtype=dtype)
 
-    def dict_of():
-        return {"a": np.zeros((2, 3), np.float32)}
-
-    def keys(module):
-        return str
+    shapes = {"a": jax.ShapeDtypeStruct((2, 3), np.float32)}
 
     large = np.full((2, 3), 1e5, np.float32)
     with pytest.raises(WeightsError, match=r"^two: a holds values too large for float16; choose bfloat16 or float32"):

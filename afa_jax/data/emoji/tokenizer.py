@@ -72,7 +72,7 @@ def write_tokenizer(out: Path, merges: list[tuple[str, str]]) -> None:
         "unk_token": END_OF_TEXT,
     }
     config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": MAX_LENGTH, "do_lower_case": True, **special}
-    config["whole_words"] = True  # read by afa_jax.data.text: the vocabulary is closed
+    config["whole_words"] = True  # read by afa_jax.weights.tokenizer.tokenizer: the vocabulary is closed
     out.mkdir(parents=True, exist_ok=True)
     _write(out / "vocab.json", json.dumps(ids, indent=0))
     _write(out / "merges.txt", "\n".join(["#version: 0.2", *map(" ".join, merges)]))

@@ -1,0 +1,194 @@
+"""What an entry of a method may say, known without JAX: its kind, the kind's options, and how it is sampled.
+
+The kinds themselves are functions (methods/kinds.py, weights/merge_kinds.py); a test holds these names to theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+from afa_jax.names import BASE, LEARNED, MERGES, METHODS, SAMPLING
+from afa_jax.weights.merging.options import fractions, number, numbers, share, whole
+
+Check = Callable[[str, Any, Sequence[str]], object]
+"""Raises InputError for a value that makes no sense, given what it is called, itself and the experts' names."""
+EVERYWHERE = ("name", "family", "what", *SAMPLING)
+"""Options of every kind."""
+FAMILIES = ("control", "parameter space", "output space", "feature space", "time axis", "AFA", "ablation")
+LEAST = dict(eta=0, steps=1, guidance=1)
+REQUIRED = dict(expert="expert", inside="expert", checkpoint="path", autombw="path", magicfusion="general")
+"""Of the kinds that have one, the option that must be there."""
+
+
+def _expert(what: str, value: Any, experts: Sequence[str]) -> None:
+    if value not in experts:
+        raise InputError(f"{what}: no expert {value!r}; there are {', '.join(experts)}")
+
+
+def _source(what: str, value: Any, experts: Sequence[str]) -> None:
+    if value not in (*experts, BASE):
+        raise InputError(f"{what}: no expert {value!r}; there are {', '.join(experts)}, and {BASE}")
+
+
+def _number(what: str, value: Any, experts: Sequence[str]) -> None:
+    number(what, value)
+
+
+def _share(what: str, value: Any, experts: Sequence[str]) -> None:
+    share(what, value)
+
+
+def _whole(what: str, value: Any, experts: Sequence[str]) -> None:
+    whole(what, value)
+
+
+def _by_expert(what: str, value: Any, experts: Sequence[str]) -> None:
+    numbers(value, experts, what)
+
+
+def _fractions(what: str, value: Any, experts: Sequence[str]) -> None:
+    fractions(value, experts, what)
+
+
+def _number_or_by_expert(what: str, value: Any, experts: Sequence[str]) -> None:
+    if isinstance(value, Mapping | ConfigDict):
+        numbers(value, (*experts, BASE), what)
+    else:
+        number(what, value)
+
+
+def _list(what: str, value: Any, experts: Sequence[str]) -> None:
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InputError(f"{what}={value!r}; write a list, [...]")
+
+
+def _any(what: str, value: Any, experts: Sequence[str]) -> None:
+    """Looked at where it is used."""
+
+
+def _one_of(*choices: str) -> Check:
+    def check(what: str, value: Any, experts: Sequence[str]) -> None:
+        if value not in choices:
+            raise InputError(f"{what}={value!r}; choose {', '.join(choices)}")
+
+    return check
+
+
+def _between(low: float, high: float, say: str) -> Check:
+    """Return the check of a number from low to below or at high; ``say`` is what to choose."""
+
+    def check(what: str, value: Any, experts: Sequence[str]) -> None:
+        if not low <= number(what, value) <= high:
+            raise InputError(f"{what}={value:g}; choose {say}")
+
+    return check
+
+
+def _top(what: str, value: Any, experts: Sequence[str]) -> None:
+    if not 1 <= whole(what, value) <= len(experts):
+        raise InputError(f"{what}={value}; choose 1 to {len(experts)}, the number of experts")
+
+
+def _each_once(what: str, value: Any, experts: Sequence[str]) -> None:
+    _list(what, value, experts)
+    if sorted(map(str, value)) != sorted(experts):
+        raise InputError(f"{what}={list(value)}; name each of {', '.join(experts)} once")
+
+
+_TRAINED: Mapping[str, Check] = dict(workdir=_any)
+OPTIONS: Mapping[str, Mapping[str, Check] | None] = {
+    "expert": dict(expert=_expert),
+    "inside": dict(expert=_expert),
+    "uniform": {},
+    "base": {},
+    "checkpoint": None,  # those of an expert of a config
+    "average": dict(weights=_fractions),
+    "add_difference": dict(a=_source, b=_source, c=_source, alpha=_number),
+    "mbw": dict(weights=_any, preset=_any, of=_expert),
+    "task_arithmetic": dict(scale=_number, scales=_by_expert),
+    "ties": dict(density=_share, scale=_number),
+    "dare": dict(
+        p=_between(0, 1 - 2**-53, "a probability from 0 to below 1"),
+        seed=_whole,
+        then=_one_of("task_arithmetic", "ties"),
+        scale=_number,
+        density=_share,
+    ),
+    "slerp": dict(a=_source, b=_source, t=_between(0, 1, "it from 0, all a, to 1, all b")),
+    "model_stock": {},
+    "autombw": dict(path=_any, text_encoder=_any),
+    LEARNED: _TRAINED,
+    "noise_average": dict(weights=_fractions),
+    "magicfusion": dict(
+        general=_source, experts=_list, k=_number_or_by_expert, fuse_above=_whole, general_first=_any
+    ),
+    "superdiff": dict(temperature=_between(0, float("inf"), "0 (all alike) or more")),
+    "router": _TRAINED,
+    "maxfusion": dict(threshold=_number, predictions=_one_of("fuse", "average")),
+    "time": dict(
+        scheme=_one_of("uniform", "tree", "refiner", "edges", "alternate"),
+        experts=_list,
+        edges=_list,
+        order=_list,
+        intervals=_whole,
+        at=_whole,
+    ),
+    "gate": _TRAINED,
+    "afa": dict(workdir=_any, temperature=_number, top=_top, order=_each_once),
+}  # fmt: skip
+"""Each kind's own options with what their values may be; a merge has ``text_encoder`` too."""
+
+
+def check_entry(entry: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
+    """Return the entry of a method as a dictionary: its kind is known, so are its options, and none is missing.
+
+    Raises:
+        InputError: that is not so, or a number to sample with makes no sense.
+    """
+    options = entry.to_dict() if isinstance(entry, ConfigDict) else dict(entry)
+    kind = str(options.get("kind"))
+    if kind not in METHODS:
+        raise InputError(f"no method {kind!r:.80}; there are {', '.join(METHODS)}")
+    if "family" in options and options["family"] not in FAMILIES:
+        raise InputError(f"method {kind}: family={options['family']!r:.80}; choose {', '.join(FAMILIES)}")
+    for field in SAMPLING:
+        if field in options:
+            value = options[field] = number(f"method {kind}: {field}", options[field])
+            if value < LEAST[field] or (field == "steps" and value % 1):
+                raise InputError(f"method {kind}: {field}={value:g}; choose {LEAST[field]} or more")
+    if "steps" in options:
+        options["steps"] = int(options["steps"])
+    check_options(kind, {option for option in options if option not in ("kind", *EVERYWHERE)})
+    if kind in REQUIRED and REQUIRED[kind] not in options:
+        raise InputError(f"method {kind}: the option {REQUIRED[kind]} is missing")
+    return options
+
+
+def check_options(kind: str, options: set[str]) -> None:
+    """Raise InputError for an option that a kind does not have."""
+    if (own := OPTIONS[kind]) is None:
+        return
+    known = tuple(own)
+    if kind in MERGES:
+        said, known = f"{kind}: no option {{!r:.80}}; there are {{}}", (*known, "text_encoder")
+    else:
+        said = f"method {kind}: no option {{!r:.80}}; it has {{}}"
+    if unknown := sorted(map(str, options - set(known))):
+        raise InputError(said.format(unknown[0], ", ".join(known) or "none"))
+
+
+def check_values(entry: Mapping[str, Any], experts: Sequence[str]) -> None:
+    """Raise InputError for an option's value that makes no sense, whatever the models are.
+
+    Args:
+        entry: as check_entry returns it.
+        experts: the names of a config's.
+    """
+    kind = entry["kind"]
+    for option, check in (OPTIONS[kind] or {}).items():
+        if entry.get(option) is not None:  # None is as if it were not given
+            check(f"{kind}: {option}", entry[option], experts)

@@ -1,0 +1,326 @@
+"""All fields of all configs: what each may be, and its value where a config does not say.
+
+Three kinds of config: of an ensemble (``train``, ``sample`` and whatever else works on one), of one model that is
+trained (``finetune``), and of an autoencoder (``train_vae``). What a field means is said where it is used, and in
+docs/; which fields a merge, a method or a data set of a kind takes is checked by those.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from afa_jax.config.fields import (  # fmt: skip
+    ABSENT,
+    SEEDS,
+    Field,
+    Section,
+    as_data,
+    boolean,
+    choice,
+    distinct,
+    either,
+    integer,
+    loras,
+    many,
+    mapping,
+    named,
+    number,
+    one_name,
+    optional,
+    record,
+    size,
+    text,
+)
+from afa_jax.config.method_options import check_entry
+from afa_jax.errors import InputError
+from afa_jax.names import DTYPES, PREDICTIONS
+
+DTYPE_ALIASES = {
+    **dict(fp16="float16", half="float16", f16="float16", bf16="bfloat16", fp32="float32", f32="float32"),
+    **dict(float="float32", single="float32"),
+}
+SEED = integer(0, SEEDS - 1)
+STEPS, BATCH, COUNT = integer(1, 10**9), integer(1, 2**16), integer(1, 10**9)
+NONE_OR_MORE = integer(0, 10**9)
+PROBABILITY, DECAY, POSITIVE = number(0, 1), number(0, 1, below=True), number(0)
+DTYPE = choice(*DTYPES, aliases=DTYPE_ALIASES)
+SOURCE = dict(
+    path=Field(text(empty=False)),
+    revision=Field(text(empty=False), ABSENT),
+    variant=Field(text(empty=False), ABSENT),
+    prediction_type=Field(choice(*PREDICTIONS), ABSENT),
+    ema=Field(boolean, ABSENT),
+)
+BASE_MODEL = either(text(empty=False), record(**SOURCE, tokenizer=Field(text(empty=False), ABSENT)))
+EXPERT = record(name=Field(one_name), **SOURCE, loras=Field(loras, ABSENT), dtype=Field(DTYPE, ABSENT))
+
+OPTIMIZER = Section(
+    dict(
+        lr=Field(number(0, above=True), 1e-4),
+        schedule=Field(choice("constant", "cosine"), "constant"),
+        warmup=Field(NONE_OR_MORE, 0),
+        weight_decay=Field(POSITIVE, 0.01),
+        clip=Field(POSITIVE, 0.0),
+        b2=Field(DECAY, 0.999),
+    )
+)
+# A kind's own fields are its source's: make_source names what it does not take.
+DATA = dict(
+    kind=Field(choice("emoji", "folder", "tfds", "tar", "parquet")),
+    size=Field(optional(size), ABSENT),
+    flip=Field(boolean, ABSENT),
+    bad=Field(choice("error", "skip"), ABSENT),
+    workers=Field(integer(0, 1024), ABSENT),
+    seed=Field(SEED, ABSENT),
+    length=Field(optional(COUNT), ABSENT),
+    path=Field(text(empty=False), ABSENT),
+    captions=Field(text(), ABSENT),
+    verify=Field(boolean, ABSENT),
+    skip_unreadable=Field(boolean, ABSENT),
+    index=Field(boolean, ABSENT),
+    paths=Field(either(text(empty=False), many(text(empty=False), 1)), ABSENT),
+    topics=Field(optional(many(text(empty=False), 1)), ABSENT),
+    styles=Field(optional(many(text(empty=False), 1)), ABSENT),
+    mixed=Field(boolean, ABSENT),
+    single=Field(PROBABILITY, ABSENT),
+    row_groups=Field(integer(1, 2**16), ABSENT),
+    max_pixels=Field(integer(1, 2**40), ABSENT),
+)
+SAMPLING = dict(
+    size=Field(size, (512, 512)),
+    steps=Field(integer(1, 1000), 50),
+    guidance=Field(number(1, 1000), 7.5),
+    batch=Field(BATCH, 4),
+)
+PROMPTS = Section(
+    dict(
+        kind=Field(choice("emoji", "file", "coco")),
+        seed=Field(SEED, ABSENT),
+        count=Field(NONE_OR_MORE, ABSENT),
+        groups=Field(named(text(), NONE_OR_MORE), ABSENT),
+        path=Field(text(empty=False), ABSENT),
+        annotations=Field(text(empty=False), ABSENT),
+        pictures=Field(text(empty=False), ABSENT),
+    )
+)
+
+
+def _methods(value: Any) -> Any:
+    """A list of entries of methods, whose kinds and options there are."""
+    found = many(mapping, 1)(value)
+    for entry in found:
+        try:
+            check_entry(entry)
+        except InputError as error:
+            raise InputError(f"evaluation.methods: {error}") from None
+    return found
+
+
+EVALUATION = Section(
+    dict(
+        prompts=PROMPTS,
+        seeds=Field(many(SEED, 1), (0,)),
+        size=Field(size, ABSENT),
+        steps=Field(integer(1, 1000), ABSENT),
+        guidance=Field(number(1, 1000), ABSENT),
+        eta=Field(number(0, 1000), ABSENT),
+        batch=Field(BATCH, ABSENT),
+        one_by_one=Field(optional(boolean), ABSENT),
+        metrics=Field(many(text(empty=False)), ()),
+        main=Field(text(), ABSENT),
+        stand_out=Field(many(text(empty=False)), ABSENT),
+        resamples=Field(integer(1, 10**6), 2000),
+        weights=Field(named(text(), text()), ABSENT),
+        noise=Section(
+            dict(pairs=Field(NONE_OR_MORE, ABSENT), data=Section(DATA, optional=True, open_=True)), optional=True
+        ),
+        methods=Field(_methods),
+        controls=Field(boolean, ABSENT),
+        equal_time=Field(many(text(empty=False)), ()),
+        curves=Section(
+            dict(
+                methods=Field(many(text(empty=False)), ABSENT),
+                steps=Field(many(integer(1, 1000), 1), ABSENT),
+                prompts=Field(COUNT, ABSENT),
+                seeds=Field(many(SEED, 1), ABSENT),
+            ),
+            optional=True,
+        ),
+        examples=Field(NONE_OR_MORE, ABSENT),
+    ),
+    optional=True,
+)
+ENSEMBLE = Section(
+    dict(
+        name=Field(text(), ""),
+        dtype=Field(DTYPE, "float32"),
+        mesh=Section(
+            dict(
+                data=Field(either(integer(-1, -1), integer(1, 2**20)), -1),
+                fsdp=Field(integer(1, 2**20), 1),
+                expert=Field(integer(1, 2**20), 1),
+            ),
+            optional=True,  # where it is absent, a command decides
+        ),
+        base=Field(BASE_MODEL),
+        experts=Field(distinct(many(EXPERT, 1, 1000))),
+        sabw=Section(
+            dict(
+                hidden=Field(integer(1, 2**16), 128),
+                transformer_layers=Field(integer(0, 64), 2),
+                heads=Field(integer(1, 1024), 8),
+                norm_num_groups=Field(integer(1, 2**16), 32),
+                use_time=Field(boolean, True),
+                use_text=Field(boolean, True),
+                per_pixel=Field(boolean, True),
+                sites=Field(choice("all", "last"), "all"),
+                shared=Field(boolean, False),
+            )
+        ),
+        fusion=Section(dict(kind=Field(choice("afa", "router", "gate", "mbw"), "afa")), open_=True),
+        data=Section(DATA, optional=True, open_=True),  # only to sample, no pictures are needed
+        train=Section(
+            dict(
+                seed=Field(SEED, 0),
+                steps=Field(STEPS, 10_000),
+                batch=Field(BATCH, 8),
+                accumulate=Field(integer(1, 2**16), 1),
+                remat=Field(choice("none", "stage", "fused"), "none"),
+                ema=Field(DECAY, 0.0),
+                caption_dropout=Field(PROBABILITY, 0.1),
+                min_snr_gamma=Field(POSITIVE, 0.0),
+                log_every=Field(COUNT, 1),
+                save_every=Field(COUNT, 500),
+                keep=Field(integer(1, 10**6), 2),
+                writers=Field(many(text(empty=False)), ()),
+                optimizer=OPTIMIZER,
+            )
+        ),
+        cache=Section(
+            dict(
+                path=Field(text(), ""),
+                seed=Field(SEED, 0),
+                crops=Field(integer(1, 10_000), 1),
+                shard=Field(integer(1, 2**20), 512),
+                batch=Field(BATCH, 8),
+            )
+        ),
+        validation=Section(
+            dict(
+                every=Field(NONE_OR_MORE, 0),
+                pairs=Field(integer(1, 2**20), 64),
+                buckets=Field(integer(1, 1000), 4),
+                batch=Field(BATCH, 8),
+                seed=Field(SEED, 0),
+                data=Section(DATA, optional=True, open_=True),
+                prompts=Field(many(text()), ()),
+                num_images=Field(integer(1, 1000), 1),
+            )
+        ),
+        sample=Section(SAMPLING),
+        evaluation=EVALUATION,
+    )
+)
+_TRAINED: dict[str, Field | Section] = dict(
+    name=Field(text(), ""),
+    seed=Field(SEED, 0),
+    batch=Field(BATCH, 8),
+    ema=Field(DECAY, 0.0),
+    log_every=Field(COUNT, 10),
+    save_every=Field(COUNT, 250),
+    init=Field(text(), ""),
+    optimizer=OPTIMIZER,
+    data=Section(
+        {name: field for name, field in DATA.items() if name != "kind"} | dict(kind=Field(text(), ABSENT)), open_=True
+    ),
+)
+MODEL_CONFIG = Section(
+    _TRAINED
+    | dict(
+        steps=Field(STEPS),
+        scenes=Field(NONE_OR_MORE, 0),
+        dtype=Field(DTYPE, ABSENT),
+        remat=Field(choice("none", "stage"), ABSENT),
+        accumulate=Field(integer(1, 2**16), ABSENT),
+        caption_dropout=Field(PROBABILITY, 0.1),
+        min_snr_gamma=Field(POSITIVE, 0.0),
+        with_vae=Field(boolean, True),
+        vae=Field(text(), ""),
+        tokenizer=Field(text(empty=False), ABSENT),
+        timesteps=Field(optional(many(integer(0, 10**6), 2, 2)), None),
+        unet=Section({}, optional=True, open_=True),
+        text_encoder=Section({}, optional=True, open_=True),
+        schedule=Section(dict(prediction_type=Field(choice(*PREDICTIONS), ABSENT)), optional=True, open_=True),
+    )
+)
+VAE_CONFIG = Section(
+    _TRAINED
+    | dict(steps=Field(integer(0, 10**9)), kl=Field(POSITIVE, 1e-6), vae=Section({}, open_=True))
+)  # fmt: skip
+
+
+SCHEMAS = {"an ensemble": ENSEMBLE, "one model": MODEL_CONFIG, "an autoencoder": VAE_CONFIG}
+SHOWN = {
+    "an ensemble": "configs/emoji.py",
+    "one model": "configs/emoji_base.py",
+    "an autoencoder": "configs/emoji_vae.py",
+}
+"""A config of each kind."""
+
+
+def kind_of(config: ConfigDict) -> str:
+    """What a config is of, a key of SCHEMAS."""
+    if "kl" in config or isinstance(config.get("vae"), ConfigDict):
+        return "an autoencoder"
+    if not {"experts", "base"} & set(config) and {"vae", "init", "scenes"} & set(config):
+        return "one model"
+    return "an ensemble"
+
+
+def schema_of(config: ConfigDict) -> Section:
+    """The schema of a config, by what it is of."""
+    return SCHEMAS[kind_of(config)]
+
+
+def knows(section: Section, name: str) -> bool:
+    """Whether a config of this schema can have the field of a dotted name."""
+    first, _, rest = name.partition(".")
+    field = section.fields.get(first)
+    if field is None or not rest:
+        return field is not None
+    return isinstance(field, Section) and (field.open_ or knows(field, rest))
+
+
+def names(section: Section, where: str = "") -> list[str]:
+    """The dotted names of all fields that a config of this schema can have."""
+    found = []
+    for name, field in section.fields.items():
+        found += [f"{where}{name}", *(names(field, f"{where}{name}.") if isinstance(field, Section) else [])]
+    return found
+
+
+def require(config: ConfigDict, section: str) -> None:
+    """Raise InputError for a config without a section that a command needs."""
+    if section not in config:
+        raise InputError(f"{section} is missing: write {section}=dict(...) into the config, as configs/emoji.py does")
+
+
+def complete(config: ConfigDict) -> None:
+    """Fill a config's defaults, and make its values plain data.
+
+    Raises:
+        InputError: a section that is none.
+    """
+    as_data(config)
+    schema_of(config).filled(config)
+
+
+def check(config: ConfigDict) -> None:
+    """See that a config has what its kind needs, and nothing else; put its values as they are used.
+
+    Raises:
+        InputError: a field that is unknown, missing or wrong, by its name.
+    """
+    schema_of(config).check(config)

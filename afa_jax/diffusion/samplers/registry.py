@@ -1,0 +1,11 @@
+"""The samplers by the names that a user may give; a new one is a file beside this one and a line here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from afa_jax.diffusion.samplers.ddim import DDIM
+from afa_jax.diffusion.samplers.sampler import Sampler
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = dict(ddim=DDIM)
+"""By name what makes the sampler of ``schedule`` and ``eta``."""

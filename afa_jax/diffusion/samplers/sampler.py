@@ -1,0 +1,119 @@
+"""What a sampler is, and the one loop that runs it: from noise to clean latents.
+
+A sampler receives predictions and never a network. One turn of the loop is one evaluation of the network, so that the
+network stands in the program once; a sampler of second order takes two turns a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+# They do not read properties to check them, before Python 3.12.
+from typing_extensions import Protocol, runtime_checkable
+
+from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.trees import take
+from afa_jax.types import Latents
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """A way from x_T to x_0; a frozen dataclass, of which everything is part of the compiled program."""
+
+    @property
+    def schedule(self) -> NoiseSchedule:
+        """The experts' noise schedule."""
+        ...
+
+    @property
+    def adds_noise(self) -> bool:
+        """Whether its steps take fresh noise."""
+        ...
+
+    def constants(self, steps: int, strength: float = 1.0) -> Any:
+        """Return the numbers of each evaluation, a tree of arrays ``[evaluations]``; ``t`` is the timestep.
+
+        Args:
+            strength: below 1, only the last ``strength * steps`` steps, to start from a noised picture (img2img).
+
+        Raises:
+            InputError: steps or strength out of range.
+        """
+        ...
+
+    def start(self, x: Latents) -> Any:
+        """Return what it remembers before the first evaluation, a tree of arrays; ``()`` for nothing."""
+        ...
+
+    def step(self, k: Any, x: Latents, prediction: Latents, memory: Any, noise: Latents | None) -> tuple[Latents, Any]:
+        """Return x and the memory after an evaluation.
+
+        Args:
+            k: the constants of this evaluation, scalars.
+            x: the latents that the network saw.
+            prediction: what it said of them, of the noise schedule's prediction type.
+            noise: fresh and standard normal, where ``adds_noise``.
+        """
+        ...
+
+
+def sample(
+    sampler: Sampler,
+    predict: Callable[..., Any],
+    x: Latents,
+    constants: Any,
+    *,
+    count: Any = None,
+    noise_at: Callable[[Array], Latents] | None = None,
+    has_aux: bool = False,
+    carry: Any = None,
+) -> Any:
+    """Sample from x at the first timestep to clean latents.
+
+    Args:
+        predict: ``(x, t [b]) -> prediction`` of the schedule's type.
+        x: standard normal noise at strength 1; a noised picture below.
+        constants: as ``sampler.constants`` gives them; with ``count`` there may be more, which are not used.
+        count: how many evaluations to run. It may be traced: one program then serves any number of steps. None: all of
+            the constants.
+        noise_at: ``evaluation -> noise`` shaped like x, for a sampler that adds noise.
+        has_aux: ``predict`` returns ``(prediction, aux)``; the result is then ``(x, aux)``, aux stacked over the
+            evaluations. Not with ``count``.
+        carry: what a method remembers along the path, before the first evaluation. ``predict`` is then ``(x, t, carry)
+            -> (answer, carry)``, its answer what it would be without.
+
+    Raises:
+        ValueError: a sampler that adds noise without ``noise_at``; aux of a traced number of evaluations.
+    """
+    if sampler.adds_noise and noise_at is None:
+        raise ValueError(f"{type(sampler).__name__} adds noise in each step and needs noise_at")
+    if has_aux and count is not None:
+        raise ValueError("what is kept of each evaluation needs a known number of them: leave out count")
+
+    def evaluate(state: Any, index: Array, k: Any) -> tuple[Any, Any]:
+        x, memory, own = state
+        t = jnp.broadcast_to(k.t, x.shape[:1])
+        answer, own = (predict(x, t), None) if carry is None else predict(x, t, own)
+        prediction, aux = answer if has_aux else (answer, None)
+        noise = noise_at(index) if sampler.adds_noise and noise_at is not None else None
+        return (*sampler.step(k, x, prediction, memory, noise), own), aux
+
+    state = (x, sampler.start(x), carry)
+    if count is not None:
+        return jax.lax.fori_loop(0, count, lambda i, state: evaluate(state, i, take(constants, i))[0], state)[0]
+    numbers = jnp.arange(len(constants.t))
+    (x, _, _), aux = jax.lax.scan(lambda state, turn: evaluate(state, *turn), state, (numbers, constants))
+    return (x, aux) if has_aux else x
+
+
+def image_noise(key: Array, numbers: Array, shape: tuple[int, int, int]) -> Latents:
+    """Return standard normal noise ``[b, h, w, c]``, each picture's from ``fold_in(key, its number)`` alone.
+
+    So a picture does not depend on its batch-mates.
+    """
+    return jax.vmap(lambda number: jax.random.normal(jax.random.fold_in(key, number), shape))(numbers)

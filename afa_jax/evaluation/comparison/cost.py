@@ -1,0 +1,69 @@
+"""What a method costs: seconds a picture, beside one expert in the same run, and memory."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from afa_jax.errors import NotFinite
+from afa_jax.evaluation.comparison.pictures import PictureFolder, record_of
+from afa_jax.methods.method import Method
+from afa_jax.methods.options import SampleOptions
+from afa_jax.sampling.generate import Request, generate, program_memory
+
+ROUNDS = 5  # each beside one of the reference's
+
+
+def cost_of(
+    method: Method, options: SampleOptions, reference: tuple[Method, SampleOptions], folder: PictureFolder
+) -> dict[str, Any]:
+    """How long a picture takes over the reference's, the reference's seconds, and the bytes that the program holds.
+
+    Batches of both alternate, and ``time_ratio`` is the median over the pairs (``time_ratio_low`` and ``_high`` are the
+    least and the greatest); on a CPU, which other work shares, it is of CPU time. Kept beside the pictures, and
+    measured again on another device, with other options or beside another reference. The bytes are the compiler's count
+    of the program's arguments, temporaries and results.
+    """
+
+    def measure() -> dict[str, Any]:
+        own, other = _timer(method, options), _timer(*reference)
+        own(), other()  # compile
+        pairs = np.asarray([(*own(), *other()) for _ in range(ROUNDS)])
+        column = 1 if jax.default_backend() == "cpu" else 0
+        ratios = pairs[:, column] / pairs[:, column + 2] * (reference[1].batch / options.batch)
+        return dict(
+            reference_seconds=float(np.median(pairs[:, 2])) / reference[1].batch,
+            time_ratio=float(np.median(ratios)),
+            time_ratio_low=float(ratios.min()),
+            time_ratio_high=float(ratios.max()),
+            ratio_of="CPU time" if column else "time",
+            memory_bytes=program_memory(method.denoiser, method.experts, options),
+        )
+
+    condition = dict(
+        device=jax.devices()[0].device_kind,
+        rounds=ROUNDS,
+        options=dataclasses.asdict(options),
+        reference=record_of(*reference),
+        reference_options=dataclasses.asdict(reference[1]),
+    )
+    return folder.kept("cost", condition, measure)
+
+
+def _timer(method: Method, options: SampleOptions) -> Callable[[], tuple[float, float]]:
+    """A function that samples one batch and returns its seconds and its seconds of CPU time."""
+    requests = [Request(prompt="", number=i) for i in range(options.batch)]
+
+    def run() -> tuple[float, float]:
+        started, cpu = time.perf_counter(), time.process_time()
+        with contextlib.suppress(NotFinite):  # such a reference takes as long; such a method has no pictures to be here
+            list(generate(requests, method.denoiser, method.experts, seed=0, options=options))
+        return time.perf_counter() - started, time.process_time() - cpu
+
+    return run

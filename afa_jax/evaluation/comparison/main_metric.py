@@ -1,0 +1,71 @@
+"""Which metrics a comparison can have, checked before any work, and which of those that are there chooses the best."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Collection, Sequence
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+from afa_jax.evaluation.comparison.infos import EMOJI, EMOJI_INFOS, NOISE, MetricInfo
+from afa_jax.evaluation.metrics.table import METRICS, check_weights
+
+
+def figures_of_metric(name: str) -> list[str]:
+    """Return the names of a metric's figures: the judge has several, any other one its own."""
+    return [info.name for info in EMOJI_INFOS] if name == EMOJI else [name]
+
+
+def check_metrics(own: ConfigDict) -> None:
+    """Check the names in ``evaluation``: ``metrics``, ``weights``, ``main`` and ``stand_out``.
+
+    Raises:
+        InputError: one that no metric has, a main one that was not asked for, or weights that are not there.
+    """
+    for name in own.metrics:
+        if name not in (EMOJI, *METRICS):
+            raise InputError(
+                f"evaluation.metrics: metric {name!r} is not known; take of {', '.join((EMOJI, *METRICS))}"
+            )
+    check_weights(given_weights(own))
+    asked = [figure for name in own.metrics for figure in figures_of_metric(name)]
+    known = dict.fromkeys(figure for name in (EMOJI, *METRICS) for figure in figures_of_metric(name))
+    main = own.get("main", "")
+    # Without any metric, what a config calls its main one is of those that it no longer has.
+    _check_figure("main", [main] if main else [], [NOISE.name, *(asked or known)])
+    _check_figure("stand_out", own.get("stand_out", ()), [NOISE.name, *known])
+    if main == NOISE.name and not (own.get("noise") or {}).get("pairs"):
+        raise InputError(f"evaluation.main={main!r}: evaluation.noise.pairs is 0; say how many to measure it on")
+
+
+def _check_figure(field: str, names: Sequence[str], known: Collection[str]) -> None:
+    for name in names:
+        if name not in known:
+            raise InputError(f"evaluation.{field}={name!r}: it is none of the metrics: {', '.join(known)}")
+
+
+def given_weights(own: ConfigDict) -> dict[str, str]:
+    """Return ``evaluation.weights`` without those that are empty."""
+    return {key: path for key, path in (own.get("weights") or {}).items() if path}
+
+
+def main_metric(name: str, infos: Sequence[MetricInfo], *, noise: bool) -> str:
+    """Return the metric that chooses the best methods: ``name``, or where it is absent the first one that is there.
+
+    Args:
+        name: ``evaluation.main``, as check_metrics has checked it, or nothing.
+        infos: of the metrics that are there.
+        noise: whether the noise MSE is measured, which takes the place of metrics where there are none.
+
+    Returns:
+        Nothing where there is nothing to choose by.
+    """
+    there = [info.name for info in infos]
+    if name in there or (name == NOISE.name and noise):
+        return name
+    instead = there[0] if there else NOISE.name if noise else ""
+    if name:
+        chosen = f"the best ones are chosen by {instead!r}" if instead else "no best ones are chosen"
+        warnings.warn(f"evaluation.main={name!r} is absent; {chosen}", stacklevel=2)
+    return instead

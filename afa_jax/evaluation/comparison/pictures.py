@@ -1,0 +1,118 @@
+"""The pictures of one method on disk: made once, found again, never mixed up with those of a changed method."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from afa_jax.data.pictures import opened, save_png
+from afa_jax.errors import InputError, printable
+from afa_jax.evaluation.comparison.picture_files import find_folder, find_picture, write_method
+from afa_jax.evaluation.comparison.prompts import Item
+from afa_jax.files import replace_text, sweep
+from afa_jax.methods.method import Method
+from afa_jax.methods.options import SampleOptions
+from afa_jax.progress import progress
+from afa_jax.sampling.generate import Request, generate
+
+
+def record_of(method: Method, options: SampleOptions) -> dict[str, Any]:
+    """All that decides a method's pictures: models, noise schedule and sampling options.
+
+    What the method is called is not in it, nor where its files are, whose hashes are; nor the batch and the like, which
+    change no picture but by rounding.
+    """
+    return dict(
+        method=_without_paths(method.record),
+        vae=method.shared.vae_hash,
+        tokenizer=method.shared.tokenizer.sha256,
+        dtype=str(jax.tree.leaves(method.shared.unet)[0].dtype),
+        schedule=dataclasses.asdict(method.shared.schedule),
+        size=list(options.size),
+        steps=options.steps,
+        guidance=float(options.guidance),
+        eta=float(options.eta),
+        sampler="ddim",
+    )
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _without_paths(own) for key, own in value.items() if key != "path"}
+    return [_without_paths(own) for own in value] if isinstance(value, list) else value
+
+
+class PictureFolder:
+    """A folder of PNGs, known by the hash of what made them, whatever the method is called; see picture_files.py.
+
+    Args:
+        root: of the folders of all methods.
+        record: record_of the method.
+        name: of the method, for people; its kind by default.
+    """
+
+    def __init__(self, root: Path, record: Mapping[str, Any], name: str | None = None):
+        self.record = dict(record)
+        self.name = str(self.record["method"]["kind"]) if name is None else name
+        self.digest = hashlib.sha256(json.dumps(self.record, sort_keys=True).encode()).hexdigest()
+        self.folder = find_folder(root, self.name, self.digest)
+
+    def path(self, item: Item, seed: int) -> Path:
+        """Return where a picture is, or will be."""
+        return find_picture(self.folder, item.prompt, seed)
+
+    def missing(self, items: Sequence[Item], seeds: Sequence[int]) -> list[tuple[Item, int]]:
+        """Those that are not there or cannot be read."""
+        return [(item, seed) for seed in seeds for item in items if not _readable(self.path(item, seed))]
+
+    def make(self, method: Method, options: SampleOptions, items: Sequence[Item], seeds: Sequence[int]) -> int:
+        """Make what is missing, with progress, each picture whole or not at all; returns how many that were.
+
+        Args:
+            method, options: whose record this folder has; it does not keep the method, whose networks are large.
+            items, seeds: a picture of each item with each seed.
+        """
+        write_method(self.folder, self.name, self.record)
+        missing = self.missing(items, seeds)
+        if not missing:
+            return 0
+        sweep(self.folder)
+        requests = [Request(prompt=item.prompt, number=item.number(seed)) for item, seed in missing]
+        made = generate(requests, method.denoiser, method.experts, seed=0, options=options)
+        bar = progress(made, total=len(missing), unit="image", desc=printable(method.name, 80))
+        for (item, seed), picture in zip(missing, bar, strict=True):
+            recipe = dict(prompt=item.prompt, seed=seed, number=item.number(seed)) | self.record
+            save_png(self.path(item, seed), picture.pixels, recipe)
+        return len(missing)
+
+    def kept(self, name: str, condition: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What ``measure`` says, kept in ``<name>.json`` beside the pictures as long as ``condition`` is the same.
+
+        Both are values that JSON has.
+        """
+        path, condition = self.folder / f"{name}.json", json.loads(json.dumps(condition))
+        try:
+            stored = json.loads(path.read_text())
+            if stored["condition"] == condition:
+                return dict(stored["measured"])
+        except (OSError, ValueError, KeyError, TypeError):
+            pass
+        measured = measure()
+        self.folder.mkdir(parents=True, exist_ok=True)
+        replace_text(path, json.dumps(dict(condition=condition, measured=measured), indent=2) + "\n")
+        return measured
+
+
+def _readable(path: Path) -> bool:
+    """Whether there is a whole picture: a power cut may leave an empty one."""
+    try:
+        with opened(path):
+            return True
+    except InputError:
+        return False

@@ -1,0 +1,308 @@
+"""What is measured on pictures: scores of each, and from them figures of a method with intervals over prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import zipfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from typing_extensions import Protocol, runtime_checkable
+
+from afa_jax.data.decode import MAX_PIXELS, decode, longest_file
+from afa_jax.data.files import filesystem
+from afa_jax.data.pictures import read_png
+from afa_jax.data.sources import read_file
+from afa_jax.errors import BadExample, InputError
+from afa_jax.evaluation.bootstrap import Figure, Resamples, kernel, mean, without_interval
+from afa_jax.evaluation.comparison.infos import EMOJI, EMOJI_INFOS, MetricInfo
+from afa_jax.evaluation.comparison.pictures import PictureFolder
+from afa_jax.evaluation.comparison.prompts import Item
+from afa_jax.evaluation.emoji import scores as emoji
+from afa_jax.evaluation.metrics.table import PictureMetric, SetMetric, load_metrics
+from afa_jax.files import partial_file
+from afa_jax.progress import progress
+
+Scores = Mapping[str, np.ndarray]
+"""By name ``[prompts, seeds, ...]``: a value a picture for each picture-level metric, and features for the others."""
+
+REAL = ("fid", "fid_clean", "kid", "clip_i")
+"""Published metrics that compare to the prompts' real pictures."""
+LEAST: Mapping[str, int] = {"fid": 2, "fid_clean": 2, "kid": 3, "is": 10}
+"""Fewer pictures have no such figure."""
+CHUNK = 64  # pictures in memory at once
+
+
+@runtime_checkable
+class Scorer(Protocol):
+    """Some metrics that are computed together."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def infos(self) -> tuple[MetricInfo, ...]: ...
+
+    @property
+    def weights(self) -> str:
+        """Says which weights it measures with: kept scores are of the same."""
+        ...
+
+    def of(self, items: Sequence[Item]) -> Scorer:
+        """The same of other prompts."""
+        ...
+
+    def score(self, pictures: np.ndarray, items: Sequence[Item]) -> dict[str, np.ndarray]:
+        """Of pictures uint8 ``[k, rows, columns, 3]``, arrays ``[k, ...]``; items has each picture's."""
+        ...
+
+    def figures(self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None) -> dict[str, Figure]:
+        """A figure for each of ``infos``, over all prompts or some."""
+        ...
+
+
+class EmojiScorer:
+    """The judge's accuracies and the kernel distance of emoji pictures; items as ``kind="emoji"`` gives them."""
+
+    name = EMOJI
+    infos = EMOJI_INFOS
+
+    def __init__(self, items: Sequence[Item]):
+        self.items = items
+        self.real = emoji.real_features(items).reshape(len(items), 2, -1)
+
+    @property
+    def weights(self) -> str:
+        return emoji.weights()
+
+    def of(self, items: Sequence[Item]) -> EmojiScorer:
+        return EmojiScorer(items)
+
+    def score(self, pictures: np.ndarray, items: Sequence[Item]) -> dict[str, np.ndarray]:
+        return emoji.emoji_scores(pictures, [item.asked for item in items if item.asked is not None])
+
+    def figures(self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None) -> dict[str, Figure]:
+        figures = {i.name: mean(scores[i.name], resamples, rows) for i in self.infos if i.level == "picture"}
+        features = scores["features"]
+        places = features.reshape(len(features), -1, features.shape[-1])
+        figures["kid"] = kernel(places, self.real, resamples, rows)
+        return figures
+
+
+class PublishedScorer:
+    """One of metrics.py's metrics, or several that share a network.
+
+    A figure of a set of pictures is made of all of them, and thousands are needed: it has no groups. Of these only the
+    kernel distance has an interval.
+
+    Args:
+        metric: which.
+        items: the prompts, perhaps with real pictures.
+        size: (rows, columns) of the pictures, to which real ones are cut.
+        weights: says which weights the metric has.
+    """
+
+    def __init__(
+        self, metric: PictureMetric | SetMetric, items: Sequence[Item], size: tuple[int, int], weights: str = ""
+    ):
+        self.metric, self.infos, self.size, self.weights = metric, metric.infos, size, weights
+        self.name = "-".join(info.name for info in self.infos)
+        self.real: np.ndarray | None = None
+        if isinstance(metric, SetMetric) and all(item.reference is not None for item in items):
+            parts = [metric.features(references_of(chunk, size)) for chunk in chunks(items, f"real, {self.name}")]
+            self.real = np.concatenate(parts)
+
+    def of(self, items: Sequence[Item]) -> PublishedScorer:
+        return PublishedScorer(self.metric, items, self.size, self.weights)
+
+    def score(self, pictures: np.ndarray, items: Sequence[Item]) -> dict[str, np.ndarray]:
+        if isinstance(self.metric, SetMetric):
+            return dict(features=self.metric.features(list(pictures)))
+        wanted = any(info.name in REAL for info in self.infos)
+        references = references_of(items, self.size) if wanted else []
+        return self.metric(list(pictures), [item.prompt for item in items], references or None)
+
+    def figures(self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None) -> dict[str, Figure]:
+        if not isinstance(self.metric, SetMetric):
+            return {name: mean(values, resamples, rows) for name, values in scores.items()}
+        if rows is not None:
+            return {}
+        features = scores["features"].reshape(-1, scores["features"].shape[-1])
+        try:
+            # Without real pictures only what needs none is asked for, such as the inception score.
+            values = self.metric.distance(features, features if self.real is None else self.real)
+        except ValueError:  # too few pictures
+            return {}
+        figures = {name: without_interval(value, resamples) for name, value in values.items()}
+        if "kid" in figures and self.real is not None:
+            figures["kid"] = kernel(scores["features"], self.real[:, None], resamples)
+        return figures
+
+
+def references_of(items: Sequence[Item], size: tuple[int, int]) -> list[np.ndarray]:
+    """The items' real pictures, uint8: resized (bicubic) until they just cover ``size``, its middle cut out.
+
+    Raises:
+        InputError: one cannot be read.
+    """
+    return [cut(item.reference, size) for item in items if item.reference is not None]
+
+
+def check_references(items: Sequence[Item], size: tuple[int, int]) -> None:
+    """Raise InputError for a real picture that is not there or cannot be read, before any is made to compare to it."""
+    for item in items:
+        if item.reference is not None and not item.reference.is_file():
+            raise InputError(
+                f"{item.reference}: the reference picture of {item.prompt[:200]!r} is not there; mend the prompts"
+            )
+    for chunk in chunks(items, "real pictures"):  # all of each: it may be whole but for its end
+        references_of(chunk, size)
+
+
+def cut(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """One real picture; see references_of."""
+    rows, columns = size
+    fs, inner = filesystem(str(path))
+    try:
+        picture = Image.fromarray(decode(read_file(fs, inner, str(path), longest_file(MAX_PIXELS)), str(path)))
+    except BadExample as error:
+        raise InputError(f"{path}: a reference picture that cannot be read ({error.reason}); mend it") from error
+    scale = max(rows / picture.height, columns / picture.width)
+    height, width = max(rows, round(picture.height * scale)), max(columns, round(picture.width * scale))
+    top, left = (height - rows) // 2, (width - columns) // 2
+    resized = np.asarray(picture.resize((width, height), Image.Resampling.BICUBIC))
+    return np.ascontiguousarray(resized[top : top + rows, left : left + columns])
+
+
+def load_scorers(
+    names: Sequence[str],
+    items: Sequence[Item],
+    weights: Mapping[str, str],
+    *,
+    size: tuple[int, int],
+    seeds: int = 1,
+) -> tuple[list[Scorer], dict[str, str]]:
+    """The scorers of these metrics, ``emoji`` or names of metrics.py, and why some are absent, by name.
+
+    Args:
+        names: which.
+        items: the prompts.
+        weights: ``evaluation.weights``, see load_metrics.
+        size: (rows, columns) of the pictures.
+        seeds: pictures of each prompt.
+
+    Raises:
+        InputError: a name that is not known; a real picture that cannot be read.
+    """
+    scorers: list[Scorer] = []
+    absent: dict[str, str] = {}
+    if EMOJI in names:
+        if any(item.asked is None for item in items):
+            absent[EMOJI] = "it judges the prompts of evaluation.prompts.kind=emoji only"
+        elif tuple(size) != emoji.SIZE:
+            absent[EMOJI] = f"it judges pictures of {emoji.SIZE[0]}x{emoji.SIZE[1]} pixels only"
+        else:
+            try:
+                scorers.append(EmojiScorer(items))
+            except InputError as error:  # the judge's own files
+                absent[EMOJI] = str(error)
+    others = [name for name in names if name != EMOJI]
+    count = len(items) * seeds
+    for name in others:
+        if name in REAL and any(item.reference is None for item in items):
+            absent[name] = "it compares to real pictures, and the prompts have none"
+        elif count < LEAST.get(name, 0) or (name == "kid" and len(items) < LEAST[name]):
+            absent[name] = f"{count} pictures of {len(items)} prompts are too few for it"
+    metrics, missing = load_metrics([name for name in others if name not in absent], weights)
+    if any(info.name in REAL for metric in metrics for info in metric.infos):
+        check_references(items, size)
+    which = hashlib.sha256(json.dumps({key: identity(Path(path)) for key, path in weights.items()}).encode())
+    published = [PublishedScorer(metric, items, size, which.hexdigest()) for metric in metrics]
+    return [*scorers, *published], absent | missing
+
+
+def scored(
+    scorers: Sequence[Scorer], folder: PictureFolder, items: Sequence[Item], seeds: Sequence[int]
+) -> list[Scores]:
+    """The scores of a method's pictures by each scorer, a few pictures at a time.
+
+    They are kept beside the pictures for a comparison that goes on, as long as pictures, real pictures and the scorer's
+    weights are the same files.
+    """
+    jobs = [(item, seed) for item in items for seed in seeds]
+    stamps = {folder.path(*job).name: identity(folder.path(*job)) + identity(job[0].reference) for job in jobs}
+    found = [_Kept(folder.folder / f"scores-{scorer.name}.npz", scorer.weights, stamps) for scorer in scorers]
+    kept = [own.read() for own in found]
+    wanted = [i for i, scores in enumerate(kept) if scores is None]
+    parts: dict[int, list[dict[str, np.ndarray]]] = {i: [] for i in wanted}
+    for chunk in chunks(jobs, "scores") if wanted else ():
+        pictures = np.stack([read_png(folder.path(item, seed)) for item, seed in chunk])
+        for i in wanted:
+            parts[i].append(scorers[i].score(pictures, [item for item, _ in chunk]))
+    for i in wanted:
+        whole = {key: np.concatenate([part[key] for part in parts[i]]) for key in parts[i][0]}
+        found[i].write(whole)
+        kept[i] = whole
+    shape = (len(items), len(seeds))
+    return [{key: array.reshape(*shape, *array.shape[1:]) for key, array in (own or {}).items()} for own in kept]
+
+
+def chunks(jobs: Sequence[Any], what: str) -> Any:
+    """CHUNK of them at a time, with progress."""
+    parts = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
+    return progress(parts, desc=what, unit=f"{CHUNK} image", leave=False)
+
+
+def identity(path: Path | None) -> list[int]:
+    """What changes when a file does, and for a folder when one of its files does: bytes and time of the last change."""
+    if path is None:
+        return [0, 0]
+    files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
+    found = [file.stat() for file in files]
+    return [sum(stat.st_size for stat in found), sum(stat.st_mtime_ns for stat in found) % 2**62]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Kept:
+    """Scores in a file: by picture, with what the picture and the scorer's weights were.
+
+    Attributes:
+        path: of the file.
+        weights: the scorer's.
+        stamps: by the name of a picture, ``identity`` of it and of its real picture.
+    """
+
+    path: Path
+    weights: str
+    stamps: Mapping[str, Sequence[int]]
+
+    def read(self) -> dict[str, np.ndarray] | None:
+        """The scores of these pictures, in their order; None unless all are there and of the same files."""
+        try:
+            with np.load(self.path, allow_pickle=False) as file:
+                rows = {str(name): row for row, name in enumerate(file["names"])}
+                own = [rows[name] for name in self.stamps]
+                if str(file["weights"]) != self.weights or file["stamps"][own].tolist() != [*self.stamps.values()]:
+                    return None
+                return {key[1:]: file[key][own] for key in file.files if key.startswith("_")}
+        except (OSError, ValueError, KeyError, IndexError, zipfile.BadZipFile):
+            return None
+
+    def write(self, scores: Mapping[str, np.ndarray]) -> None:
+        """Keep them, at once or not at all."""
+        names, stamps = np.asarray([*self.stamps]), np.asarray([*self.stamps.values()], np.int64)
+        own: Any = {f"_{key}": array for key, array in scores.items()}
+        with partial_file(self.path) as partial, open(partial, "wb") as file:
+            np.savez(file, names=names, stamps=stamps, weights=np.asarray(self.weights), **own)
+
+
+def bounds_of(
+    scorers: Sequence[Scorer], items: Sequence[Item], reconstruct: Callable[[np.ndarray], np.ndarray]
+) -> dict[str, Any]:
+    """What can be expected at best and at worst; of the emoji judge only."""
+    return emoji.bounds(items, reconstruct) if any(scorer.name == EMOJI for scorer in scorers) else {}

@@ -1,0 +1,143 @@
+"""Trained fusions as files: ``aggregators.safetensors`` and ``ensemble.json``, the pair to publish."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from afa_jax.errors import InputError
+from afa_jax.files import replace_text
+from afa_jax.fusion.afa import Aggregators
+from afa_jax.fusion.pair_record import FORMAT, read_pair_record
+from afa_jax.fusion.registry import fusion_config, init_fusion, kind_of
+from afa_jax.fusion.rivals.block_weights import BlockWeights
+from afa_jax.models.unet import UNet
+from afa_jax.names import PAIR
+from afa_jax.records import record_text
+from afa_jax.weights.checkpoint import Checkpoint, abstract_network
+from afa_jax.weights.keys import Key, pytorch_name
+from afa_jax.weights.load import unet_config
+from afa_jax.weights.state_dicts import load_state_dict, state_dict
+from afa_jax.weights.tensors import WeightsError, check_finite, open_tensors, read_tensors, write_tensors
+
+WEIGHTS, RECORD = PAIR
+
+
+def aggregator_key(path: str) -> str:
+    """``sites.<i>.conv_in.kernel`` -> ``aggregators.<i>.conv_in.weight``."""
+    return "aggregators." + pytorch_name(path).removeprefix("sites.")
+
+
+def fusion_key(kind: str) -> Key:
+    """The key function of a kind of fusion: AFA's as ``aggregator_key``, any other's below the kind's name."""
+    if kind == "afa":
+        return aggregator_key
+    # Block weights are one table, no layer that PyTorch would have a name for.
+    return lambda path: f"{kind}.{path if path == 'logits' else pytorch_name(path)}"
+
+
+def save_fusion(folder: Path, fusion: Any, record: Mapping[str, Any]) -> None:
+    """Write both files into a folder; ``record`` (experts with hashes, schedule, training) goes into ensemble.json.
+
+    Raises:
+        InputError: as record_text, which can be asked for before the training.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    kind, options = kind_of(fusion.config), dataclasses.asdict(fusion.config)
+    write_tensors(folder / WEIGHTS, state_dict(fusion, fusion_key(kind)), {"format": "pt"})
+    own: dict[str, Any] = dict(format=FORMAT, fusion=dict(kind=kind), aggregators_sha256=aggregators_hash(folder))
+    own |= dict(sabw=options) if kind == "afa" else dict(fusion=dict(kind=kind, **options))
+    replace_text(folder / RECORD, record_text(own | dict(record), RECORD))
+
+
+def aggregators_hash(folder: Path) -> str:
+    """sha256 of a folder's aggregators."""
+    with open(folder / WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """``ensemble.json`` of a folder.
+
+    Raises:
+        WeightsError: missing, or as read_pair_record.
+    """
+    if not (folder / RECORD).is_file():
+        raise WeightsError(f"{folder}: no {RECORD} there; train aggregators into it first (afa_jax.train --workdir)")
+    return read_pair_record(folder / RECORD)
+
+
+def recorded_fusion(folder: Path) -> Any:
+    """The configuration of a folder's fusion.
+
+    Raises:
+        WeightsError: ensemble.json is missing, or says what this project does not know.
+    """
+    record = read_record(folder)
+    options = dict(record.get("fusion") or dict(kind="afa"))  # the first pairs say nothing: they are AFA's
+    kind = str(options.pop("kind", None))
+    try:
+        return fusion_config(kind, dict(record.get("sabw") or {}) if kind == "afa" else options)
+    except InputError as error:
+        raise WeightsError(f"{folder / RECORD}: {error}") from None
+
+
+def load_fusion(folder: Path, unet: UNet, experts: int) -> Any:
+    """The trained fusion of a folder, of any kind, for a stack of ``experts`` U-Nets, float32.
+
+    Raises:
+        WeightsError: a file is missing or damaged, or the keys or shapes do not fit these experts.
+    """
+    config = recorded_fusion(folder)
+    path = folder / WEIGHTS
+    fusion = load_state_dict(
+        jax.eval_shape(lambda: init_fusion(config, unet, experts, 0)),
+        read_tensors(path),
+        fusion_key(kind_of(config)),
+        what=str(path),
+        param_dtype=jnp.float32,
+    )
+    check_aggregators(folder)
+    return fusion
+
+
+def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
+    """As load_fusion, of AFA's aggregators.
+
+    Raises:
+        WeightsError: as load_fusion, or the folder's fusion is of another kind.
+    """
+    if (kind := kind_of(recorded_fusion(folder))) != "afa":
+        raise WeightsError(f"{folder}: a trained {kind}, not AFA's aggregators; choose a run with fusion.kind=afa")
+    aggregators = load_fusion(folder, unet, experts)
+    assert isinstance(aggregators, Aggregators)
+    return aggregators
+
+
+def load_block_weights(folder: Path, checkpoints: Mapping[str, Checkpoint]) -> dict[str, dict[str, float]]:
+    """The trained block weights of a folder, as the merge ``mbw`` takes them.
+
+    Raises:
+        WeightsError: as load_fusion, or the folder's fusion is of another kind.
+    """
+    if (kind := kind_of(recorded_fusion(folder))) != "mbw":
+        raise WeightsError(f"{folder}: a trained {kind}, no block weights; choose a run with fusion.kind=mbw")
+    unet = abstract_network(unet_config(next(iter(checkpoints.values()))))[0]
+    fusion = load_fusion(folder, unet, len(checkpoints))
+    assert isinstance(fusion, BlockWeights)
+    return fusion.by_block([stage.name for stage in unet.stages], [*checkpoints])
+
+
+def check_aggregators(folder: Path) -> None:
+    """Raise WeightsError unless a folder's two files can be read and belong together."""
+    record, path = read_record(folder), folder / WEIGHTS
+    for name, tensor in open_tensors(path).tensors.items():
+        check_finite(tensor.read(), name, str(path))
+    if record.get("aggregators_sha256") not in (None, aggregators_hash(folder)):
+        raise WeightsError(f"{path} is not the file that {RECORD} beside it describes; resume the run to write both")

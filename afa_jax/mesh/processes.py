@@ -1,0 +1,377 @@
+"""Several processes, one to a host, that run one program together: how they find each other and how they agree.
+
+Every process calls the functions of this module at the same points of its program, as it runs the same jitted programs
+in the same order. Process 0 alone touches the workdir; what it finds there, or what stops it, reaches the others here.
+With one process everything is the identity.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import itertools
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+import jax
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from afa_jax.errors import InputError, Stopped, printable
+from afa_jax.mesh.cluster import FLAGS, settings
+from afa_jax.mesh.cluster import add_arguments as add_arguments
+from afa_jax.mesh.messages import dumps, loads
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+START_SECONDS = 300.0
+"""For all processes to come; AFA_JAX_START_SECONDS overrides it."""
+HEARTBEAT_SECONDS = 60.0
+"""After which a silent process is taken for dead and the others end; AFA_JAX_HEARTBEAT_SECONDS overrides it."""
+LEAVE_SECONDS = 5.0
+"""That a process which failed waits for the others to fail alike: one that goes at once would silence them."""
+MESSAGE = 1024
+"""Bytes that one collective takes along; what is longer takes a second one."""
+CHUNK = 2**24
+"""Words of four bytes, of arrays that are sent together."""
+
+_state = threading.local()  # alone: within what process 0, or each process, does by itself
+_starting: list[threading.Thread] = []
+
+
+def start(options: argparse.Namespace) -> None:
+    """Join the other processes, if there are any; call it before anything asks JAX for its devices.
+
+    The first of these decides: the options; the variables JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+    JAX_PROCESS_ID; a cluster that ``jax.distributed.initialize`` knows, where it has started several processes. Under
+    Slurm and Open MPI a process that has its host for itself gets all devices of it, several get one device each.
+
+    Raises:
+        InputError: the numbers do not fit, or not all processes came in time.
+    """
+    where = settings(options)
+    if where is None:
+        return
+    _connect(where)
+    if where.get("num_processes", jax.process_count()) != jax.process_count():
+        raise InputError(
+            f"{FLAGS[1]} {where['num_processes']}: process 0 was started with {jax.process_count()}; "
+            "start all of them with one number"
+        )
+    int(everywhere(0))  # CPUs connect here, where all come at the same time: they would not wait long for each other
+
+
+def _connect(where: dict[str, Any]) -> None:
+    """``jax.distributed.initialize``, whose own end of patience is the end of the process, without a word of ours."""
+    # Its notice of SIGTERM takes the signal from Python; ours is training.stopping.
+    jax.config.update("jax_enable_preemption_service", False)
+    patience = _seconds("AFA_JAX_START_SECONDS", START_SECONDS)
+    heartbeat = _seconds("AFA_JAX_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
+    failed: list[Exception] = []
+
+    def initialize() -> None:
+        try:
+            jax.distributed.initialize(
+                **where, initialization_timeout=int(patience) + 60, heartbeat_timeout_seconds=max(int(heartbeat), 1)
+            )
+        except Exception as error:
+            failed.append(error)
+
+    thread = threading.Thread(target=initialize, name="starting", daemon=True)
+    thread.start()
+    thread.join(patience)
+    if thread.is_alive():
+        _starting.append(thread)
+        who = "not all others came" if where.get("process_id") == 0 else "process 0 does not answer, or others lack"
+        raise InputError(
+            f"{FLAGS[0]} {where.get('coordinator_address', 'as the cluster says')}: {who} after {patience:g} seconds; "
+            "start every process, with the same address and number, on hosts that reach each other"
+        )
+    if failed:
+        (error,) = failed
+        if isinstance(error, ValueError) and not where and "should be defined" in str(error):
+            return  # a machine with TPUs that belongs to no cluster
+        line = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"the processes cannot join: {line}; see --help for {', '.join(FLAGS)}") from error
+
+
+def _seconds(variable: str, default: float) -> float:
+    try:
+        seconds = float(os.environ.get(variable, default))
+    except ValueError:
+        seconds = 0.0
+    if seconds <= 0:
+        raise InputError(f"{variable}={os.environ[variable]}: choose a number of seconds")
+    return seconds
+
+
+def finish(status: int, failure: BaseException | None = None) -> int:
+    """The exit status of a command, when the other processes have come as far.
+
+    Args:
+        failure: what ended the command. Unless the others know of it they are waited for only as long as they may take
+            to fail alike; then this process ends at once, and so do they when they find it gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if _starting:
+        os._exit(status)  # it may still be in there, with the end of its patience to come
+    if not jax.distributed.is_initialized():
+        return status
+    stopped = isinstance(failure, Stopped) and failure.step is not None
+    if failure is None or stopped or getattr(failure, "agreed", False):
+        jax.distributed.shutdown()
+        return status
+    if lost(failure):
+        os._exit(status)
+    leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_SECONDS)
+    if leaving.is_alive():
+        os._exit(status)
+    return status
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error of JAX says that another process is gone; on some devices it is a heartbeat that tells."""
+    told = ("Gloo", "NCCL", "Connection closed", "Connection reset", "Socket closed", "UNAVAILABLE", "heartbeat")
+    raised = isinstance(error, ValueError | RuntimeError) and not isinstance(error, InputError)
+    return several() and raised and any(word in str(error) for word in told)
+
+
+def several() -> bool:
+    """Whether other processes run this program, too."""
+    return jax.distributed.is_initialized() and jax.process_count() > 1
+
+
+def first() -> bool:
+    """Whether this is process 0."""
+    return not several() or jax.process_index() == 0
+
+
+def say(line: object) -> None:
+    """Print a line once, not once a process; what it quotes from files is cleaned."""
+    if first():
+        print(printable(line), flush=several())
+
+
+@contextlib.contextmanager
+def alone() -> Iterator[None]:
+    """Within it nothing waits for the other processes: process 0 does what it has to do, the others do not."""
+    before = getattr(_state, "alone", False)
+    _state.alone = True
+    try:
+        yield
+    finally:
+        _state.alone = before
+
+
+def gather(value: T) -> list[T]:
+    """The value of every process, in order.
+
+    Raises:
+        TypeError: the value is of a type that afa_jax.mesh.messages does not tell.
+    """
+    if not several() or getattr(_state, "alone", False):
+        return [value]
+    from jax.experimental.multihost_utils import process_allgather
+
+    data = dumps(value)
+    data = len(data).to_bytes(8, "little") + data
+    rows = process_allgather(np.frombuffer(data[:MESSAGE].ljust(MESSAGE, b"\0"), np.uint8))
+    lengths = [8 + int.from_bytes(row[:8].tobytes(), "little") for row in rows]
+    if (longest := max(lengths)) > MESSAGE:
+        size = 1 << (longest - 1).bit_length()  # a power of two: few programs to compile
+        rows = process_allgather(np.frombuffer(data.ljust(size, b"\0"), np.uint8))
+    return [loads(row[8:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
+
+
+def together(function: Callable[[], T]) -> T:
+    """Call what may fail in one process only, such as reading a file: then its error is raised in every process.
+
+    ``function`` runs nothing that all processes have to run together; ``on_first`` in it does not reach the others.
+    """
+    if not several() or getattr(_state, "alone", False):
+        return function()
+    value, error = _attempt(function)
+    _raise_first(gather(error), error)
+    return value  # type: ignore[return-value]  # without an error there is one
+
+
+def on_first(function: Callable[[], T]) -> T:
+    """Process 0 calls it; its value, or its error with the same message, is that of every process.
+
+    Args:
+        function: like that of ``together``; returns what afa_jax.mesh.messages tells.
+    """
+    if not several():
+        return function()
+    if getattr(_state, "alone", False):
+        return function() if first() else None  # type: ignore[return-value]  # the others go without
+    value, error = _attempt(function, tell=True) if first() else (None, None)
+    value, told = gather((value, error))[0]
+    _raise_first([told], error)
+    return value  # type: ignore[return-value]  # of process 0
+
+
+def by_first(function: Callable[P, T]) -> Callable[P, T]:
+    """A function, or a method, that process 0 carries out for all; see ``on_first``."""
+
+    @functools.wraps(function)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        return on_first(lambda: function(*args, **kwargs))
+
+    return call
+
+
+def _attempt(function: Callable[[], T], tell: bool = False) -> tuple[T | None, BaseException | None]:
+    """What it returns, and what it raises instead; that its value cannot be told to others is an error, too."""
+    with alone():
+        try:
+            value = function()
+            if tell:
+                dumps(value)
+            return value, None
+        except BaseException as error:
+            return None, error
+
+
+def _raise_first(errors: list[BaseException | None], own: BaseException | None) -> None:
+    """Raise the error of the first process that has one: as it is where it happened, as it was told elsewhere."""
+    found = next(((i, error) for i, error in enumerate(errors) if error is not None), None)
+    if found is None:
+        return
+    index, error = found
+    if own is not None and index == jax.process_index():
+        error = own
+    elif type(error) is RuntimeError:
+        error = RuntimeError(f"process {index}: {error}")
+    error.agreed = True  # type: ignore[attr-defined]  # see finish
+    raise error
+
+
+def same(value: Any, what: str) -> None:
+    """Check that all processes have one value, which is JSON, of something.
+
+    Raises:
+        InputError: names the first process whose value is another than process 0's.
+    """
+    values = gather(json.dumps(value, sort_keys=True))
+    for index, other in enumerate(values):
+        if other != values[0]:
+            error = InputError(f"{what}: process {index} has others than process 0; give all hosts the same files")
+            error.agreed = True  # type: ignore[attr-defined]
+            raise error
+
+
+def meet(where: str) -> None:
+    """Wait, for an hour at most, until every process is here: one that comes late is still compiling, say.
+
+    A collective is no place to wait at: on CPUs it gives up after half a minute.
+    """
+    if several():
+        from orbax.checkpoint.multihost import get_barrier_sync_fn
+
+        get_barrier_sync_fn()(key=f"afa_jax {where}", timeout_ms=3_600_000)
+
+
+def everywhere(value: int) -> Any:
+    """The largest of the processes' values: an array under way, and ``int()`` of it waits.
+
+    Nothing else does: it is given to the devices like a step of training, in the same order by every process.
+
+    Args:
+        value: one of a few, from 0 to 255.
+    """
+    return _largest()(_flags(value)) if several() else value
+
+
+@functools.cache
+def _everyone() -> Mesh:
+    return Mesh(np.array(jax.devices()), ("all",))
+
+
+@functools.cache
+def _largest() -> Callable[[jax.Array], jax.Array]:
+    return jax.jit(lambda flags: flags.max(), out_shardings=NamedSharding(_everyone(), PartitionSpec()))
+
+
+@functools.cache
+def _flags(value: int) -> jax.Array:
+    flags = np.full(jax.device_count(), value, np.int32)
+    return place(flags, NamedSharding(_everyone(), PartitionSpec("all")))
+
+
+def compiled_together(jitted: Any) -> Callable[..., Any]:
+    """A jitted function that no process runs for the first time before all of them have compiled it.
+
+    CPUs that exchange data for the first time wait for each other for 30 seconds, and compiling takes longer.
+    """
+    met = not several()
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        nonlocal met
+        if not met:
+            jitted.lower(*args, **kwargs).compile()
+            gather(None)
+            met = True
+        return jitted(*args, **kwargs)
+
+    return call
+
+
+def place(array: np.ndarray, sharding: Any) -> jax.Array:
+    """An array that every process has whole on its host, on the devices of all of them."""
+    return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+
+def fetch(tree: Any) -> Any:
+    """A tree of arrays, however they lie on the devices of all processes, as NumPy arrays; for process 0 only."""
+    from jax.experimental.multihost_utils import process_allgather
+
+    def whole(leaf: Any) -> np.ndarray | None:
+        if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
+            leaf = process_allgather(leaf, tiled=True)
+        elif not first():
+            return None
+        elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+            leaf = leaf.addressable_data(0)
+        return np.asarray(leaf)
+
+    return jax.tree.map(whole, tree)
+
+
+def broadcast_arrays(arrays: Any, like: Any) -> Any:
+    """Process 0's arrays, bit for bit, as NumPy arrays on every host.
+
+    Args:
+        arrays: a tree of NumPy arrays; of process 0 only.
+        like: a tree of the same shapes and dtypes, in every process.
+    """
+    if not several():
+        return jax.tree.map(np.asarray, arrays)
+    from jax.experimental.multihost_utils import broadcast_one_to_all
+
+    leaves, structure = jax.tree.flatten(like)
+    sizes = [leaf.size * leaf.dtype.itemsize for leaf in leaves]
+    begins = list(itertools.accumulate((-(-size // 16) * 16 for size in sizes), initial=0))
+    spans = [(begin, begin + size) for begin, size in zip(begins, sizes, strict=False)]
+    words = max(begins[-1] // 4, 1)
+    chunk = min(CHUNK, 1 << (words - 1).bit_length())
+    data = np.zeros(4 * chunk * -(-words // chunk), np.uint8)
+    if first():
+        for leaf, (begin, end) in zip(jax.tree.leaves(arrays), spans, strict=True):
+            data[begin:end] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
+    # As whole numbers: it is a sum with the others' zeros, which would take the sign of -0.0.
+    for part in data.view(np.uint32).reshape(-1, chunk):
+        part[:] = broadcast_one_to_all(part)
+    received = [
+        data[begin:end].view(leaf.dtype).reshape(leaf.shape) for leaf, (begin, end) in zip(leaves, spans, strict=True)
+    ]
+    return jax.tree.unflatten(structure, received)

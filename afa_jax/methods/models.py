@@ -1,0 +1,148 @@
+"""The models that methods are made of, loaded when one asks for them and then shared."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+from afa_jax.experts.architectures import different_architectures
+from afa_jax.experts.frozen import Experts, load_experts, mismatches, record_of
+from afa_jax.experts.sources import find_checkpoints, parse_base, parse_expert
+from afa_jax.fusion.files import RECORD
+from afa_jax.weights.checkpoint import Checkpoint, rounded
+from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.formats.hub import fetch_run
+from afa_jax.weights.load import load_text_encoders, load_unet, load_unets, unet_config
+from afa_jax.weights.merging.combine import COMPONENTS
+from afa_jax.weights.merging.rules import BASE
+
+
+class NotTrained(InputError):
+    """A method whose trained part is not there: a comparison goes on without it and says so."""
+
+
+class Models:
+    """The models of a config, loaded when a method asks for them and then shared.
+
+    Args:
+        config: with base, experts and dtype.
+        workdir: of the trained run that methods take which name none, a folder or a hub id.
+        steps: of the sampler, for experts that take turns in a method without steps of its own.
+        mesh: the devices that the experts are spread over.
+    """
+
+    def __init__(self, config: ConfigDict, workdir: Path | None = None, steps: int = 50, mesh: Mesh | None = None):
+        self.config, self.workdir, self.steps, self.mesh = config, workdir, steps, mesh
+
+    @functools.cached_property
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """The experts' checkpoints by name."""
+        return find_checkpoints(self.config.base, self.config.experts)[1]
+
+    @property
+    def exact(self) -> dict[str, Checkpoint]:
+        """They in float32: what is merged of them is not rounded to their own dtype."""
+        return {name: rounded(checkpoint, "float32") for name, checkpoint in self.checkpoints.items()}
+
+    @functools.cached_property
+    def base(self) -> Checkpoint:
+        """The base model with all its networks: of a model on the hub its U-Net is fetched only here."""
+        return parse_base(self.config.base).open(COMPONENTS)
+
+    @functools.cached_property
+    def experts(self) -> Experts:
+        """All experts, stacked."""
+        return load_experts(self.config, mesh=self.mesh, **self.dtypes)
+
+    @property
+    def dtypes(self) -> dict[str, Any]:
+        """Keyword arguments of the loaders."""
+        return dict(dtype=self.config.dtype, param_dtype=self.config.dtype)
+
+    def named(self, names: Sequence[str]) -> dict[str, Checkpoint]:
+        """The checkpoints of some experts, and of "base" the base model's where no expert is called that.
+
+        Raises:
+            InputError: a name that is not there, or is there twice; a base model without U-Net or text encoder.
+        """
+        if len(set(names)) < len(names):
+            raise InputError(f"experts {', '.join(names)}: name each once")
+        return {name: self.whole_base if self._is_base(name) else self.checkpoints[name] for name in names}
+
+    def _is_base(self, name: str) -> bool:
+        if name == BASE and name not in self.checkpoints:
+            return True
+        self.experts.index(name)
+        return False
+
+    @property
+    def whole_base(self) -> Checkpoint:
+        """The base model as one that can be sampled; InputError without U-Net or text encoder."""
+        for component in EXPERT:
+            if component not in self.base.components:
+                raise InputError(f"base: {self.base.path} has no {component}; name a base model that has one")
+        return self.base
+
+    def open(self, entry: Mapping[str, Any]) -> dict[str, Checkpoint]:
+        """The checkpoint of an expert that is not in the config's list, by its name.
+
+        Raises:
+            NotTrained: there is no such file or folder.
+            InputError: it cannot be read, or not sampled with the base's VAE and noise schedule.
+        """
+        source = parse_expert(entry)
+        try:
+            base, opened = find_checkpoints(self.config.base, [entry])
+        except InputError as error:
+            if Path(source.path).exists():
+                raise
+            raise NotTrained(str(error)) from error
+        for mismatch in mismatches(base, opened):
+            raise InputError(mismatch.message)
+        return opened
+
+    def load(self, chosen: Mapping[str, Checkpoint]) -> Experts:
+        """Experts with the base's VAE, tokenizer and schedule; of several architectures their U-Nets are a tuple.
+
+        All of the config's, in its order, are not loaded twice.
+        """
+        names, checkpoints = [*chosen], [*chosen.values()]
+        if names == [*self.checkpoints] and all(chosen[name] is self.checkpoints[name] for name in names):
+            return self.experts
+        apart = any(different_architectures([unet_config(checkpoint) for checkpoint in checkpoints], names))
+        unets: Any = (
+            tuple(load_unet(checkpoint, **self.dtypes) for checkpoint in checkpoints)
+            if apart
+            else load_unets(checkpoints, **self.dtypes)
+        )
+        return dataclasses.replace(
+            self.experts,
+            names=tuple(names),
+            hashes=tuple(expert["sha256"] for expert in record_of(chosen)),
+            unet=unets,
+            text_encoder=load_text_encoders(checkpoints, **self.dtypes),
+        )
+
+    def run(self, workdir: str | None) -> Path:
+        """The folder of a trained run.
+
+        Raises:
+            NotTrained: none was named, or nothing was trained there.
+        """
+        chosen = workdir or self.workdir
+        if chosen is None:
+            raise NotTrained("--workdir is missing: it needs the workdir of a trained run, or its hub id")
+        try:
+            folder = fetch_run(Path(str(chosen)))
+        except InputError as error:
+            raise NotTrained(str(error)) from error
+        if not (folder / RECORD).is_file():
+            raise NotTrained(f"{folder}: no {RECORD} there; train into it first (afa_jax.train --workdir)")
+        return folder

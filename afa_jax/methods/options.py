@@ -1,0 +1,85 @@
+"""How pictures are sampled, whatever the method."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import warnings
+
+from afa_jax.diffusion.samplers.registry import SAMPLERS
+from afa_jax.diffusion.samplers.sampler import Sampler
+from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.errors import InputError
+from afa_jax.experts.frozen import Experts
+from afa_jax.mesh.processes import first as first_process
+
+_DDIM = ("DDIM", "DDIMScheduler", "FlaxDDIMScheduler")
+"""What a base model calls the sampler that there is."""
+
+
+@functools.cache
+def _warn_of_sampler(name: str) -> None:
+    """Warn of a sampler that there is not; cached, for it need not be said again with every picture."""
+    warnings.warn(f"the base model's scheduler is {name!r:.60}; pictures are sampled by DDIM", stacklevel=2)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleOptions:
+    """How to sample.
+
+    Steps, guidance and batch-mates do not change the compiled program, unless something is kept of each step.
+
+    Attributes:
+        size: (rows, columns) of the pictures in pixels.
+        steps: of the sampler.
+        guidance: scale of classifier-free guidance; 1 turns it off.
+        eta: of the sampler: 0 is deterministic, 1 has the variance of DDPM.
+        sampler: its name in SAMPLERS.
+        batch: pictures at once. The last batch is filled up, so that there is one compilation.
+        maps: keep the maps too.
+        routing: keep what the maps of each step say in sum, ``routing_of``; a few numbers a step, whatever the size.
+        path: keep the clean picture that each step's prediction implies.
+        one_by_one: run the pictures of a batch after one another, so that each is bit for bit the same whatever its
+            batch and its place in it; together, the last bit of a float can depend on the place. None: on a CPU only,
+            where it costs little.
+    """
+
+    size: tuple[int, int]
+    steps: int = 50
+    guidance: float = 7.5
+    eta: float = 0.0
+    sampler: str = "ddim"
+    batch: int = 4
+    maps: bool = False
+    routing: bool = False
+    path: bool = False
+    one_by_one: bool | None = None
+
+    def check(self, experts: Experts) -> None:
+        """Raise InputError for what cannot be sampled with these experts.
+
+        Warns, once in a process, where the base model names a sampler that is not this project's.
+        """
+        experts.check_size(self.size)
+        if self.batch < 1:
+            raise InputError(f"a batch of {self.batch}; choose 1 or more")
+        if self.guidance < 1:
+            raise InputError(f"guidance {self.guidance}; choose 1 (none) or more")
+        self.make_sampler(experts.schedule).constants(self.steps)
+        if experts.sampler not in _DDIM and first_process():
+            _warn_of_sampler(experts.sampler)
+
+    def make_sampler(self, schedule: NoiseSchedule) -> Sampler:
+        """Return the sampler of a noise schedule.
+
+        Raises:
+            InputError: there is none of this name, or it cannot have this eta.
+        """
+        if self.sampler not in SAMPLERS:
+            raise InputError(f"sampler={self.sampler!r}; choose {', '.join(SAMPLERS)}")
+        return SAMPLERS[self.sampler](schedule=schedule, eta=self.eta)
+
+    @property
+    def keeps_steps(self) -> bool:
+        """Whether something of each step is part of the result."""
+        return self.maps or self.routing or self.path

@@ -1,0 +1,348 @@
+"""From prompts to pictures: one compiled program a method, whatever the number of prompts."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from afa_jax.data.pictures import to_pixels
+from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
+from afa_jax.diffusion.samplers.sampler import Sampler, image_noise, sample
+from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.errors import InputError, NotFinite
+from afa_jax.experts.frozen import Experts, encode_prompts
+from afa_jax.fusion.routing import routing_of
+from afa_jax.mesh.collectives import divided
+from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
+from afa_jax.mesh.processes import meet, several
+from afa_jax.methods.options import SampleOptions
+from afa_jax.models.vae import VAE
+from afa_jax.trees import axis_size, take
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Request:
+    """One picture to make. ``number`` counts the pictures of one prompt and alone, with the seed, gives the noise."""
+
+    prompt: str
+    number: int = 0
+    negative_prompt: str = ""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Picture:
+    """A picture, and of its sampling what was to be kept.
+
+    Attributes:
+        pixels: uint8 ``[rows, columns, 3]``.
+        maps: by site ``[steps, n, h, w]``.
+        routing: ``weights`` ``[steps, sites, n]`` and ``entropy`` ``[steps, sites]``, means over the pixels.
+        path: the clean picture implied by each step's prediction, uint8 ``[steps, rows, columns, 3]``.
+    """
+
+    request: Request
+    pixels: np.ndarray
+    maps: tuple[np.ndarray, ...] = ()
+    routing: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    path: np.ndarray | None = None
+
+
+def generate(
+    requests: Sequence[Request],
+    denoiser: Denoiser | PathDenoiser,
+    experts: Experts,
+    *,
+    seed: int,
+    options: SampleOptions,
+) -> Iterator[Picture]:
+    """Sample the requests in order, a batch at a time; the devices work at the next one while a batch is used.
+
+    On the experts' mesh each device samples its rows of a batch, whose size is rounded up to a multiple of these; every
+    process gets all pictures.
+
+    Raises:
+        InputError: at once, for options that cannot be sampled, a prompt with unknown characters, maps from a
+            Denoiser without them, or a Denoiser that cannot be spread over the mesh; later, for a picture that is not
+            finite.
+    """
+    options.check(experts)
+    key = np.uint32(seed)  # as an int32 it would end at 2**31
+    mesh = experts.mesh
+    models = (denoiser, experts.text_encoder, experts.vae)
+    if mesh is not None:
+        devices = mesh.shape[DATA] * mesh.shape[FSDP]
+        options = dataclasses.replace(options, batch=-(-options.batch // devices) * devices)
+        models = place(models, mesh, specs_of_models(models, mesh))
+    if (options.maps or options.routing) and not hasattr(denoiser, "with_maps"):
+        raise InputError(
+            "maps exist only in an ensemble: choose the method afa, gate, router, uniform, inside:<name>, maxfusion, "
+            "or learned_mbw"
+        )
+    positive = _token_ids([r.prompt for r in requests], experts.tokenizer)
+    negative = _token_ids([r.negative_prompt for r in requests], experts.tokenizer)
+
+    program, numbers_of_steps = program_of(options, experts.schedule)
+
+    def batches(models: Any, start: int = 0) -> Iterator[tuple[int, Any]]:
+        """The first request of each, and its results: under way, for JAX does not wait for the devices."""
+        for first in range(start, len(requests), options.batch):
+            rows = np.minimum(np.arange(first, first + options.batch), len(requests) - 1)  # the last one fills up
+            numbers = np.asarray([requests[row].number for row in rows])
+            batch = (positive[rows], negative[rows], numbers)
+            if mesh is not None:
+                batch = place(batch, mesh, PartitionSpec(ROWS))
+            arguments = (*models, batch, key, numbers_of_steps)
+            if first == start and mesh is not None and several():
+                sample_batch.lower(*arguments, program=program, mesh=mesh).compile()
+                meet("sampler")
+            yield first, sample_batch(*arguments, program=program, mesh=mesh)
+
+    def pictures() -> Iterator[Picture]:
+        vae = models[-1]
+        under_way = batches(models)
+        following = next(under_way, None)
+        while following is not None:
+            (first, made), following = following, next(under_way, None)
+            fetched = jax.device_get(made)
+            del made
+            own = requests[first : first + options.batch]
+            finite = fetched.pop("finite")[: len(own)]
+            if jnp.dtype(vae.dtype) == jnp.float16 and (finite[:, 0] & ~finite[:, 1]).any():
+                warnings.warn("the VAE overflows float16, as many do; it decodes in float32", stacklevel=2)
+                vae = in_float32(vae)
+                under_way = batches((*models[:-1], vae), first)  # what is under way is decoded by the other one
+                following = next(under_way)
+                continue
+            for i, request in enumerate(own):
+                _check_finite(request, finite[i], experts)
+                yield Picture(request=request, **take(fetched, i))
+
+    return pictures()
+
+
+def in_float32(vae: VAE) -> VAE:
+    """A VAE with the same parameters that computes in float32."""
+    wide = copy.copy(vae)
+    wide.dtype = jnp.float32
+    return wide
+
+
+def _check_finite(request: Request, finite: np.ndarray, experts: Experts) -> None:
+    """Raise NotFinite for a picture whose latents or pixels hold NaN or infinity: it would be black."""
+    if finite.all():
+        return
+    what, dtype = ("the VAE's pixels" if finite[0] else "the latents"), jnp.dtype(experts.text_encoder.dtype).name
+    remedy = (
+        "look at the weights with afa_jax.convert --inspect, and choose a lower guidance"
+        if dtype == "float32"
+        else "choose dtype=float32"
+    )
+    raise NotFinite(
+        f"prompt {request.prompt!r}, picture {request.number}: {what} are not finite (NaN or infinity) after sampling "
+        f"in {dtype} with {', '.join(experts.names)}; {remedy}"
+    )
+
+
+def _token_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
+    """Token ids ``[b, length]``; a prompt that is there often goes through the tokenizer once."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    return tokenizer(list(places))[[places[prompt] for prompt in prompts]]
+
+
+def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options: SampleOptions) -> int:
+    """Return the bytes that the compiled sampler of a batch holds: arguments, temporaries and results."""
+    ids, numbers = experts.tokenizer([""] * options.batch), np.zeros(options.batch, np.int64)
+    program, of_steps = program_of(options, experts.schedule)
+    models = (denoiser, experts.text_encoder, experts.vae)
+    lowered = sample_batch.lower(*models, (ids, ids, numbers), np.uint32(0), of_steps, program=program)
+    memory = lowered.compile().memory_analysis()
+    if memory is None:
+        return 0  # a backend that does not say
+    return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Program:
+    """What is compiled into a sampler, with the shapes of its arguments; fields are those of SampleOptions.
+
+    Attributes:
+        guided: with classifier-free guidance, of whatever scale.
+    """
+
+    size: tuple[int, int]
+    sampler: Sampler
+    guided: bool
+    maps: bool
+    routing: bool
+    path: bool
+    one_by_one: bool
+
+
+class StepNumbers(NamedTuple):
+    """The numbers of the steps, which are arguments of the program.
+
+    Attributes:
+        constants: of each evaluation.
+        count: how many of them are used; None for all, where something is kept of each.
+        guidance: the scale.
+    """
+
+    constants: Any
+    count: Any
+    guidance: Any
+
+
+def program_of(
+    options: SampleOptions, schedule: NoiseSchedule, *, any_steps: bool = True
+) -> tuple[Program, StepNumbers]:
+    """Return what of the options is compiled, and what is given to the program.
+
+    Args:
+        any_steps: one program for any number of steps up to the next power of two, 64 at least, where nothing is kept
+            of each. Without it the program says how many steps it does, which is what one counts its work by.
+    """
+    sampler = options.make_sampler(schedule)
+    constants, count = sampler.constants(options.steps), None
+    if any_steps and not options.keeps_steps:
+        count = len(constants.t)
+        room = max(64, 1 << (count - 1).bit_length())
+        constants = jax.tree.map(lambda values: np.resize(np.asarray(values), room), constants)
+    one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
+    kept = dict(maps=options.maps, routing=options.routing, path=options.path)
+    program = Program(size=options.size, sampler=sampler, guided=options.guidance != 1, one_by_one=one_by_one, **kept)
+    return program, StepNumbers(constants, None if count is None else np.int32(count), np.float32(options.guidance))
+
+
+def specs_of_models(models: tuple[Any, Any, Any], mesh: Mesh) -> tuple[Any, Any, Any]:
+    """How denoiser, text encoders and VAE are spread over a mesh.
+
+    Raises:
+        InputError: all experts are to be on each device, and the mesh spreads them; or it cannot.
+    """
+    denoiser, text_encoder, _ = models
+    everywhere = PartitionSpec()
+    if mesh.shape[EXPERT] == mesh.shape[FSDP] == 1:
+        return everywhere, everywhere, everywhere
+    if not getattr(denoiser, "spreads", False):
+        raise InputError("mesh: only afa, gate, uniform and inside:<name> spread experts; choose expert=1 and fsdp=1")
+    if axis_size(denoiser.experts) % mesh.shape[EXPERT]:
+        raise InputError(f"mesh.expert={mesh.shape[EXPERT]} does not divide {axis_size(denoiser.experts)} experts")
+    return specs_of(denoiser, mesh), specs_of(text_encoder, mesh, "text_encoder"), everywhere
+
+
+@functools.partial(jax.jit, static_argnames=("program", "mesh"))
+def sample_batch(
+    denoiser: Any,
+    text_encoder: Any,
+    vae: Any,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    seed: jax.Array,
+    steps: StepNumbers,
+    *,
+    program: Program,
+    mesh: Mesh | None = None,
+) -> dict[str, Any]:
+    """Rows of (token ids, negative token ids, numbers) -> a Picture's fields, with a leading axis for the rows."""
+    function, models = functools.partial(_sample_rows, program), (denoiser, text_encoder, vae)
+    if mesh is None:
+        return function(*models, rows, seed, steps)
+    specs, split, same = specs_of_models(models, mesh), PartitionSpec(ROWS), PartitionSpec()
+    made = on_mesh(function, mesh, (*specs, split, same, same), split)(*models, rows, seed, steps)
+    # Every process gets them all.
+    return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, same))
+
+
+def _sample_rows(
+    program: Program,
+    denoiser: Any,
+    text_encoder: Any,
+    vae: Any,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    seed: jax.Array,
+    steps: StepNumbers,
+) -> dict[str, Any]:
+    """As sample_batch, on one device of a mesh: its rows."""
+
+    def of_rows(rows: tuple[jax.Array, jax.Array, jax.Array]) -> dict[str, Any]:
+        return _pictures(program, denoiser, text_encoder, vae, rows, jax.random.key(seed), steps)
+
+    if not program.one_by_one:
+        return of_rows(rows)
+    made = jax.lax.map(lambda row: of_rows(jax.tree.map(lambda x: x[None], row)), rows)
+    return jax.tree.map(lambda leaf: leaf[:, 0], made)
+
+
+def _pictures(
+    program: Program,
+    denoiser: Any,
+    text_encoder: Any,
+    vae: Any,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    key: jax.Array,
+    steps: StepNumbers,
+) -> dict[str, Any]:
+    """From token ids to pixels: encode the prompts, sample latents, decode them."""
+    positive, negative, numbers = rows
+    both = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
+    conditional, unconditional = (
+        jax.tree.map(lambda states, half=half: jnp.split(states, 2, axis=1)[half], both) for half in (0, 1)
+    )
+    factor = vae.config.factor
+    shape = (program.size[0] // factor, program.size[1] // factor, vae.config.latent_channels)
+    noise = image_noise(key, numbers, shape)
+    on_path, has_maps = isinstance(denoiser, PathDenoiser), program.maps or program.routing
+    scale = steps.guidance if program.guided else 1
+
+    def predict(x: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
+        maps: Any = ()
+        if on_path:
+            prediction, memory = denoiser.guided(x, t, conditional, unconditional, scale, memory)
+        else:
+            function = denoiser.with_maps if has_maps else denoiser
+            answer = guided(function, conditional, unconditional, scale, has_maps=has_maps)(x, t)
+            prediction, maps = answer if has_maps else (answer, ())
+        return (prediction, kept(x, prediction, t, maps)) if keeps else prediction, memory
+
+    keeps = has_maps or program.path
+
+    def kept(x: jax.Array, prediction: jax.Array, t: jax.Array, maps: Any) -> dict[str, Any]:
+        """What is kept of a step; rows first, as in the result. The steps come before them in the scan."""
+        aux: dict[str, Any] = {}
+        if program.maps:
+            aux["maps"] = jax.tree.map(lambda site: jnp.moveaxis(site, 1, 0), maps)
+        if program.routing:
+            aux["routing"] = routing_of(maps)
+        if program.path:
+            aux["path"] = to_pixels(vae.decode(program.sampler.schedule.clean(x, prediction, t)))
+        return aux
+
+    sampled = sample(
+        program.sampler,
+        predict,
+        noise,
+        steps.constants,
+        count=steps.count,
+        # Keys of the steps' noise; those of the starting noise are fold_in(key, number) directly.
+        noise_at=lambda step: image_noise(jax.random.fold_in(jax.random.split(key)[1], step), numbers, shape),
+        has_aux=keeps,
+        carry=denoiser.start(noise) if on_path else (),
+    )
+    latents, aux = sampled if keeps else (sampled, {})
+
+    def decoded(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
+        images = vae.decode(latents)
+        return to_pixels(images), jnp.isfinite(images).all((1, 2, 3))
+
+    pixels, finite_images = divided(decoded, latents)
+    finite = jnp.stack([jnp.isfinite(latents).all((1, 2, 3)), finite_images], 1)
+    return dict(pixels=pixels, finite=finite) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)

@@ -1,0 +1,120 @@
+"""What the cache keeps of an example, computed a fixed batch at a time."""
+
+from __future__ import annotations
+
+import collections
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+
+from afa_jax.data.pictures import to_images
+from afa_jax.data.sources import BadExample, PictureSource
+from afa_jax.data.transform import Crop
+from afa_jax.errors import InputError
+from afa_jax.experts.frozen import Experts, encode_prompts
+from afa_jax.models.vae import VAE
+from afa_jax.training.cache.shards import Arrays
+from afa_jax.types import Pixels
+from afa_jax.weights.tokenizer.tokenizer import Tokenizer
+
+T = TypeVar("T")
+R = TypeVar("R")
+Row = tuple[np.ndarray, np.ndarray] | BadExample
+"""The crops uint8 ``[crops, rows, columns, 3]`` and the token ids ``[s]`` of an example."""
+
+
+def crop_random(seed: int, index: int, crop: int) -> np.random.Generator:
+    """The generator that cuts a cached crop of an example."""
+    return np.random.default_rng((seed, index, crop))
+
+
+def read_row(source: PictureSource, tokenizer: Tokenizer, crop: Crop | None, crops: int, seed: int, index: int) -> Row:
+    """Read an example, cut its crops and tokenize its caption; the error instead, where it is a bad one."""
+    try:
+        example = source[index]
+        (ids,) = tokenizer([example["caption"]], quiet=True)
+    except BadExample as error:
+        return error
+    except InputError as error:  # a word or character that the vocabulary does not have
+        return BadExample(source.name(index), str(error))
+    image = example["image"]
+    return np.stack([crop(image, crop_random(seed, index, j)) if crop else image for j in range(crops)]), ids
+
+
+def ahead_of(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
+    """``map`` by a pool's threads, in order, at most ``most`` ahead of what was taken."""
+    pending: collections.deque[Future[R]] = collections.deque()
+    for item in items:
+        pending.append(pool.submit(function, item))
+        if len(pending) == most:
+            yield pending.popleft().result()
+    while pending:
+        yield pending.popleft().result()
+
+
+class Encoder:
+    """VAE and text encoders, each compiled for one batch."""
+
+    def __init__(self, experts: Experts, size: Sequence[int], crops: int, batch: int):
+        self.experts, self.batch = experts, batch
+        self._blank = np.zeros((crops, *size, 3), np.uint8), experts.tokenizer([""])[0]
+
+    def __call__(self, rows: Sequence[Row]) -> Arrays:
+        """The values of at most ``batch`` examples, zero for bad ones."""
+        bad = np.array([isinstance(row, BadExample) for row in rows])
+        good = [self._blank if isinstance(row, BadExample) else row for row in rows]
+        good += [self._blank] * (self.batch - len(rows))
+        images, ids = zip(*good, strict=True)
+        moments = [_moments(self.experts.vae, np.stack(crop)) for crop in zip(*images, strict=True)]
+        mean, std = (np.stack(crops, 1) for crops in zip(*moments, strict=True))
+        states = np.stack(_states(self.experts.text_encoder, np.stack(ids)), 1)
+        values = {name: x[: len(rows)] for name, x in dict(mean=mean, std=std, states=states).items()}
+        for array in values.values():
+            array[bad] = 0
+        return values
+
+    def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
+        """The shape and dtype of an example's values, of which nothing is computed."""
+        images, ids = self._blank
+        mean, std = jax.eval_shape(_moments, self.experts.vae, images)
+        states = jax.eval_shape(_states, self.experts.text_encoder, ids[None])
+        crops = (images.shape[0], *mean.shape[1:])
+        return dict(
+            mean=(crops, np.dtype(mean.dtype)),
+            std=(crops, np.dtype(std.dtype)),
+            states=((states.shape[0], *states.shape[2:]), np.dtype(states.dtype)),
+        )
+
+    def no_caption(self) -> np.ndarray:
+        """The text states ``[n, s, d]`` of the empty caption."""
+        states = np.asarray(_states(self.experts.text_encoder, self._blank[1][None]))[:, 0]
+        check_finite(dict(states=states[None]), lambda _: "the empty caption", [0])
+        return states
+
+
+def check_finite(values: Arrays, name: Callable[[int], str], examples: Sequence[int]) -> None:
+    """Refuse values that a cache must not keep.
+
+    Args:
+        values: arrays ``[m, ...]``.
+        name: of an example.
+        examples: whose values these are; some more do no harm.
+
+    Raises:
+        InputError: NaN or infinity; names the examples.
+    """
+    finite = np.all([np.isfinite(array.reshape(len(array), -1)).all(1) for array in values.values()], axis=0)
+    if not finite.all():
+        wrong = ", ".join(name(examples[int(row)]) for row in np.flatnonzero(~finite))
+        raise InputError(f"{wrong}: the VAE or an expert's text encoder gives NaN or infinity; try dtype=float32")
+
+
+@jax.jit
+def _moments(vae: VAE, pixels: Pixels) -> Any:
+    return jax.tree.map(lambda x: x.astype(vae.dtype), vae.posterior(to_images(pixels)))
+
+
+_states = jax.jit(lambda text_encoder, ids: encode_prompts(text_encoder, ids).text)

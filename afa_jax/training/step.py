@@ -1,0 +1,195 @@
+"""The training step of a fusion, AFA's aggregators or a rival's: only the fusion changes.
+
+Its parameters and the frozen parts cross the jitted step as flat dictionaries: a tree of modules takes Python 12 ms to
+take apart and put together, at every step.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from afa_jax.diffusion.schedule import NoiseSchedule
+from afa_jax.errors import InputError
+from afa_jax.fusion.afa import Remat
+from afa_jax.fusion.routing import routing_of
+from afa_jax.mesh.collectives import mean_over_devices, on_each_device, row_shares, sum_over_devices
+from afa_jax.mesh.parallel import EXPERT, ROWS, on_mesh, specs_of
+from afa_jax.models.vae import VAE
+from afa_jax.training.inputs import latents_and_conditioning, row_keys
+from afa_jax.training.loss import diffusion_loss
+from afa_jax.training.optimizer import update_average
+from afa_jax.trees import flatten, shapes_of, unflatten
+
+State = dict[str, Any]
+"""``params`` (the fusion's arrays by dotted path), ``opt`` (optimizer state), ``step``, and where it is asked for
+``average`` (of the parameters)."""
+
+
+def init_state(fusion: Any, optimizer: optax.GradientTransformation, *, average: bool = False) -> State:
+    """Return the state before the first step."""
+    params = flatten(fusion)
+    state = dict(params=params, opt=optimizer.init(params), step=jnp.zeros((), jnp.int32))
+    return state | dict(average=params) if average else state
+
+
+def published(state: State) -> dict[str, Array]:
+    """Return the parameters to sample with: the average if the run keeps one."""
+    return state["average"] if "average" in state else state["params"]
+
+
+def batch_specs(batch: Mapping[str, Any]) -> dict[str, PartitionSpec]:
+    """Return how the arrays of a batch are split: all by rows, a cache's text states also by the experts."""
+    return {name: PartitionSpec(ROWS, EXPERT) if name == "states" else PartitionSpec(ROWS) for name in batch}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What a training step is compiled with; the fields are the arguments of ``make_train_step``."""
+
+    fusion: Any
+    frozen: Mapping[str, Any]
+    optimizer: optax.GradientTransformation
+    schedule: NoiseSchedule
+    caption_dropout: float
+    no_caption: Any
+    min_snr_gamma: float
+    accumulate: int
+    ema: float
+    remat: Remat
+    vae: VAE | None
+    mesh: Mesh | None
+
+
+def loss(
+    setting: Setting, params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array
+) -> tuple[Array, dict[str, Array]]:
+    """Return the loss of a batch, and whom the maps trust: means over rows and sites of ``routing_of``.
+
+    All that is random about an example comes from ``fold_in(key, position)``, so it depends neither on the step nor on
+    the batch-mates.
+    """
+    fusion = unflatten(setting.fusion, params)
+    frozen = dict(vae=setting.vae) | unflatten(setting.frozen, arrays)
+    denoiser, text_encoder = fusion.assemble(frozen["unet"], frozen.get("text_encoder"), setting.remat)
+    keys = row_keys(key, batch["position"])
+    latents, conditioning = latents_and_conditioning(
+        frozen | dict(text_encoder=text_encoder), batch, keys, setting.caption_dropout, setting.no_caption
+    )
+    loss_keys = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # the first two are spent on the inputs
+    loss, maps = diffusion_loss(
+        lambda x, t: denoiser.with_maps(x, t, conditioning),
+        setting.schedule,
+        latents,
+        loss_keys,
+        min_snr_gamma=setting.min_snr_gamma,
+        has_aux=True,
+    )
+    return loss, jax.tree.map(lambda of_sites: of_sites.mean((0, 1)), routing_of(maps))
+
+
+def gradient(
+    setting: Setting, params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array
+) -> tuple[tuple[Array, dict[str, Array]], dict[str, Array]]:
+    """Return ``loss`` of all devices' rows, and its gradient; ``accumulate`` parts of the rows after one another."""
+    # Each device differentiates its own copy of the parameters, and what all of them found is summed once.
+    own, rows, parts = on_each_device(params), len(batch["position"]), setting.accumulate
+    of_part = jax.value_and_grad(functools.partial(loss, setting), has_aux=True)
+    if rows % parts:
+        devices = f" on each of {row_shares()} devices" if row_shares() > 1 else ""
+        raise InputError(f"train.accumulate={parts} does not divide the batch of {rows}{devices}")
+    if parts == 1:
+        measured, found = of_part(own, batch, arrays, key)
+    else:
+        split = jax.tree.map(lambda leaf: leaf.reshape(parts, rows // parts, *leaf.shape[1:]), batch)
+        shapes = jax.eval_shape(of_part, own, jax.tree.map(lambda leaf: leaf[0], split), arrays, key)
+        zeros = on_each_device(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes))
+        total, _ = jax.lax.scan(
+            lambda total, part: (jax.tree.map(jnp.add, total, of_part(own, part, arrays, key)), None), zeros, split
+        )
+        measured, found = jax.tree.map(lambda leaf: leaf / parts, total)
+    return mean_over_devices(measured), jax.tree.map(lambda leaf: leaf / row_shares(), sum_over_devices(found))
+
+
+def update(
+    setting: Setting, state: State, batch: dict[str, Array], arrays: dict[str, Array], key: Array
+) -> tuple[State, dict[str, Array]]:
+    """Return the state after a step, and its metrics: ``gradient`` on every device, then the optimizer."""
+    same, mesh = PartitionSpec(), setting.mesh
+    specs = None if mesh is None else (same, batch_specs(batch), specs_of(arrays, mesh), same)
+    of_devices = on_mesh(functools.partial(gradient, setting), mesh, specs, same, gradients=True)
+    (loss, routing), found = of_devices(state["params"], batch, jax.lax.stop_gradient(arrays), key)
+    updates, opt = setting.optimizer.update(found, state["opt"], state["params"])
+    params = optax.apply_updates(state["params"], updates)
+    new = dict(params=params, opt=opt, step=state["step"] + 1)
+    if setting.ema:
+        new["average"] = update_average(state["average"], params, state["step"], setting.ema)
+    metrics = dict(
+        loss=loss,
+        gradient_norm=optax.tree.norm(found),
+        parameter_norm=optax.tree.norm(params),
+        update_norm=optax.tree.norm(updates),
+        entropy=routing["entropy"],
+    )
+    return new, metrics | {f"weight_{i}": weight for i, weight in enumerate(routing["weights"])}
+
+
+def make_train_step(
+    fusion: Any,
+    frozen: dict[str, Any],
+    optimizer: optax.GradientTransformation,
+    schedule: NoiseSchedule,
+    *,
+    caption_dropout: float,
+    no_caption: Array,
+    min_snr_gamma: float = 0.0,
+    accumulate: int = 1,
+    ema: float = 0.0,
+    remat: Remat = "none",
+    vae: VAE | None = None,
+    mesh: Mesh | None = None,
+) -> Callable[[State, dict[str, Array], dict[str, Any], Array], tuple[State, dict[str, Array]]]:
+    """Return the jitted step ``(state, batch, flatten(frozen), key) -> (state, metrics)``; ``key`` is that of the run.
+
+    Gradient and optimizer see the fusion only. Metrics: loss, norms of gradient, parameters and update, and over all
+    sites and pixels the mean weight of each expert and the maps' entropy.
+
+    Args:
+        fusion: a TrainedFusion; only its structure is used, its leaves may be shapes.
+        frozen: likewise; holds unet (a stack) and, unless batches are cached, text_encoder (a stack) and vae. Block
+            weights cannot have cached batches: the text encoder is theirs.
+        vae: for cached batches, which need its configuration only; its leaves may be shapes.
+        no_caption: token ids of the empty prompt ``[tokens]``, or for cached batches its text states ``[n, s, d]``.
+        accumulate: parts that a batch is worked on in, one after another; the same step in less memory.
+        ema: decay of the parameters' average; 0 keeps none.
+        remat: of the ensemble.
+        mesh: the devices to spread experts and rows over; the arguments are then placed as ``spec_of`` and
+            ``batch_specs`` say, and each device works at its part of every part of ``accumulate``.
+
+    Raises:
+        InputError: when traced with a batch that ``accumulate`` does not divide.
+    """
+    setting = Setting(
+        fusion=shapes_of(fusion),
+        frozen=shapes_of(frozen),
+        optimizer=optimizer,
+        schedule=schedule,
+        caption_dropout=caption_dropout,
+        no_caption=no_caption,
+        min_snr_gamma=min_snr_gamma,
+        accumulate=accumulate,
+        ema=ema,
+        remat=remat,
+        vae=vae,
+        mesh=mesh,
+    )
+    everywhere = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+    return jax.jit(functools.partial(update, setting), out_shardings=everywhere)

@@ -1,0 +1,82 @@
+"""Which of a component's files are its weights, by names alone: folders and lists of a repository are judged alike.
+
+diffusers and transformers put a variant's name (``fp16``, ``bf16``, ``non_ema``, ...) into the names of files::
+
+    diffusion_pytorch_model.safetensors           diffusion_pytorch_model.fp16.safetensors
+    ...safetensors.index.json                     ...safetensors.index.fp16.json, once ...safetensors.fp16.index.json
+    ...-00001-of-00003.safetensors                ....fp16-00001-of-00003.safetensors, once ...-00001-of-00003.fp16...
+
+The second line is the index of a model in several files (shards), such as those of the third.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+
+from afa_jax.weights.checkpoint import NETWORKS
+from afa_jax.weights.formats.foreign_files import PICKLES
+from afa_jax.weights.tensors import WeightsError
+
+PYTORCH = {"unet": "diffusion_pytorch_model", "vae": "diffusion_pytorch_model", "text_encoder": "model"}
+FLAX = {"unet": "diffusion_flax_model", "vae": "diffusion_flax_model", "text_encoder": "flax_model"}
+_SHARD = r"-\d{5}-of-\d{5}"
+
+
+def weights_name(names: Collection[str], component: str, variant: str | None = None, what: str = "") -> str:
+    """The file of a component's weights, or the index of its shards.
+
+    Safetensors come before Flax's msgpack. Without a ``variant`` it is the file that names none, or else the only
+    variant there is. With one, it is that; of a component that lacks it the plain file, if the variant is there for
+    another component, which is how diffusers reads a repository with, say, a ``non_ema`` U-Net.
+
+    Args:
+        names: of all files, as ``unet/config.json``.
+        what: the folder or repository, for messages.
+
+    Returns:
+        One of ``names``; a pickle (which nothing opens) or a name that is not there if nothing can be read.
+
+    Raises:
+        WeightsError: no such variant, or several and none was asked for; lists those there are.
+    """
+    stored, flax = variants(names, component), f"{component}/{FLAX[component]}.msgpack"
+    listing = ", ".join(name or "one without a variant" for name in sorted(stored)) or flax
+    if variant in stored:
+        return stored[variant]
+    if variant is not None and (stored or flax in names):
+        if "" in stored and any(variant in variants(names, other) for other in NETWORKS):
+            return stored[""]
+        raise WeightsError(f"{what}/{component}: no variant {variant!r}; there is {listing}")
+    if "" in stored or len(stored) == 1:
+        return stored.get("") or next(iter(stored.values()))
+    if stored:
+        raise WeightsError(f"{what}/{component}: several variants ({listing}); choose one with variant")
+    if variant is None and flax in names:
+        return flax
+    pickles = sorted(name for name in names if name.startswith(f"{component}/") and name.endswith(PICKLES))
+    return pickles[0] if pickles else f"{component}/{PYTORCH[component]}.safetensors"
+
+
+def variants(names: Collection[str], component: str) -> dict[str, str]:
+    """A component's safetensors file by variant ("" is none), or the index of its shards where there is no one file."""
+    stem, name = f"{component}/{re.escape(PYTORCH[component])}", r"(?:\.([^/]+?))?"
+    whole = re.compile(rf"{stem}{name}\.safetensors")
+    index = re.compile(rf"{stem}{name}\.safetensors{name}\.index{name}\.json")
+    found: dict[str, str] = {}
+    for pattern in (whole, index):
+        for file in sorted(names):
+            match = pattern.fullmatch(file)
+            if match and not re.search(_SHARD, file):
+                found.setdefault(next(filter(None, match.groups()), ""), file)
+    return found
+
+
+def shard_names(names: Collection[str], index: str) -> list[str]:
+    """The files that may be shards of the model whose index is called ``index``, in order."""
+    component = index.partition("/")[0]
+    variant = next(variant for variant, name in variants(names, component).items() if name == index)
+    part = rf"(?:\.{re.escape(variant)})" if variant else ""
+    stem = f"{component}/{re.escape(PYTORCH[component])}"
+    pattern = re.compile(rf"{stem}(?:{part}{_SHARD}|{_SHARD}{part})\.safetensors")
+    return sorted(filter(pattern.fullmatch, names))

@@ -1,0 +1,128 @@
+"""Merging: several experts' U-Nets and text encoders become one, by arithmetic on their weights.
+
+afa_jax/weights/merging/rules.py has the arithmetic. It is done in float32 when a tensor is read, one tensor at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from afa_jax.errors import InputError
+from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, abstract_network
+from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.load import unet_config
+from afa_jax.weights.merging.rules import BASE, KINDS, OVER_BASE, Part
+from afa_jax.weights.merging.same_network import SameNetwork
+
+_VERSION = 1  # of what the kinds compute, part of every merge's hash: raise it when that changes
+
+
+@dataclasses.dataclass(frozen=True)
+class Merged(MemoryCheckpoint):
+    """A merge in memory, whose hashes follow from its ingredients' and its recipe: it is not computed for them.
+
+    Attributes:
+        ingredients: of each network the sources by name, in order.
+        recipes: of each network kind and options, JSON; of one that is taken as it is none.
+    """
+
+    ingredients: Mapping[str, Mapping[Any, Checkpoint]] = dataclasses.field(default_factory=dict)
+    recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
+
+    def sha256(self, component: str) -> str:
+        sources = self.ingredients[component]
+        hashes = [(name, checkpoint.sha256(component)) for name, checkpoint in sources.items()]
+        if component not in self.recipes:
+            return hashes[0][1]
+        return hashlib.sha256(json.dumps([_VERSION, component, self.recipes[component], hashes]).encode()).hexdigest()
+
+
+def needs_base(kind: str, options: Mapping[str, Any]) -> bool:
+    """Whether a merge reads the base model's U-Net or text encoder."""
+    named = [options.get("a"), options.get("b"), options.get("text_encoder")]
+    if kind == "add_difference":
+        named.append(options.get("c", BASE))
+    return BASE in named or kind in OVER_BASE
+
+
+def merge(
+    kind: str, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None, options: Mapping[str, Any]
+) -> Merged:
+    """One model of several experts: its U-Net and text encoder, whose Tensors are merged when they are read.
+
+    They are in the one dtype that the experts have, float16 for 8 bits, else float32. Integer tensors
+    (``position_ids``) are no weights, and no Checkpoint has them among its tensors. The VAE is not merged: the model
+    is to be used with the base's.
+
+    Args:
+        kind: one of KINDS.
+        checkpoints: the experts by name, in order; of one architecture.
+        base: theta_0, for the kinds and options of which ``needs_base`` says so.
+        options: the kind's own, the keyword arguments of its function in KINDS, and ``text_encoder``: ``merge`` as the
+            U-Net (the default), ``base``, or the name of the expert whose it is.
+
+    Raises:
+        InputError: no such kind, option or expert, or an expert called ``base``; a value that makes no sense; the base
+            model is needed and lacks its U-Net or text encoder; networks of several architectures.
+        WeightsError: a network cannot be read; when a tensor is: it is not finite, or too large for the dtype.
+    """
+    own = {name: value.to_dict() if isinstance(value, ConfigDict) else value for name, value in options.items()}
+    text_encoder = own.pop("text_encoder", "merge")
+    check_options(kind, own)
+    if BASE in checkpoints:
+        raise InputError(f"{kind}: an expert is called {BASE!r}, which is the base model's name in a merge; rename it")
+    if text_encoder not in ("merge", BASE, *checkpoints):
+        raise InputError(f"{kind}: text_encoder={text_encoder!r}; choose merge, base, {', '.join(checkpoints)}")
+    everything: dict[Any, Checkpoint] = dict(checkpoints)
+    if needs_base(kind, own):
+        everything[None] = _needed(base, "unet", kind)
+    ingredients: dict[str, Mapping[Any, Checkpoint]] = dict(unet=everything, text_encoder=everything)
+    if text_encoder == BASE:
+        ingredients["text_encoder"] = {BASE: _needed(base, "text_encoder", kind)}
+    elif text_encoder != "merge":
+        ingredients["text_encoder"] = {text_encoder: checkpoints[text_encoder]}
+    elif None in everything:
+        _needed(base, "text_encoder", kind)
+    merged = EXPERT if text_encoder == "merge" else ("unet",)
+    first = next(iter(checkpoints.values()))
+    stages = tuple(stage.name for stage in abstract_network(unet_config(first))[0].stages)
+    states = {}
+    for component, sources in ingredients.items():
+        network = SameNetwork(component, sources)
+        tensors = next(iter(network.tensors.values()))
+        if component in merged:
+            tensors = network.merged(KINDS[kind](Part(network, stages), **own), checkpoints)
+        states[component] = (next(iter(sources.values())).config(component), tensors)
+    recipe = json.dumps(dict(kind=kind, options=own), sort_keys=True, default=str)
+    return Merged(
+        states,
+        path=Path(f"{kind} of {', '.join(checkpoints)}"),
+        ingredients=ingredients,
+        recipes=dict.fromkeys(merged, recipe),
+    )
+
+
+def check_options(kind: str, options: Mapping[str, Any]) -> None:
+    """Raise InputError for a merge that there is not, or an option that it does not have."""
+    if kind not in KINDS:
+        raise InputError(f"no merge {kind!r}; there are {', '.join(KINDS)}")
+    parameters = inspect.signature(KINDS[kind]).parameters.values()
+    known = [*(own.name for own in parameters if own.kind == own.KEYWORD_ONLY), "text_encoder"]
+    if unknown := [name for name in options if name not in known]:
+        raise InputError(f"{kind}: no option {unknown[0]!r}; there are {', '.join(known)}")
+
+
+def _needed(base: Checkpoint | None, component: str, kind: str) -> Checkpoint:
+    if base is None or component not in base.components:
+        what = dict(unet="U-Net", text_encoder="text encoder")[component]
+        which = "no base model is given" if base is None else f"{base.path} has none"
+        raise InputError(f"{kind} takes the base model's {what}, and {which}; name a base model that has one")
+    return base
