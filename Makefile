@@ -11,13 +11,14 @@ pip = $(py) -m pip install -qq --disable-pip-version-check --no-compile
 # Python imports two thousand modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types pytest fuzz format env dev-env venv which-python clean
+.PHONY: help demo test lint types pytest quick fuzz format env dev-env venv which-python clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo          set up $(VENV) and run the emoji demo into $(OUT)'
 	@echo 'make test          what CI runs: ruff, mypy and pytest'
 	@echo 'make lint types pytest    one part of it (pytest takes ARGS="-k name")'
+	@echo 'make quick         the facts of the method and one run, in two minutes'
 	@echo 'make fuzz          100,000 damaged files of every kind, an hour or more (ARGS="--files 1000"); findings go to .cache/fuzz'
 	@echo 'make format        let ruff rewrite the code'
 	@echo 'make which-python  the interpreter that a new $(VENV) would get'
@@ -42,6 +43,13 @@ types: dev-env
 
 pytest: dev-env
 	@$(py) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile --no-loadscope-reorder $(ARGS)
+
+# What to run while writing: the method's facts, the seams, the example, and one run from training to a picture.
+QUICK = tests/diffusion tests/fusion/test_facts.py tests/fusion/test_sabw.py tests/test_seams.py tests/test_from_scratch.py \
+  tests/test_schema.py tests/training/test_inputs.py tests/commands/test_commands.py::test_training_writes_what_sampling_needs
+
+quick: dev-env
+	@$(py) -m pytest --numprocesses=2 --dist=load $(QUICK) $(ARGS)
 
 fuzz: dev-env
 	@$(py) -m tests.fuzz --keep .cache/fuzz $(ARGS)
@@ -71,65 +79,28 @@ dev-env: env
 	  $(pip) -r requirements.txt -r requirements-dev.txt && echo "$$want" > "$(VENV)/.afa-dev-env"; \
 	fi
 
-# An environment that works stays, whatever made it; one whose interpreter is gone is made again. Where PYTHON asks for
-# another interpreter than it holds, this stops rather than remove anything.
+# An environment that works stays, whatever made it; one whose interpreter is gone is made again.
 venv:
-	@if found=$$($(py) -c '$(version)' 2>/dev/null); then \
-	  [ -z "$(PYTHON)" ] || { \
-	    asked=$$("$(PYTHON)" -c '$(version)') || { echo "PYTHON=$(PYTHON) does not run" >&2; exit 1; }; \
-	    [ "$$asked" = "$$found" ] || { \
-	      echo "$(VENV) holds Python $$found, PYTHON=$(PYTHON) is $$asked: remove $(VENV), or name another by VENV=" >&2; \
-	      exit 1; }; }; \
-	  $(py) -c 'import pip' 2>/dev/null || $(py) -m ensurepip >/dev/null; \
+	@if $(py) -c '' 2>/dev/null; then :; \
 	elif [ -e "$(VENV)" ] && [ ! -f "$(VENV)/pyvenv.cfg" ]; then \
-	  echo "$(VENV) exists and is no virtual environment" >&2; exit 1; \
+	  echo "$(VENV) exists and is no virtual environment: name another by VENV=" >&2; exit 1; \
+	elif [ -z "$(PYTHON)" ] && command -v uv >/dev/null; then \
+	  echo 'making $(VENV) with uv'; uv venv -q --no-project --clear --python '>=3.11,<3.15' "$(VENV)"; \
 	else \
 	  python=$$($(quiet_make) which-python) || exit 1; \
-	  echo "making $(VENV) with $$python"; \
-	  "$$python" -m venv --clear "$(VENV)"; \
-	fi
+	  echo "making $(VENV) with $$python"; "$$python" -m venv --clear "$(VENV)"; \
+	fi; \
+	$(py) -c 'import pip' 2>/dev/null || $(py) -m ensurepip >/dev/null
 
-version = import sys; print("%d.%d.%d" % sys.version_info[:3])
 # Not named $(MAKE) in the recipe: make would run that line even under -n.
 quiet_make = $(MAKE) -s --no-print-directory
+# What a Python must be: one that jax has wheels for, whole enough to make an environment.
+fits = import ensurepip, ssl, sys, venv; v = sys.version_info; sys.exit(not (3, 11) <= v[:2] <= (3, 14) or v[3] != "final")
+names = $(foreach v,14 13 12 11,python3.$(v) "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/3.$(v).*/bin/python3) python3 python
 
-# What every candidate is asked: it answers its version as a number that sorts, or why it will not do. Runs under
-# Python 2 as well.
-probe = import sys; v = sys.version_info; \
-  why = "older than 3.11" if v < (3, 11) else "newer than 3.14: jax may have no wheels" if v >= (3, 15) else \
-    "a pre-release" if v[3] != "final" else "not CPython" if sys.implementation.name != "cpython" else \
-    "free-threaded" if __import__("sysconfig").get_config_var("Py_GIL_DISABLED") else ""; \
-  why and sys.exit("%d.%d.%d is %s" % (v[:3] + (why,))); \
-  import ctypes, ensurepip, ssl, venv; \
-  sys.stdout.write("%d%03d%03d" % v[:3])
-
-# To try the names from the newest down is not enough: a name on PATH may be a shim that only answers with an error, and
-# python3 may be newer than any python3.N. So every candidate is run, and the highest version wins; of equals, the first.
+# Each is run: a name on PATH may be a shim that only answers with an error.
 which-python:
-	@newline=$$(printf '\n.'); newline=$${newline%.}; best=; best_version=0; refused=; \
-	try() { \
-	  if answer=$$("$$1" -c '$(probe)' 2>&1 </dev/null); then \
-	    answer=$$(printf '%s\n' "$$answer" | tail -n 1); \
-	    expr "$$answer" : '[0-9][0-9]*$$' >/dev/null || return 0; \
-	    [ "$$answer" -le "$$best_version" ] || { best=$$1; best_version=$$answer; }; \
-	  else \
-	    case $$answer in Traceback*) line=tail;; *) line=head;; esac; \
-	    refused="$$refused  $$1: $$(printf '%s\n' "$$answer" | $$line -n 1)$$newline"; \
-	  fi; \
-	}; \
-	if [ -n "$(PYTHON)" ]; then \
-	  try "$(PYTHON)"; \
-	else \
-	  own=$$(cd "$(VENV)/bin" 2>/dev/null && pwd -P); \
-	  set -f; IFS=:; set -- $$PATH; unset IFS; set +f; \
-	  for folder in "$$@" "$${PYENV_ROOT:-$$HOME/.pyenv}"/versions/*/bin; do \
-	    [ "$$(cd "$$folder" 2>/dev/null && pwd -P)" != "$$own" ] || continue; \
-	    for name in python3.14 python3.13 python3.12 python3.11 python3 python; do \
-	      [ ! -f "$$folder/$$name" ] || [ ! -x "$$folder/$$name" ] || try "$$folder/$$name"; \
-	    done; \
-	  done; \
-	fi; \
-	if [ -n "$$best" ]; then echo "$$best"; exit 0; fi; \
-	echo 'No Python 3.11 to 3.14 with venv, pip and ssl was found; name one by PYTHON=path. Tried:' >&2; \
-	printf '%s' "$${refused:-  nothing: no python on PATH or in the versions folder of pyenv$$newline}" >&2; \
-	exit 1
+	@for python in $(if $(PYTHON),"$(PYTHON)",$(names)); do \
+	  if "$$python" -c '$(fits)' 2>/dev/null; then command -v "$$python"; exit; fi; \
+	done; \
+	echo 'No Python 3.11 to 3.14 with venv, pip and ssl: install one or uv, or name one by PYTHON=path' >&2; exit 1

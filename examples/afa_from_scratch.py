@@ -110,12 +110,12 @@ def sample(
 ) -> jax.Array:
     """Return clean latents, by DDIM (Song et al. 2021) with classifier-free guidance (Ho and Salimans 2022)."""
     both = [jnp.concatenate(pair) for pair in zip(no_texts, texts, strict=True)]
-    x = noise
+    network, x = jax.jit(predict), noise
     for step in range(steps):
         now = (steps - 1 - step) * (1000 // steps) + 1
         then = max(now - 1000 // steps, 0)
         t = jnp.full(2 * len(x), now)
-        without, given = jnp.split(predict(aggregators, unets, jnp.concatenate([x, x]), t, both)[0], 2)
+        without, given = jnp.split(network(aggregators, unets, jnp.concatenate([x, x]), t, both)[0], 2)
         velocity = without + guidance * (given - without)
         clean = SIGNAL[now] * x - SIGMA[now] * velocity
         noise = SIGMA[now] * x + SIGNAL[now] * velocity
@@ -164,7 +164,7 @@ def main() -> None:
         for prompt in ("octopus and pizza, noto style", "")
     )
     noise = jax.random.normal(jax.random.key(0), (1, *latents.shape[1:]))
-    clean = jax.jit(sample, static_argnums=(5, 6))(aggregators, unets, texts, no_texts, noise, 10, 3.0)
+    clean = sample(aggregators, unets, texts, no_texts, noise, steps=10, guidance=3.0)
     pixels = np.asarray(jax.jit(lambda vae, latents: vae.decode(latents))(vae, clean))[0]
     out = Path("afa_from_scratch.png")
     Image.fromarray(np.round((np.clip(pixels, -1, 1) + 1) * 127.5).astype(np.uint8)).save(out)

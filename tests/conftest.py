@@ -45,3 +45,11 @@ def forgotten() -> Iterator[None]:
     if next(_modules) % 4 == 0:
         jax.clear_caches()
         gc.collect()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks what starts processes and what runs the launchers, by their folders."""
+    for item in items:
+        folder = item.path.parent.name
+        if folder in ("processes", "launch"):
+            item.add_marker(folder)

@@ -49,13 +49,6 @@ def test_requirements_txt_is_the_one_list() -> None:
         assert requirement.url is None
 
 
-def add_python(folder: Path, name: str, version: str) -> Path:
-    """A Python that says it is of that version, in a folder that is on PATH or not."""
-    *numbers, level = [*map(int, version.partition(" ")[0].split(".")), version.partition(" ")[2] or "final"]
-    code = f"import sys; sys.version_info = {(*numbers, level, 0)!r}; exec(sys.argv[2])".replace("'", '"')
-    return add_script(folder, name, f"exec '{sys.executable}' -c '{code}' \"$@\"")
-
-
 def add_script(folder: Path, name: str, line: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / name
@@ -69,14 +62,12 @@ MAKE = shutil.which("make")
 
 @pytest.mark.skipif(MAKE is None, reason="make is not installed")
 class TestWhichPython:
-    """`make which-python` on a PATH that holds what a test puts there and nothing else."""
+    """`make which-python` and `make venv` on a PATH that holds what a test puts there and nothing else."""
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
         folder = tmp_path / "a bin"
         folder.mkdir()
-        for tool in ("expr", "head", "tail"):
-            (folder / tool).symlink_to(shutil.which(tool) or pytest.skip(f"{tool} is not installed"))
         return folder
 
     def make(self, path: Path, *args: str) -> subprocess.CompletedProcess[str]:
@@ -89,47 +80,40 @@ class TestWhichPython:
         assert done.returncode == 0, done.stderr
         return done.stdout.strip()
 
-    def test_a_shim_that_only_answers_with_an_error_is_passed_over(self, path: Path) -> None:
+    def test_the_first_that_runs_and_has_wheels_is_chosen(self, path: Path) -> None:
         add_script(path, "python3.14", "echo 'pyenv: python3.14: command not found' >&2; exit 127")
+        add_script(path, "python3.13", f"exec '{sys.executable}' -c 'raise SystemExit(1)'")  # as one that is too new
         working = add_script(path, "python3.12", f"exec '{sys.executable}' \"$@\"")
         assert self.chosen(path) == str(working)
 
-    def test_the_highest_version_wins_whatever_it_is_called(self, path: Path) -> None:
-        add_python(path, "python3.12", "3.12.9")
-        newest = add_python(path, "python3", "3.13.1")
-        assert self.chosen(path) == str(newest)
-
     def test_the_versions_folder_of_pyenv_counts(self, path: Path) -> None:
-        add_python(path, "python3", "3.11.2")
-        newest = add_python(path.parent / ".pyenv" / "versions" / "3.14.0" / "bin", "python3.14", "3.14.0")
+        folder = path.parent / ".pyenv" / "versions" / "3.14.0" / "bin"
+        newest = add_script(folder, "python3", f"exec '{sys.executable}' \"$@\"")
         assert self.chosen(path) == str(newest)
 
-    def test_versions_without_wheels_of_jax_are_refused(self, path: Path) -> None:
-        add_python(path, "python3", "3.15.0")
-        add_python(path, "python3.14", "3.14.0 candidate")
-        oldest = add_python(path, "python3.11", "3.11.0")
-        assert self.chosen(path) == str(oldest)
-
-    def test_without_a_working_python_the_error_says_what_was_tried(self, path: Path) -> None:
-        shim = add_script(path, "python3.13", "echo 'pyenv: python3.13: command not found' >&2; exit 127")
-        old = add_python(path, "python3", "3.10.4")
+    def test_what_does_not_fit_is_no_choice(self, path: Path) -> None:
+        for version, wanted in ((("3", "10"), 1), (("3", "15"), 1), (("3", "13"), 0)):
+            fake = f"import sys; sys.version_info = ({', '.join(version)}, 0, 'final', 0)"
+            recipe = next(line for line in (ROOT / "Makefile").read_text().splitlines() if line.startswith("fits = "))
+            code = f"{fake}; {recipe.removeprefix('fits = ')}"
+            assert subprocess.run([sys.executable, "-c", code], check=False).returncode == wanted, version
         done = self.make(path, "which-python")
-        assert done.returncode != 0
-        assert done.stdout == ""
-        assert f"{shim}: pyenv: python3.13: command not found" in done.stderr
-        assert f"{old}: 3.10.4 is older than 3.11" in done.stderr
+        assert done.returncode != 0 and done.stdout == ""
+        assert "PYTHON=path" in done.stderr
 
     def test_python_names_the_only_candidate(self, path: Path) -> None:
-        add_python(path, "python3.13", "3.13.1")
-        mine = add_python(path.parent / "my python", "py", "3.12.1")
+        add_script(path, "python3.13", f"exec '{sys.executable}' \"$@\"")
+        mine = add_script(path.parent / "my python", "py", f"exec '{sys.executable}' \"$@\"")
         assert self.chosen(path, f"PYTHON={mine}") == str(mine)
-        done = self.make(path, "which-python", "PYTHON=missing")
-        assert done.returncode != 0
-        assert "missing" in done.stderr
-        assert "python3.13" not in done.stderr
+        assert self.make(path, "which-python", "PYTHON=missing").returncode != 0
+
+    def test_uv_makes_the_environment_where_it_is_there(self, path: Path) -> None:
+        add_script(path, "uv", 'echo "uv $@"; exit 3')
+        assert "uv venv" in self.make(path, "venv").stdout
+        python = add_script(path.parent, "mine", 'echo "mine $@" >&2; exit 0')
+        assert "uv venv" not in self.make(path, "venv", f"PYTHON={python}").stdout
 
     def test_a_folder_that_is_no_environment_is_left_alone(self, path: Path) -> None:
-        add_python(path, "python3", "3.13.1")
         precious = path.parent / "venv" / "precious"
         precious.mkdir(parents=True)
         done = self.make(path, "venv")
