@@ -18,7 +18,7 @@ from afa_jax.cli.arguments import whole
 from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.config.schema import require
 from afa_jax.errors import InputError
-from afa_jax.files import check_file
+from afa_jax.files import FITTING
 from afa_jax.names import ARCHITECTURES
 from afa_jax.scale.chips import CHIPS, slice_devices
 
@@ -49,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
         raise InputError("--slices goes with --topology")
 
     if options.json:
-        check_file(options.json)
+        FITTING.check(options.json)
 
     import jax
 

@@ -16,7 +16,7 @@ from afa_jax.cli.commands import Parser, load_config, run
 from afa_jax.errors import InputError
 from afa_jax.experts.specs import parse_lora
 from afa_jax.exporting.outputs import check_model
-from afa_jax.files import check_file
+from afa_jax.files import FIGURES, check_file
 from afa_jax.names import PREDICTIONS
 from afa_jax.weights.formats.hub_ids import check_named
 
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> int:
         _check_inspect(options)
         config = load_config(options.config) if options.config else None
         if options.json:
+            FIGURES.check_name(options.json)
             check_file(options.json, options.overwrite)
 
         from afa_jax.exporting.inspect import inspect

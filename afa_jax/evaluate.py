@@ -21,7 +21,7 @@ from afa_jax.cli.arguments import COUNT, check_method, expert_names
 from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.config.method_options import check_entry, check_values
 from afa_jax.errors import InputError
-from afa_jax.files import check_folder
+from afa_jax.files import COMPARISON, check_file, check_folder
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,6 +43,7 @@ def main(arguments: Sequence[str]) -> None:
         raise InputError("--out is missing; without --workdir there is no folder for the report")
     out = options.out or options.workdir / "evaluation"
     check_folder(out)
+    _check_place(out, out / "part" if options.method or options.prompts else out)
     for method in options.method or ():
         check_method(method, config)
     for entry in config.evaluation.get("methods", ()):
@@ -63,6 +64,14 @@ def main(arguments: Sequence[str]) -> None:
         prompts=options.prompts,
         pictures_only=options.pictures_only,
     )
+
+
+def _check_place(out: Path, place: Path) -> None:
+    """Raise InputError for a folder with files of the names that are written there, but of no comparison."""
+    COMPARISON.check(place / "report.json")
+    if not os.path.lexists(place / "report.json") and not (out / "pictures").is_dir():
+        for name in ("report.html", "grid.png"):
+            check_file(place / name)
 
 
 if __name__ == "__main__":

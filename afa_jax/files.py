@@ -14,6 +14,7 @@ import shutil
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 from afa_jax.errors import InputError
@@ -86,8 +87,58 @@ def naming(path: Path) -> Iterator[None]:
         raise OSError(error.errno, error.strerror, str(path)) from error
 
 
-def check_new(path: Path, overwrite: bool = False) -> None:
+@dataclass(frozen=True)
+class Kind:
+    """A kind of file that commands write.
+
+    Attributes:
+        what: in words.
+        ending: of its names.
+        mark: what is within the first bytes of each that this project wrote.
+    """
+
+    what: str
+    ending: str
+    mark: bytes = b""
+
+    def check_name(self, path: Path) -> None:
+        """Raise InputError for a name that ends like another kind's."""
+        if path.suffix.lower() != self.ending:
+            raise InputError(f"{path}: {self.what} ends in {self.ending}; choose such a name")
+
+    def check(self, path: Path) -> None:
+        """Before any work is done, look at where such a file is to be; only one that this project wrote is replaced.
+
+        Raises:
+            InputError: something else is there, it ends like another kind's, or could not be written there.
+        """
+        self.check_name(path)
+        check_file(path, overwrite=True)
+        if os.path.lexists(path) and not self.wrote(path):
+            raise InputError(f"{path} exists and is no earlier one of this command; choose another name, or remove it")
+
+    def wrote(self, path: Path) -> bool:
+        """Whether a file is one of this kind that this project wrote."""
+        if not path.is_file():
+            return False
+        with open(path, "rb") as file:
+            return self.mark in file.read(_HEAD)
+
+
+_HEAD = 512
+PAGE = Kind("a page", ".html", b'<meta name="generator" content="afa_jax">')
+SHEET = Kind("a sheet of pictures", ".png", b"tEXtSoftware\0afa_jax")
+FIGURES = Kind("a file of figures", ".json")
+FITTING = Kind("a file of figures", ".json", b'{\n  "mode": ')  # of afa_jax.aot
+COMPARISON = Kind("a comparison", ".json", b'"version": 1,\n "afa_jax": ')
+FOUND = Kind("a search's result", ".json", b'"kind": "mbw"')
+
+
+def check_new(path: Path, overwrite: bool | None = None) -> None:
     """Before any work is done, look at where an output is to be, and bring back what a killed overwriting set aside.
+
+    Args:
+        overwrite: whether what is there may be replaced; None where the user has no such choice.
 
     Raises:
         InputError: it is there already and may not be replaced, or could not be written there.
@@ -95,10 +146,11 @@ def check_new(path: Path, overwrite: bool = False) -> None:
     _check_place(path)
     bring_back(path)
     if os.path.lexists(path) and not overwrite:
-        raise InputError(f"{path} exists; choose another name, or --overwrite")
+        how = "or remove it" if overwrite is None else "or --overwrite"
+        raise InputError(f"{path} exists; choose another name, {how}")
 
 
-def check_file(path: Path, overwrite: bool = True) -> None:
+def check_file(path: Path, overwrite: bool | None = None) -> None:
     """As check_new, of an output that is one file."""
     check_new(path, overwrite)
     if path.is_dir():

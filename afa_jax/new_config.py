@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> None:
     out = options.out or Path(f"{options.name}.py")
     if out.suffix != ".py":
         raise InputError(f"--out {out}: a config is a Python file; end it in .py")
-    check_file(out, overwrite=False)
+    check_file(out)
     if options.prompts is not None and not options.prompts.is_file():
         raise InputError(f"--prompts {options.prompts}: no such file; name one with a prompt a line")
     for option in ("base", "tokenizer", "data"):

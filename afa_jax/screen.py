@@ -19,7 +19,7 @@ from afa_jax.cli.arguments import COUNT, SEED
 from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.config.schema import require
 from afa_jax.errors import InputError
-from afa_jax.files import check_file
+from afa_jax.files import FIGURES, check_file
 
 FEWEST = 8  # pairs; the bootstrap's intervals are too narrow for fewer
 
@@ -36,6 +36,7 @@ def main(arguments: Sequence[str]) -> int:
     if options.pairs < FEWEST or options.draws < 2:
         raise InputError(f"choose --pairs of {FEWEST} or more and --draws of 2 or more")
     if options.out:
+        FIGURES.check_name(options.out)
         check_file(options.out)
 
     from afa_jax.evaluation.screening import screen

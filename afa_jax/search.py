@@ -16,8 +16,8 @@ from pathlib import Path
 from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, check_prompt_file, real, whole
 from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.errors import InputError
+from afa_jax.evaluation.trials_log import check_result
 from afa_jax.exporting.outputs import check_model
-from afa_jax.files import check_file
 from afa_jax.names import SEARCHERS, SPACES
 from afa_jax.training.run_folders import check_workdir
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str]) -> None:
     check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
     check_prompt_file(options.prompt_file, "--prompt_file")
     if options.out:
-        check_file(options.out)
+        check_result(options.out, options.workdir, again=options.resume or options.overwrite)
     if options.write:
         check_model(options.write)
     # Torch, which computes the metrics of full scale, has what JAX does not need of a GPU.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -44,8 +43,6 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
         InputError: experts or data cannot be used, or ``out`` is there.
     """
     if out is not None:
-        if os.path.lexists(out):
-            raise InputError(f"{out} exists; choose another --out or remove it")
         check_file(out)
         recorded(config)  # which can be kept
     base, checkpoints = find_checkpoints(config)

@@ -17,9 +17,9 @@ from ml_collections import ConfigDict
 from afa_jax.errors import InputError, Stopped
 from afa_jax.evaluation.comparison.prompts import load_items
 from afa_jax.evaluation.search import LIMIT, Score, Space, emoji_score, full_scale_score, score_weights
-from afa_jax.evaluation.trials_log import open_study, optuna
+from afa_jax.evaluation.trials_log import check_result, open_study, optuna
 from afa_jax.experts.frozen import Experts, load_experts
-from afa_jax.files import check_file, replace_text, writing
+from afa_jax.files import replace_text, writing
 from afa_jax.json_files import read_object
 from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
@@ -41,12 +41,13 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
     optuna()
     check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
     out = options.out or options.workdir / "best.json"
-    check_file(out)
+    if options.out:
+        check_result(out, options.workdir, again=options.resume or options.overwrite)
     recorded(config)  # which can be kept
     if options.write:
         from afa_jax.exporting.written import check_out
 
-        check_out(options.write, False)
+        check_out(options.write, None)
     score = _score(options, config)
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype, averaged=True)
     guidance = config.sample.guidance if options.guidance is None else options.guidance
@@ -66,14 +67,19 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
     def evaluate(parameters: Mapping[str, float]) -> float:
         return score_weights(space.weights(parameters), experts, score, seed=options.seed, options=sampling)
 
+    def write(study: Any) -> dict[str, Any]:
+        found = summary(study, space, settings)
+        replace_text(out, json.dumps(found, indent=2) + "\n")
+        return found
+
     with locked(options.workdir):
         study = search(
             options.workdir / "trials.log", evaluate, space,
             better=score.better, sampler=options.sampler, seed=options.seed,
             trials=options.trials, minutes=options.minutes,
-            on_trial=lambda study: replace_text(out, json.dumps(summary(study, space, settings), indent=2) + "\n"),
+            on_trial=write,
         )  # fmt: skip
-    best = summary(study, space, settings)
+        best = write(study)  # also where no trial was missing, or a kill fell between a trial and its result
     print(
         f"{score.metric} {best['score']:.4f} by trial {best['trial']} of {best['trials']}; "
         f"the uniform average has {best['average']:.4f}"
@@ -94,7 +100,7 @@ def search(
     seed: int,
     trials: int,
     minutes: float | int | None = None,
-    on_trial: Callable[[Any], None] = lambda study: None,
+    on_trial: Callable[[Any], object] = lambda study: None,
 ) -> Any:
     """Evaluate until ``trials`` are finished or the time is over; the study, which ``log`` holds.
 
@@ -113,7 +119,7 @@ def search(
     started = time.monotonic()
     finished = len(study.get_trials(states=(library.trial.TrialState.COMPLETE,)))
     with StopSignals() as signals, progress(total=trials, initial=finished, unit="trial") as bar:
-        while finished < trials and (minutes is None or time.monotonic() - started < 60 * minutes):
+        while finished < trials and (minutes is None or time.monotonic() - started < 60 * minutes or not finished):
             number, parameters = _begin(study, distributions, space.average, _sampler(sampler, seed, finished))
             try:
                 # In a thread, since the first trial compiles and others are long: a signal need not wait for it.

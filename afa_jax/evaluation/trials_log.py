@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import warnings
 from collections.abc import Mapping, Sequence
 from io import FileIO
@@ -10,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from afa_jax.errors import InputError
-from afa_jax.files import replace_bytes
-from afa_jax.json_files import append, keep_damaged
+from afa_jax.files import FOUND, replace_bytes
+from afa_jax.json_files import append, keep_damaged, read_object
+from afa_jax.records import recorded
+from afa_jax.training.run_folders import CONFIG
 
 _DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError, OverflowError)
 """What optuna raises at records that are JSON and make no sense."""
@@ -32,6 +35,23 @@ def optuna() -> Any:
         ) from None
     library.logging.set_verbosity(library.logging.WARNING)
     return library
+
+
+def check_result(out: Path, workdir: Path, *, again: bool) -> None:
+    """Before any work is done, look at where a search's result is to be.
+
+    Args:
+        again: the search in the workdir goes on or is replaced, and so may be its result, but no other's.
+
+    Raises:
+        InputError: something else is there, or it could not be written there.
+    """
+    FOUND.check(out)
+    if os.path.lexists(out):
+        advice = "choose another --out, or remove it"
+        made = again and recorded(read_object(out, advice).get("settings"))
+        if not made or made != read_object(workdir / CONFIG, "restore it, or choose another --workdir").get("search"):
+            raise InputError(f"{out} exists and is not of the search in {workdir}; {advice}")
 
 
 def open_study(log: Path, direction: str, first: Mapping[str, float]) -> Any:

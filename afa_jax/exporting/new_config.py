@@ -70,7 +70,7 @@ def write_config(
     fields["sample"] = dict(size=size, steps=25, guidance=7.5, batch=4)
     kept = None if prompts is not None or not captions else out.with_name(f"{out.stem}_prompts.txt")
     if kept is not None:
-        check_file(kept, overwrite=False)
+        check_file(kept)
     if (file := prompts or kept) is not None:
         fields["evaluation"] = dict(
             prompts=dict(kind="file", path=str(file)),

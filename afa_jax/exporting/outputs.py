@@ -16,7 +16,7 @@ _OF_FILES = re.compile(
 """Endings of files, which nobody means for a folder."""
 
 
-def check_model(path: Path, overwrite: bool = False) -> None:
+def check_model(path: Path, overwrite: bool | None = None) -> None:
     """As check_new, of a model: one file that ends in .safetensors, else a folder, whose name is no other file's.
 
     Raises:

@@ -36,7 +36,7 @@ def is_single(out: Path) -> bool:
     return out.suffix.lower() == ".safetensors"
 
 
-def check_out(out: Path, overwrite: bool) -> None:
+def check_out(out: Path, overwrite: bool | None) -> None:
     """Raise InputError for an output that is there, or whose name is that of a file of another kind."""
     check_model(out, overwrite)
     if is_single(out):

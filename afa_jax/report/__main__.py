@@ -18,14 +18,14 @@ from pathlib import Path
 
 from afa_jax.cli.arguments import COUNT
 from afa_jax.cli.commands import Parser, run
-from afa_jax.files import check_file
+from afa_jax.files import PAGE, SHEET
 
 
 def main(arguments: Sequence[str]) -> int:
     """Write the page, the tables or the sheet."""
     parser = Parser(prog="python -m afa_jax.report", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="a run of afa_jax.train")
-    parser.add_argument("--out", type=Path, help="the run's page, or the sheet; replaced if it is there")
+    parser.add_argument("--out", type=Path, help="the run's page (.html) or the sheet (.png); replaces an earlier one")
     parser.add_argument("--into", type=Path, nargs="+", metavar="FILE", help="Markdown files whose tables are written")
     parser.add_argument("--table", type=Path, metavar="REPORT", help="with --into: only the tables of this report.json")
     parser.add_argument("--check", action="store_true", help="with --into: write nothing, 1 if a table is out of date")
@@ -38,7 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         parser.error("name --workdir and --out for a run's page, --sheet and --out for pictures, or --into for tables")
 
     if options.out:
-        check_file(options.out)
+        (SHEET if sheet else PAGE).check(options.out)
 
     from afa_jax.evaluation.comparison.sheet import write_sheet
     from afa_jax.report.run_page import write_run_page, write_tables

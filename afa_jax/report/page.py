@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from afa_jax.files import PAGE
 from afa_jax.report.escape import escape
 
 _STYLE = """
@@ -82,7 +83,8 @@ def page(title: str, sections: Sequence[tuple[str, str]]) -> str:
     body = "".join(f"<h2>{escape(heading)}</h2>{content}" if heading else content for heading, content in sections)
     script = f"<script>{_SORT}</script>" if "<button" in body else ""
     return (
-        f'<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{escape(title)}</title>'
+        f'<!doctype html><html lang="en"><head><meta charset="utf-8">'
+        f"{PAGE.mark.decode()}<title>{escape(title)}</title>"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{_STYLE}</style></head><body><h1>{escape(title)}</h1>{body}{script}</body></html>\n"
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from afa_jax.data.pictures import opened
 from afa_jax.errors import InputError
-from afa_jax.files import write_output
+from afa_jax.files import PAGE, write_output
 from afa_jax.json_files import read_object
 from afa_jax.report.charts import line_chart, points_of
 from afa_jax.report.escape import escape
@@ -31,6 +31,7 @@ def write_run_page(workdir: Path, out: Path) -> None:
     Raises:
         InputError: there is no run, or it has not logged a step.
     """
+    PAGE.check(out)
     if not (workdir / "metrics.jsonl").is_file():
         raise InputError(f"{workdir}: no run there (no metrics.jsonl)")
     lines = read_metrics(workdir)

@@ -177,7 +177,7 @@ def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
     for path in paths:
         if os.path.lexists(path) and not overwrite:
             raise InputError(f"{path} exists; choose another --out, or --overwrite")
-        check_file(path)
+        check_file(path, overwrite)
 
 
 def slug(prompt: str) -> str:

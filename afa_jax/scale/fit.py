@@ -14,7 +14,7 @@ import jax
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
-from afa_jax.files import check_file, replace_text
+from afa_jax.files import FITTING, replace_text
 from afa_jax.scale.abstract import KNOWN, architecture_of, sampler, target_of, training_step
 from afa_jax.scale.chips import chip_of
 from afa_jax.scale.memory import arguments_of, gib, knob, required
@@ -62,7 +62,7 @@ def check(
         InputError: the config cannot be run on these devices, or its models are not there.
     """
     if output is not None:
-        check_file(output)
+        FITTING.check(output)
     check_options(config)
     fusing = configured_fusion(config)
     networks = architecture_of(config) if architecture is None else KNOWN[architecture]

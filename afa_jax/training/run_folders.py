@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -75,4 +76,18 @@ def _entry_of(workdir: Path, cache: str) -> str | None:
 
 def _begun(path: Path) -> bool:
     """Whether an entry of a workdir is from a start that was killed before it had written its config."""
+    if path.name == CONFIG:
+        return _torn(path)
     return path.name in (LOCK, OVERWRITTEN) or (is_partial(path) and path.name.startswith(f".{CONFIG}."))
+
+
+def _torn(config: Path) -> bool:
+    """Whether a config holds nothing, or the beginning of a record: what a full disk or a power cut leaves of one."""
+    try:
+        text = config.read_bytes().strip(b"\0 \n")
+        json.loads(text)
+    except OSError:
+        return False
+    except (ValueError, RecursionError):
+        return not text or text.startswith(b"{")
+    return False

@@ -283,7 +283,7 @@ def _rename_new(partial: Path, path: Path) -> None:
     except FileExistsError:
         raise InputError(f"{path} exists; choose another name, or --overwrite") from None
     except OSError:
-        check_new(path)
+        check_new(path, overwrite=False)
         os.replace(partial, path)
 
 

@@ -29,16 +29,16 @@ FOLDERS = {
     "demo --out OUT": None,
 }
 FILES = {
-    "screen --out OUT": (),
-    "search --workdir new --out OUT": (),
+    "screen --out OUT.json": (),
+    "search --workdir new --out OUT.json": (),
     "search --workdir new --write OUT.safetensors": (),
     "merge --out OUT.safetensors": ("--method", "average"),
     "export --snapshot OUT.safetensors --workdir ROOT": (),
     "convert ROOT/a --out OUT.safetensors": None,
-    "convert --inspect ROOT/a --json OUT": None,
-    "report --workdir ROOT --out OUT": None,
-    "report --sheet ROOT --out OUT": None,
-    "aot --json OUT": ("--devices", "1"),
+    "convert --inspect ROOT/a --json OUT.json": None,
+    "report --workdir ROOT --out OUT.html": None,
+    "report --sheet ROOT --out OUT.png": None,
+    "aot --json OUT.json": ("--devices", "1"),
 }
 """Every option that names an output, and what else the command wants; None for one without the tiny config."""
 PLACES = ("file/out", "nowhere/out", "sealed/out", "n" * 250)
@@ -59,7 +59,8 @@ def place(root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (tmp_path / "file").write_text("what was there")
     (tmp_path / "sealed").mkdir()
     (tmp_path / "folder").mkdir()
-    (tmp_path / "folder.safetensors").mkdir()
+    for ending in ("safetensors", "json", "html", "png"):
+        (tmp_path / f"folder.{ending}").mkdir()
     (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
     (tmp_path / "prompts.txt").write_text(PROMPT[1])
     access = os.access  # root, who runs some of these tests, may write anywhere
@@ -95,6 +96,24 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(command, root,
         error = capsys.readouterr().err
         assert error.count("\n") == 1 and name[:20] in error, (name, error)
         assert sorted(place.rglob("*")) == before and (place / "file").read_text() == "what was there"
+
+
+@pytest.mark.parametrize("command", [command for command in FILES if "safetensors" not in command])
+def test_an_output_replaces_nothing_but_an_earlier_one_of_its_command(command, root, place, capsys):
+    options = () if FILES[command] is None else ("--config", f"{root}/config.py", *FILES[command])
+    kind, whole = re.search(r"OUT(\.\w+)", command)[1], command.replace("OUT", "mine")
+    for ending in (kind, ".safetensors", ".py"):
+        mine = place / f"mine{ending}"
+        mine.write_text("{}")
+        assert call(whole.replace(kind, ending), root, *options) == 2
+        assert f"mine{ending}" in capsys.readouterr().err and mine.read_text() == "{}"
+
+
+@pytest.mark.parametrize("name", ["report.json", "report.html", "grid.png"])
+def test_a_comparison_replaces_no_other_file_in_its_folder(name, root, place, capsys):
+    (place / "folder" / name).write_text("mine")
+    assert call("evaluate --out folder", root, "--config", str(EMOJI)) == 2
+    assert name in capsys.readouterr().err and (place / "folder" / name).read_text() == "mine"
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ def test_the_figures_the_tables_and_the_verdict_agree(root, tmp_path, capsys):
     run(screen.main, [*arguments, str(tmp_path / "again.json")])
     assert json.loads((tmp_path / "again.json").read_text()) == results
     assert run(screen.main, [*arguments, str(tmp_path / "again.json")]) == 2
-    assert "again.json exists; choose another --out" in capsys.readouterr().err
+    assert "again.json exists; choose another name, or remove it" in capsys.readouterr().err
 
 
 def test_one_file_under_two_names_is_found(root, tmp_path, experts, capsys):

@@ -273,6 +273,15 @@ def test_the_command(root, tmp_path, capsys):
     best = json.loads(told.read_text())
     assert best["history"][:2] == first["history"] and best["trials"] == 3
     assert best["average"] == best["history"][0][1] <= best["score"]
+    assert go("--trials", "3", "--out", str(told)) == 2 and go("--trials", "3", "--resume", "--out", str(out)) == 2
+    other = tmp_path / "other.json"
+    for content in (json.dumps(best | dict(settings=dict(best["settings"], seed=5)), indent=2), "{}"):
+        other.write_text(content)
+        assert go("--trials", "3", "--resume", "--out", str(other)) == 2 and other.read_text() == content
+    (workdir / "best.json").unlink()
+    for more in ((), ("--out", str(told))):  # with no trial missing
+        assert go("--trials", "3", "--resume", *more) == 0
+    assert json.loads((workdir / "best.json").read_text()) == best == json.loads(told.read_text())
 
     config = load_config(str(root / "config.py"))
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)  # as the command: one compilation

@@ -191,3 +191,14 @@ def test_overwriting_removes_runs_only_and_of_them_what_runs_write(tmp_path: Pat
         (run / "config.json").write_bytes(damaged)  # of a run, and damaged
         open_workdir(run, resume=False, overwrite=True)
         assert run.is_symlink() and tree(disk) == {".lock", ".overwritten"}
+
+
+@pytest.mark.parametrize("torn", ["", "\0" * 40, '{"train": {"st'])
+def test_a_torn_config_alone_is_nothing_that_was_begun(tmp_path: Path, torn: str) -> None:
+    for how in ("--resume_if_any", "--overwrite", ""):
+        run = tmp_path / f"run{how}"
+        run.mkdir()
+        (run / "config.json").write_text(torn)
+        chosen = options(run, *([how] if how else []))
+        begin(run, chosen.resume, chosen.overwrite)
+        assert holds_run(run) and "3" in (run / "config.json").read_text()

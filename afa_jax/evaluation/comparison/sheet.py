@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from afa_jax.data.pictures import read_png
 from afa_jax.errors import InputError
 from afa_jax.evaluation.comparison.picture_files import PICTURES, find_picture, folders_by_name, read_index
-from afa_jax.files import write_output
+from afa_jax.files import SHEET, write_output
 from afa_jax.report import figures
 from afa_jax.report.sheet import labelled_grid
 from afa_jax.sampling.map_pictures import paint, with_legend
@@ -148,8 +148,10 @@ def _read(folder: Path) -> _Comparison:
 
 def write_sheet(folder: Path, methods: Sequence[str], prompts: int | None, out: Path) -> None:
     """Write the pictures of a comparison, a row for each method and a column for each prompt."""
-    data = io.BytesIO()
-    comparison_sheet(folder, methods, prompts).save(data, format="PNG", optimize=True)
+    SHEET.check(out)
+    data, made_by = io.BytesIO(), PngImagePlugin.PngInfo()
+    made_by.add_text("Software", "afa_jax")
+    comparison_sheet(folder, methods, prompts).save(data, format="PNG", optimize=True, pnginfo=made_by)
     write_output(out, data.getvalue())
 
 

@@ -209,7 +209,7 @@ def write_folder(
             replace_folder(folder, partial, overwrite)
 
 
-def check_target(folder: Path, overwrite: bool = False) -> None:
+def check_target(folder: Path, overwrite: bool | None = False) -> None:
     """Check that write_folder may write a folder.
 
     Raises:
