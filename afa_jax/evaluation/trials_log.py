@@ -13,7 +13,6 @@ from typing import Any
 from afa_jax.errors import InputError
 from afa_jax.files import FOUND, replace_bytes
 from afa_jax.json_files import append, keep_damaged, read_object
-from afa_jax.records import recorded
 from afa_jax.training.run_folders import CONFIG
 
 _DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError, OverflowError)
@@ -48,6 +47,8 @@ def check_result(out: Path, workdir: Path, *, again: bool) -> None:
     """
     FOUND.check(out)
     if os.path.lexists(out):
+        from afa_jax.records import recorded  # numpy, which a wrong line need not wait for
+
         advice = "choose another --out, or remove it"
         made = again and recorded(read_object(out, advice).get("settings"))
         if not made or made != read_object(workdir / CONFIG, "restore it, or choose another --workdir").get("search"):

@@ -85,9 +85,10 @@ def _torn(config: Path) -> bool:
     """Whether a config holds nothing, or the beginning of a record: what a full disk or a power cut leaves of one."""
     try:
         text = config.read_bytes().strip(b"\0 \n")
-        json.loads(text)
     except OSError:
         return False
+    try:
+        json.loads(text)
     except (ValueError, RecursionError):
         return not text or text.startswith(b"{")
     return False

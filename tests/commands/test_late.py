@@ -100,8 +100,8 @@ def test_an_output_that_cannot_be_written_is_said_before_the_work(command, root,
 
 @pytest.mark.parametrize("command", [command for command in FILES if "safetensors" not in command])
 def test_an_output_replaces_nothing_but_an_earlier_one_of_its_command(command, root, place, capsys):
-    options = () if FILES[command] is None else ("--config", f"{root}/config.py", *FILES[command])
-    kind, whole = re.search(r"OUT(\.\w+)", command)[1], command.replace("OUT", "mine")
+    more, kind = FILES[command], "." + command.partition("OUT.")[2].partition(" ")[0]
+    options, whole = () if more is None else ("--config", f"{root}/config.py", *more), command.replace("OUT", "mine")
     for ending in (kind, ".safetensors", ".py"):
         mine = place / f"mine{ending}"
         mine.write_text("{}")

@@ -56,10 +56,12 @@ own["sample"].append((["--prompt=fox", "--out=x", config, "--method=ties,densty=
 for name in ("train", "finetune", "train_vae", "search"):
     own[name].append((["--workdir=/dev/null/x", others.get(name, config)], "cannot be written"))
 for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("maps", "--prompt=fox"),
-                   ("merge", "--method=average"), ("screen", "--pairs=8"), ("search", "--workdir=x")):
+                   ("merge", "--method=average")):
     own[name].append(([more, "--out=/dev/null/x", config], "cannot be written"))
+for name, more in (("screen", "--pairs=8"), ("search", "--workdir=x")):
+    own[name].append(([more, "--out=/dev/null/x.json", config], "cannot be written"))
 own["export"].append((["--workdir=x", "--pair=/dev/null/x", config], "cannot be written"))
-own["aot"].append((["--devices=2", "--json=/dev/null/x", config], "cannot be written"))
+own["aot"].append((["--devices=2", "--json=/dev/null/x.json", config], "cannot be written"))
 own["merge"].append((["--method=magic", "--out=x", config], "no merge 'magic'; there are average"))
 methods = {
     "expert:NOSUCH": "no expert 'NOSUCH'; there are animals, food, things", "ties,density=2": "density=2",

@@ -45,7 +45,7 @@ NEEDED = {
     "aot": ["--devices=2", f"--config={EMOJI}"],
     "demo": ["--out=x"],
     "convert": ["input", "--out=x"],
-    "report.__main__": ["--workdir=x", "--out=y"],
+    "report.__main__": ["--workdir=x", "--out=y.html"],
     "prepare": ["--builder=folder", "--from=x", "--out=y"],
 }
 """What each command must be given."""
