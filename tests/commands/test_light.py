@@ -97,7 +97,7 @@ own |= {
         (["a", "--out=b"], "a: no such file or folder"),
         ([f"{root}/models", "--out=b", "--vae=c.safetensors"], "c.safetensors: no such file"),
         ([f"{root}/models", "--out=b", "--lora=d:0.5"], "d: no such file"),
-        (["--inspect", "a", "--json=/dev/null/b"], "cannot be written"),
+        (["--inspect", "a", "--json=/dev/null/b.json"], "cannot be written"),
     ],
     "report.__main__": [([], "--workdir and --out"), (["--sheet=a", "--out=b", "--prompts=0"], "--prompts")],
     "new_config": [
