@@ -22,6 +22,7 @@ from afa_jax.mesh.collectives import (
     share_sum_over_experts,
     sum_over_experts,
 )
+from afa_jax.mesh.target import platform
 from afa_jax.trees import axis_size, stack, take
 
 T = TypeVar("T")
@@ -66,7 +67,7 @@ def _slices_first(one: T) -> T:
     Such a loop is not vectorised; what that costs is in docs/speed.md. Only vectors: matrices go to library calls, and
     would be copied for the gradient.
     """
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return one
     return jax.tree.map(lambda leaf: jax.lax.optimization_barrier(leaf) if leaf.ndim == 1 else leaf, one)
 

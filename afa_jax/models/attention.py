@@ -13,6 +13,7 @@ from jax import Array
 from jax.sharding import ManualAxisType
 from jax.typing import DTypeLike
 
+from afa_jax.mesh.target import device_count, platform
 from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, alike, gelu
 
 Implementation = Literal["xla", "blocks", "cudnn", "splash"]
@@ -38,7 +39,7 @@ def attend(
         ValueError: "splash" for a causal mask or for lengths that are not multiples of SPLASH_BLOCK; "blocks" for a
             causal mask or for queries that are not a multiple of BLOCK.
     """
-    if query.dtype == jnp.float16 and jax.default_backend() == "cpu":
+    if query.dtype == jnp.float16 and platform() == "cpu":
         # XLA's CPU backend has no product of float16 that adds up in float32.
         wide = (x.astype(jnp.float32) for x in (query, key, value))
         return attend(*wide, causal=causal, implementation=implementation).astype(jnp.float16)
@@ -58,12 +59,12 @@ def attend(
 
 
 def _choose(query: Array, key: Array, causal: bool) -> Implementation:
-    backend = jax.default_backend()
+    backend = platform()
     half = query.dtype in (jnp.bfloat16, jnp.float16)
     if backend == "gpu" and half and query.shape[-1] % 8 == 0 and query.shape[-1] <= CUDNN_HEAD:
         return "cudnn"
     lengths = query.shape[1], key.shape[1]
-    on_one = jax.device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual
+    on_one = device_count() == 1 or jax.sharding.get_abstract_mesh().are_all_axes_manual
     if backend == "tpu" and on_one and not causal and not any(n % SPLASH_BLOCK for n in lengths):
         return "splash"
     many = lengths[0] % BLOCK == 0 and lengths[0] * lengths[1] >= MANY_LOGITS
@@ -96,7 +97,7 @@ def _splash(query: Array, key: Array, value: Array) -> Array:
         block_q_dq=block_q, block_kv_dq=block_kv,
     )  # fmt: skip
     mask = masks.MultiHeadMask([masks.FullMask(lengths)] * query.shape[2])
-    kernel = library.make_splash_mha_single_device(mask, block_sizes=blocks, interpret=jax.default_backend() != "tpu")
+    kernel = library.make_splash_mha_single_device(mask, block_sizes=blocks, interpret=platform() != "tpu")
     scaled = query * query.shape[-1] ** -0.5
     heads_first = (x.transpose(0, 2, 1, 3) for x in alike(scaled, key, value, everywhere=True))
     return jax.vmap(kernel)(*heads_first).transpose(0, 2, 1, 3)

@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from afa_jax.mesh.collectives import varying_axes
+from afa_jax.mesh.target import platform
 
 # XLA's CPU convolution is slow on small maps: with 32 samples of 2 x 4 x 288 it reached 2 GFLOP/s where one matrix
 # product of the neighbourhoods reached 50 (benchmarks/conv.py). Up to this many output positions we use the product.
@@ -93,7 +94,7 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] = 
     if size == 1 and stride == 1 and padding == (0, 0):
         # Contracted as it is: a loop over experts would keep a copy of every expert's kernel[0, 0] for the gradient.
         return jax.lax.dot_general(x, kernel, (((3,), (2,)), ((), ()))).reshape(*x.shape[:3], kernel.shape[3])
-    if jax.default_backend() != "cpu":
+    if platform() != "cpu":
         return _conv2d_xla(x, kernel, stride, padding)
     return _conv2d_cpu(*alike(x, kernel), stride, padding)
 

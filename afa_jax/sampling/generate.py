@@ -24,6 +24,7 @@ from afa_jax.fusion.routing import routing_of
 from afa_jax.mesh.collectives import divided
 from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
 from afa_jax.mesh.processes import meet, several
+from afa_jax.mesh.target import platform
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.vae import VAE
 from afa_jax.trees import axis_size, take
@@ -217,7 +218,7 @@ def program_of(
         count = len(constants.t)
         room = max(64, 1 << (count - 1).bit_length())
         constants = jax.tree.map(lambda values: np.resize(np.asarray(values), room), constants)
-    one_by_one = jax.default_backend() == "cpu" if options.one_by_one is None else options.one_by_one
+    one_by_one = platform() == "cpu" if options.one_by_one is None else options.one_by_one
     kept = dict(maps=options.maps, routing=options.routing, path=options.path)
     program = Program(size=options.size, sampler=sampler, guided=options.guidance != 1, one_by_one=one_by_one, **kept)
     return program, StepNumbers(constants, None if count is None else np.int32(count), np.float32(options.guidance))

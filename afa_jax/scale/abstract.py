@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
-from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +23,7 @@ from afa_jax.experts.frozen import mismatches
 from afa_jax.experts.sources import find_checkpoints
 from afa_jax.fusion.registry import init_fusion
 from afa_jax.mesh.parallel import DATA, FSDP, ROWS, mesh_of, specs_of
+from afa_jax.mesh.target import compiling_for
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
@@ -100,11 +100,7 @@ class Target:
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
         """While a program is traced, answer as on these devices: it asks where it runs to choose among kernels."""
-        platform, count = self.devices[0].platform, len(self.devices)
-        with (
-            mock.patch.object(jax, "default_backend", return_value=platform),
-            mock.patch.object(jax, "device_count", return_value=count),
-        ):
+        with compiling_for(self.devices[0].platform, len(self.devices)):
             yield
 
 
@@ -236,7 +232,8 @@ def sampler(config: ConfigDict, fusing: Any, architecture: Architecture, target:
     )
     models = (denoiser, text_encoder, networks.vae)
     specs = (None, None, None) if target.mesh is None else generate.specs_of_models(models, target.mesh)
-    program, steps = generate.program_of(options, architecture.schedule, any_steps=False)
+    with target.here():
+        program, steps = generate.program_of(options, architecture.schedule, any_steps=False)
     ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
     numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)
     arguments = (

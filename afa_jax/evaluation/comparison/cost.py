@@ -13,6 +13,7 @@ import numpy as np
 
 from afa_jax.errors import NotFinite
 from afa_jax.evaluation.comparison.pictures import PictureFolder, record_of
+from afa_jax.mesh.target import platform
 from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.generate import Request, generate, program_memory
@@ -35,7 +36,7 @@ def cost_of(
         own, other = _timer(method, options), _timer(*reference)
         own(), other()  # compile
         pairs = np.asarray([(*own(), *other()) for _ in range(ROUNDS)])
-        column = 1 if jax.default_backend() == "cpu" else 0
+        column = 1 if platform() == "cpu" else 0
         ratios = pairs[:, column] / pairs[:, column + 2] * (reference[1].batch / options.batch)
         return dict(
             reference_seconds=float(np.median(pairs[:, 2])) / reference[1].batch,

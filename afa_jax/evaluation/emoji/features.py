@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from afa_jax.mesh.target import platform
 from afa_jax.models.layers import Conv
 from afa_jax.types import Feature, Images
 from afa_jax.weights.keys import pytorch_name
@@ -53,7 +54,7 @@ class Depthwise(nnx.Module):
         kernel, stride = self.kernel[...], self.stride
         size, channels = kernel.shape[0], kernel.shape[-1]
         pads = [_same(n, size, stride) for n in x.shape[1:3]]
-        if jax.default_backend() != "cpu":
+        if platform() != "cpu":
             y = jax.lax.conv_general_dilated(
                 x,
                 kernel,
