@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 
 from afa_jax.cli.commands import load_config
+from afa_jax.config.schema import NEEDED, SOURCES
+from afa_jax.data.sources import KINDS
 from afa_jax.errors import InputError
 
 EMOJI = Path(__file__).parents[1] / "configs" / "emoji.py"
@@ -100,6 +104,37 @@ def test_a_wrong_value_is_one_line_with_its_field_and_what_to_write(override: st
     with pytest.raises(InputError) as caught:
         load_config(str(EMOJI), [override])
     assert field in str(caught.value) and remedy in str(caught.value) and len(str(caught.value)) < 400
+
+
+@pytest.mark.parametrize(
+    ("data", "field", "remedy"),
+    [
+        ('kind="folder", path="p", text=5', "data.text=5", "a text in quotes"),
+        ('kind="tar", paths="p", caption=["x"]', "data.caption=", "a text in quotes"),
+        ('kind="tar", paths="p", caption=5', "data.caption=5", "a text in quotes"),
+        ('kind="tar", paths=5', "data.paths=5", "a list of 1 or more"),
+        ('kind="tar", paths=["p", 5]', "data.paths=", "a list of 1 or more"),
+        ('kind="tfds", name=5', "data.name=5", "a text in quotes"),
+        ('kind="tfds", name="n", data_dir=5', "data.data_dir=5", "a text in quotes"),
+        ('kind="tfds", name="n", split=5', "data.split=5", "a text in quotes"),
+        ('kind="parquet", paths="p", image=5', "data.image=5", "a text in quotes"),
+        ('kind="folder"', "data.path is missing", "a text in quotes"),
+        ('kind="tar", path="p"', "data.path:", "it has paths, caption"),
+        ('kind="emoji", seed=0, pth="p"', "data.pth:", "it has seed, length"),
+    ],
+)
+def test_data_is_what_its_kind_takes(data: str, field: str, remedy: str, tmp_path: Path) -> None:
+    text = SHORT.replace('kind="folder", path="p"', data)
+    with pytest.raises(InputError) as caught:
+        load_config(write(tmp_path / "c.py", text), [])
+    assert field in str(caught.value) and remedy in str(caught.value)
+
+
+def test_the_fields_of_a_kind_of_data_are_the_arguments_of_its_source() -> None:
+    for kind, (module, name) in KINDS.items():
+        arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+        assert [*arguments] == [*SOURCES[kind]]
+        assert NEEDED.get(kind) == next((n for n, own in arguments.items() if own.default is own.empty), None)
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x1b[31m", "a/b", "a:b", "a,b", "a=b", " a", ".", "\u202ea", 3, None])

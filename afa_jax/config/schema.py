@@ -21,6 +21,7 @@ from afa_jax.config.fields import (  # fmt: skip
     choice,
     distinct,
     either,
+    expected,
     integer,
     loras,
     many,
@@ -66,9 +67,19 @@ OPTIMIZER = Section(
         b2=Field(DECAY, 0.999),
     )
 )
-# A kind's own fields are its source's: make_source names what it does not take.
+_LOADED = ("kind", "size", "flip", "bad", "workers")
+SOURCES = dict(
+    emoji=("seed", "length", "topics", "mixed", "styles", "single", "places", "split", "held_out"),
+    folder=("path", "captions", "text", "verify", "skip_unreadable", "max_pixels"),
+    tfds=("name", "data_dir", "split", "image", "caption", "max_pixels"),
+    tar=("paths", "caption", "index", "max_pixels"),
+    parquet=("paths", "image", "text", "row_groups", "max_pixels"),
+)
+"""The fields of each kind of data beside those of loading: the arguments of its source (data/sources.py)."""
+NEEDED = dict(emoji="seed", folder="path", tar="paths", parquet="paths")
+"""The field that a kind of data cannot do without."""
 DATA = dict(
-    kind=Field(choice("emoji", "folder", "tfds", "tar", "parquet")),
+    kind=Field(choice(*SOURCES)),
     size=Field(optional(size), ABSENT),
     flip=Field(boolean, ABSENT),
     bad=Field(choice("error", "skip"), ABSENT),
@@ -85,6 +96,14 @@ DATA = dict(
     styles=Field(optional(many(text(empty=False), 1)), ABSENT),
     mixed=Field(boolean, ABSENT),
     single=Field(PROBABILITY, ABSENT),
+    places=Field(integer(1, 2), ABSENT),
+    held_out=Field(text(empty=False), ABSENT),
+    name=Field(text(), ABSENT),
+    data_dir=Field(text(), ABSENT),
+    split=Field(text(empty=False), ABSENT),
+    image=Field(text(empty=False), ABSENT),
+    caption=Field(text(empty=False), ABSENT),
+    text=Field(text(empty=False), ABSENT),
     row_groups=Field(integer(1, 2**16), ABSENT),
     max_pixels=Field(integer(1, 2**40), ABSENT),
 )
@@ -233,7 +252,8 @@ _TRAINED: dict[str, Field | Section] = dict(
     init=Field(text(), ""),
     optimizer=OPTIMIZER,
     data=Section(
-        {name: field for name, field in DATA.items() if name != "kind"} | dict(kind=Field(text(), ABSENT)), open_=True
+        {name: field for name, field in DATA.items() if name != "kind"} | dict(kind=Field(choice(*SOURCES), ABSENT)),
+        open_=True,
     ),
 )
 MODEL_CONFIG = Section(
@@ -324,3 +344,22 @@ def check(config: ConfigDict) -> None:
         InputError: a field that is unknown, missing or wrong, by its name.
     """
     schema_of(config).check(config)
+    evaluation = config.get("evaluation") or {}
+    for where, data in (
+        ("data", config.get("data")),
+        ("validation.data", (config.get("validation") or {}).get("data")),
+        ("evaluation.noise.data", (evaluation.get("noise") or {}).get("data")),
+    ):
+        if data is not None:
+            _check_data(where, data)
+
+
+def _check_data(where: str, data: ConfigDict) -> None:
+    """See that a section of data has what its kind needs, and nothing that its kind does not take."""
+    kind = data.get("kind", "emoji")  # as start.data_of has it
+    for name in data:
+        if name not in (*_LOADED, *SOURCES[kind]):
+            raise InputError(f"{where}.{name}: kind {kind!r} has no such field; it has {', '.join(SOURCES[kind])}")
+    needed = NEEDED.get(kind)
+    if needed is not None and data.get(needed) is None:
+        raise InputError(f"{where}.{needed} is missing: write {expected(DATA[needed].check)}; kind {kind!r} needs it")
