@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, check_method, expert_names
+from afa_jax.cli.arguments import COUNT, check_method, check_prompt_file, expert_names
 from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.config.method_options import check_entry, check_values
 from afa_jax.errors import InputError
@@ -48,6 +48,10 @@ def main(arguments: Sequence[str]) -> None:
         check_method(method, config)
     for entry in config.evaluation.get("methods", ()):
         check_values(check_entry(entry), expert_names(config))
+
+    prompts = config.evaluation.prompts
+    if prompts.kind == "file" and prompts.get("path"):
+        check_prompt_file(Path(prompts.path), "evaluation.prompts.path")
 
     from afa_jax.evaluation.comparison.main_metric import check_metrics  # numpy, and not JAX yet
 

@@ -27,3 +27,5 @@ SEARCHERS = ("tpe", "cmaes")
 """What suggests the next weights of a search."""
 ARCHITECTURES = ("sd15",)
 """Whose shapes are known without their files."""
+FEWEST_PAIRS = 8
+"""Of a screen; the bootstrap's intervals are too narrow for fewer."""

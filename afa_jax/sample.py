@@ -29,6 +29,7 @@ from afa_jax.errors import InputError
 from afa_jax.files import check_folder
 from afa_jax.mesh import cluster
 from afa_jax.names import METHODS
+from afa_jax.sampling.prompt_lines import read_lines
 from afa_jax.weights.tokenizer.prompts import check_prompt
 
 
@@ -68,6 +69,8 @@ def main(arguments: Sequence[str]) -> None:
     if cluster.settings(options) is None:  # else process 0 alone may have it
         check_folder(options.out)
         check_prompt_file(options.prompts)
+        if options.prompts is not None:
+            read_lines(options.prompts, options.negative_prompt, quiet=True)
         check_run(options.workdir)
 
     from afa_jax.mesh import processes as distributed

@@ -20,8 +20,7 @@ from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.config.schema import require
 from afa_jax.errors import InputError
 from afa_jax.files import FIGURES, check_file
-
-FEWEST = 8  # pairs; the bootstrap's intervals are too narrow for fewer
+from afa_jax.names import FEWEST_PAIRS
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -33,8 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--out", type=Path, help="JSON file with all figures")
     options, config = parse(parser, arguments)
     require(config, "data")
-    if options.pairs < FEWEST or options.draws < 2:
-        raise InputError(f"choose --pairs of {FEWEST} or more and --draws of 2 or more")
+    if options.pairs < FEWEST_PAIRS or options.draws < 2:
+        raise InputError(f"choose --pairs of {FEWEST_PAIRS} or more and --draws of 2 or more")
     if options.out:
         FIGURES.check_name(options.out)
         check_file(options.out)

@@ -17,6 +17,7 @@ from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routin
 from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights, record
 from afa_jax.experts.frozen import Mismatch, find_checkpoints, load_experts, mismatches
 from afa_jax.files import check_file, replace_text
+from afa_jax.names import FEWEST_PAIRS
 from afa_jax.progress import progress
 from afa_jax.records import public_sentence, recorded
 from afa_jax.training.noise_error import expert_errors
@@ -45,6 +46,10 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
     if out is not None:
         check_file(out)
         recorded(config)  # which can be kept
+    if pairs < FEWEST_PAIRS or draws < 2:
+        raise InputError(f"pairs={pairs}, draws={draws}; choose {FEWEST_PAIRS} or more pairs, and 2 or more draws")
+    # What takes no model comes before what takes all of them.
+    examples = choose_pairs(unseen(make_source(config.data)), loading(config.data)["crop"], pairs, seed)
     base, checkpoints = find_checkpoints(config)
     if len(checkpoints) < 2:
         raise InputError(f"{next(iter(checkpoints))!r} is the only expert; routing needs two or more")
@@ -59,7 +64,7 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
     refusal = refuse(misfits, compared)
     gain = None
     if refusal is None:
-        gain = measure(config, pairs, draws, seed)
+        gain = measure(config, examples, draws, seed)
         print_gain(list(checkpoints), gain, f"on {pairs} held-out pairs, {draws} draws of noise each")
     answer, verdict = ("no", refusal) if gain is None else judge(gain, pairs)
     if out is not None:
@@ -84,13 +89,13 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
     return 3 if answer == "no" else 0
 
 
-def measure(config: ConfigDict, count: int, draws: int, seed: int) -> RoutingGain:
-    """The routing gain of a config's experts on its held-out pairs.
+def measure(config: ConfigDict, examples: tuple[np.ndarray, list[str]], draws: int, seed: int) -> RoutingGain:
+    """The routing gain of a config's experts on held-out pictures and their captions.
 
     Raises:
-        InputError: experts or data cannot be used, or an expert's predictions are not finite.
+        InputError: experts cannot be used, or an expert's predictions are not finite.
     """
-    pixels, captions = choose_pairs(unseen(make_source(config.data)), loading(config.data)["crop"], count, seed)
+    (pixels, captions), count = examples, len(examples[1])
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype)
     experts.check_size(pixels.shape[1:3])
     parts = []

@@ -127,17 +127,33 @@ def check_identity(stored: Mapping[str, Any], identity: Mapping[str, Any], what:
         )
 
 
-def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool = True) -> TrainingData:
-    """Read, split and if asked for cache what ``config.data``, ``validation`` and ``cache`` name.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Split:
+    """What a config trains and validates on, of which nothing was read yet; no model is needed for it.
+
+    Attributes:
+        source: all examples, those that validation sees among them.
+        chosen: those to train on.
+        held_out: those that validation sees some of; None without validation.
+        crop: from any picture to the size of training.
+    """
+
+    source: PictureSource
+    chosen: PictureSource
+    held_out: PictureSource | None
+    crop: Crop
+
+
+def split_data(config: ConfigDict) -> Split:
+    """Open and split what ``config.data`` and ``validation`` name.
 
     Validation takes its pairs from ``validation.data`` if that is a source, else from the training source, which then
-    goes without them. The cache is of the whole source: it serves every seed and every choice of validation pairs.
+    goes without them.
 
     Raises:
-        InputError: as make_source, build_cache and Loader; too few pairs; a size the networks cannot take.
+        InputError: as make_source; too few pictures or pairs.
     """
-    train, validation, cache = config.train, config.validation, config.cache
-    options = loading(config.data)
+    train, validation = config.train, config.validation
     source, held_out = make_source(config.data), None
     chosen: PictureSource = source
     if validation.every and validation.get("data"):
@@ -151,7 +167,21 @@ def make_training_data(config: ConfigDict, experts: Experts, *, progress: bool =
         chosen, held_out = hold_out(source, validation.pairs, validation.seed)
     if len(chosen) < train.batch:
         raise InputError(f"{len(chosen)} pictures are fewer than a batch of {train.batch}")
-    crop = options["crop"] or Crop(source[0]["image"].shape[:2])
+    crop = loading(config.data)["crop"] or Crop(source[0]["image"].shape[:2])
+    return Split(source=source, chosen=chosen, held_out=held_out, crop=crop)
+
+
+def make_training_data(config: ConfigDict, split: Split, experts: Experts, *, progress: bool = True) -> TrainingData:
+    """Read and if asked for cache a config's data.
+
+    The cache is of the whole source: it serves every seed and every choice of validation pairs.
+
+    Raises:
+        InputError: as build_cache and Loader; a size the networks cannot take.
+    """
+    train, validation, cache = config.train, config.validation, config.cache
+    options, crop = loading(config.data), split.crop
+    source, chosen, held_out = split.source, split.chosen, split.held_out
     experts.check_size(crop.size)
     index, count = (0, 1) if experts.mesh is None else row_share(experts.mesh)
     if train.batch % count:

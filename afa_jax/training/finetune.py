@@ -39,6 +39,7 @@ from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.formats import hub
 from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
+from afa_jax.weights.tokenizer.files import read_tokenizer
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 Model = tuple[UNet, TextEncoder]
@@ -60,7 +61,11 @@ def finetune(
     """
     check_start(config, workdir, resume=resume, overwrite=overwrite)
     trained_by = f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}"
+    data = data_of(config)
+    source, reading = make_source(data), loading(data)  # before models, which take longer
+    check_count(config.scenes, source)
     opened = open_parts(config)
+    read_tokenizer(opened.tokenizer)  # raises for one that cannot be used
     vae, schedule = load_vae(opened.vae), opened.schedule
     timesteps, dtype = interval(config.get("timesteps"), schedule), jnp.dtype(config.get("dtype", "float32"))
     if opened.init is not None:
@@ -94,9 +99,6 @@ def finetune(
     mesh = make_mesh(dict(data=-1))
     if config.batch % (unit := mesh.size * config.get("accumulate", 1)):
         raise InputError(f"batch={config.batch}; choose a multiple of {unit}, the number of devices times accumulate")
-    data = data_of(config)
-    source, reading = make_source(data), loading(data)
-    check_count(config.scenes, source)
     started = dict(
         init="" if opened.init is None else hash_components(opened.init, EXPERT),
         data=source.fingerprint,

@@ -24,7 +24,7 @@ from afa_jax.methods.options import SampleOptions
 from afa_jax.records import public_arguments, record_text, recorded
 from afa_jax.training.cache.cache import check_cache
 from afa_jax.training.checkpoints import Checkpoints
-from afa_jax.training.data import check_identity, make_training_data
+from afa_jax.training.data import check_identity, make_training_data, split_data
 from afa_jax.training.loop import Every, run_loop
 from afa_jax.training.optimizer import check_objective, check_optimizer, make_optimizer
 from afa_jax.training.step import batch_specs, init_state, make_train_step, published
@@ -61,6 +61,7 @@ def train(
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     with nothing_to_save():
         mesh = configured_mesh(config, fusing)
+        split = together(lambda: split_data(config))
         experts = together(
             lambda: load_experts(
                 config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh, averaged=fusion_class(fusing).merges
@@ -68,7 +69,7 @@ def train(
         )
         fusion = init_fusion(fusing, experts.unet, len(experts.names), settings.seed)
         sampling = validation_sampling(config, experts)
-        data = together(lambda: make_training_data(config, experts, progress=first() and not quiet))
+        data = together(lambda: make_training_data(config, split, experts, progress=first() and not quiet))
         pairs = None
         if config.validation.every:
             pairs = together(

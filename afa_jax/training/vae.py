@@ -47,6 +47,9 @@ def train_vae(
         Stopped: by SIGTERM or SIGINT, after saving.
     """
     check_start(config, workdir, resume=resume, overwrite=overwrite, untrained="which only whitens")
+    source = make_source(data_of(config))
+    if len(source) < (needed := config.steps * config.batch + UNSEEN):
+        raise InputError(f"data has {len(source):,} pictures; {config.steps} steps and the test need {needed:,}")
     if config.init:
         vae = load_vae(config.init)
     else:
@@ -54,9 +57,6 @@ def train_vae(
     optimizer = make_optimizer(config.optimizer, config.steps)
     if vae.quant_conv is None or vae.post_quant_conv is None:
         raise InputError(NO_QUANT_CONV)
-    source = make_source(data_of(config))
-    if len(source) < (needed := config.steps * config.batch + UNSEEN):
-        raise InputError(f"data has {len(source):,} pictures; {config.steps} steps and the test need {needed:,}")
     open_workdir(workdir, resume=resume, overwrite=overwrite)
     if not resume:
         write_config(workdir, config)

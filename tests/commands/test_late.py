@@ -122,20 +122,57 @@ def test_a_comparison_replaces_no_other_file_in_its_folder(name, root, place, ca
         "train.optimizer.schedule=linear", "train.optimizer.lr=0.0", "train.optimizer.warmup=-1",
         "train.optimizer.weight_decay=-0.1", "train.optimizer.clip=-1.0", "train.optimizer.b2=1.0",
         "train.min_snr_gamma=-1.0", "train.seed=-1", "train.writers=('excel',)", "train.save_every=0",
-        "data={'kind': 'emoji', 'workers': -1}", "data={'kind': 'emoji', 'workers': 10000}",
-        "data={'kind': 'emoji', 'bad': 'ignore'}", "data={'kind': 'folder', 'path': 'folder'}",
-        "cache={'path': 'c', 'seed': 0, 'crops': 0, 'shard': 32, 'batch': 8}",
-        "cache={'path': 'c', 'seed': 0, 'crops': 1, 'shard': 0, 'batch': 8}",
+        "data.workers=-1", "data.workers=10000", "data.bad=ignore", "data.length=1", "cache.crops=0", "cache.shard=0",
         "cache.path=file/c", "cache.path=nowhere/c", "cache.path=s3://bucket/c",
     ],
 )  # fmt: skip
 def test_a_field_that_is_used_late_is_looked_at_first(option, root, place, capsys):
     before = sorted(place.rglob("*"))
     assert call("train --workdir new", root, "--config", f"{root}/config.py", f"--config.{option}") == 2
-    error, (field, _, value) = capsys.readouterr().err, option.partition("=")
-    named = [*re.findall(r"'(\w+)':", value), field.rpartition(".")[2]]
-    assert error.count("\n") == 1 and any(name in error for name in named)
+    error, field = capsys.readouterr().err, option.partition("=")[0].rpartition(".")[2]
+    assert error.count("\n") == 1 and field.replace("length", "1 pictures are fewer") in error
     assert sorted(place.rglob("*")) == before
+
+
+@pytest.mark.parametrize("command", ["train --workdir new", "screen --out new.json"])
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        ("folder --config.data.path=nothing", "nothing: no such folder"),
+        ("folder --config.data.path=folder", "no captions.jsonl"),
+        ("tar --config.data.paths=nothing.tar", "nothing.tar: no such file"),
+        ("folder --config.data.pth=x", "pth"),
+        ("emoji --config.data.length=2", "2 "),
+    ],
+)
+def test_data_that_cannot_be_used_is_said_before_models_are_read(command, data, said, root, place, capsys):
+    text = (root / "config.py").read_text()
+    kind, *more = data.split()
+    if kind != "emoji":
+        text = re.sub(r"data=dict\(kind=.emoji.[^)]*\)", f"data=dict(kind={kind!r}, size=(32, 64), path='x')", text)
+        text = text.replace("path='x'", "paths='x'") if kind == "tar" else text
+    (place / "config.py").write_text(text)
+    more += ["--pairs=8"] if command.startswith("screen") else ["--config.train.batch=4"]
+    assert call(command, root, "--config", f"{place}/config.py", *more) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
+
+
+@pytest.mark.parametrize(("option", "said"), [("tokenizer=folder", "folder"), ("scenes=9999999", "scenes=9999999")])
+def test_a_fine_tune_looks_at_tokenizer_and_data_first(option, said, place, capsys, monkeypatch):
+    for name in ("load_unet", "load_text_encoder", "load_vae"):
+        monkeypatch.setattr(f"afa_jax.training.finetune.{name}", begun)
+    models = EMOJI.parents[1] / "models" / "emoji"
+    options = (f"--config.init={models}/base", f"--config.vae={models}/base", f"--config.{option}")
+    assert call("finetune --workdir new", place, "--config", str(EMOJI.with_name("emoji_base.py")), *options) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and said in error
+
+
+def test_a_file_of_prompts_that_is_not_there_is_said_before_models_are_read(root, place, capsys):
+    options = ("--config.evaluation.prompts.kind=file", "--config.evaluation.prompts.path=nothing.txt")
+    assert call("evaluate --out new", root, "--config", str(EMOJI), *options) == 2
+    assert "evaluation.prompts.path nothing.txt" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

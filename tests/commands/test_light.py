@@ -55,6 +55,7 @@ own["sample"] += [
 own["sample"].append((["--prompt=fox", "--out=x", config, "--method=ties,densty=1"], "ties: no option 'densty'; there"))
 for name in ("train", "finetune", "train_vae", "search"):
     own[name].append((["--workdir=/dev/null/x", others.get(name, config)], "cannot be written"))
+own["sample"].append(([f"--prompts={root}/pyproject.toml", "--out=x", config], "the line is empty"))
 for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("maps", "--prompt=fox"),
                    ("merge", "--method=average")):
     own[name].append(([more, "--out=/dev/null/x", config], "cannot be written"))
