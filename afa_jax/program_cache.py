@@ -1,4 +1,4 @@
-"""Keep compiled programs between starts, in the user's cache folder."""
+"""Keep compiled programs between starts, in the user's cache folder, and the compiler from alarms."""
 
 from __future__ import annotations
 
@@ -33,6 +33,15 @@ def keep_programs(environ: MutableMapping[str, str] = os.environ) -> None:
         # With a bound the folder has a lock, too: no process reads what another one is writing.
         environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(LARGEST))
         environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(SHORTEST))
+
+
+def calm_compiler(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Keep XLA from printing "Very slow compile?", as an error, of all that it compiles for two minutes.
+
+    To be called before JAX is imported. XLA has no switch for this one message. What goes wrong in XLA comes back to
+    Python as an exception all the same; TF_CPP_MIN_LOG_LEVEL in the environment decides otherwise.
+    """
+    environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 
 def cache_folder(environ: MutableMapping[str, str] = os.environ) -> Path:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import sys
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from tqdm import tqdm
 
 SECONDS = 10.0
 """Between two lines, and before the first one: what is done sooner says nothing."""
+PATIENCE = 3.0
+"""Seconds that may pass before it is said what they go by for."""
 # For threads: tqdm's own is one for processes, too, a semaphore that a process may leave behind.
 tqdm.set_lock(threading.RLock())
 _LINE = "{desc} {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} to go{postfix}"
@@ -29,6 +33,32 @@ def progress(items: Iterable[Any] | None = None, *, quiet: bool = False, **optio
         return tqdm(items, dynamic_ncols=True, **options)
     often: dict[str, Any] = dict(mininterval=SECONDS, maxinterval=SECONDS, miniters=1, delay=SECONDS)
     return _Lines(items, bar_format=_LINE, **often, **options)
+
+
+def leave_out(bar: Any, seconds: float) -> None:
+    """Take seconds out of a bar's time: they say nothing of how long the rest will take."""
+    if not bar.disable:
+        bar.start_t += seconds
+        bar.last_print_t += seconds
+
+
+@contextlib.contextmanager
+def announced(what: str, *, quiet: bool = False) -> Iterator[None]:
+    """Within it say, in one line, what takes so long; nothing of what is done within PATIENCE."""
+    # tqdm's own takes a bar away and draws it again; what is in a file stays as it is.
+    write = functools.partial(tqdm.write, file=sys.stderr) if sys.stderr.isatty() else _line
+    timer = threading.Timer(PATIENCE, write, (what,))
+    timer.daemon = True
+    if not quiet:
+        timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _line(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 class _Lines(tqdm):

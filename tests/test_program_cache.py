@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from afa_jax.program_cache import cache_folder, keep_programs
+from afa_jax.program_cache import cache_folder, calm_compiler, keep_programs
 
 COMPILES = """
 import sys
@@ -45,3 +45,12 @@ def test_a_folder_that_cannot_be_made_keeps_nothing(tmp_path: Path) -> None:
     own = dict(XDG_CACHE_HOME=str(tmp_path / "file"))
     keep_programs(own)
     assert set(own) == {"XDG_CACHE_HOME"}
+
+
+def test_the_compilers_alarm_is_off_unless_the_environment_says_otherwise() -> None:
+    own: dict[str, str] = {}
+    calm_compiler(own)
+    assert own == dict(TF_CPP_MIN_LOG_LEVEL="3")
+    own = dict(TF_CPP_MIN_LOG_LEVEL="0")
+    calm_compiler(own)
+    assert own == dict(TF_CPP_MIN_LOG_LEVEL="0")

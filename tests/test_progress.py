@@ -2,11 +2,13 @@
 
 import io
 import sys
+import time
 from typing import Any
 
 import pytest
 
-from afa_jax.progress import progress
+from afa_jax import progress as module
+from afa_jax.progress import announced, leave_out, progress
 
 
 def test_a_file_gets_a_line_every_ten_seconds_and_short_work_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +36,26 @@ def test_a_file_gets_a_line_every_ten_seconds_and_short_work_none(monkeypatch: p
     assert lines[0] == "training 14 of 44 steps, 00:10 so far, 00:30 to go, loss=0.5"
     assert "\r" not in written.getvalue()
     assert list(progress(range(3), quiet=True)) == [0, 1, 2]
+
+
+def test_what_is_left_out_is_no_time_of_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock, written = [0.0], io.StringIO()
+    monkeypatch.setattr(sys, "stderr", written)
+    with progress(total=44, unit="step") as steps:
+        steps._time = lambda: clock[0]
+        steps.start_t = steps.last_print_t = 0.0
+        clock[0] += 240
+        leave_out(steps, 240)
+        for _ in range(11):
+            clock[0] += 1
+            steps.update()
+    assert written.getvalue().splitlines()[0] == "10 of 44 steps, 00:10 so far, 00:34 to go"
+    leave_out(progress(range(3), quiet=True), 1)
+
+
+def test_what_takes_long_is_announced(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(module, "PATIENCE", 0.02)
+    for quiet, seconds, said in ((False, 0.2, "compiling\n"), (True, 0.2, ""), (False, 0.0, "")):
+        with announced("compiling", quiet=quiet):
+            time.sleep(seconds)
+        assert capsys.readouterr().err == said

@@ -22,7 +22,7 @@ from afa_jax.config.files import load_config
 from afa_jax.config.schema import SHOWN, check, kind_of
 from afa_jax.errors import COMPILING, InputError, Stopped, printable
 from afa_jax.experts.specs import parse_argument
-from afa_jax.program_cache import keep_programs
+from afa_jax.program_cache import calm_compiler, keep_programs
 
 _PLACES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
@@ -49,6 +49,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
                 stream.reconfigure(errors="backslashreplace")
     if "jax" not in sys.modules:
         keep_programs()
+        calm_compiler()
     show = warnings.showwarning
     warnings.showwarning = _one_line_warning
     failure: BaseException | None = None

@@ -80,7 +80,7 @@ def draw_maps(
         if not texts:
             return iter(())
         requests = [Request(prompt=text) for text in texts]
-        return generate(requests, chosen.denoiser, experts, seed=seed, options=sample_options)
+        return generate(requests, chosen.denoiser, experts, seed=seed, options=sample_options, announce=True)
 
     to_draw, to_count = sampled(prompts, whole), sampled(many, reduced)  # which checks them
     with writing(out):

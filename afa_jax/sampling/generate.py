@@ -27,6 +27,7 @@ from afa_jax.mesh.processes import meet, several
 from afa_jax.mesh.target import platform
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.vae import VAE
+from afa_jax.progress import announced
 from afa_jax.trees import axis_size, take
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
@@ -65,11 +66,15 @@ def generate(
     *,
     seed: int,
     options: SampleOptions,
+    announce: bool = False,
 ) -> Iterator[Picture]:
     """Sample the requests in order, a batch at a time; the devices work at the next one while a batch is used.
 
     On the experts' mesh each device samples its rows of a batch, whose size is rounded up to a multiple of these; every
     process gets all pictures.
+
+    Args:
+        announce: say so where the sampler takes long to compile.
 
     Raises:
         InputError: at once, for options that cannot be sampled, a prompt with unknown characters, maps from a
@@ -103,10 +108,12 @@ def generate(
             if mesh is not None:
                 batch = place(batch, mesh, PartitionSpec(ROWS))
             arguments = (*models, batch, key, numbers_of_steps)
-            if first == start and mesh is not None and several():
-                sample_batch.lower(*arguments, program=program, mesh=mesh).compile()
-                meet("sampler")
-            yield first, sample_batch(*arguments, program=program, mesh=mesh)
+            with announced("compiling the sampler", quiet=not announce or first != start):
+                if first == start and mesh is not None and several():
+                    sample_batch.lower(*arguments, program=program, mesh=mesh).compile()
+                    meet("sampler")
+                made = sample_batch(*arguments, program=program, mesh=mesh)
+            yield first, made
 
     def pictures() -> Iterator[Picture]:
         vae = models[-1]

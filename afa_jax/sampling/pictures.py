@@ -95,7 +95,7 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
     recorded(recipe_of(requests[0], method, asked.seed, sampling, config), "the recipe")  # which can be kept
 
     pictures: list[Picture] = []
-    made = generate(requests, method.denoiser, method.experts, seed=asked.seed, options=sampling)
+    made = generate(requests, method.denoiser, method.experts, seed=asked.seed, options=sampling, announce=first())
     bar = progress(made, total=len(requests), unit="image", quiet=not first())
     for picture, name in zip(bar, names, strict=True):
         if not first():

@@ -83,7 +83,9 @@ def sample_all(
         if missing:
             with warnings.catch_warnings():  # check_words has said it
                 warnings.filterwarnings("ignore", r"prompt .* tokens, \d+ fit", UserWarning)
-                pictures = generate(requests, method.denoiser, method.experts, seed=seed, options=options)
+                pictures = generate(
+                    requests, method.denoiser, method.experts, seed=seed, options=options, announce=first()
+                )
             begun = total - len(missing)
             bar = progress(pictures, total=total, initial=begun, unit="picture", quiet=not first())
             write_all(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from afa_jax.mesh.processes import first as is_first
-from afa_jax.progress import progress
+from afa_jax.progress import leave_out, progress
 from afa_jax.training.workdir import Metrics
 from afa_jax.training.writers import make_writers
 
@@ -90,6 +90,16 @@ class Log:
     def pause(self, seconds: float) -> None:
         """Time that is not training's."""
         self._started += seconds
+
+    def compiled(self, seconds: float) -> None:
+        """Time that the step was compiled in, which later steps will not take."""
+        self.pause(seconds)
+        leave_out(self._progress, seconds)
+
+    @property
+    def quiet(self) -> bool:
+        """Whether this process says nothing of how far the run is."""
+        return bool(self._progress.disable)
 
     def __enter__(self) -> Log:
         return self

@@ -19,6 +19,7 @@ import numpy as np
 from afa_jax.errors import InputError, Stopped
 from afa_jax.json_files import is_number
 from afa_jax.mesh.processes import alone, everywhere, gather, on_first, same, say, several, together
+from afa_jax.progress import announced
 from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
 from afa_jax.training.log import Log
 from afa_jax.training.stopping import Interrupted, StopSignals
@@ -31,6 +32,7 @@ Step = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
 """``(state, batch, key) -> (state, metrics)``, jitted; the metrics have ``loss``, and numbers are logged."""
 BEHIND = 1
 """How many steps the accelerator has been given when Python looks at a result: it never waits for Python."""
+STEP = "the step"  # among what is compiled
 FAILED = 255
 """What process 0 tells the others where they tell each other of signals: it cannot go on."""
 
@@ -191,7 +193,7 @@ class _Run:
                 try:
                     batch, waited = self.next_of(source)
                     once = functools.partial(step_function, state, batch, jax.random.fold_in(key, step))
-                    state, values = self.call("the step", once)
+                    state, values = self.first_step(once) if STEP not in self.compiled else once()
                 except Interrupted:
                     break
                 step += 1
@@ -221,6 +223,14 @@ class _Run:
             return function()
         result = self.stop.compiling(function)
         self.compiled.add(name)
+        return result
+
+    def first_step(self, function: Callable[[], T]) -> T:
+        """Call the step for the first time: the minutes that this may take are announced, and no step's."""
+        started = time.perf_counter()
+        with announced("compiling the training step", quiet=self.log.quiet):
+            result = self.call(STEP, function)
+        self.log.compiled(time.perf_counter() - started)
         return result
 
     def next_of(self, source: Iterator[Any]) -> tuple[Any, float]:

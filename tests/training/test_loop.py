@@ -4,6 +4,7 @@ import itertools
 import os
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from afa_jax import progress
 from afa_jax.errors import InputError, Stopped
 from afa_jax.training.checkpoints import NonFiniteError
 from afa_jax.training.log import TIMINGS
@@ -48,6 +50,24 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], lis
     """The final state of ten undisturbed steps, and their lines."""
     workdir = tmp_path_factory.mktemp("whole")
     return train(workdir, 10), lines(workdir)
+
+
+def test_compiling_is_announced_and_no_steps_time(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(progress, "PATIENCE", 0.02)
+    seconds = [2.0]
+
+    def step(state: Any, batch: Any, key: jax.Array) -> Any:
+        time.sleep(seconds.pop() if seconds else 0)
+        return train_step(state, batch, key)
+
+    (tmp_path / "loud").mkdir()
+    loud: dict[str, Any] = dict(steps=2, seed=3, workdir=tmp_path / "loud")
+    run_loop(step, start(), batches, **loud)
+    assert capsys.readouterr().err.splitlines()[0] == "compiling the training step"
+    assert read_metrics(tmp_path / "loud")[0]["seconds_per_step"] < 1
+    seconds.append(0.2)
+    train(tmp_path / "quiet", 2, step_function=step)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_line_has_the_mean_loss_and_the_timings(tmp_path):

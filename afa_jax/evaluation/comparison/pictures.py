@@ -84,7 +84,7 @@ class PictureFolder:
             return 0
         sweep(self.folder)
         requests = [Request(prompt=item.prompt, number=item.number(seed)) for item, seed in missing]
-        made = generate(requests, method.denoiser, method.experts, seed=0, options=options)
+        made = generate(requests, method.denoiser, method.experts, seed=0, options=options, announce=True)
         bar = progress(made, total=len(missing), unit="image", desc=printable(method.name, 80))
         for (item, seed), picture in zip(missing, bar, strict=True):
             recipe = dict(prompt=item.prompt, seed=seed, number=item.number(seed)) | self.record
