@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from collections.abc import Iterable
 
@@ -32,6 +33,24 @@ def some(names: Iterable[str], most: int = 5) -> str:
     every = list(names)
     rest = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(printable(name, 200) for name in every[:most]) + rest
+
+
+def why(error: BaseException) -> str:
+    """Return what is wrong with a file's text or numbers in a reader's words, where a library's are for programmers."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deep"
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is no {error.encoding.upper()}"
+    if isinstance(error, KeyError):
+        return f"{error} is missing"
+    text = " ".join(str(error).split())
+    if "integer string conversion" in text:
+        return "it has a number of thousands of digits"
+    if text.startswith(("invalid literal for int()", "could not convert string to float")):
+        return "it has something else where a number belongs"
+    if isinstance(error, AttributeError) or re.search(r" object is not | object has no | indices must be ", text):
+        return "it is of another form"
+    return text
 
 
 class InputError(ValueError):

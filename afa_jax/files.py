@@ -137,6 +137,8 @@ FOUND = Kind("a search's result", ".json", b'"kind": "mbw"')
 def check_new(path: Path, overwrite: bool | None = None) -> None:
     """Before any work is done, look at where an output is to be, and bring back what a killed overwriting set aside.
 
+    An empty folder is as good as none.
+
     Args:
         overwrite: whether what is there may be replaced; None where the user has no such choice.
 
@@ -145,9 +147,14 @@ def check_new(path: Path, overwrite: bool | None = None) -> None:
     """
     _check_place(path)
     bring_back(path)
-    if os.path.lexists(path) and not overwrite:
+    if os.path.lexists(path) and not overwrite and not is_empty(path):
         how = "or remove it" if overwrite is None else "or --overwrite"
         raise InputError(f"{path} exists; choose another name, {how}")
+
+
+def is_empty(path: Path) -> bool:
+    """Whether a path is a folder, and no link to one, with nothing in it."""
+    return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def check_file(path: Path, overwrite: bool | None = None) -> None:

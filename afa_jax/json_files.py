@@ -11,7 +11,7 @@ from io import FileIO
 from pathlib import Path
 from typing import Any
 
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, why
 from afa_jax.files import replace_bytes
 
 _LONGEST_JSON = 2**28  # bytes of one object; ours have some thousands
@@ -28,7 +28,7 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
             raise ValueError(f"longer than {_LONGEST_JSON >> 20} MB")
         found = json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
+        reason = error.strerror if isinstance(error, OSError) else why(error)
         raise InputError(f"{path}: not to be read as JSON ({reason}); {advice}") from error
     if not isinstance(found, dict):
         raise InputError(f"{path}: holds no JSON object; {advice}")

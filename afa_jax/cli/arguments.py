@@ -86,6 +86,7 @@ SEED = whole(0, SEEDS - 1)
 """Of whatever is drawn."""
 GUIDANCE = real(1, 1000)
 STEPS = whole(1, 1000)
+_LONGEST_SIDE = 2**16  # of a picture, as in configs
 
 
 def seed_or_random(text: str) -> int:
@@ -156,7 +157,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options that say how large pictures are."""
     parser.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the config's)")
-    side = whole(1, 2**16)
+    side = whole(1, _LONGEST_SIDE)
     parser.add_argument("--width", type=side, metavar="W", help="columns in pixels, with --height instead of --size")
     parser.add_argument("--height", type=side, metavar="H", help="rows in pixels")
 
@@ -191,13 +192,15 @@ def _size_of(options: argparse.Namespace) -> tuple[int, int] | None:
         return _bounded(options.height, options.width)
     if options.width is not None or options.height is not None:
         raise InputError("--size and --width, --height exclude each other; keep one")
-    match = re.fullmatch(r"(\d{1,5})x(\d{1,5})", options.size)
+    match = re.fullmatch(r"(\d{1,20})x(\d{1,20})", options.size)
     if not match:
         raise InputError(f"--size {options.size!r:.40}; write rows x columns in pixels, such as 512x768")
     return _bounded(int(match[1]), int(match[2]))
 
 
 def _bounded(rows: int, columns: int) -> tuple[int, int]:
+    if not 1 <= min(rows, columns) <= max(rows, columns) <= _LONGEST_SIDE:
+        raise InputError(f"--size {rows}x{columns}: sides have 1 to {_LONGEST_SIDE:,} pixels; choose others")
     if rows * columns > MOST_PIXELS:
         raise InputError(f"--size {rows}x{columns} is of more than {MOST_PIXELS:,} pixels; choose a smaller one")
     return rows, columns

@@ -146,9 +146,18 @@ def put(config: ConfigDict, name: str, value: Any) -> None:
         config[name] = value
 
 
+_ALIASES = {"base": "init", "init": "base", "learning_rate": "lr", "batch_size": "batch"}
+
+
 def unknown(name: str, names: Sequence[str]) -> InputError:
-    """The error for a field that is not there, with the nearest one that is."""
-    close = difflib.get_close_matches(name, names, n=1)
+    """The error for a field that is not there, with the nearest one that is.
+
+    What one model calls otherwise than an ensemble is nearest, then the only one of the same last name.
+    """
+    first, _, last = name.rpartition(".")
+    alike = [known for known in names if known.rpartition(".")[2] == last]
+    other = [known for known in (_ALIASES.get(name, ""), f"{first}.{_ALIASES.get(last, '')}") if known in names]
+    close = other or (alike if len(alike) == 1 else difflib.get_close_matches(name, names, n=1))
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names[:20])}"
     return InputError(f"{name}: no such field; {hint}")
 

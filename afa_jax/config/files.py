@@ -16,7 +16,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from afa_jax.config import schema
 from afa_jax.config.fields import shown, unknown
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, why
 
 LONGEST = 10_000
 """Characters of a value on the command line."""
@@ -79,8 +79,8 @@ def _module(path: str, spec: str) -> ModuleType:
     try:
         code = compile(source, path, "exec")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        line = getattr(error, "lineno", None) or 1
-        raise InputError(f"--config {spec}: {path}:{line}: not Python ({getattr(error, 'msg', error)})") from error
+        line, what = getattr(error, "lineno", None) or 1, getattr(error, "msg", None) or why(error)
+        raise InputError(f"--config {spec}: {path}:{line}: not Python ({what})") from error
     sys.modules[module_spec.name] = module  # as import does: dataclasses look their module up
     try:
         with _explained(path, spec):

@@ -18,7 +18,7 @@ from afa_jax.data.decode import MAX_PIXELS, check_max_pixels, decode, longest_fi
 from afa_jax.data.files import FileSystem, filesystem, find
 from afa_jax.data.folder import CaptionedFolder
 from afa_jax.data.sources import check_caption, path_below, read_file
-from afa_jax.errors import BadExample, InputError, printable
+from afa_jax.errors import BadExample, InputError, printable, why
 
 Splits = Mapping[str, Iterable[tuple[str, Any]]]
 
@@ -131,7 +131,7 @@ class JourneyDB(CaptionedPictures):
                     name = posixpath.normpath(entry["img_path"])
                     text = entry.get("prompt") if self.text == "prompt" else (entry.get("Task2") or {}).get("Caption")
                 except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-                    raise InputError(f"{path}, line {number}: expected img_path and texts ({error!r})") from error
+                    raise InputError(f"{path}, line {number}: expected img_path and texts ({why(error)})") from error
                 if name in there:
                     yield name, text
 
@@ -192,4 +192,4 @@ def _coco_captions(fs: FileSystem, path: str) -> Iterator[tuple[str, str | None]
             first.setdefault(annotation["image_id"], annotation["caption"])
         return ((names[picture], first.get(picture)) for picture in sorted(names))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{path}: not COCO's captions ({error!r})") from error
+        raise InputError(f"{path}: not COCO's captions ({why(error)})") from error

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import re
+import threading
 import warnings
 from pathlib import Path
 
@@ -11,8 +13,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from afa_jax.data.avif_size import av1_pixels
-from afa_jax.data.side_data import orientation, pixels_only, webp_size
-from afa_jax.errors import BadExample, InputError
+from afa_jax.data.side_data import has_end, has_every_scan, orientation, pixels_only, webp_size
+from afa_jax.errors import BadExample, InputError, why
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
 """What may be decoded, whatever a file is called. Pillow knows forty more; one of them starts Ghostscript."""
@@ -24,6 +26,8 @@ MAX_PIXELS = 64_000_000
 NARROW = 20  # long side / short side of a picture, at most
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a JPEG's next marker that is none within a scan
 _BAND = 1 << 20  # pixels that become RGB at a time
+_END = b"\xff\xd9"  # of a JPEG
+_opening = threading.Lock()
 
 # What Pillow warns of in damaged files is named by us, or is no matter; its warning of many pixels is our error.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -63,7 +67,8 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
     """
     try:
         data, turned = pixels_only(data)
-        with open_image(data, name, max_pixels) as file:
+        ended = has_end(data)
+        with open_image(data if ended else data + _END, name, max_pixels) as file:
             if max(file.size) > NARROW * min(file.size):
                 raise BadExample(name, f"{file.width} x {file.height} pixels, narrower than {NARROW}:1")
             if file.mode in ("I", "F"):
@@ -76,8 +81,9 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
             shift = 4 if any(tile.args and "I;12" in tile.args for tile in getattr(file, "tile", ())) else 8
             inverted = file.mode.startswith("I;16") and getattr(file, "tag_v2", {}).get(262) == 0
             file.load()
-            if file.format == "JPEG" and _lacks_rows(data, file):
-                raise BadExample(name, "a JPEG with fewer rows than its header says; fetch it again")
+            if file.format == "JPEG" and (_lacks_rows(data, file) if ended else _lacks_data(data)):
+                what = "with fewer rows than its header says" if ended else "that ends before its last pixel"
+                raise BadExample(name, f"a JPEG {what}; fetch it again")
             pixels = np.empty((file.height, file.width, 3), np.uint8)
             rows = max(1, _BAND // file.width)
             for top in range(0, file.height, rows):  # copies of the whole would take as much again
@@ -89,7 +95,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
     except UnidentifiedImageError as error:
         raise BadExample(name, f"not a readable picture (none of {', '.join(FORMATS)})") from error
     except Exception as error:  # whatever Pillow's decoders stumble over in damaged bytes
-        raise BadExample(name, f"not a readable picture ({error})") from error
+        raise BadExample(name, f"not a readable picture ({why(error)})") from error
 
 
 def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXELS) -> Image.Image:
@@ -100,8 +106,6 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
         OSError, SyntaxError, ValueError ...: as Image.open.
     """
     name = name or str(source)
-    if Image.MAX_IMAGE_PIXELS is not None and max_pixels > Image.MAX_IMAGE_PIXELS:
-        Image.MAX_IMAGE_PIXELS = max_pixels  # Pillow's own bound, of the process
     if isinstance(source, Path):
         with source.open("rb") as head:
             start = head.read(32)
@@ -109,10 +113,12 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
         start = source[:32]
     if start[:4] == b"RIFF":
         _check_size(webp_size(start) or (0, 0), name, max_pixels)
-    try:
-        image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise BadExample(name, f"more than data.max_pixels={max_pixels} ({error})") from error
+    with _opening:  # Pillow's own bound is the process's, and does not name the size; ours follows at once
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
     try:
         _check_size(image.size, name, max_pixels)
         tags = getattr(image, "tag_v2", {})
@@ -146,6 +152,21 @@ def _lacks_rows(data: bytes, file: Image.Image) -> bool:
             again.draft("RGB", (1, 1))
             pictures.append(again.tobytes())
     return pictures[0] != pictures[1]
+
+
+def _lacks_data(data: bytes) -> bool:
+    """Whether a JPEG without its end marker lacks more than that: then what is appended to it changes its pixels."""
+    if not has_every_scan(data):
+        return True
+    restarts = re.findall(rb"\xff([\xd0-\xd7])", data)
+    begun = restarts[-1][0] if restarts else 0xD7
+    marks = [bytes((0xFF, 0xD0 | (begun + number) & 7)) for number in range(1, 9)]  # in the order that is awaited
+    pictures = set()
+    for junk in (b"", b"\xaa" * 512, b"\x55" * 512):
+        more = junk + b"".join(mark + junk for mark in marks) if junk else b""
+        with Image.open(io.BytesIO(data.rstrip(b"\xff") + more + _END), formats=("JPEG",)) as again:
+            pictures.add(hashlib.sha256(again.tobytes()).digest())
+    return len(pictures) > 1
 
 
 def _check_av1(data: bytes, size: tuple[int, int], name: str) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import itertools
 import posixpath
+import re
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -202,18 +203,32 @@ class CaptionedFolder:
     def _count(self, where: str, named: list[str], every: list[str]) -> None:
         """Say which rows have no picture, which pictures no row, and which several."""
         there, rows = set(every), Counter(named)
-        absent = [name for name in named if name not in there]
-        if absent and len(absent) == len(named):
-            raise InputError(f"{where}: none of its {len(named):,} rows names a file that is there ({some(absent)})")
+        lacking = [name for name in named if name not in there]
+        outside = [name for name in lacking if self._leads_out(name)]
+        absent = [name for name in lacking if name not in outside]
+        hint = _hint(outside, there)
+        if lacking and len(lacking) == len(named):
+            raise InputError(
+                f"{where}: none of its {len(named):,} rows names a file in the folder: {some(lacking)}"
+                + (f"; these are outside of it{hint}" if outside else "; mend its names, or put the files there")
+            )
         pictures = [name for name in every if _is_picture(name) and not hidden(name)]
         bare = [name for name in pictures if name not in rows]
         several = [name for name, count in rows.items() if count > 1]
         self._warn(
             where,
             (f"{len(absent):,} of {len(named):,} rows name files that are not there", absent),
+            (f"{len(outside):,} of {len(named):,} rows name files outside of the folder{hint}", outside),
             (f"{len(bare):,} of {len(pictures):,} pictures have no row and are left out", bare),
             (f"{len(several):,} pictures have several rows, each an example", several),
         )
+
+    def _leads_out(self, name: str) -> bool:
+        try:
+            path_below(self.root, name.replace("\\", "/"))
+        except BadExample:
+            return True
+        return bool(re.match(r"[A-Za-z]:[\\/]", name))
 
     def _beside(self, files: list[str]) -> list[tuple[str, str | None]]:
         """The pictures, if any has a text; files with a text that are no pictures are said."""
@@ -289,6 +304,14 @@ def _match(root: str, name: str, names: set[str], composed: dict[str, str]) -> s
         if found is not None:
             return found
     return name
+
+
+def _hint(outside: Sequence[str], there: Collection[str]) -> str:
+    """What to do with names that lead out of the folder."""
+    for name in outside:
+        if (base := posixpath.basename(name.replace("\\", "/"))) in there:
+            return f"; {printable(base, 200)} is in the folder: write names without folders"
+    return "; put the files there, or links to them"
 
 
 def _seen(files: list[str]) -> str:

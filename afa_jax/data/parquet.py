@@ -14,7 +14,7 @@ from fsspec.implementations.local import LocalFileSystem
 from afa_jax.data.decode import MAX_PIXELS, check_max_pixels, longest_file
 from afa_jax.data.files import below_common, digest, expand
 from afa_jax.data.sources import example
-from afa_jax.errors import BadExample, InputError
+from afa_jax.errors import BadExample, InputError, why
 
 UNPACKED = 256 << 20  # bytes of a row group beyond four times what it says that it has
 
@@ -63,7 +63,7 @@ class ParquetSource:
                     parquet = pq.ParquetFile(file)
                     metadata, schema = parquet.metadata, parquet.schema_arrow
             except (pa.ArrowException, OSError, ValueError, RecursionError) as error:
-                raise InputError(f"{path}: truncated or not parquet ({_line(error)}); fetch it again") from error
+                raise InputError(f"{path}: truncated or not parquet ({why(error)}); fetch it again") from error
             _check_columns(path, schema, image, text)
             before = 0
             for group in range(metadata.num_row_groups):
@@ -162,7 +162,7 @@ class ParquetSource:
                         table = self._unpacked(pq.ParquetFile(opened), group)
                 except (pa.ArrowException, OSError, ValueError) as error:
                     raise InputError(
-                        f"{self.files[file]}: row group {group} is not readable ({_line(error)}); fetch the file again"
+                        f"{self.files[file]}: row group {group} is not readable ({why(error)}); fetch the file again"
                     ) from error
                 self._kept[number] = table
                 if len(self._kept) > self.row_groups:
@@ -183,10 +183,6 @@ class ParquetSource:
                 raise ValueError(f"it unpacks to more than {most >> 20:,} MB; write it with fewer rows in a group")
             batches.append(batch)
         return pa.Table.from_batches(batches)
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())
 
 
 def _check_columns(path: str, schema: Any, image: str, text: str) -> None:

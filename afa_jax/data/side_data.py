@@ -126,6 +126,26 @@ def _jpeg(data: bytes) -> tuple[bytes, int]:
     return b"".join(kept), orientation(exif, xmp)
 
 
+def has_end(data: bytes) -> bool:
+    """Whether a file has an end marker after its pixels' begin; only a JPEG may have none."""
+    scan = data.find(b"\xff\xda") if data.startswith(JPEG) else -1
+    return scan < 0 or data.find(b"\xff\xd9", scan) >= 0
+
+
+def has_every_scan(data: bytes) -> bool:
+    """Whether the scans of a JPEG bring all coefficients of all its components, to the last bit of each."""
+    begin = re.search(rb"\xff[\xc0-\xc2]..\x08....(.)", data, re.DOTALL)
+    components = begin[1][0] if begin else 0
+    whole: dict[int, set[int]] = {}
+    for scan in re.finditer(rb"\xff\xda\x00[\x06-\x0e]([\x01-\x04])", data):
+        count, at = scan[1][0], scan.end()
+        first, last, bits = data[at + 2 * count : at + 2 * count + 3].ljust(3, b"\xff")
+        for component in data[at : at + 2 * count : 2]:
+            if bits & 15 == 0:
+                whole.setdefault(component, set()).update(range(first, last + 1))
+    return len(whole) == components > 0 and all(found >= set(range(64)) for found in whole.values())
+
+
 def _tiff(data: bytes) -> tuple[bytes, int]:
     """Leave one directory, with the tags of pixels."""
     order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
-from afa_jax.errors import InputError, printable, some
+from afa_jax.errors import InputError, printable, some, why
 
 _MARKS = {codecs.BOM_UTF16_LE: "utf-16", codecs.BOM_UTF16_BE: "utf-16"}
 
@@ -42,7 +42,7 @@ def jsonl_rows(text: str, where: str) -> Iterator[tuple[int, dict[str, Any]]]:
             try:
                 row = json.loads(line, object_pairs_hook=_object)
             except (ValueError, RecursionError) as error:
-                raise InputError(f"{where}, line {number}: no JSON object ({error}); write one a line") from error
+                raise InputError(f"{where}, line {number}: no JSON object ({why(error)}); write one a line") from error
             if not isinstance(row, dict):
                 raise InputError(f"{where}, line {number}: no JSON object but {row!r:.40}; write one a line")
             yield number, row

@@ -16,7 +16,7 @@ import numpy as np
 from afa_jax.data.decode import MAX_PIXELS, PICTURES, check_max_pixels, longest_file
 from afa_jax.data.files import FileSystem, below_common, digest, expand, hidden, stamp, write_at_once
 from afa_jax.data.sources import example
-from afa_jax.errors import BadExample, InputError, some
+from afa_jax.errors import BadExample, InputError, some, why
 
 Member = tuple[str, int, int, int]
 """Name, offset of the data, size, time of change."""
@@ -100,7 +100,7 @@ class TarSource:
             if is_json:
                 caption = json.loads(caption).get(self.field)
         except (ValueError, AttributeError, RecursionError) as error:
-            raise BadExample(name, f"no readable caption ({error})") from error
+            raise BadExample(name, f"no readable caption ({why(error)})") from error
         return example(name, read(start=at, end=at + size), caption, self.max_pixels)
 
     def name(self, index: int) -> str:
@@ -188,7 +188,7 @@ def _members(fs: FileSystem, path: str) -> list[Member]:
                     raise tarfile.ReadError(f"no end after {len(members)} members")
     except (tarfile.TarError, ValueError, OverflowError, RecursionError) as error:
         raise InputError(
-            f"{path}: truncated, compressed or not a tar ({error}); fetch it again, unpack .tar.gz"
+            f"{path}: truncated, compressed or not a tar ({why(error)}); fetch it again, unpack .tar.gz"
         ) from error
     return members
 

@@ -13,7 +13,7 @@ import numpy as np
 from afa_jax.data.decode import MAX_PIXELS, check_max_pixels
 from afa_jax.data.files import digest
 from afa_jax.data.sources import example
-from afa_jax.errors import BadExample, InputError
+from afa_jax.errors import BadExample, InputError, why
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError)
 """What TFDS raises at files that are not as it wrote them."""
@@ -68,7 +68,7 @@ class TFDSSource:
                 f"{place}: no prepared data set; make it with python -m afa_jax.prepare, or with TFDS"
             ) from error
         except (*_DAMAGE, json_format.ParseError) as error:
-            raise InputError(f"{place}: its .json files are damaged ({error}); prepare it again") from error
+            raise InputError(f"{place}: its .json files are damaged ({why(error)}); prepare it again") from error
         features = self._builder.info.features
         for feature in (image, caption.split("/")[0] if caption not in features else caption):
             if feature not in features:
@@ -113,7 +113,7 @@ class TFDSSource:
         try:
             return self._records[index]
         except (*_DAMAGE, RuntimeError) as error:
-            reason = " ".join(str(error).split())
+            reason = why(error)
             raise InputError(
                 f"{self._builder.data_dir}: record {index} of {self.split} is not readable ({reason}); prepare it again"
             ) from error
@@ -152,7 +152,7 @@ def _check_features(place: str) -> None:
         try:
             kinds = [*_kinds(json.loads(path.read_bytes()))]
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{path}: damaged ({error}); prepare the data set again") from error
+            raise InputError(f"{path}: damaged ({why(error)}); prepare the data set again") from error
         for kind in kinds:
             if not kind.startswith("tensorflow_datasets.core.features."):
                 raise InputError(f"{path}: a feature of the class {kind!r:.200}; only TFDS's own are read")

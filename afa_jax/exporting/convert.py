@@ -45,7 +45,7 @@ def convert(options: argparse.Namespace) -> None:
             continue  # a single file has no place for it
         if options.base is None:
             whole = Path(name).parent
-            one = f", which is a part of {whole}" if (whole / "model_index.json").is_file() else ""
+            one = f", which is a part of {whole}," if (whole / "model_index.json").is_file() else ""
             print(f"{part}: {name}{one} has none; --base INPUT takes it from another checkpoint")
         else:
             taken[part] = options.base

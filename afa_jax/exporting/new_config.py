@@ -133,13 +133,11 @@ def _written(value: Any, indent: int) -> str:
 def _models(config: ConfigDict, size: tuple[int, int] | None) -> tuple[UNetConfig, tuple[int, int]]:
     """Return the experts' architecture, and the size of pictures."""
     opened, checkpoints = find_checkpoints(config)
+    lacking = {} if "vae" in opened.components else {"VAE": "name a base model that has one"}
     if opened.tokenizer is None:
-        raise InputError(
-            f"--base {opened.path} has no tokenizer; add --tokenizer FOLDER, such as the hub's "
-            "openai/clip-vit-large-patch14"
-        )
-    if "vae" not in opened.components:
-        raise InputError(f"--base {opened.path} has no VAE; name a base model that has one")
+        lacking["tokenizer"] = "add --tokenizer FOLDER, such as the hub's openai/clip-vit-large-patch14"
+    if lacking:
+        raise InputError(f"--base {opened.path} has no {' and no '.join(lacking)}; {', and '.join(lacking.values())}")
     for mismatch in mismatches(opened, checkpoints):
         raise InputError(mismatch.message)
     unet, vae = unet_config(next(iter(checkpoints.values()))), vae_config(opened)

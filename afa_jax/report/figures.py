@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, why
 from afa_jax.report.shape import check_report
 
 FAMILIES = {
@@ -50,7 +50,7 @@ def read_report(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; name the report.json that afa_jax.evaluate wrote") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); make it again with afa_jax.evaluate") from error
+        raise InputError(f"{path}: not JSON ({why(error)}); make it again with afa_jax.evaluate") from error
     if isinstance(report, dict) and report.get("version", VERSION) != VERSION:
         raise InputError(f"{path}: a report of version {report['version']!r:.20}, this is for version {VERSION}")
     check_report(report, str(path))

@@ -105,7 +105,8 @@ def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked:
         save_png(out / f"{name}.png", picture.pixels, recipe)
         if asked.maps:
             timesteps = [int(t) for t in method.experts.schedule.timesteps(sampling.steps)]
-            save_picture(out / f"{name}_maps.png", contact_sheet(picture.maps, method.sites, timesteps))
+            sheet = contact_sheet(picture.maps, method.sites, timesteps, experts=method.experts.names)
+            save_picture(out / f"{name}_maps.png", sheet)
         pictures.append(picture)
     if not first():
         return

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, why
 from afa_jax.weights.tokenizer.prompts import check_prompt, shortened, warn_of_syntax
 
 FIELDS = ("prompt", "negative_prompt")
@@ -73,7 +73,7 @@ def _read_json(line: str, where: str, negative_prompt: str) -> Line:
     try:
         row = json.loads(line)
     except (ValueError, RecursionError) as error:
-        raise InputError(f'{where}: not JSON ({error}); write {{"prompt": "..."}}') from error
+        raise InputError(f'{where}: not JSON ({why(error)}); write {{"prompt": "..."}}') from error
     row = row if isinstance(row, dict) else {}
     prompt, negative = row.get("prompt"), row.get("negative_prompt")
     negative = negative_prompt if negative is None else negative

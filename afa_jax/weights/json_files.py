@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from afa_jax.errors import why
 from afa_jax.files import replace_text
 from afa_jax.weights.formats.foreign_files import foreign
 from afa_jax.weights.tensors import WeightsError
@@ -32,7 +33,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(text.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: not readable as JSON ({foreign(path, text[:64]) or error})") from error
+        raise WeightsError(f"{path}: not readable as JSON ({foreign(path, text[:64]) or why(error)})") from error
     if not isinstance(data, dict):
         raise WeightsError(f"{path}: expected a JSON object")
     return data

@@ -21,7 +21,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
-from afa_jax.errors import InputError, printable, some
+from afa_jax.errors import InputError, printable, some, why
 from afa_jax.files import check_new, naming, partial_output, remove_leftovers, sync
 from afa_jax.weights.formats.foreign_files import PICKLES, foreign, pickle_advice
 
@@ -45,8 +45,11 @@ _DTYPES = {
 _EIGHT_BITS = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 # Of a file that someone sent. A model has some 1100 tensors, and a header of 100 kB besides its metadata.
-_LONGEST_HEADER, _MOST_TENSORS, _MOST_DIMENSIONS, _MOST_NUMBERS = 2**24, 2**16, 32, 2**40
-_MOST_METADATA, _LONGEST_NAME, _MOST_BRACKETS = 2**14, 2**9, 2**20
+# What its texts hold is copied and never looked into (a trainer's tags, a picture's workflow): of them the library's
+# bound holds. The rest takes time and memory by its parts.
+_LONGEST_HEADER, _LONGEST_REST = 10**8, 2**24
+_MOST_TENSORS, _MOST_DIMENSIONS, _MOST_NUMBERS = 2**16, 32, 2**40
+_MOST_METADATA, _LONGEST_NAME, _MOST_PARTS = 2**14, 2**9, 2**20
 M = TypeVar("M")
 
 
@@ -117,16 +120,18 @@ def open_tensors(path: Path) -> TensorFile:
             length = int.from_bytes(start[:8], "little")
             file.seek(8)
             text = file.read(min(length, _LONGEST_HEADER + 1))
-        # Before it takes memory; unlike letters of a name, brackets cannot be written in another way.
-        if len(text) > _LONGEST_HEADER or text.count(b"[") + text.count(b"{") > _MOST_BRACKETS:
-            raise _immoderate(path)
+        _check_length(path, text)
         # The library checks what a file may do wrong: the header's length and text, gaps and overlaps, the file's end.
         with safe_open(path, "np"):
             pass
         header: dict[str, Any] = json.loads(text)
         metadata = header.pop("__metadata__", None) or {}
-        if len(header) > _MOST_TENSORS or len(metadata) > _MOST_METADATA:
-            raise _immoderate(path)
+        for count, most, what in (
+            (len(header), _MOST_TENSORS, "tensors"),
+            (len(metadata), _MOST_METADATA, "entries of metadata"),
+        ):
+            if count > most:
+                raise _immoderate(path, f"{most:,} {what}")
         if long := next((name for name in header if len(name) > _LONGEST_NAME), None):
             raise WeightsError(
                 f"{path}: the name of a tensor has {len(long)} characters ({long[:40]}...), which no model has; "
@@ -135,10 +140,23 @@ def open_tensors(path: Path) -> TensorFile:
         return TensorFile(path, {name: _tensor(path, 8 + length, entry) for name, entry in header.items()}, metadata)
 
 
-def _immoderate(path: Path) -> WeightsError:
+def _check_length(path: Path, text: bytes) -> None:
+    """Raise WeightsError for a header that would take long to read; by counts, before it takes memory."""
+    if len(text) > _LONGEST_HEADER:
+        raise _immoderate(path, f"{_LONGEST_HEADER // 10**6} MB")
+    # Unlike letters of a name, brackets and the quotes around a text cannot be written in another way.
+    brackets = text.count(b"[") + text.count(b"{")
+    if brackets > _MOST_PARTS or text.count(b'"') - text.count(b'\\"') > 2 * _MOST_PARTS:
+        raise _immoderate(path, f"{_MOST_PARTS:,} brackets or texts")
+    outside = text.replace(b"\\\\", b"").replace(b'\\"', b"").split(b'"')[::2]
+    if sum(map(len, outside)) > _LONGEST_REST:
+        raise _immoderate(path, f"{_LONGEST_REST >> 20} MB besides its texts")
+
+
+def _immoderate(path: Path, what: str) -> WeightsError:
     return WeightsError(
-        f"{path}: its header is of more than {_LONGEST_HEADER >> 20} MB or {_MOST_TENSORS} tensors, or its metadata of "
-        f"more than {_MOST_METADATA} entries, which no model has; fetch it again"
+        f"{path}: its header has more than {what}, which no model has; fetch it again, or take its metadata out with "
+        "the safetensors library (load_file, save_file)"
     )
 
 
@@ -368,4 +386,5 @@ def _named(path: Path) -> Iterator[None]:
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         if isinstance(error, WeightsError):
             raise
-        raise WeightsError(f"{path}: not a complete safetensors file ({error}); fetch or write it again") from error
+        what = why(error)
+        raise WeightsError(f"{path}: not a complete safetensors file ({what}); fetch or write it again") from error

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.data.emoji.scenes import Prompt, evaluation_prompts
 from afa_jax.data.tables import csv_rows, decode_text, jsonl_rows
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, why
 from afa_jax.weights.tokenizer.prompts import check_prompt
 
 EMOJI_GROUPS: Mapping[str, Mapping[str, Any]] = {
@@ -76,9 +76,7 @@ def load_items(config: ConfigDict) -> list[Item]:
         raise InputError(f"evaluation.prompts: the field or key {error} is missing") from None
     except (OSError, TypeError, ValueError, RecursionError, csv.Error) as error:
         where = config.get("path") or config.get("annotations")
-        raise InputError(
-            f"evaluation.prompts{f': {where}' if where else ''}: {' '.join(str(error).split())}"
-        ) from error
+        raise InputError(f"evaluation.prompts{f': {where}' if where else ''}: {why(error)}") from error
     first: dict[str, Item] = {}
     for item in items:
         first.setdefault(item.prompt, item)

@@ -14,7 +14,10 @@ from afa_jax.weights.tensors import WeightsError
 Shapes = Mapping[str, tuple[int, ...]]
 
 _OTHER = "only Stable Diffusion 1.x and 2.x can be read; take a checkpoint of one of these"
-_LORA = "it is no model by itself; bake it into an expert with loras=[(path, weight)]"
+_LORA = (
+    "it is no model by itself; bake it into one: afa_jax.convert MODEL --lora FILE:WEIGHT, or an expert's "
+    "loras=[(path, weight)] in a config"
+)
 _LYCORIS = (
     "only LoRAs of linear and convolutional layers can be baked in; merge it into a checkpoint with its own tools"
 )
@@ -38,6 +41,11 @@ class Family:
     def supported(self) -> bool:
         """Whether SingleFileCheckpoint reads it."""
         return not self.advice
+
+    @property
+    def is_lora(self) -> bool:
+        """Whether it is a LoRA, to judge by some of its keys."""
+        return self.advice is _LORA
 
     def check(self, path: Path) -> None:
         """Raise WeightsError, with what it is and what to do, for a file that cannot be read as a checkpoint."""

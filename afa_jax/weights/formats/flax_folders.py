@@ -21,6 +21,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from afa_jax.errors import why
 from afa_jax.weights.formats.foreign_files import foreign
 from afa_jax.weights.keys import pytorch_name, shape_in_pytorch, to_pytorch
 from afa_jax.weights.tensors import Tensor, TensorFile, WeightsError, mapped
@@ -56,7 +57,7 @@ def open_flax(path: Path) -> TensorFile:
         start = b""
         with contextlib.suppress(OSError), open(path, "rb") as file:
             start = file.read(64)
-        what = foreign(path, start) or error
+        what = foreign(path, start) or why(error)
         raise WeightsError(f"{path}: not a whole file of a Flax model ({what}); fetch it again") from error
 
 

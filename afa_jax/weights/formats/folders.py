@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from afa_jax.errors import InputError
-from afa_jax.files import check_new, partial_output, remove_leftovers, replace_folder, writing
+from afa_jax.files import check_new, is_empty, partial_output, remove_leftovers, replace_folder, writing
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
@@ -217,7 +217,7 @@ def check_target(folder: Path, overwrite: bool | None = False) -> None:
             writes.
     """
     check_new(folder, overwrite)
-    if not folder.exists():
+    if not folder.exists() or is_empty(folder):
         return
     if not (folder / "model_index.json").is_file():
         raise InputError(f"{folder}: not overwritten, for it has no model_index.json; choose another folder")

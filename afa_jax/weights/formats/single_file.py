@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -231,7 +232,7 @@ class SingleFileCheckpoint:
             own = dict(self._own_configs["scheduler"])
             said = {f"its metadata {CONFIGS}": own.get("prediction_type") or "epsilon"} | said_beside(self.path)
             return own | dict(prediction_type=self.prediction_type or agreed(self.path, said))
-        prediction = self.prediction_type or self._prediction()
+        prediction = self.prediction_type or self._prediction
         if prediction is None:
             raise UnknownPrediction(
                 f"{self.path}: a Stable Diffusion 2.x file that does not say what it predicts; "
@@ -240,8 +241,11 @@ class SingleFileCheckpoint:
         zero_snr = dict(rescale_betas_zero_snr=True) if "ztsnr" in self._stored else {}
         return _SCHEDULER | dict(prediction_type=prediction) | zero_snr
 
+    @functools.cached_property
     def _prediction(self) -> str | None:
         """What the U-Net predicts by all that says it, or else by the published model that the file is.
+
+        Of Stable Diffusion 1.x that is a guess, and a warning says so.
 
         Raises:
             WeightsError: two marks contradict each other, or what is beside the file cannot be read.
@@ -250,8 +254,15 @@ class SingleFileCheckpoint:
         if said:
             return agreed(self.path, said)
         unet = self.config("unet")
-        if not unet.get("use_linear_projection") or unet["in_channels"] > unet["out_channels"]:
-            return "epsilon"  # 1.x; and of 2.x inpainting, which was published with epsilon only
+        if unet["in_channels"] > unet["out_channels"]:
+            return "epsilon"  # inpainting was published with epsilon only
+        if not unet.get("use_linear_projection"):
+            warnings.warn(
+                f"{self.path}: nothing says what it predicts; it is taken for epsilon, as Stable Diffusion 1.x, and else "
+                "give it prediction_type=v_prediction",
+                stacklevel=2,
+            )
+            return "epsilon"
         return _STEPS.get(self._number("global_step"))
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
+from afa_jax.errors import why
 from afa_jax.weights.tensors import WeightsError
 
 _LONGEST = 2**16  # LDM's own have 2 kB; the library takes a kilobyte of memory for each value
@@ -14,7 +16,7 @@ _PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}
 def yaml_prediction(path: Path) -> str | None:
     """Return the prediction type that ``model.params.parameterization`` of NAME.yaml beside NAME.safetensors says.
 
-    None without such a file or such a field.
+    None without such a file or such a field; a warning says of a file that is no LDM config that it was not used.
 
     Raises:
         WeightsError: the file cannot be read, or says another one than ``v`` or ``eps``.
@@ -34,11 +36,17 @@ def yaml_prediction(path: Path) -> str | None:
     except OSError as error:
         raise WeightsError(f"{file}: {error.strerror}; mend that, or remove it") from error
     except (yaml.YAMLError, ValueError, RecursionError, OverflowError) as error:
-        raise WeightsError(f"{file}: not YAML ({' '.join(str(error).split())[:200]}); mend it, or remove it") from error
-    for key in ("model", "params", "parameterization"):
+        raise WeightsError(f"{file}: not YAML ({why(error)[:200]}); mend it, or remove it") from error
+    for key in ("model", "params"):
         node = node.get(key) if isinstance(node, dict) else None
-    if node is None:
+    if not isinstance(node, dict):
+        warnings.warn(
+            f"{file}: not used, for it has no model.params as LDM's configs have; mend or remove it", stacklevel=2
+        )
+        return None
+    if (node := node.get("parameterization")) is None:
         return None
     if not isinstance(node, str) or node not in _PREDICTIONS:
-        raise WeightsError(f"{file}: model.params.parameterization is {node!r:.60}; v and eps are supported")
+        said = repr(node[:60]) if isinstance(node, str) else "no text"  # a list may hold itself a billion times
+        raise WeightsError(f"{file}: model.params.parameterization is {said}; v and eps are supported")
     return _PREDICTIONS[node]

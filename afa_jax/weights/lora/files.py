@@ -20,6 +20,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from afa_jax.errors import why
 from afa_jax.weights.formats.families import family_of
 from afa_jax.weights.formats.foreign_files import PICKLES
 from afa_jax.weights.json_files import read_json
@@ -132,6 +133,11 @@ def read_lora(path: Path | str) -> Lora:
             modules[match["module"]][name] = tensor
     if not any(factors.keys() - {"alpha"} for factors in modules.values()):
         family = family_of({key: tensor.shape for key, tensor in file.tensors.items()})
+        if family.is_lora:
+            raise WeightsError(
+                f"{path}: a LoRA without pairs of MODULE.lora_up.weight and MODULE.lora_down.weight "
+                f"({listed('unmatched', sorted(strange))}); fetch it again, or take one of kohya-ss, PEFT or diffusers"
+            )
         raise WeightsError(f"{path}: no LoRA in it, this is {family.name}; name the file of a LoRA")
     if strange:
         raise WeightsError(f"{path}: {listed('unmatched', sorted(strange))}; they are no LoRA's keys")
@@ -213,7 +219,7 @@ def _configs(file: TensorFile, modules: Mapping[str, Any]) -> tuple[Mapping[str,
         try:
             fields = dict(json.loads(text))
         except (ValueError, TypeError, RecursionError) as error:
-            raise WeightsError(f"{file.path}: its lora_adapter_metadata is not a JSON object ({error})") from error
+            raise WeightsError(f"{file.path}: its lora_adapter_metadata is not a JSON object ({why(error)})") from error
         configs: dict[str, dict[str, Any]] = defaultdict(dict)
         for name, value in fields.items():
             prefix, dot, field = name.rpartition(".")

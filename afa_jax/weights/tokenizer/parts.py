@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from afa_jax.errors import InputError
+from afa_jax.errors import InputError, why
 
 END_OF_WORD = "</w>"  # ends the last token of a word
 LARGEST = 8 << 20  # bytes of a file: CLIP's largest has 4 MB, and 8 MiB of brackets are 200 MB of Python's objects
@@ -87,7 +87,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
     except InputError:
         raise
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({error}); {_AGAIN}") from error
+        raise InputError(f"{path}: not JSON ({why(error)}); {_AGAIN}") from error
     if not isinstance(data, dict):
         raise InputError(f"{path}: no JSON object; {_AGAIN}")
     return data
