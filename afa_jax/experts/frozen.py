@@ -102,13 +102,7 @@ def load_experts(
             or prediction types.
     """
     base, checkpoints = find_checkpoints(config)
-    if base.tokenizer is None:
-        raise InputError(
-            f"base: {base.path} has no tokenizer; name one, base=dict(path=..., tokenizer=FOLDER), such as the hub's "
-            "openai/clip-vit-large-patch14"
-        )
-    if "vae" not in base.components:
-        raise InputError(f"base: {base.path} has no VAE; take a base model that has one")
+    check_base(base, f"base: {base.path}", "name one, base=dict(path=..., tokenizer=FOLDER)")
     if "scheduler" not in base.components:
         raise InputError(f"base: {base.path} has no scheduler_config.json; take a base model that has one")
     for mismatch in mismatches(base, checkpoints):
@@ -165,6 +159,15 @@ class Mismatch(NamedTuple):
     expert: str
     what: str
     message: str
+
+
+def check_base(base: Checkpoint, what: str, tokenizer: str) -> None:
+    """Raise InputError for a base model without a VAE or a tokenizer; ``tokenizer`` says how to give one."""
+    lacking = {} if "vae" in base.components else {"VAE": "take a base model that has one"}
+    if base.tokenizer is None:
+        lacking["tokenizer"] = f"{tokenizer}, such as the hub's openai/clip-vit-large-patch14"
+    if lacking:
+        raise InputError(f"{what} has no {' and no '.join(lacking)}; {', and '.join(lacking.values())}")
 
 
 def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Mismatch]:

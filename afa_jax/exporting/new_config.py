@@ -13,7 +13,7 @@ from afa_jax.config.schema import check, complete
 from afa_jax.data.held_out import by_hash
 from afa_jax.data.sources import PictureSource, make_source
 from afa_jax.errors import BadExample, InputError
-from afa_jax.experts.frozen import find_checkpoints, mismatches
+from afa_jax.experts.frozen import check_base, find_checkpoints, mismatches
 from afa_jax.files import check_file, replace_text
 from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.load import unet_config, vae_config
@@ -133,11 +133,7 @@ def _written(value: Any, indent: int) -> str:
 def _models(config: ConfigDict, size: tuple[int, int] | None) -> tuple[UNetConfig, tuple[int, int]]:
     """Return the experts' architecture, and the size of pictures."""
     opened, checkpoints = find_checkpoints(config)
-    lacking = {} if "vae" in opened.components else {"VAE": "name a base model that has one"}
-    if opened.tokenizer is None:
-        lacking["tokenizer"] = "add --tokenizer FOLDER, such as the hub's openai/clip-vit-large-patch14"
-    if lacking:
-        raise InputError(f"--base {opened.path} has no {' and no '.join(lacking)}; {', and '.join(lacking.values())}")
+    check_base(opened, f"--base {opened.path}", "add --tokenizer FOLDER")
     for mismatch in mismatches(opened, checkpoints):
         raise InputError(mismatch.message)
     unet, vae = unet_config(next(iter(checkpoints.values()))), vae_config(opened)

@@ -154,6 +154,8 @@ def test_flags_come_before_what_a_method_has_of_its_own():
         (["--prompt", "fox", "--steps", "0"], "--steps: 0: write a whole number from 1"),
         (["--prompt", "fox", "--size", "30x64"], "multiples of 4"),
         (["--prompt", "fox", "--size", "big"], "--size 'big'"),
+        (["--prompt", "fox", "--size", "1000000x1000000"], "sides have 1 to 65,536 pixels"),
+        (["--prompt", "fox", "--size", "60000x60000"], "pixels; choose a smaller"),
         (["--prompt", "fox", "--workdir", "nowhere"], "nowhere: no such file or folder"),
         (["--prompt", "fox", "--method", "expert:z"], "no expert 'z'; there are a, b, c"),
         (["--prompt", "fox", "--method", "magic"], "no method 'magic'; there are expert, inside"),

@@ -71,8 +71,13 @@ CASES: dict[str, tuple[dict[str, bytes | str], dict[str, str] | str]] = {
     "NUL in JSON": ({JSONL: ROW + b'"fox \\u0000"}'}, {"0.png": "bad: the caption has U.0000"}),
     "a long text": ({JSONL: ROW + b'"' + b"x" * 60_000 + b'"}'}, {"0.png": "bad: a caption of 60,000"}),
     "a list in JSON": ({JSONL: b"[" + ROW + b'"fox"}]'}, "line 1: no JSON object"),
-    "deep JSON": ({JSONL: ROW + b"[" * 100_000}, "line 1: no JSON object"),
-    "a number of 5000 digits": ({JSONL: ROW + b"1" * 5000 + b"}"}, "line 1: no JSON object"),
+    "deep JSON": ({JSONL: ROW + b"[" * 100_000}, r"line 1: no JSON object \(it is nested too deep\)"),
+    "a number of 5000 digits": ({JSONL: ROW + b"1" * 5000 + b"}"}, r"line 1: .* \(it has a number of thousands of dig"),
+    "names of another folder": (
+        {CSV: "file_name,text\n/x/y/0.png,fox\nC:\\y\\1.png,owl\n"},
+        "outside of it; 0.png is in the folder: write names without folders",
+    ),
+    "names of nothing": ({CSV: "file_name,text\n../x.png,fox\n"}, "outside of it; put the files there, or links to"),
     "a key twice": ({JSONL: ROW + b'"fox", "text": "owl"}'}, "line 1: .*a key is there twice"),
     "names of Windows": ({JSONL: rb'{"file_name": "a\\3.png", "text": "fox"}', "a/3.png": b""}, {"a/3.png": "fox"}),
     "composed names": ({JSONL: '{"file_name": "\xe9.png", "text": "fox"}', "e\u0301.png": b""}, {"e\u0301.png": "fox"}),
@@ -132,6 +137,10 @@ def test_a_choice_between_captions_is_the_users(tmp_path):
         (
             {"0.txt": "a", "3.heic": b"x", "3.txt": "b", "4.mp4": b"x", "4.caption": "c", "5.txt": "d", "0.json": "{}"},
             r"2 captioned files are left out.*3.heic, 4.mp4.*1 texts have no picture \(5.txt",
+        ),
+        (
+            {CSV: "file_name,text\n0.png,a\n1.png,b\n2.png,c\n/x/2.png,d\n../9.png,e\n9.png,f\n"},
+            r"1 of 6 .* not there \(9.png\); 2 of 6 rows .* outside of the folder; 2.png is in the folder: write",
         ),
         ({"0.txt": "a", "\x1bX\nerror: y.heic": b"x", "\x1bX\nerror: y.txt": b"x"}, r"\\x1bX error: y.heic"),
     ],

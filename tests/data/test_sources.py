@@ -197,7 +197,10 @@ def test_a_fingerprint_knows_pictures_by_any_name(tmp_path):
     (tmp_path / "data/captions.jsonl").write_text("".join(lines))
 
     def source() -> PictureSource:
-        with pytest.warns(UserWarning, match=r"5 of 10 rows name files that are not there .*13 of 18 pictures have no"):
+        with pytest.warns(
+            UserWarning,
+            match=r"3 of 10 rows .* not there .*; 2 of .*outside.*13 of 18 pictures have no",
+        ):
             return make_source(ConfigDict(dict(kind="folder", path=f"{tmp_path}/data", verify=False)))
 
     assert [source().name(index) for index in range(4)] == [formats.name(index) for index in range(4)]
@@ -312,6 +315,16 @@ def test_tars_that_are_no_good(tmp_path):
         TarSource(str(tmp_path / "b.tar.gz"))
     with pytest.raises(InputError, match=r"nowhere/\*.tar: no such file"):
         TarSource(f"{tmp_path}/nowhere/*.tar")
+
+
+def test_a_sparse_tar_of_damaged_numbers_is_said_in_words(tmp_path):
+    info, buffer = tarfile.TarInfo("0.png"), io.BytesIO()
+    info.pax_headers = {"GNU.sparse.map": "0,x\0", "GNU.sparse.size": "1"}
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        tar.addfile(info)
+    (tmp_path / "a.tar").write_bytes(buffer.getvalue())
+    with pytest.raises(InputError, match=r"a.tar: .*\(it has something else where a number belongs\)"):
+        TarSource(str(tmp_path / "a.tar"))
 
 
 def test_a_tar_index_is_made_when_asked_for_and_used_while_it_fits(tmp_path):

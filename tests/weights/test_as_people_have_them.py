@@ -125,7 +125,7 @@ def test_a_folder_without_a_model_is_explained_and_replaces_nothing(
         "empty": "is empty",
         "singles": "single files (a.safetensors); give one of them",
         "pickles": "weights_only=True",
-        "lora": "is a LoRA; bake it into an expert",
+        "lora": "is a LoRA; it is no model by itself",
         "run": "is a trained run; give it as --workdir",
         "models--me--base": "snapshots/0a1b, or the hub id me/base",
         "models--me--base/snapshots": "snapshots/0a1b, or the hub id me/base",
@@ -215,29 +215,37 @@ def test_a_model_without_networks_is_not_written(
         assert not (tmp_path / target).exists()
 
 
+BOMB = "a0: &a0 x\n" + "".join(f"a{i + 1}: &a{i + 1} [{9 * f'*a{i}, '}]\n" for i in range(30))
+BOMB += "model: {params: {parameterization: *a30}}"
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
         ('model:\n  params:\n    parameterization: "v"\n', "v_prediction"),
         ("model:\n  params:\n    parameterization: eps\n", "epsilon"),
         ("model:\n  params:\n    timesteps: 1000\n", None),
-        ("", None),
-        ("- a\n- b\n", None),
+        ("", "not used"),
+        ("- a\n- b\n", "not used"),
         ("model:\n  params:\n    parameterization: x0\n", "parameterization is 'x0'"),
         ("model: [", "not YAML"),
-        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nmodel: *c\n", None),
-        ("!!python/object/apply:os.system ['true']", None),
+        ("a: &a [x, x]\nb: &b [*a, *a]\nc: &c [*b, *b]\nmodel: *c\n", "not used"),
+        ("!!python/object/apply:os.system ['true']", "not used"),
         ("[" * 100_000, "not YAML"),
         ("x" * (2**16 + 1), "larger than"),
         # maps merged into maps grow tenfold a line
-        ("a0: &a0 {}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{10 * f'*a{i}, '}]}}\n" for i in range(30)), None),
+        ("a0: &a0 {}\n" + "".join(f"a{i + 1}: &a{i + 1} {{<<: [{10 * f'*a{i}, '}]}}\n" for i in range(30)), "not used"),
+        (BOMB, "parameterization is no text"),
         ("model:\n  params:\n    parameterization: !!int 12:30\n", "parameterization is '12:30'"),
         ("a: \x00", "not YAML"),
     ],
 )  # fmt: skip
 def test_the_yaml_beside_a_file(tmp_path: Path, text: str, expected: str | None) -> None:
     (tmp_path / "a.yaml").write_text(text)
-    if expected in (None, "epsilon", "v_prediction"):
+    if expected == "not used":
+        with pytest.warns(UserWarning, match=r"a\.yaml: not used"):
+            assert yaml_prediction(tmp_path / "a.safetensors") is None
+    elif expected in (None, "epsilon", "v_prediction"):
         assert yaml_prediction(tmp_path / "a.safetensors") == expected
     else:
         with pytest.raises(WeightsError, match=r"a\.yaml: ") as caught:

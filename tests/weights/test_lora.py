@@ -473,6 +473,10 @@ def both(module, up, down):
 
 REFUSED = {
     "no key": (lambda tensors: tensors.clear(), "no LoRA in it, this is a file without tensors"),
+    "factors without a matrix's name": (
+        lambda t: (t.clear(), put(".lora_down", module=KOHYA[QUERY])(t)),
+        rf"a LoRA without pairs of MODULE.lora_up.weight and .*1 unmatched \({KOHYA[QUERY]}\.lora_down",
+    ),
     "another model": (
         lambda t: (t.clear(), put(".weight", module="conv_in")(t)),
         r"no LoRA in it, this is no model that is known here \(it has conv_in\.weight\)",

@@ -439,6 +439,7 @@ def test_two_spellings_of_what_no_network_needs_are_left_alone(foreign, models):
 # Parts of a model
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing says what it predicts")
 def test_the_moving_average_is_taken_when_asked_for(foreign, ours, models, tmp_path):
     ema = {
         ema_key(key): array * np.float32(2)
@@ -463,6 +464,7 @@ def test_the_moving_average_is_taken_when_asked_for(foreign, ours, models, tmp_p
         foreign("sd1", ema=True).tensors("unet")
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing says what it predicts")
 @pytest.mark.parametrize(
     ("prefixes", "components"),
     [
@@ -502,7 +504,7 @@ def test_an_autoencoder_alone_is_read_without_its_prefix(tmp_path, ours, models)
 @pytest.mark.parametrize(
     ("name", "marks", "metadata", "expected"),
     [
-        ("sd1", {}, {}, "epsilon"),
+        ("sd1", {}, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
         ("sd1", {"v_pred": ()}, {}, "v_prediction"),
         ("sd1", {}, {"modelspec.prediction_type": "v"}, "v_prediction"),
         ("sd2", {}, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
@@ -527,6 +529,13 @@ def test_the_prediction_type_is_what_the_file_says(foreign, tmp_path, name, mark
             assert NoiseSchedule.from_json(opened.config("scheduler")) == NoiseSchedule(prediction_type=expected)
     given = foreign(name, changes, metadata, prediction_type="v_prediction")
     assert given.config("scheduler")["prediction_type"] == "v_prediction"
+
+
+def test_what_nothing_says_is_warned_of(foreign):
+    file = foreign("sd1")
+    with pytest.warns(UserWarning, match=r"nothing says what it predicts.*prediction_type=v_prediction"):
+        assert file.config("scheduler")["prediction_type"] == "epsilon"
+    foreign("sd1", prediction_type="epsilon").config("scheduler")  # the user has said it
 
 
 @pytest.mark.parametrize("given", [None, "", "sample"])
@@ -561,6 +570,7 @@ def test_a_scale_factor_in_the_file_is_the_vaes(foreign):
 # Metadata
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing says what it predicts")
 def test_metadata_is_kept_and_extended(foreign, tmp_path):
     source = foreign(
         "sd1", metadata={"modelspec.title": "Fox", "modelspec.hash_sha256": "0x12", "ss_tags": "{}", "format": "tf"}
@@ -661,8 +671,16 @@ CONTEXT = f"{UNET}input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight"
         (["t_block.1.weight", "blocks.0.cross_attn.kv_linear.weight"], "PixArt", "only"),
         (["mlp_t5.0.weight"], "Hunyuan-DiT", "only"),
         (["conditioner.embedders.0.x", "model.diffusion_model.time_stack.a"], "Stable Video Diffusion", "only"),
-        (["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"], "a LoRA", "bake it into an expert with loras="),
-        (["unet.mid_block.attentions.0.proj_in.lora_A.weight"], "a LoRA", "bake it into an expert with loras="),
+        (
+            ["lora_unet_mid_block_attentions_0_proj_in.lora_down.weight"],
+            "a LoRA",
+            "convert MODEL --lora .* loras=",
+        ),
+        (
+            ["unet.mid_block.attentions.0.proj_in.lora_A.weight"],
+            "a LoRA",
+            "convert MODEL --lora .* loras=",
+        ),
         (["unet.up.0.attn1.processor.to_q_lora.down.weight"], "a LoRA", "bake it"),
         (["lora_unet_mid_block_attentions_0_proj_in.hada_w1_a"], "a LoHa", "merge it into a checkpoint"),
         (["lora_unet_mid_block_attentions_0_proj_in.lokr_w1"], "a LoKr", "merge it into a checkpoint"),

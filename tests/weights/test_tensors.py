@@ -106,13 +106,21 @@ TOO_MANY = json.dumps({str(i): entry([0]) for i in range(2**16 + 1)}).encode()
         ({"a": entry([0, 2**62])}, "not a complete safetensors file (a tensor of shape (0, 4611686018427387904))"),
         ({"a": entry([0, *[2**20] * 3])}, "not a complete safetensors file (a tensor of shape"),
         ({"a": entry([1] * 33, end=4)}, "not a complete safetensors file (a tensor of 33 dimensions)"),
-        ({str(i): entry([0]) for i in range(2**16 + 1)}, "its header is of more than 16 MB or 65536 tensors"),
+        ({str(i): entry([0]) for i in range(2**16 + 1)}, "its header has more than 65,536 tensors"),
         # the same, counted without the letters that can be written in another way
-        (TOO_MANY.replace(b"data_offsets", rb"d\u0061ta_offsets"), "its header is of more than 16 MB or 65536 tensors"),
-        (b'{"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(2**14 + 1)) + b"}}", "its header is of more"),
-        (b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"x":[%s1]}}' % (b"[]," * 2**20), "its header is of"),
+        (TOO_MANY.replace(b"data_offsets", rb"d\u0061ta_offsets"), "its header has more than 65,536 tensors"),
+        (
+            b'{"__metadata__":{' + b",".join(b'"%d":""' % i for i in range(2**14 + 1)) + b"}}",
+            "its header has",
+        ),
+        (
+            b'{"a":{"dtype":"F32","shape":[0],"data_offsets":[0,0],"x":[%s1]}}' % (b"[]," * 2**20),
+            "its header has more than 1,048,576",
+        ),
         ({"n" * 513: entry([0])}, "the name of a tensor has 513 characters (nnn"),
-        (b"{}" + b" " * 2**24, "its header is of more than 16 MB or 65536 tensors"),
+        (b"{}" + b" " * 2**24, "its header has more than 16 MB besides its texts"),
+        (b"{}" + b" " * 10**8, "its header has more than 100 MB"),
+        (b'{"__metadata__":{%s"":""}}' % (b'"\\\\":"",' * 2**20), "its header has more than 1,048,576"),
         ({"a": entry([2], "F4", 1)}, "holds tensors of dtype F4, which cannot be read; fetch the model in float16"),
         ({"a": entry([4], "F8_E8M0", 4)}, "holds tensors of dtype F8_E8M0, which cannot be read"),
         ({"a": entry([1], "C64", 8)}, "holds tensors of dtype C64, which cannot be read"),
@@ -147,6 +155,9 @@ def test_headers_as_long_as_they_may_be_are_read(tmp_path):
     path = tmp_path / "model.safetensors"
     write_header(path, b"{}" + b" " * (2**24 - 2))
     assert open_tensors(path).tensors == {}
+    tags = 'fox, "red"' * (17 << 17)  # as trainers keep them, all in one text
+    write_header(path, {"__metadata__": {"ss_tag_frequency": tags}})
+    assert open_tensors(path).metadata == {"ss_tag_frequency": tags}
 
 
 @pytest.mark.parametrize("array", [np.zeros((3, 2), np.float32), np.zeros((2, 3), np.float16), np.zeros(6, np.float32)])

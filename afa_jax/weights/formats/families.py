@@ -9,15 +9,12 @@ from pathlib import Path
 
 from afa_jax.errors import some
 from afa_jax.models.configs import task_of
+from afa_jax.weights.formats.foreign_files import LORA_ADVICE
 from afa_jax.weights.tensors import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 _OTHER = "only Stable Diffusion 1.x and 2.x can be read; take a checkpoint of one of these"
-_LORA = (
-    "it is no model by itself; bake it into one: afa_jax.convert MODEL --lora FILE:WEIGHT, or an expert's "
-    "loras=[(path, weight)] in a config"
-)
 _LYCORIS = (
     "only LoRAs of linear and convolutional layers can be baked in; merge it into a checkpoint with its own tools"
 )
@@ -45,7 +42,7 @@ class Family:
     @property
     def is_lora(self) -> bool:
         """Whether it is a LoRA, to judge by some of its keys."""
-        return self.advice is _LORA
+        return self.advice is LORA_ADVICE
 
     def check(self, path: Path) -> None:
         """Raise WeightsError, with what it is and what to do, for a file that cannot be read as a checkpoint."""
@@ -59,7 +56,7 @@ _RULES = tuple(
     for pattern, name, advice in (
         (r"\.hada_w[12]_[ab]$", "a LoHa (LyCORIS)", _LYCORIS),
         (r"\.lokr_w[12](_[ab])?$", "a LoKr (LyCORIS)", _LYCORIS),
-        (r"lora[._](down|up|A|B)\b", "a LoRA", _LORA),
+        (r"lora[._](down|up|A|B)\b", "a LoRA", LORA_ADVICE),
         (r"^(emb_params|clip_[lg]|string_to_param\..*|<.*>)$", "a textual inversion", _ADDITION),
         (
             r"^(control_model|controlnet_cond_embedding|controlnet_down_blocks|input_hint_block)\.",

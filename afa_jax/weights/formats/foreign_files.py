@@ -8,6 +8,10 @@ from __future__ import annotations
 import shlex
 from pathlib import Path
 
+LORA_ADVICE = (
+    "it is no model by itself; bake it into one: afa_jax.convert MODEL --lora FILE:WEIGHT, or an expert's "
+    "loras=[(path, weight)] in a config"
+)
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
 # What whole checkpoints of trainers name beside tensors. A class without content stands in for each: none of it is run.
 _BESIDE = (

@@ -258,8 +258,8 @@ class SingleFileCheckpoint:
             return "epsilon"  # inpainting was published with epsilon only
         if not unet.get("use_linear_projection"):
             warnings.warn(
-                f"{self.path}: nothing says what it predicts; it is taken for epsilon, as Stable Diffusion 1.x, and else "
-                "give it prediction_type=v_prediction",
+                f"{self.path}: nothing says what it predicts; it is taken for epsilon, as Stable Diffusion 1.x; if it "
+                "is not, give prediction_type=v_prediction",
                 stacklevel=2,
             )
             return "epsilon"

@@ -10,14 +10,14 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from afa_jax.errors import some
-from afa_jax.weights.formats.foreign_files import PICKLES, pickle_advice
+from afa_jax.weights.formats.foreign_files import LORA_ADVICE, PICKLES, pickle_advice
 
 _CACHE = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>.+)")
 _COMPONENTS = ("unet", "vae", "text_encoder")
 _PARTS = (*_COMPONENTS, "scheduler", "tokenizer")
 _KINDS = {  # by a file that only they have
-    "adapter_model.safetensors": "is a LoRA; bake it into an expert, loras=[(path, weight)] or --lora",
-    "pytorch_lora_weights.safetensors": "is a LoRA; bake it into an expert, loras=[(path, weight)] or --lora",
+    "adapter_model.safetensors": f"is a LoRA; {LORA_ADVICE}",
+    "pytorch_lora_weights.safetensors": f"is a LoRA; {LORA_ADVICE}",
     "ensemble.json": "is a trained run; give it as --workdir",
     "learned_embeds.safetensors": "is a textual inversion, for which an ensemble has no place; leave it out",
 }
