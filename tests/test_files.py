@@ -151,6 +151,7 @@ def test_outputs_that_are_there(tmp_path: Path) -> None:
     check_file(tmp_path / "file")
     check_file(tmp_path / "nowhere")  # the link is replaced
     check_new(tmp_path / "new" / "one")
+    check_new(tmp_path / "folder")  # it is empty
     for check in (check_folder, check_new, lambda path: check_file(path, False)):
         for name in ("file", "nowhere"):
             with pytest.raises(InputError, match=r"exists|cannot be written"):

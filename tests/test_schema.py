@@ -90,6 +90,8 @@ def test_names_of_dtypes(spelled: str) -> None:
         ("fusion.kind=moe", "fusion.kind", "'router'"),
         ("trian.steps=3", "trian.steps", "did you mean train.steps"),
         ("train.stpes=3", "train.stpes", "did you mean train.steps"),
+        ("learning_rate=3", "learning_rate", "did you mean train.optimizer.lr"),
+        ("train.batch_size=3", "train.batch_size", "did you mean train.batch?"),
         ("train.steps.more=3", "train.steps.more", "no such field"),
         ("=3", "--config.", "FIELD=VALUE"),
         ("train.steps", "train.steps", "FIELD=VALUE"),
@@ -135,6 +137,12 @@ def test_the_fields_of_a_kind_of_data_are_the_arguments_of_its_source() -> None:
         arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
         assert [*arguments] == [*SOURCES[kind]]
         assert NEEDED.get(kind) == next((n for n, own in arguments.items() if own.default is own.empty), None)
+
+
+@pytest.mark.parametrize(("name", "meant"), [("base", "init"), ("train.steps", "steps"), ("train.lr", "optimizer.lr")])
+def test_what_an_ensemble_calls_otherwise_is_said_of_one_model(name: str, meant: str) -> None:
+    with pytest.raises(InputError, match=rf"config\.{name}: no such field; did you mean {meant}\?"):
+        load_config(str(EMOJI.with_name("sd15_finetune.py")), [f"{name}=3"])
 
 
 @pytest.mark.parametrize("name", ["", "a\nb", "a\x1b[31m", "a/b", "a:b", "a,b", "a=b", " a", ".", "\u202ea", 3, None])

@@ -146,18 +146,20 @@ def put(config: ConfigDict, name: str, value: Any) -> None:
         config[name] = value
 
 
+# What other tools, and configs of another kind, call it.
 _ALIASES = {"base": "init", "init": "base", "learning_rate": "lr", "batch_size": "batch"}
 
 
 def unknown(name: str, names: Sequence[str]) -> InputError:
     """The error for a field that is not there, with the nearest one that is.
 
-    What one model calls otherwise than an ensemble is nearest, then the only one of the same last name.
+    The only one of the same last name is nearer than one that is spelled alike.
     """
-    first, _, last = name.rpartition(".")
-    alike = [known for known in names if known.rpartition(".")[2] == last]
-    other = [known for known in (_ALIASES.get(name, ""), f"{first}.{_ALIASES.get(last, '')}") if known in names]
-    close = other or (alike if len(alike) == 1 else difflib.get_close_matches(name, names, n=1))
+    section, _, last = name.rpartition(".")
+    other = _ALIASES.get(last, "")
+    alike = [known for known in names if known.rpartition(".")[2] in (last, other)]
+    beside = [known for known in alike if known.rpartition(".")[0] == section]
+    close = next((found for found in (beside, alike) if len(found) == 1), difflib.get_close_matches(name, names, n=1))
     hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(names[:20])}"
     return InputError(f"{name}: no such field; {hint}")
 

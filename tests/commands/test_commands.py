@@ -15,6 +15,7 @@ from afa_jax import sample, train
 from afa_jax.cli.commands import run
 from afa_jax.fusion.files import aggregators_hash
 from afa_jax.models.configs import UNetConfig
+from afa_jax.sampling.map_pictures import COLOURS
 from afa_jax.sampling.pictures import find_method
 from afa_jax.training.log import TIMINGS
 from afa_jax.weights.formats.folders import save_folder
@@ -118,7 +119,10 @@ def test_pictures_carry_their_recipe_and_do_not_depend_on_their_batch(root, trai
 def test_maps_grid_and_methods(root, trained, tmp_path):
     arguments = ["--config", f"{root}/config.py", "--out", str(tmp_path), "--prompt", "fox and pizza, noto style"]
     assert run(sample.main, [*arguments, "--workdir", str(trained), "--maps", "--num_images", "2"]) == 0
-    assert len(list(tmp_path.glob("afa_000_*_maps.png"))) == 2
+    sheet, *others = tmp_path.glob("afa_000_*_maps.png")
+    assert len(others) == 1
+    legend = np.asarray(Image.open(sheet))[:20].reshape(-1, 3)
+    assert {*map(tuple, COLOURS[:3].astype(int).tolist())} <= {*map(tuple, legend.tolist())}
     with Image.open(tmp_path / "afa_grid.png") as grid:
         assert grid.size == (2 * 64 + 4, 32)
     for method in ("uniform", "expert:b", "inside:b"):

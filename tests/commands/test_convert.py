@@ -153,6 +153,12 @@ def test_a_lora_is_baked_in_and_named_in_the_recipe(single, tmp_path):
     assert lora["name"] == "style.safetensors" and lora["weight"] == 0.5 and len(lora["sha256"]) == 64
 
 
+def test_an_empty_folder_is_used(root, tmp_path):
+    (tmp_path / "model").mkdir()
+    assert run(convert.main, [str(root / "a"), "--out", str(tmp_path / "model")]) == 0
+    assert_same(root / "a", tmp_path / "model")
+
+
 @pytest.mark.parametrize("out", ["model", "model.safetensors"])
 def test_what_is_there_stays_unless_overwriting_is_asked_for(root, tmp_path, capsys, out):
     arguments = [str(root / "a"), "--out", str(tmp_path / out)]
@@ -300,6 +306,7 @@ def style(tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.filterwarnings("ignore:.*nothing says what it predicts")
 def test_a_lora_reaches_what_is_taken_from_the_base(root, style, tmp_path):
     write_single_file(tmp_path / "alone.safetensors", MemoryCheckpoint.of(unet=tiny.unet(1, tiny.MICRO_UNET)))
     command = [str(tmp_path / "alone.safetensors"), "--base", str(root / "base"), "--lora", str(style)]
