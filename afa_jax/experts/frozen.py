@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -102,7 +103,7 @@ def load_experts(
             or prediction types.
     """
     base, checkpoints = find_checkpoints(config)
-    check_base(base, f"base: {base.path}", "name one, base=dict(path=..., tokenizer=FOLDER)")
+    words = check_base(base, f"base: {base.path}", "name one, base=dict(path=..., tokenizer=FOLDER)")
     if "scheduler" not in base.components:
         raise InputError(f"base: {base.path} has no scheduler_config.json; take a base model that has one")
     for mismatch in mismatches(base, checkpoints):
@@ -127,7 +128,7 @@ def load_experts(
         unet=load_unets(stored, **spread("unet")),
         text_encoder=load_text_encoders(stored, **spread("text_encoder")),
         vae=vae if mesh is None else place(vae, mesh, PartitionSpec()),
-        tokenizer=Tokenizer(base.tokenizer, text_config(stored[0])),
+        tokenizer=Tokenizer(words, text_config(stored[0])),
         schedule=noise_schedule(base),
         mesh=mesh,
         sampler=str(base.config("scheduler").get("_class_name") or "DDIMScheduler"),
@@ -161,13 +162,18 @@ class Mismatch(NamedTuple):
     message: str
 
 
-def check_base(base: Checkpoint, what: str, tokenizer: str) -> None:
-    """Raise InputError for a base model without a VAE or a tokenizer; ``tokenizer`` says how to give one."""
+def check_base(base: Checkpoint, what: str, advice: str) -> Path:
+    """Return a base model's tokenizer.
+
+    Raises:
+        InputError: it has no VAE or no tokenizer, which ``advice`` says how to give.
+    """
     lacking = {} if "vae" in base.components else {"VAE": "take a base model that has one"}
     if base.tokenizer is None:
-        lacking["tokenizer"] = f"{tokenizer}, such as the hub's openai/clip-vit-large-patch14"
-    if lacking:
+        lacking["tokenizer"] = f"{advice}, such as the hub's openai/clip-vit-large-patch14"
+    if lacking or base.tokenizer is None:
         raise InputError(f"{what} has no {' and no '.join(lacking)}; {', and '.join(lacking.values())}")
+    return base.tokenizer
 
 
 def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Mismatch]:

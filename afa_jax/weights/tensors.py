@@ -119,7 +119,8 @@ def open_tensors(path: Path) -> TensorFile:
                 raise WeightsError(f"{path}: this is {what}")
             length = int.from_bytes(start[:8], "little")
             file.seek(8)
-            text = file.read(min(length, _LONGEST_HEADER + 1))
+            size = os.fstat(file.fileno()).st_size  # reading takes the memory that it is asked for
+            text = file.read(min(length, size, _LONGEST_HEADER + 1))
         _check_length(path, text)
         # The library checks what a file may do wrong: the header's length and text, gaps and overlaps, the file's end.
         with safe_open(path, "np"):

@@ -197,7 +197,7 @@ GOOD = packed({"bias": ONES})
         (b"\x82\xa1a\x01\xa1a\x01", "the name 'a' at byte"),
         (b"\xdf\xff\xff\xff\xff", "1 bytes are missing"),
         (b"\xdd\xff\xff\xff\xff", "a list of 4294967295"),
-        (b"\xa3\xff\xff\xff", "can't decode byte"),
+        (b"\xa3\xff\xff\xff", "byte 0 is no UTF-8"),
         (deep(1000), "nested more than 32 deep"),
         (b"\x98" * 40, "nested more than 32 deep"),
         (array([2], "float32", b"1234"), "is not whole"),

@@ -611,7 +611,7 @@ def test_an_existing_folder_stays(tmp_path, modules):
     (tmp_path / "model" / "a").write_text("")
     with pytest.raises(InputError, match=f"{tmp_path}/model exists; choose another name, or --overwrite"):
         save_folder(tmp_path / "model", text_encoder=modules["text_encoder"])
-    assert [*tmp_path.rglob("*")] == [tmp_path / "model"]
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["a"]
 
 
 @pytest.mark.parametrize("overwrite", [False, True])
