@@ -148,8 +148,8 @@ def test_outputs_that_are_there(tmp_path: Path) -> None:
     (tmp_path / "nowhere").symlink_to(tmp_path / "absent")
     check_folder(tmp_path / "folder")
     check_folder(tmp_path / "new" / "one")
-    check_file(tmp_path / "file")
-    check_file(tmp_path / "nowhere")  # the link is replaced
+    check_file(tmp_path / "file", overwrite=True)
+    check_file(tmp_path / "nowhere", overwrite=True)  # the link is replaced
     check_new(tmp_path / "new" / "one")
     check_new(tmp_path / "folder")  # it is empty
     for check in (check_folder, check_new, lambda path: check_file(path, False)):

@@ -129,6 +129,11 @@ def test_missing_components_are_named_or_taken_from_the_base(root, bare, tmp_pat
     assert recipe(tmp_path / "whole")["taken"]["vae"]["name"] == "b"
 
 
+def test_a_part_of_a_model_is_said_to_be_one(root, tmp_path, capsys):
+    assert run(convert.main, [f"{root}/base/vae", "--out", str(tmp_path / "vae")]) == 0
+    assert f"unet: {root}/base/vae, which is a part of {root}/base, has none; " in capsys.readouterr().out
+
+
 def test_another_vae_replaces_the_models(root, single, tmp_path):
     assert run(convert.main, [str(single), "--out", str(tmp_path / "c.safetensors"), "--vae", str(root / "c")]) == 0
     mixed, own, other = (open_checkpoint(path) for path in (tmp_path / "c.safetensors", single, root / "c"))
