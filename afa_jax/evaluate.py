@@ -13,15 +13,12 @@ XLA_PYTHON_CLIENT_PREALLOCATE says otherwise. The metrics' networks need about 1
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, check_method, check_prompt_file, expert_names
+from afa_jax.cli.arguments import COUNT
 from afa_jax.cli.commands import Parser, parse, run
-from afa_jax.config.method_options import check_entry, check_values
-from afa_jax.errors import InputError
-from afa_jax.files import COMPARISON, check_file, check_folder
+from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -37,45 +34,9 @@ def main(arguments: Sequence[str]) -> None:
         help="make pictures, no report: to share the work, start one process for each --method",
     )
     options, config = parse(parser, arguments)
-    if "evaluation" not in config:
-        raise InputError("the config has no evaluation; configs/emoji.py and configs/sd15.py show what it says")
-    if options.out is None and options.workdir is None:
-        raise InputError("--out is missing; without --workdir there is no folder for the report")
-    out = options.out or options.workdir / "evaluation"
-    check_folder(out)
-    _check_place(out, out / "part" if options.method or options.prompts else out)
-    for method in options.method or ():
-        check_method(method, config)
-    for entry in config.evaluation.get("methods", ()):
-        check_values(check_entry(entry), expert_names(config))
-
-    prompts = config.evaluation.prompts
-    if prompts.kind == "file" and prompts.get("path"):
-        check_prompt_file(Path(prompts.path), "evaluation.prompts.path")
-
-    from afa_jax.evaluation.comparison.main_metric import check_metrics  # numpy, and not JAX yet
-
-    check_metrics(config.evaluation)
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # read when JAX first needs the device
-
-    from afa_jax.evaluation.comparison.evaluate import evaluate
-
-    evaluate(
-        config,
-        out,
-        workdir=options.workdir,
-        methods=options.method,
-        prompts=options.prompts,
-        pictures_only=options.pictures_only,
+    Ensemble(config, workdir=options.workdir).evaluate(
+        options.out, methods=options.method, prompts=options.prompts, pictures_only=options.pictures_only
     )
-
-
-def _check_place(out: Path, place: Path) -> None:
-    """Raise InputError for a folder with files of the names that are written there, but of no comparison."""
-    COMPARISON.check(place / "report.json")
-    if not os.path.lexists(place / "report.json") and not (out / "pictures").is_dir():
-        for name in ("report.html", "grid.png"):
-            check_file(place / name)
 
 
 if __name__ == "__main__":

@@ -14,11 +14,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument, check_run, license_name
+from afa_jax.cli.arguments import COUNT, SEED, add_dtype_argument, license_name
 from afa_jax.cli.commands import Parser, parse, run
-from afa_jax.config.schema import require
-from afa_jax.errors import InputError
-from afa_jax.exporting.outputs import check_model
+from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -42,28 +40,20 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     add_dtype_argument(parser)
     options, config = parse(parser, arguments)
-    if options.snapshot:
-        require(config, "data")
-    if not (options.pair or options.snapshot or options.bake):
-        raise InputError("nothing to export: give --pair, --snapshot or --bake")
-    if (options.pair or options.snapshot) and not options.workdir:
-        raise InputError("--workdir is missing; --pair and --snapshot need the workdir of a trained run, or its hub id")
-    if not options.pair and (options.license or options.report or options.picture or options.with_config):
-        raise InputError("--license, --report, --picture and --with_config go with --pair")
-    if options.pairs < 2 or options.draws < 1:
-        raise InputError("choose --pairs of 2 or more and --draws of 1 or more")
-    outs = [Path(out) for out in (options.pair, options.snapshot, options.bake and options.bake[1]) if out]
-    if len({out.resolve() for out in outs}) < len(outs):
-        raise InputError("two of --pair, --snapshot and --bake have one name; choose another")
-    if options.pair and options.pair.suffix.lower() == ".safetensors":
-        raise InputError(f"--pair {options.pair}: a pair is a folder; leave .safetensors out")
-    for out in outs:
-        check_model(out, options.overwrite)
-    check_run(options.workdir)
-
-    from afa_jax.exporting.export import export
-
-    export(config, options)
+    Ensemble(config, workdir=options.workdir).export(
+        pair=options.pair,
+        snapshot=options.snapshot,
+        bake=options.bake,
+        license=options.license,
+        report=options.report,
+        pictures=options.picture,
+        with_config=options.with_config,
+        pairs=options.pairs,
+        draws=options.draws,
+        seed=options.seed,
+        dtype=options.dtype,
+        overwrite=options.overwrite,
+    )
 
 
 if __name__ == "__main__":

@@ -10,18 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import (
-    GUIDANCE,
-    STEPS,
-    add_size_arguments,
-    check_method,
-    check_prompts,
-    check_run,
-    seed_or_random,
-    size_of,
-)
+from afa_jax.cli.arguments import GUIDANCE, STEPS, add_size_arguments, seed_or_random, size_of
 from afa_jax.cli.commands import Parser, parse, run
-from afa_jax.files import check_folder
+from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -43,29 +34,18 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace files of the same name")
     options, config = parse(parser, arguments)
 
-    if not options.prompt and not options.statistics:
-        parser.error("nothing to draw: give --prompt, --statistics or both")
-    check_prompts(options.prompt)
-    check_method(options.method, config)
-    check_folder(options.out)
-    size = size_of(options, config.base)
-    check_run(options.workdir)
-
-    from afa_jax.report.maps import draw_maps
-
-    draw_maps(
-        config,
-        options.out,
+    page = Ensemble(config, workdir=options.workdir).maps(
         options.prompt,
+        out=options.out,
         statistics=options.statistics,
-        workdir=options.workdir,
         method=options.method,
         seed=options.seed,
-        size=size,
         steps=options.steps,
-        guidance=options.guidance,
+        guidance_scale=options.guidance,
+        size=size_of(options, config.base),
         overwrite=options.overwrite,
     )
+    print(page)
 
 
 if __name__ == "__main__":

@@ -13,34 +13,23 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import add_dtype_argument, expert_names
+from afa_jax.cli.arguments import add_dtype_argument
 from afa_jax.cli.commands import Parser, parse, run
-from afa_jax.config.method_options import check_entry, check_values
-from afa_jax.errors import InputError
-from afa_jax.exporting.outputs import check_model
-from afa_jax.methods.specs import parse_method
-from afa_jax.names import LEARNED, MERGES
-
-KINDS = (*MERGES, LEARNED)
+from afa_jax.pipeline import MERGE_KINDS, Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
     """Merge what the options name."""
     parser = Parser(prog="python -m afa_jax.merge", description=__doc__)
-    parser.add_argument("--method", required=True, metavar="KIND[,OPTION=VALUE]...", help=f"kinds: {', '.join(KINDS)}")
+    parser.add_argument(
+        "--method", required=True, metavar="KIND[,OPTION=VALUE]...", help=f"kinds: {', '.join(MERGE_KINDS)}"
+    )
     parser.add_argument("--out", type=Path, required=True, help="NAME.safetensors for a single file, else a folder")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it is there")
     add_dtype_argument(parser)
     options, config = parse(parser, arguments)
-    method = parse_method(options.method)
-    if method["kind"] not in KINDS:
-        raise InputError(f"--method {options.method}: no merge {method['kind']!r}; there are {', '.join(KINDS)}")
-    check_values(check_entry(method), expert_names(config))
-    check_model(options.out, options.overwrite)
-
-    from afa_jax.exporting.merge import merge_experts
-
-    merge_experts(config, options.out, method, dtype=options.dtype, overwrite=options.overwrite)
+    merged = Ensemble(config).merge(options.method, dtype=options.dtype)
+    merged.save(options.out, overwrite=options.overwrite, quiet=False)
 
 
 if __name__ == "__main__":

@@ -11,26 +11,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import (
-    COUNT,
-    GUIDANCE,
-    STEPS,
-    add_size_arguments,
-    check_method,
-    check_prompt_file,
-    check_prompts,
-    check_run,
-    real,
-    seed_or_random,
-    size_of,
-)
+from afa_jax.cli.arguments import COUNT, GUIDANCE, STEPS, add_size_arguments, real, seed_or_random, size_of
 from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.errors import InputError
-from afa_jax.files import check_folder
 from afa_jax.mesh import cluster
 from afa_jax.names import METHODS
-from afa_jax.sampling.prompt_lines import read_lines
-from afa_jax.weights.tokenizer.prompts import check_prompt
+from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -60,40 +46,24 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--overwrite", action="store_true", help="replace pictures of the same name")
     cluster.add_arguments(parser)
     options, config = parse(parser, arguments)
-    check_prompts(options.prompt or ())
-    check_prompt(options.negative_prompt, "--negative_prompt")
     if options.prompts is not None and options.maps:
         raise InputError("--maps goes with --prompt; of a file of prompts only the pictures are kept")
-    check_method(options.method, config)
-    size = size_of(options, config.base)
-    if cluster.settings(options) is None:  # else process 0 alone may have it
-        check_folder(options.out)
-        check_prompt_file(options.prompts)
-        if options.prompts is not None:
-            read_lines(options.prompts, options.negative_prompt, quiet=True)
-        check_run(options.workdir)
-
-    from afa_jax.mesh import processes as distributed
-    from afa_jax.sampling.pictures import Asked, sample_file, sample_prompts
-
-    asked = Asked(
-        method=options.method,
-        workdir=options.workdir,
+    shared = dict(
         negative_prompt=options.negative_prompt,
         num_images=options.num_images,
         seed=options.seed,
-        size=size,
         steps=options.steps,
-        guidance=options.guidance,
+        guidance_scale=options.guidance,
+        size=size_of(options, config.base),
         eta=options.eta,
-        maps=options.maps,
+        method=options.method,
         overwrite=options.overwrite,
     )
-    distributed.start(options)
+    ensemble = Ensemble(config, workdir=options.workdir, processes=cluster.settings(options))
     if options.prompts is not None:
-        sample_file(config, options.prompts, options.out, asked)
-    else:
-        sample_prompts(config, options.prompt, options.out, asked)
+        ensemble.sample_file(options.prompts, options.out, **shared)
+    elif files := ensemble(options.prompt, maps=options.maps, out=options.out, **shared).files:
+        print(files[-1])
 
 
 if __name__ == "__main__":

@@ -17,10 +17,8 @@ from pathlib import Path
 
 from afa_jax.cli.arguments import COUNT, SEED
 from afa_jax.cli.commands import Parser, parse, run
-from afa_jax.config.schema import require
-from afa_jax.errors import InputError
-from afa_jax.files import FIGURES, check_file
-from afa_jax.names import FEWEST_PAIRS
+from afa_jax.errors import printable
+from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -31,16 +29,11 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--seed", type=SEED, default=0, help="of pairs, timesteps, noise and intervals")
     parser.add_argument("--out", type=Path, help="JSON file with all figures")
     options, config = parse(parser, arguments)
-    require(config, "data")
-    if options.pairs < FEWEST_PAIRS or options.draws < 2:
-        raise InputError(f"choose --pairs of {FEWEST_PAIRS} or more and --draws of 2 or more")
-    if options.out:
-        FIGURES.check_name(options.out)
-        check_file(options.out)
-
-    from afa_jax.evaluation.screening import screen
-
-    return screen(config, pairs=options.pairs, draws=options.draws, seed=options.seed, out=options.out)
+    found = Ensemble(config).screen(
+        pairs=options.pairs, draws=options.draws, seed=options.seed, out=options.out, quiet=False
+    )
+    print(f"\nverdict: {printable(found.verdict)}")
+    return 3 if found.answer == "no" else 0
 
 
 if __name__ == "__main__":

@@ -9,17 +9,13 @@ happened. DIR/best.json, or --out, has the best weights as the method ``mbw`` ta
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, check_prompt_file, real, whole
+from afa_jax.cli.arguments import COUNT, GUIDANCE, SEED, STEPS, real, whole
 from afa_jax.cli.commands import Parser, parse, run
-from afa_jax.errors import InputError
-from afa_jax.evaluation.trials_log import check_result
-from afa_jax.exporting.outputs import check_model
 from afa_jax.names import SEARCHERS, SPACES
-from afa_jax.training.run_folders import check_workdir
+from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -47,20 +43,26 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--out", type=Path, help="JSON file for the result (default: best.json in the workdir)")
     parser.add_argument("--write", type=Path, metavar="OUT", help="write the best merge, as afa_jax.merge would")
     options, config = parse(parser, arguments)
-    if options.minutes is not None and options.minutes <= 0:
-        raise InputError(f"--minutes {options.minutes}; choose more than 0")
-    check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
-    check_prompt_file(options.prompt_file, "--prompt_file")
-    if options.out:
-        check_result(options.out, options.workdir, again=options.resume or options.overwrite)
-    if options.write:
-        check_model(options.write)
-    # Torch, which computes the metrics of full scale, has what JAX does not need of a GPU.
-    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
-
-    from afa_jax.evaluation.trials import run_search
-
-    run_search(config, options)
+    Ensemble(config).search(
+        options.workdir,
+        resume=options.resume,
+        overwrite=options.overwrite,
+        metric=options.metric,
+        trials=options.trials,
+        minutes=options.minutes,
+        space=options.space,
+        points=options.points,
+        sampler=options.sampler,
+        prompts=options.prompts,
+        prompt_file=options.prompt_file,
+        steps=options.steps,
+        guidance_scale=options.guidance,
+        batch=options.batch,
+        seed=options.seed,
+        out=options.out,
+        write=options.write,
+        quiet=False,
+    )
 
 
 if __name__ == "__main__":

@@ -10,10 +10,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from afa_jax.cli.arguments import add_workdir_arguments, check_workdir_arguments
+from afa_jax.cli.arguments import add_workdir_arguments
 from afa_jax.cli.commands import Parser, parse, run
-from afa_jax.config.schema import require
 from afa_jax.mesh import cluster
+from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -23,23 +23,14 @@ def main(arguments: Sequence[str]) -> None:
     cluster.add_arguments(parser)
     parser.add_argument("--quiet", action="store_true", help="no progress bar")
     options, config = parse(parser, arguments)
-    require(config, "data")
-    check_workdir_arguments(options, cluster.settings(options) is None, config.cache.path)
-
-    from afa_jax.mesh import processes as distributed
-    from afa_jax.training.run import train
-    from afa_jax.training.workdir import resume_if_any
-
-    distributed.start(options)
-    resume_if_any(options)
-    train(
-        config,
+    ensemble = Ensemble(config, arguments=options.config_arguments, processes=cluster.settings(options))
+    ensemble.train(
         options.workdir,
         resume=options.resume,
         resume_step=options.resume_step,
+        resume_if_any=options.resume_if_any,
         overwrite=options.overwrite,
         quiet=options.quiet,
-        arguments=options.config_arguments,
     )
 
 

@@ -7,9 +7,9 @@ import math
 import os
 import re
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from afa_jax.config.fields import MOST_PIXELS, SEEDS
 from afa_jax.config.method_options import check_entry, check_values
@@ -21,6 +21,8 @@ from afa_jax.models.configs import VAEConfig
 from afa_jax.names import DTYPES, METHODS
 from afa_jax.training.run_folders import check_workdir
 from afa_jax.weights.tokenizer.prompts import check_prompt
+
+T = TypeVar("T")
 
 
 def whole(low: int, high: int) -> Callable[[str], int]:
@@ -130,21 +132,35 @@ class _ResumeStep(argparse.Action):
 
 
 def check_workdir_arguments(options: argparse.Namespace, here: bool = True, cache: str = "") -> None:
-    """Raise InputError for options of ``add_workdir_arguments`` that exclude each other, or that the workdir refuses.
+    """As check_run_start, of the options of ``add_workdir_arguments``."""
+    check_run_start(
+        options.workdir,
+        resume=options.resume,
+        resume_if_any=options.resume_if_any,
+        overwrite=options.overwrite,
+        here=here,
+        cache=cache,
+    )
+
+
+def check_run_start(
+    workdir: Path, *, resume: bool, resume_if_any: bool, overwrite: bool, here: bool = True, cache: str = ""
+) -> None:
+    """Raise InputError for ways to start a run that exclude each other, or that the workdir refuses.
 
     Args:
         here: whether this process has the workdir; of several process 0 alone may have it.
         cache: the cache's place, which may be within.
     """
-    if options.resume_if_any and (options.resume or options.overwrite):
-        other = "--overwrite" if options.overwrite else "--resume, or --resume_step,"
+    if resume_if_any and (resume or overwrite):
+        other = "--overwrite" if overwrite else "--resume, or --resume_step,"
         raise InputError(f"--resume_if_any and {other} exclude each other")
-    if options.resume and options.overwrite:
+    if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other")
-    if here and not options.resume_if_any:
-        check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite, cache=cache)
+    if here and not resume_if_any:
+        check_workdir(workdir, resume=resume, overwrite=overwrite, cache=cache)
     elif here:
-        check_folder(options.workdir)
+        check_folder(workdir)
 
 
 def check_prompts(prompts: Sequence[str]) -> None:
@@ -166,15 +182,56 @@ def size_of(options: argparse.Namespace, base: Any) -> tuple[int, int] | None:
     """Return the rows and columns that the options of ``add_size_arguments`` say, or None.
 
     Args:
+        base: the base model, as ``check_size`` takes it.
+
+    Raises:
+        InputError: a size of another form, or half of one, or as check_size.
+    """
+    size = None
+    if options.size is not None:
+        match = re.fullmatch(r"(\d{1,20})x(\d{1,20})", options.size)
+        if not match:
+            raise InputError(f"--size {options.size!r:.40}; write rows x columns in pixels, such as 512x768")
+        size = int(match[1]), int(match[2])
+    return check_size(one_size(size, options.height, options.width), base)
+
+
+def one_size(size: Sequence[int] | None, height: int | None, width: int | None) -> tuple[int, int] | None:
+    """Return rows and columns, given as one or as two; raise InputError for both, or half of the two."""
+    if size is None and width is None and height is None:
+        return None
+    if size is None:
+        if width is None or height is None:
+            raise InputError("--width and --height go together; give both, or --size HxW")
+        return height, width
+    if width is not None or height is not None:
+        raise InputError("--size and --width, --height exclude each other; keep one")
+    try:
+        rows, columns = size
+    except (TypeError, ValueError):
+        raise InputError(f"size={size!r:.40}; write (rows, columns) in pixels, such as (512, 768)") from None
+    return rows, columns
+
+
+def check_size(size: tuple[int, int] | None, base: Any) -> tuple[int, int] | None:
+    """Return a size that pictures can have.
+
+    Args:
         base: the base model, as a config names it: where it is a folder, its VAE says which sizes there are.
 
     Raises:
-        InputError: a size of another form, or half of one, or one that the VAE has not.
+        InputError: it has too many pixels, or the VAE has no such size.
     """
-    size = _size_of(options)
+    if size is None:
+        return None
+    rows, columns = size
+    if not 1 <= min(rows, columns) <= max(rows, columns) <= _LONGEST_SIDE:
+        raise InputError(f"--size {rows}x{columns}: sides have 1 to {_LONGEST_SIDE:,} pixels; choose others")
+    if rows * columns > MOST_PIXELS:
+        raise InputError(f"--size {rows}x{columns} is of more than {MOST_PIXELS:,} pixels; choose a smaller one")
     folder = base if isinstance(base, str) else base.get("path")
     path = Path(str(folder), "vae", "config.json")
-    if size is not None and path.is_file():
+    if path.is_file():
         try:
             vae = VAEConfig.from_json(read_object(path, ""))
         except InputError:
@@ -183,47 +240,48 @@ def size_of(options: argparse.Namespace, base: Any) -> tuple[int, int] | None:
     return size
 
 
-def _size_of(options: argparse.Namespace) -> tuple[int, int] | None:
-    if options.size is None and options.width is None and options.height is None:
+def checked(name: str, value: Any, kind: Callable[[str], T]) -> T | None:
+    """Return a number that was given in Python as an argument of a command line would be; None as it is.
+
+    Raises:
+        InputError: it is none that the argument can be, by its name.
+    """
+    if value is None:
         return None
-    if options.size is None:
-        if options.width is None or options.height is None:
-            raise InputError("--width and --height go together; give both, or --size HxW")
-        return _bounded(options.height, options.width)
-    if options.width is not None or options.height is not None:
-        raise InputError("--size and --width, --height exclude each other; keep one")
-    match = re.fullmatch(r"(\d{1,20})x(\d{1,20})", options.size)
-    if not match:
-        raise InputError(f"--size {options.size!r:.40}; write rows x columns in pixels, such as 512x768")
-    return _bounded(int(match[1]), int(match[2]))
+    if isinstance(value, bool | str):
+        raise InputError(f"{name}={value!r:.40}: write a number")
+    try:
+        return kind(str(value))
+    except argparse.ArgumentTypeError as error:
+        raise InputError(f"{name}: {error}") from None
 
 
-def _bounded(rows: int, columns: int) -> tuple[int, int]:
-    if not 1 <= min(rows, columns) <= max(rows, columns) <= _LONGEST_SIDE:
-        raise InputError(f"--size {rows}x{columns}: sides have 1 to {_LONGEST_SIDE:,} pixels; choose others")
-    if rows * columns > MOST_PIXELS:
-        raise InputError(f"--size {rows}x{columns} is of more than {MOST_PIXELS:,} pixels; choose a smaller one")
-    return rows, columns
+def check_method(text: str | Mapping[str, Any], config: Any) -> None:
+    """Raise InputError for a ``--method`` that is neither one of the config's by its name nor of a kind's options.
 
-
-def check_method(text: str, config: Any) -> None:
-    """Raise InputError for a ``--method`` that is neither one of the config's by its name nor of a kind's options."""
+    Args:
+        text: as the command line has it, or an entry as a config's list has it.
+    """
+    if not isinstance(text, str):
+        return check_values(check_entry(text), expert_names(config))
     named = [entry.get("name") for entry in (config.get("evaluation") or {}).get("methods", ())]
     kind = re.split("[ ,:]", text)[0]
     if text not in named and kind not in METHODS:
         raise InputError(f"--method {text}: no method {kind!r}; there are {', '.join(METHODS)}")
     if text in named:
-        return
+        return None
     try:
         entry = parse_method(text)
     except InputError:
         if not named:
             raise
-        return  # controls and methods without names of their own are called "afa, experts permuted", "ties density=0.3"
+        # Controls and methods without names of their own are called "afa, experts permuted", "ties density=0.3".
+        return None
     try:
         check_values(check_entry(entry), expert_names(config))
     except InputError as error:
         raise InputError(f"--method {text}: {error}") from None
+    return None
 
 
 def expert_names(config: Any) -> list[str]:

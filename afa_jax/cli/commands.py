@@ -18,8 +18,8 @@ from typing import Any, NoReturn, TextIO
 from ml_collections import ConfigDict
 
 from afa_jax.cli.arguments import argument, place
-from afa_jax.config.files import load_config
-from afa_jax.config.schema import SHOWN, check, kind_of
+from afa_jax.config.files import check_kind, load_config
+from afa_jax.config.schema import check
 from afa_jax.errors import COMPILING, InputError, Stopped, printable
 from afa_jax.experts.specs import parse_argument
 from afa_jax.program_cache import calm_compiler, keep_programs
@@ -214,8 +214,7 @@ def parse(
     if unknown := [other for other in rest if not other.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     config = load_config(known.config, [override.removeprefix("--config.") for override in rest])
-    if (kind := kind_of(config)) != of:
-        raise InputError(f"--config {known.config}: it is of {kind}; this command wants one of {of}, as {SHOWN[of]} is")
+    check_kind(config, f"--config {known.config}", of)
     if known.expert:
         if of != "an ensemble":
             parser.error("--expert: this command trains one model, it has no experts")

@@ -7,7 +7,7 @@ import importlib.util
 import inspect
 import sys
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -32,24 +32,48 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
         InputError: no such file, no config in it, no such variant or field, or a value that a field cannot have.
     """
     path, _, variant = spec.partition(":")
-    config = _made(_module(path, spec), path, variant, spec)
-    _complete(config, spec)
+    return _finished(_made(_module(path, spec), path, variant, spec), f"--config {spec}", overrides)
+
+
+def make_config(fields: Mapping[str, Any] | ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
+    """Return the locked, complete config of some fields; raise InputError as load_config. They stay as they are."""
+    config = ConfigDict(fields) if isinstance(fields, Mapping) else ConfigDict(fields.to_dict())
+    _check_names(config, "config")
+    return _finished(config, "config", overrides)
+
+
+def override_of(field: str, value: Any) -> str:
+    """Return ``FIELD=VALUE`` as a command line has it, which ``load_config`` reads as this value."""
+    if isinstance(value, str) and "\n" not in value:
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return f"{field}={value}"  # text without quotes
+    return f"{field}={value!r}"
+
+
+def check_kind(config: ConfigDict, where: str, wanted: str = "an ensemble") -> None:
+    """Raise InputError for a config of another kind, of ``schema.SCHEMAS``, than a command works on."""
+    if (kind := schema.kind_of(config)) != wanted:
+        raise InputError(f"{where}: it is of {kind}; this command wants one of {wanted}, as {schema.SHOWN[wanted]} is")
+
+
+def _finished(config: ConfigDict, where: str, overrides: Sequence[str]) -> ConfigDict:
+    """Return a config with its defaults and overrides, checked and locked."""
+    _explained_by(where, schema.complete, config)
     for override in overrides:  # of those that are there twice the last one counts, as with any other argument
         _override(config, override)
-    _complete(config, spec)  # an override may have put another section there
-    try:
-        schema.check(config)
-    except InputError as error:
-        raise InputError(f"--config {spec}: {error}") from None
+    _explained_by(where, schema.complete, config)  # an override may have put another section there
+    _explained_by(where, schema.check, config)
     config.lock()
     return config
 
 
-def _complete(config: ConfigDict, spec: str) -> None:
+def _explained_by(where: str, function: Callable[[ConfigDict], None], config: ConfigDict) -> None:
     try:
-        schema.complete(config)
+        function(config)
     except InputError as error:
-        raise InputError(f"--config {spec}: {error}") from None
+        raise InputError(f"{where}: {error}") from None
 
 
 def _module(path: str, spec: str) -> ModuleType:

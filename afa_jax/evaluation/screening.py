@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -12,7 +14,7 @@ from ml_collections import ConfigDict
 from afa_jax.data.held_out import choose_pairs, unseen
 from afa_jax.data.loader import loading
 from afa_jax.data.sources import make_source
-from afa_jax.errors import InputError, printable
+from afa_jax.errors import InputError
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
 from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights, record
 from afa_jax.experts.frozen import Mismatch, find_checkpoints, load_experts, mismatches
@@ -28,17 +30,59 @@ BUCKETS = 10  # ranges of timesteps
 Pairs = Mapping[tuple[str, str], Difference]
 
 
-def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0, out: Path | None = None) -> int:
-    """Screen the experts of a config and print tables and the verdict.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Screening:
+    """What a screen found.
+
+    Attributes:
+        experts: their names and hashes.
+        mismatches: why experts cannot be fused; none where they can.
+        weights: how far each two experts' weights are apart; empty where their architectures differ.
+        gain: the routing gain; None where the answer is clear without it.
+        answer: whether training is worth it: "yes", "no" or "undecided".
+        verdict: the answer as a sentence.
+        pairs, draws, seed: what it was measured with.
+    """
+
+    experts: list[dict[str, str]]
+    mismatches: list[Mismatch]
+    weights: Pairs
+    gain: RoutingGain | None
+    answer: str
+    verdict: str
+    pairs: int
+    draws: int
+    seed: int
+
+    def to_json(self) -> dict[str, Any]:
+        """Return all figures as JSON data."""
+        return dict(
+            pairs=self.pairs,
+            draws=self.draws,
+            seed=self.seed,
+            experts=self.experts,
+            mismatches=[misfit._asdict() | dict(message=public_sentence(misfit.message)) for misfit in self.mismatches],
+            weights=[
+                dict(experts=pair, kind=found.kind, total=found.total) | dict(blocks=found.blocks)
+                for pair, found in self.weights.items()
+            ],
+            routing=None if self.gain is None else record([expert["name"] for expert in self.experts], self.gain),
+            answer=self.answer,
+            verdict=public_sentence(str(self.verdict)),
+        )
+
+
+def screen(
+    config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0, out: Path | None = None, quiet: bool = True
+) -> Screening:
+    """Screen the experts of a config.
 
     Args:
         pairs: held-out pictures with captions.
         draws: of noise for each pair and timestep.
         seed: of pairs, timesteps, noise and intervals.
         out: a new JSON file for all figures.
-
-    Returns:
-        3 if training is clearly not worth it, else 0.
+        quiet: print no tables.
 
     Raises:
         InputError: experts or data cannot be used, or ``out`` is there.
@@ -58,35 +102,32 @@ def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0
     comparable = not any(misfit.what in ("architecture", "text encoder") for misfit in misfits)
     hashes = {name: hash_components(checkpoint, EXPERT) for name, checkpoint in checkpoints.items()}
     compared = dict(compare_experts(checkpoints)) if comparable else {}
-    print_mismatches(list(checkpoints), misfits)
-    if compared:
-        print_weights(compared)
+    if not quiet:
+        print_mismatches(list(checkpoints), misfits)
+        if compared:
+            print_weights(compared)
     refusal = refuse(misfits, compared)
     gain = None
     if refusal is None:
         gain = measure(config, examples, draws, seed)
-        print_gain(list(checkpoints), gain, f"on {pairs} held-out pairs, {draws} draws of noise each")
+        if not quiet:
+            print_gain(list(checkpoints), gain, f"on {pairs} held-out pairs, {draws} draws of noise each")
     answer, verdict = ("no", refusal) if gain is None else judge(gain, pairs)
+    found = Screening(
+        experts=[dict(name=name, sha256=sha) for name, sha in hashes.items()],
+        mismatches=misfits,
+        weights=compared,
+        gain=gain,
+        answer=answer,
+        verdict=str(verdict),
+        pairs=pairs,
+        draws=draws,
+        seed=seed,
+    )
     if out is not None:
-        results = dict(
-            config=recorded(config),
-            pairs=pairs,
-            draws=draws,
-            seed=seed,
-            experts=[dict(name=name, sha256=sha) for name, sha in hashes.items()],
-            mismatches=[misfit._asdict() | dict(message=public_sentence(misfit.message)) for misfit in misfits],
-            weights=[
-                dict(experts=pair, kind=found.kind, total=found.total) | dict(blocks=found.blocks)
-                for pair, found in compared.items()
-            ],
-            routing=None if gain is None else record(list(checkpoints), gain),
-            answer=answer,
-            verdict=public_sentence(str(verdict)),
-        )
         out.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(out, json.dumps(results, indent=2) + "\n")
-    print(f"\nverdict: {printable(verdict)}")
-    return 3 if answer == "no" else 0
+        replace_text(out, json.dumps(dict(config=recorded(config)) | found.to_json(), indent=2) + "\n")
+    return found
 
 
 def measure(config: ConfigDict, examples: tuple[np.ndarray, list[str]], draws: int, seed: int) -> RoutingGain:

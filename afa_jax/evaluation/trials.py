@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import json
 import math
@@ -17,6 +16,7 @@ from ml_collections import ConfigDict
 from afa_jax.errors import InputError, Stopped
 from afa_jax.evaluation.comparison.prompts import load_items
 from afa_jax.evaluation.search import LIMIT, Score, Space, emoji_score, full_scale_score, score_weights
+from afa_jax.evaluation.search_options import SearchOptions
 from afa_jax.evaluation.trials_log import check_result, open_study, optuna
 from afa_jax.experts.frozen import Experts, load_experts
 from afa_jax.files import replace_text, writing
@@ -28,11 +28,8 @@ from afa_jax.training.stopping import Interrupted, StopSignals
 from afa_jax.training.workdir import begin_run, check_workdir, locked, open_workdir
 
 
-def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
-    """Run the trials that are missing and write the best weights.
-
-    Args:
-        options: the arguments of ``afa_jax.search``.
+def run_search(config: ConfigDict, options: SearchOptions) -> dict[str, Any]:
+    """Run the trials that are missing, write the best weights, and return their summary.
 
     Raises:
         InputError: something of the config, the metric or the workdir cannot be used.
@@ -56,7 +53,8 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
     )
     sampling.check(experts)
     stages = tuple(stage.name for stage in experts.unet.stages)
-    space = Space(kind=options.space, experts=experts.names, stages=stages, points=options.points)
+    kind: Any = options.space  # of SPACES
+    space = Space(kind=kind, experts=experts.names, stages=stages, points=options.points)
     settings = _settings(options, sampling, score, experts, str(config.dtype))
     if options.out:
         with writing(options.out):
@@ -80,14 +78,17 @@ def run_search(config: ConfigDict, options: argparse.Namespace) -> None:
             on_trial=write,
         )  # fmt: skip
         best = write(study)  # also where no trial was missing, or a kill fell between a trial and its result
-    print(
-        f"{score.metric} {best['score']:.4f} by trial {best['trial']} of {best['trials']}; "
-        f"the uniform average has {best['average']:.4f}"
-    )
-    print(out)
+    if not options.quiet:
+        print(
+            f"{score.metric} {best['score']:.4f} by trial {best['trial']} of {best['trials']}; "
+            f"the uniform average has {best['average']:.4f}"
+        )
+        print(out)
     if options.write:
-        write_merge(options.write, config, best)
-        print(options.write)
+        write_merge(options.write, config, best, quiet=options.quiet)
+        if not options.quiet:
+            print(options.write)
+    return best
 
 
 def search(
@@ -181,7 +182,7 @@ def summary(study: Any, space: Space, settings: Mapping[str, Any]) -> dict[str, 
     )
 
 
-def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any]) -> None:
+def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any], *, quiet: bool = False) -> None:
     """Write the merge as an ordinary checkpoint, with VAE, tokenizer and schedule of the base."""
     from afa_jax.experts.frozen import find_checkpoints
     from afa_jax.exporting.merge import ingredients
@@ -193,10 +194,10 @@ def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any]) -> None:
     method = dict(weights=best["weights"])
     recipe = dict(made="search", kind="mbw", options=method, score=best["score"], settings=best["settings"])
     merged = with_base(merge("mbw", checkpoints, base, method), base)
-    write(out, merged, recipe | ingredients(config, base, checkpoints, False))
+    write(out, merged, recipe | ingredients(config, base, checkpoints, False), quiet=quiet)
 
 
-def _score(options: argparse.Namespace, config: ConfigDict) -> Score:
+def _score(options: SearchOptions, config: ConfigDict) -> Score:
     if options.prompt_file is None:
         return emoji_score(options.metric, options.prompts)
     items = load_items(ConfigDict(dict(kind="file", path=str(options.prompt_file))))
@@ -206,7 +207,7 @@ def _score(options: argparse.Namespace, config: ConfigDict) -> Score:
 
 
 def _settings(
-    options: argparse.Namespace, sampling: SampleOptions, score: Score, experts: Experts, dtype: str
+    options: SearchOptions, sampling: SampleOptions, score: Score, experts: Experts, dtype: str
 ) -> dict[str, Any]:
     """What trials must agree in to be of one search; the batch and the budget are not."""
     return dict(

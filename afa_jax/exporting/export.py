@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 import os
 from collections.abc import Mapping, Sequence
@@ -19,6 +18,7 @@ from afa_jax.data.split import hold_out
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts, check_record, find_checkpoints, load_experts, mismatches
 from afa_jax.experts.sources import bake
+from afa_jax.exporting.outputs import Wanted
 from afa_jax.exporting.pair import Publication, check_pair, export_pair
 from afa_jax.exporting.snapshot import Predictions, block_weights, predictions
 from afa_jax.exporting.written import check_out, identity, write
@@ -39,8 +39,8 @@ NOTE = (
 )
 
 
-def export(config: ConfigDict, options: argparse.Namespace) -> None:
-    """Export what the options of ``afa_jax.export`` name.
+def export(config: ConfigDict, options: Wanted) -> None:
+    """Export what is wanted.
 
     Raises:
         InputError: the experts do not fit the run or one another, or an output cannot be written.
@@ -53,7 +53,7 @@ def export(config: ConfigDict, options: argparse.Namespace) -> None:
     )
     if options.pair:
         check_pair(options.pair, publication, options.overwrite)
-    for out in (options.snapshot, options.bake and Path(options.bake[1])):
+    for out in (options.snapshot, options.bake and options.bake[1]):
         if out:
             check_out(out, options.overwrite)
     base, checkpoints = find_checkpoints(config)
@@ -63,6 +63,7 @@ def export(config: ConfigDict, options: argparse.Namespace) -> None:
         raise InputError(f"no expert {options.bake[0]!r}; there are {', '.join(checkpoints)}")
 
     if options.pair:
+        assert options.workdir is not None
         run, out = fetch_run(options.workdir), Path(os.path.realpath(options.pair))
         export_pair(run, out, config, base, checkpoints, publication, overwrite=options.overwrite)
     if options.bake:
@@ -73,13 +74,14 @@ def export(config: ConfigDict, options: argparse.Namespace) -> None:
         print(f"{', '.join(part for part in BASES if part in base.components)}: the base's")
         entry = next(dict(entry) for entry in config.experts if entry["name"] == name)
         recipe = dict(made="expert", name=name, entry=entry, input=identity(entry["path"], checkpoints[name], EXPERT))
-        write(Path(out), bake(expert, (), options.dtype), recipe, overwrite=options.overwrite)
+        write(out, bake(expert, (), options.dtype), recipe, overwrite=options.overwrite)
     if options.snapshot:
+        assert options.workdir is not None
         export_snapshot(fetch_run(options.workdir), base, checkpoints, config, options)
 
 
 def export_snapshot(
-    run: Path, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], config: ConfigDict, options: argparse.Namespace
+    run: Path, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], config: ConfigDict, options: Wanted
 ) -> None:
     """Measure the router, average the experts, measure what that loses, write."""
     source, held_out = router_pairs(config)
@@ -123,6 +125,7 @@ def export_snapshot(
         weights={site: [round(float(weight), 6) for weight in weights] for site, weights in sites.items()},
         measured=dict(held_out=held_out, pairs=len(rest[1]), draws=options.draws, seed=options.seed, **figures),
     )
+    assert options.snapshot is not None
     write(options.snapshot, bake(with_base(snapshot, base), (), options.dtype), recipe, overwrite=options.overwrite)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -21,23 +21,39 @@ from afa_jax.weights.merging.combine import BASES, COMPONENTS, check_parts, with
 from afa_jax.weights.merging.merge import merge, needs_base
 
 
-def merge_experts(
-    config: ConfigDict, out: Path, method: Mapping[str, Any], *, dtype: str | None = None, overwrite: bool = False
-) -> None:
-    """Merge a config's experts into a checkpoint.
+class Merged(NamedTuple):
+    """A merge that is not written yet.
+
+    Attributes:
+        checkpoint: all of it; its weights are computed when they are read.
+        recipe: how it was made.
+        what: a line that says it.
+    """
+
+    checkpoint: Checkpoint
+    recipe: dict[str, Any]
+    what: str
+
+    def write(self, out: Path, *, overwrite: bool = False, quiet: bool = False) -> None:
+        """Write it, and unless ``quiet`` print what was written; raise InputError if that cannot be."""
+        check_out(out, overwrite)
+        if not quiet:
+            print(self.what)
+        write(out, self.checkpoint, self.recipe, overwrite=overwrite, quiet=quiet)
+
+
+def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str | None = None) -> Merged:
+    """Merge a config's experts.
 
     Args:
-        out: NAME.safetensors for a single file, else a folder.
         method: the kind of merge and its options, as ``parse_method`` gives them.
-        dtype: of the written weights; None as they are stored.
-        overwrite: replace ``out`` if it is there.
+        dtype: of the weights; None as they are stored.
 
     Raises:
-        InputError: the experts cannot be merged so, or the output not be written.
+        InputError: the experts cannot be merged so.
     """
     options = dict(method)
     kind = options.pop("kind")
-    check_out(out, overwrite)
     base, checkpoints = find_checkpoints(config)
     run_of = None
     if kind == LEARNED:
@@ -50,13 +66,11 @@ def merge_experts(
     exact = {name: rounded(own, "float32") if dtype else own for name, own in checkpoints.items()}
     whole = with_base(merge(kind, exact, base, options), base)
     check_parts(whole)
-    print(
-        f"{kind} of {', '.join(checkpoints)}; the base's {', '.join(part for part in BASES if part in base.components)}"
-    )
+    shared = ", ".join(part for part in BASES if part in base.components)
     recipe: dict[str, Any] = dict(made="merge", kind=kind, options=options)
     recipe |= ingredients(config, base, checkpoints, needs_base(kind, options))
     recipe |= {} if run_of is None else dict(aggregators_sha256=aggregators_hash(run_of))
-    write(out, bake(whole, (), dtype), recipe, overwrite=overwrite)
+    return Merged(bake(whole, (), dtype), recipe, f"{kind} of {', '.join(checkpoints)}; the base's {shared}")
 
 
 def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) -> tuple[dict[str, Any], Path]:

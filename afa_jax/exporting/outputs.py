@@ -1,8 +1,10 @@
-"""Where a model may be written to, looked at before JAX is imported."""
+"""What an export is asked for and where a model may be written to, looked at before JAX is imported."""
 
 from __future__ import annotations
 
+import dataclasses
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.errors import InputError
@@ -27,3 +29,58 @@ def check_model(path: Path, overwrite: bool | None = None) -> None:
         what = "pickles are not written" if ending in PICKLES else "a model is written as safetensors, or as a folder"
         raise InputError(f"{path}: {what}; end it in .safetensors, or leave {path.suffix} out for a folder")
     check_new(path, overwrite)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What of an ensemble is exported, one or more of the first three.
+
+    Attributes:
+        pair: folder of the trained pair, with its model card.
+        snapshot: one static model, a file or folder.
+        bake: the name of an expert, and a file or folder for it with its LoRAs.
+        workdir: of the trained run, or its hub id.
+        license: of the pair, as the hub spells it.
+        report: report.json of a comparison of this run, for the card's figures.
+        picture: PNGs for the card, instead of samples/.
+        with_config: also write config.py into the pair.
+        pairs: held-out pictures for the snapshot: half for its weights, half for its loss.
+        draws: timesteps and noises for each of them.
+        seed: of the choice of pairs.
+        dtype: of the written weights; None: as they are stored.
+        overwrite: replace what is there.
+    """
+
+    pair: Path | None = None
+    snapshot: Path | None = None
+    bake: tuple[str, Path] | None = None
+    workdir: Path | None = None
+    license: str | None = None
+    report: Path | None = None
+    picture: Sequence[Path] = ()
+    with_config: bool = False
+    pairs: int = 64
+    draws: int = 4
+    seed: int = 0
+    dtype: str | None = None
+    overwrite: bool = False
+
+    def check(self) -> None:
+        """Raise InputError for what does not go together, or cannot be written."""
+        if not (self.pair or self.snapshot or self.bake):
+            raise InputError("nothing to export: give --pair, --snapshot or --bake")
+        if (self.pair or self.snapshot) and not self.workdir:
+            raise InputError(
+                "--workdir is missing; --pair and --snapshot need the workdir of a trained run, or its hub id"
+            )
+        if not self.pair and (self.license or self.report or self.picture or self.with_config):
+            raise InputError("--license, --report, --picture and --with_config go with --pair")
+        if self.pairs < 2 or self.draws < 1:
+            raise InputError("choose --pairs of 2 or more and --draws of 1 or more")
+        outs = [Path(out) for out in (self.pair, self.snapshot, self.bake and self.bake[1]) if out]
+        if len({out.resolve() for out in outs}) < len(outs):
+            raise InputError("two of --pair, --snapshot and --bake have one name; choose another")
+        if self.pair and self.pair.suffix.lower() == ".safetensors":
+            raise InputError(f"--pair {self.pair}: a pair is a folder; leave .safetensors out")
+        for out in outs:
+            check_model(out, self.overwrite)

@@ -45,8 +45,10 @@ def check_out(out: Path, overwrite: bool | None) -> None:
         check_target(out, overwrite)
 
 
-def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overwrite: bool = False) -> None:
-    """Write a checkpoint with its recipe, and print what was written."""
+def write(
+    out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overwrite: bool = False, quiet: bool = False
+) -> None:
+    """Write a checkpoint with its recipe, and unless ``quiet`` print what was written."""
     whole = dict(version=afa_jax.__version__, **recipe)
     if RECIPE in checkpoint.metadata:
         whole["before"] = parsed(checkpoint.metadata[RECIPE])
@@ -55,6 +57,8 @@ def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overw
         write_single_file(out, checkpoint, metadata=metadata, overwrite=overwrite)
     else:
         write_folder(out, checkpoint, metadata=metadata, overwrite=overwrite)
+    if quiet:
+        return
     written = open_checkpoint(out)
     print(f"wrote {out}, a {container(written)}" + (f", sha256 {file_sha256(out)}" if is_single(out) else ""))
     networks = [part for part in written.components if part in NETWORKS]

@@ -55,7 +55,15 @@ def start(options: argparse.Namespace) -> None:
     Raises:
         InputError: the numbers do not fit, or not all processes came in time.
     """
-    where = settings(options)
+    join(settings(options))
+
+
+def join(where: dict[str, Any] | None) -> None:
+    """Join the other processes as ``start`` does, by what ``cluster.settings`` gives; None: there are none.
+
+    Raises:
+        InputError: as start.
+    """
     if where is None:
         return
     _connect(where)

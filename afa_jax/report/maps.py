@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,14 +33,14 @@ def draw_maps(
     *,
     statistics: str | None = None,
     workdir: Path | None = None,
-    method: str = "afa",
+    method: str | Mapping[str, Any] = "afa",
     seed: int = 0,
     size: tuple[int, int] | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     overwrite: bool = False,
-) -> None:
-    """Write pictures, sheets, animations, maps.html and maps.json into ``out``.
+) -> Path:
+    """Write pictures, sheets, animations, maps.html and maps.json into ``out``; return maps.html.
 
     Args:
         prompts: to draw.
@@ -123,7 +123,7 @@ def draw_maps(
     title = f"Whom {chosen.name} trusts: {config.name}"
     labels: dict[str, Any] = dict(sites=sites, timesteps=timesteps, experts=experts.names)
     replace_text(out / "maps.html", maps_page(title, drawn, mean, **labels))
-    print(out / "maps.html")
+    return out / "maps.html"
 
 
 def _record(found: Mean, prompts: Sequence[str]) -> dict[str, Any]:

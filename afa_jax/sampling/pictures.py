@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import io
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
 import afa_jax
 from afa_jax.data.pictures import grid, save_picture, save_png
 from afa_jax.errors import InputError
-from afa_jax.files import check_file, check_folder
+from afa_jax.files import check_file, check_folder, writing
 from afa_jax.mesh.parallel import make_mesh, mesh_of
 from afa_jax.mesh.processes import first, on_first, together
 from afa_jax.methods.entries import entries_of
@@ -26,7 +29,7 @@ from afa_jax.methods.specs import parse_method
 from afa_jax.names import SAMPLING
 from afa_jax.progress import progress
 from afa_jax.records import recorded
-from afa_jax.sampling.generate import Picture, Request, generate
+from afa_jax.sampling.generate import Request, generate
 from afa_jax.sampling.map_pictures import contact_sheet
 from afa_jax.sampling.prompt_files import read_prompts
 from afa_jax.sampling.sample_many import sample_all
@@ -38,17 +41,16 @@ class Asked:
     """How pictures are asked for. What is None is as the method or the config has it.
 
     Attributes:
-        method: a name of the config's list, or KIND[:EXPERT][,OPTION=VALUE]...
-        workdir: a trained run, a folder or a hub id.
+        method: a name of the config's list, KIND[:EXPERT][,OPTION=VALUE]..., or an entry as a config's list has it.
         num_images: of each prompt.
         size: rows and columns, in pixels.
         steps, guidance, eta: of the sampler.
+        sampler: its name.
         maps: also write the maps of every picture.
         overwrite: replace pictures of the same name.
     """
 
-    method: str = "afa"
-    workdir: Path | None = None
+    method: str | Mapping[str, Any] = "afa"
     negative_prompt: str = ""
     num_images: int = 1
     seed: int = 0
@@ -56,6 +58,7 @@ class Asked:
     steps: int | None = None
     guidance: float | None = None
     eta: float | None = None
+    sampler: str = "ddim"
     maps: bool = False
     overwrite: bool = False
 
@@ -65,69 +68,189 @@ class Asked:
         return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
 
-def sample_prompts(config: ConfigDict, prompts: Sequence[str], out: Path, asked: Asked) -> None:
-    """Write a PNG for each picture of each prompt, and a grid of all, a prompt a row.
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Pictures:
+    """Pictures of one call, prompt by prompt.
+
+    Attributes:
+        images: PIL's, each with its recipe as JSON in ``.info["afa_jax"]``, as a picture of ``afa_jax.sample`` has it.
+        recipes: what makes each picture again.
+        maps: of each picture, by site, the experts' weights ``[steps, n, h, w]``; empty unless they were asked for.
+        names: of the files that ``save`` writes, without their ending.
+        rows: pictures of each prompt, a row of the grid.
+        timesteps: training timestep of each step.
+        experts: whose weights the maps are, in their order.
+        files: what was written, the grid last.
+    """
+
+    images: list[Image.Image]
+    recipes: list[dict[str, Any]]
+    maps: list[dict[str, np.ndarray]]
+    names: list[str]
+    rows: int = 1
+    timesteps: Sequence[int] = ()
+    experts: Sequence[str] = ()
+    title: str = "grid"
+    files: tuple[Path, ...] = ()
+
+    @property
+    def recipe(self) -> dict[str, Any]:
+        """The recipe of the first picture."""
+        return self.recipes[0]
+
+    @property
+    def grid(self) -> Image.Image:
+        """All pictures as one, a prompt a row."""
+        pixels = [np.asarray(image) for image in self.images]
+        return Image.fromarray(grid([pixels[i : i + self.rows] for i in range(0, len(pixels), self.rows)]))
+
+    def save(self, folder: str | Path, *, overwrite: bool = False) -> list[Path]:
+        """Write the pictures, the sheets of their maps and the grid, as ``afa_jax.sample`` does, and return the files.
+
+        Args:
+            folder: is made if it is not there.
+            overwrite: replace files of the same name.
+
+        Raises:
+            InputError: a file is there already, or cannot be written; then nothing is written.
+        """
+        out = Path(folder)
+        check_folder(out)
+        check_outputs(output_paths(out, self.names, self.title, maps=any(self.maps)), overwrite)
+        written = []
+        for image, recipe, maps, name in zip(self.images, self.recipes, self.maps, self.names, strict=True):
+            written += write_picture(out, name, np.asarray(image), recipe, maps, self.timesteps, self.experts)
+        return [*written, self.write_grid(out)]
+
+    def write_grid(self, out: Path) -> Path:
+        """Write the grid into a folder and return its path."""
+        path = out / f"{self.title}.png"
+        save_picture(path, self.grid)
+        return path
+
+    def _repr_png_(self) -> bytes:
+        """Show the grid in a notebook."""
+        data = io.BytesIO()
+        self.grid.save(data, format="PNG")
+        return data.getvalue()
+
+
+def output_paths(out: Path, names: Sequence[str], title: str, *, maps: bool) -> list[Path]:
+    """Return the files of pictures of these names, the grid last."""
+    ends = (".png", "_maps.png") if maps else (".png",)
+    return [*(out / (name + end) for name in names for end in ends), out / f"{title}.png"]
+
+
+def write_picture(
+    out: Path,
+    name: str,
+    pixels: np.ndarray,
+    recipe: Mapping[str, Any],
+    maps: Mapping[str, np.ndarray],
+    timesteps: Sequence[int],
+    experts: Sequence[str],
+) -> list[Path]:
+    """Write a picture with its recipe, and if there are maps a sheet of them; return the files."""
+    with writing(out):
+        out.mkdir(parents=True, exist_ok=True)
+    written = [out / f"{name}.png"]
+    save_png(written[0], pixels, recipe)
+    if maps:
+        written.append(out / f"{name}_maps.png")
+        save_picture(written[1], contact_sheet([*maps.values()], [*maps], timesteps, experts=experts))
+    return written
+
+
+def sample_prompts(
+    prompts: Sequence[str],
+    asked: Asked,
+    loaded: Loaded,
+    out: Path | None = None,
+    *,
+    numbers: Sequence[int] | None = None,
+    check: Callable[[Method, Mapping[str, Any]], None] = lambda method, recipe: None,
+    callback: Callable[[int, int, Image.Image], object] | None = None,
+    quiet: bool = False,
+) -> Pictures:
+    """Make each picture of each prompt.
+
+    Args:
+        out: where each is written as soon as it is there, with a grid of all in the end; None: nowhere.
+        numbers: of the pictures of a prompt; ``range(num_images)`` by default.
+        check: may raise for the method and the first recipe before anything is sampled.
+        callback: is given how many pictures there are, of how many, and the last one.
+        quiet: show no bar.
 
     Raises:
         InputError: a prompt, a model or the method cannot be used, or a picture is there already.
     """
-    on_first(lambda: check_folder(out))
+    config = loaded.config
+    if out is not None:
+        on_first(lambda: check_folder(out))
     sampling = sample_options(config, asked)
-    method = together(lambda: load_method(config, asked, sampling))
+    method = together(lambda: loaded.method(asked, sampling))
     sampling = method.sampled_with(sampling)
     if first():
         warn_of_syntax([*prompts, asked.negative_prompt])
+    numbers = range(asked.num_images) if numbers is None else numbers
     requests = [
         Request(prompt=prompt, number=number, negative_prompt=asked.negative_prompt)
         for prompt in prompts
-        for number in range(asked.num_images)
+        for number in numbers
     ]
     sampling = dataclasses.replace(sampling, batch=min(sampling.batch, len(requests)))
     names = [
-        f"{file_name(method)}_{i // asked.num_images:03d}_{request.number:03d}_{slug(request.prompt)}"
+        f"{file_name(method)}_{i // len(numbers):03d}_{request.number:03d}_{slug(request.prompt)}"
         for i, request in enumerate(requests)
     ]
-    grid_path = out / f"{file_name(method)}_grid.png"
-    ends = (".png", "_maps.png") if asked.maps else (".png",)
-    on_first(
-        lambda: check_outputs([*(out / (name + end) for name in names for end in ends), grid_path], asked.overwrite)
-    )
-    recorded(recipe_of(requests[0], method, asked.seed, sampling, config), "the recipe")  # which can be kept
+    title = f"{file_name(method)}_grid"
+    if out is not None:
+        paths = output_paths(out, names, title, maps=asked.maps)
+        on_first(lambda: check_outputs(paths, asked.overwrite))
 
-    pictures: list[Picture] = []
-    made = generate(requests, method.denoiser, method.experts, seed=asked.seed, options=sampling, announce=first())
-    bar = progress(made, total=len(requests), unit="image", quiet=not first())
+    def recipe_for(request: Request) -> dict[str, Any]:
+        recipe = recipe_of(request, method, asked.seed, sampling, config, sources=loaded.sources(asked))
+        return dict(recorded(recipe, "the recipe"))
+
+    check(method, recipe_for(requests[0]))  # which also says what no recipe can keep
+
+    timesteps = [int(t) for t in method.experts.schedule.timesteps(sampling.steps)]
+    images, recipes, maps = list[Image.Image](), list[dict[str, Any]](), list[dict[str, np.ndarray]]()
+    files: list[Path] = []
+    made = generate(requests, method.denoiser, method.experts, seed=asked.seed, options=sampling, announce=first() and not quiet)
+    bar = progress(made, total=len(requests), unit="image", quiet=quiet or not first())
     for picture, name in zip(bar, names, strict=True):
-        if not first():
-            continue
-        out.mkdir(parents=True, exist_ok=True)
-        recipe = recipe_of(picture.request, method, asked.seed, sampling, config)
-        save_png(out / f"{name}.png", picture.pixels, recipe)
-        if asked.maps:
-            timesteps = [int(t) for t in method.experts.schedule.timesteps(sampling.steps)]
-            sheet = contact_sheet(picture.maps, method.sites, timesteps, experts=method.experts.names)
-            save_picture(out / f"{name}_maps.png", sheet)
-        pictures.append(picture)
-    if not first():
-        return
-    rows = [
-        [picture.pixels for picture in pictures[i : i + asked.num_images]]
-        for i in range(0, len(pictures), asked.num_images)
-    ]
-    save_picture(grid_path, Image.fromarray(grid(rows)))
-    print(grid_path)
+        recipe = recipe_for(picture.request)
+        own = dict(zip(method.sites, picture.maps, strict=True)) if asked.maps else {}
+        if out is not None and first():
+            files += write_picture(out, name, picture.pixels, recipe, own, timesteps, method.experts.names)
+        image = Image.fromarray(picture.pixels)
+        image.info["afa_jax"] = json.dumps(recipe)
+        images.append(image)
+        recipes.append(recipe)
+        maps.append(own)
+        if callback is not None:
+            callback(len(images), len(requests), image)
+    pictures = Pictures(
+        images=images, recipes=recipes, maps=maps, names=names, rows=len(numbers), timesteps=timesteps, title=title,
+        experts=method.experts.names,
+    )
+    if out is not None and first():
+        files.append(pictures.write_grid(out))
+    return dataclasses.replace(pictures, files=tuple(files))
 
 
-def sample_file(config: ConfigDict, prompts: Path, out: Path, asked: Asked) -> None:
+def sample_file(prompts: Path, out: Path, asked: Asked, loaded: Loaded) -> None:
     """Write the pictures of a file of prompts, over all devices and processes, as afa_jax/sampling/sample_many.py says.
 
     Raises:
         InputError: as sample_prompts; a line of the file.
     """
+    config = loaded.config
     together(lambda: check_folder(out))
     read = together(lambda: read_prompts(prompts, asked.negative_prompt))
     sampling = sample_options(config, asked)
-    method = together(lambda: load_method(config, asked, sampling, many=True))
+    method = together(lambda: loaded.method(asked, sampling, many=True))
     sampling = method.sampled_with(sampling)
     sample_all(
         read,
@@ -136,7 +259,9 @@ def sample_file(config: ConfigDict, prompts: Path, out: Path, asked: Asked) -> N
         num_images=asked.num_images,
         seed=asked.seed,
         options=sampling,
-        recipe_of=lambda request: recipe_of(request, method, asked.seed, sampling, config),
+        recipe_of=lambda request: recipe_of(
+            request, method, asked.seed, sampling, config, sources=loaded.sources(asked)
+        ),
         overwrite=asked.overwrite,
     )
 
@@ -149,28 +274,56 @@ def sample_options(config: ConfigDict, asked: Asked) -> SampleOptions:
         steps=defaults.steps if asked.steps is None else asked.steps,
         guidance=float(defaults.guidance if asked.guidance is None else asked.guidance),
         eta=asked.eta or 0.0,
+        sampler=asked.sampler,
         batch=defaults.batch,
         maps=asked.maps,
     )
 
 
-def load_method(config: ConfigDict, asked: Asked, sampling: SampleOptions, *, many: bool = False) -> Method:
-    """Return the method that is asked for, with its weights, on the mesh of the config.
+class Loaded:
+    """The models of a config, and the method that was asked for last, kept from one call to the next.
 
     Args:
-        many: on all devices, if the config has no mesh.
-
-    Raises:
-        InputError: something of it is not there, or does not fit.
+        config: of an ensemble.
+        workdir: a trained run, a folder or a hub id.
     """
-    mesh = mesh_of(config)
-    if many and "mesh" not in config and jax.device_count() > 1:
-        mesh = make_mesh(dict(data=-1))
-    models = Models(config, asked.workdir, sampling.steps, mesh)
-    sampling.check(models.experts)
-    method = make_method(find_method(asked.method, config, asked.sampling), models)
-    method.sampled_with(sampling).check(method.experts)
-    return method
+
+    def __init__(self, config: ConfigDict, workdir: Path | None = None):
+        self.config, self.workdir = config, workdir
+        self._models: dict[bool, Models] = {}
+        self._last: tuple[tuple[bool, str], Method] | None = None
+
+    def models(self, many: bool = False) -> Models:
+        """Return the models, on the mesh of the config; if it has none, of ``many`` pictures on all devices."""
+        many = many and "mesh" not in self.config and jax.device_count() > 1
+        if many not in self._models:
+            mesh = make_mesh(dict(data=-1)) if many else mesh_of(self.config)
+            self._models = {many: Models(self.config, self.workdir, self.config.sample.steps, mesh)}
+            self._last = None
+        return self._models[many]
+
+    def method(self, asked: Asked, sampling: SampleOptions, *, many: bool = False) -> Method:
+        """Return the method that is asked for, with its weights.
+
+        Raises:
+            InputError: something of it is not there, or does not fit.
+        """
+        models = self.models(many)
+        sampling.check(models.experts)
+        entry = find_method(asked.method, self.config, asked.sampling)
+        key = many, repr(entry)
+        if self._last is None or self._last[0] != key:
+            self._last = None  # the weights of two methods need not fit
+            self._last = key, make_method(entry, models)
+        method = self._last[1]
+        method.sampled_with(sampling).check(method.experts)
+        return method
+
+    def sources(self, asked: Asked) -> dict[str, Any]:
+        """Return where the parts of a picture were, for its recipe."""
+        entry = find_method(asked.method, self.config, asked.sampling)
+        method = {field: value for field, value in entry.items() if field not in SAMPLING}
+        return dict(experts=self.config.experts, workdir=self.workdir, method=method)
 
 
 def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
@@ -186,13 +339,16 @@ def slug(prompt: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
 
 
-def find_method(text: str, config: ConfigDict, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The method of that name in the config's ``evaluation.methods``, or what ``text`` says by itself.
+def find_method(text: str | Mapping[str, Any], config: ConfigDict, flags: Mapping[str, Any]) -> dict[str, Any]:
+    """The method of that name in the config's ``evaluation.methods``, or what ``text``, or an entry, says by itself.
 
     Steps, guidance and eta that the user gives, in ``flags``, are the method's, whatever its own are.
     """
-    named = entries_of(config) if "evaluation" in config else {}
-    entry = dict(named[text]) if text in named else parse_method(text)
+    if isinstance(text, str):
+        named = entries_of(config) if "evaluation" in config else {}
+        entry = dict(named[text]) if text in named else parse_method(text)
+    else:
+        entry = dict(text)
     entry = {field: value for field, value in entry.items() if field not in flags}
     return dict(name=method_name(entry)) | entry | {**flags}
 
@@ -203,10 +359,19 @@ def file_name(method: Method) -> str:
 
 
 def recipe_of(
-    request: Request, method: Method, seed: int, options: SampleOptions, config: ConfigDict
-) -> dict[str, object]:
-    """Everything that makes a picture again, on the same kind of device."""
-    return dict(
+    request: Request,
+    method: Method,
+    seed: int,
+    options: SampleOptions,
+    config: ConfigDict,
+    sources: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything that makes a picture again, on the same kind of device.
+
+    Args:
+        sources: where its parts were, as ``Loaded.sources``; what they were is said by their hashes.
+    """
+    recipe: dict[str, Any] = dict(
         version=afa_jax.__version__,
         prompt=request.prompt,
         negative_prompt=request.negative_prompt,
@@ -217,7 +382,7 @@ def recipe_of(
         steps=options.steps,
         guidance=options.guidance,
         eta=options.eta,
-        sampler="ddim",
+        sampler=options.sampler,
         dtype=config.dtype,
         base=config.base,
         vae=method.experts.vae_hash,
@@ -225,3 +390,4 @@ def recipe_of(
         experts=method.experts.record,
         made_by=dict(method.record),
     )
+    return recipe if sources is None else recipe | dict(sources=sources)

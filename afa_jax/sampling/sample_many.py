@@ -70,7 +70,7 @@ def sample_all(
     """
     check_words(prompts, method.experts.tokenizer)
     total = len(prompts.requests) * num_images
-    own = ("prompt", "negative_prompt", "number")
+    own = ("prompt", "negative_prompt", "number", "sources")  # of which hashes say more
     shared = {field: value for field, value in recipe_of(Request(prompt="")).items() if field not in own}
     enter(out, dict(prompts_sha256=prompts.sha256, num_images=num_images) | shared, overwrite)
     there = agreed(together(lambda: existing(out, total)))

@@ -30,8 +30,13 @@ check_workdir = by_first(run_folders.check_workdir)
 def resume_if_any(options: argparse.Namespace) -> None:
     """Turn ``--resume_if_any`` into ``--resume``, nothing, or an ``--overwrite`` that was begun, as the workdir is."""
     if options.resume_if_any:
-        workdir = options.workdir
-        options.resume, options.overwrite = on_first(lambda: [holds_run(workdir), is_removed(workdir)])
+        options.resume, options.overwrite = found_run(options.workdir)
+
+
+def found_run(workdir: Path) -> tuple[bool, bool]:
+    """Return whether to resume, and whether to overwrite, as a workdir is."""
+    resume, overwrite = on_first(lambda: [holds_run(workdir), is_removed(workdir)])
+    return resume, overwrite
 
 
 @by_first

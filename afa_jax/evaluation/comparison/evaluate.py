@@ -55,8 +55,8 @@ def evaluate(
     methods: Sequence[str] | None = None,
     prompts: int | None = None,
     pictures_only: bool = False,
-) -> None:
-    """Make, measure, compare, and write report.json and report.html.
+) -> dict[str, Any] | None:
+    """Make, measure, compare, write report.json and report.html, and return what the first says.
 
     Args:
         out: folder of pictures and report; the report of a part goes to ``part`` within it.
@@ -112,7 +112,7 @@ def evaluate(
                 protocol.make(make_method(entry, models))
         write_sheet(out, place, list(entries))
         without.check()
-        return
+        return None
     weights = given_weights(own)
     scorers, absent_metrics = load_scorers(own.metrics, items, weights, size=sampling.size, seeds=len(own.seeds))
     for name, why in absent_metrics.items():
@@ -147,6 +147,7 @@ def evaluate(
     write_sheet(out, place, list(entries))
     print(place / "report.html")
     without.check()
+    return report
 
 
 class Absent:
