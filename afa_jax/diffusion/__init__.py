@@ -1,0 +1,5 @@
+"""The noise schedule, guidance and samplers: nothing here knows which network predicts."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

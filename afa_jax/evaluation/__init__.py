@@ -1,0 +1,5 @@
+"""Whether an ensemble is worth it: before training, and against every other way."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Devices and processes: the one room that knows of them."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""Every way to make a picture of several experts, by its name."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,0 +1,5 @@
+"""What a config needs of chips and memory, from its compiled programs."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

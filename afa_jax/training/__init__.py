@@ -1,0 +1,5 @@
+"""The loss, the step, the loop and the folder of a run."""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

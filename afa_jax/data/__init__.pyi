@@ -1,0 +1,12 @@
+from .held_out import choose_pairs as choose_pairs
+from .held_out import unseen as unseen
+from .loader import make_loader as make_loader
+from .pictures import grid as grid
+from .pictures import read_png as read_png
+from .pictures import read_recipe as read_recipe
+from .pictures import save_png as save_png
+from .pictures import to_images as to_images
+from .pictures import to_pixels as to_pixels
+from .sources import PictureSource as PictureSource
+from .sources import make_source as make_source
+from .split import hold_out as hold_out

@@ -1,0 +1,9 @@
+from .guidance import Denoiser as Denoiser
+from .guidance import PathDenoiser as PathDenoiser
+from .guidance import guided as guided
+from .samplers.ddim import DDIM as DDIM
+from .samplers.registry import SAMPLERS as SAMPLERS
+from .samplers.sampler import Sampler as Sampler
+from .samplers.sampler import image_noise as image_noise
+from .samplers.sampler import sample as sample
+from .schedule import NoiseSchedule as NoiseSchedule

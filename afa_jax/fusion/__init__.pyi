@@ -1,0 +1,16 @@
+from .afa import SABW as SABW
+from .afa import Aggregators as Aggregators
+from .afa import Ensemble as Ensemble
+from .afa import SABWConfig as SABWConfig
+from .files import load_aggregators as load_aggregators
+from .files import load_fusion as load_fusion
+from .files import save_fusion as save_fusion
+from .registry import TrainedFusion as TrainedFusion
+from .registry import fusion_class as fusion_class
+from .registry import fusion_config as fusion_config
+from .registry import init_fusion as init_fusion
+from .routing import Permuted as Permuted
+from .routing import Sharpened as Sharpened
+from .routing import TopK as TopK
+from .single import ConstantMaps as ConstantMaps
+from .single import SingleExpert as SingleExpert

@@ -1,0 +1,14 @@
+from .checkpoint import Checkpoint as Checkpoint
+from .checkpoint import MemoryCheckpoint as MemoryCheckpoint
+from .checkpoint import hash_components as hash_components
+from .checkpoint import rounded as rounded
+from .compare import compare_experts as compare_experts
+from .load import load_text_encoder as load_text_encoder
+from .load import load_text_encoders as load_text_encoders
+from .load import load_unet as load_unet
+from .load import load_unets as load_unets
+from .load import load_vae as load_vae
+from .load import noise_schedule as noise_schedule
+from .load import open_checkpoint as open_checkpoint
+from .merging.merge import merge as merge
+from .tokenizer.tokenizer import Tokenizer as Tokenizer
