@@ -81,8 +81,8 @@ def test_pictures_are_those_of_the_command(ens, root, by_command, tmp_path):
     python, command = contents(tmp_path / "python"), contents(tmp_path / "command")
     assert python.keys() == command.keys()
     for name, data in command.items():
-        pixels = [np.asarray(Image.open(tmp_path / side / name)) for side in ("python", "command")]
-        np.testing.assert_array_equal(*pixels)
+        one, other = (np.asarray(Image.open(tmp_path / side / name)) for side in ("python", "command"))
+        np.testing.assert_array_equal(one, other)
         assert "maps" not in name or python[name] == data
     assert all(maps.shape == (3, 3, *maps.shape[2:]) for maps in made.maps[0].values()) and len(made.maps) == 4
     np.testing.assert_allclose(next(iter(made.maps[3].values())).sum(1), 1, atol=1e-5)
