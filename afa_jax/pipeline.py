@@ -894,7 +894,7 @@ class Ensemble:
         if self._loaded is None:
             self._loaded = Loaded(self.config, self.workdir)
             if self._own_size:
-                from afa_jax.weights.load import unet_config, vae_config
+                from afa_jax.weights.opened import unet_config, vae_config
 
                 models = self._loaded.models()
                 side = unet_config(next(iter(models.checkpoints.values()))).sample_size * vae_config(models.base).factor

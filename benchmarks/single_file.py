@@ -28,9 +28,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
-from afa_jax.weights.checkpoint import MemoryCheckpoint, expected_shapes
+from afa_jax.weights.checkpoint import MemoryCheckpoint
+from afa_jax.weights.expected import expected_shapes
 from afa_jax.weights.formats.single_file import write_single_file
-from afa_jax.weights.load import load_text_encoder, load_unet, load_vae, open_checkpoint
+from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
+from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tensors import Tensor
 
 CLASSES: dict[str, Any] = dict(unet=UNetConfig, vae=VAEConfig, text_encoder=TextConfig)

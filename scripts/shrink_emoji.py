@@ -19,7 +19,7 @@ import numpy as np
 
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.load import open_checkpoint
+from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tensors import file_sha256, read_metadata, read_tensors, write_tensors
 
 UNET = "unet/diffusion_pytorch_model.safetensors"

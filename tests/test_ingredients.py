@@ -20,7 +20,7 @@ from afa_jax.trees import flatten
 from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.formats.folders import save_folder, write_folder
 from afa_jax.weights.formats.single_file import write_single_file
-from afa_jax.weights.load import open_checkpoint
+from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tensors import write_tensors
 from tests import tiny
 from tests.commands.conftest import CONFIG, TOKENIZER

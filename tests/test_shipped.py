@@ -9,7 +9,7 @@ import pytest
 from afa_jax.fusion.files import check_aggregators, read_record
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.load import open_checkpoint
+from afa_jax.weights.opened import open_checkpoint
 
 MODELS = Path(__file__).parents[1] / "models" / "emoji"
 EXPERTS = ("animals", "food", "things")

@@ -21,7 +21,7 @@ from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.trees import dotted
-from afa_jax.weights.checkpoint import abstract_network
+from afa_jax.weights.networks import abstract_network
 
 T = TypeVar("T")
 

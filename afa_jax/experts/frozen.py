@@ -25,15 +25,8 @@ from afa_jax.models.vae import VAE
 from afa_jax.types import TokenIds
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.load import (
-    load_text_encoders,
-    load_unets,
-    load_vae,
-    noise_schedule,
-    text_config,
-    unet_config,
-    vae_config,
-)
+from afa_jax.weights.load import load_text_encoders, load_unets, load_vae, noise_schedule
+from afa_jax.weights.opened import text_config, unet_config, vae_config
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 

@@ -26,9 +26,9 @@ from afa_jax.errors import InputError
 from afa_jax.names import DTYPES, PREDICTIONS
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, rounded
 from afa_jax.weights.formats.hub import fetch, fetch_lora
-from afa_jax.weights.load import open_checkpoint
 from afa_jax.weights.lora.baked import with_loras
 from afa_jax.weights.merging.combine import compose
+from afa_jax.weights.opened import open_checkpoint
 
 T = TypeVar("T", bound="Source")
 

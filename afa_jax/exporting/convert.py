@@ -13,8 +13,8 @@ from afa_jax.exporting.written import check_out, identity, is_single, write
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.formats.hub import fetch
 from afa_jax.weights.formats.single_file import SingleFileCheckpoint
-from afa_jax.weights.load import check_networks, open_checkpoint
 from afa_jax.weights.merging.combine import COMPONENTS, check_parts, compose
+from afa_jax.weights.opened import check_networks, open_checkpoint
 
 
 def convert(options: argparse.Namespace) -> None:

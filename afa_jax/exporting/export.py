@@ -30,8 +30,9 @@ from afa_jax.trees import stack
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.formats.hub import fetch_run
-from afa_jax.weights.load import check_networks, load_text_encoder, load_unet
+from afa_jax.weights.load import load_text_encoder, load_unet
 from afa_jax.weights.merging.combine import BASES, average, check_parts, with_base
+from afa_jax.weights.opened import check_networks
 
 NOTE = (
     "A static approximation of an ensemble: each block of weights is the average of the experts' with fixed weights, "

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import afa_jax
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import find_checkpoints
+from afa_jax.experts.sources import find_checkpoints
 from afa_jax.exporting.convert import open_input
 from afa_jax.files import check_file, replace_text
 from afa_jax.report.checkpoints import WIDTH, duplicates, print_description, print_pairs, resemblance
@@ -30,7 +30,7 @@ def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> in
         check_file(options.json, options.overwrite)
     experts = {}
     if config is not None:
-        base, own = find_checkpoints(config)
+        base, own = find_checkpoints(config.base, config.experts)
         if {*EXPERT} <= {*base.components}:
             own = {"base": base} | own
         experts = {name: expert_blocks(checkpoint) for name, checkpoint in own.items()}

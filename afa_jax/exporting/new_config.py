@@ -16,7 +16,7 @@ from afa_jax.errors import BadExample, InputError
 from afa_jax.experts.frozen import check_base, find_checkpoints, mismatches
 from afa_jax.files import check_file, replace_text
 from afa_jax.models.configs import UNetConfig
-from afa_jax.weights.load import unet_config, vae_config
+from afa_jax.weights.opened import unet_config, vae_config
 
 EPOCHS = 10  # as the paper trained
 FULL_SIZE = 320  # channels of the first level of Stable Diffusion's U-Net

@@ -16,7 +16,7 @@ from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.describe import component, container, file_sha256
 from afa_jax.weights.formats.folders import check_target, write_folder
 from afa_jax.weights.formats.single_file import write_single_file
-from afa_jax.weights.load import open_checkpoint
+from afa_jax.weights.opened import open_checkpoint
 
 RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made, JSON
 

@@ -20,9 +20,10 @@ from afa_jax.fusion.rivals.block_weights import BlockWeights
 from afa_jax.models.unet import UNet
 from afa_jax.names import PAIR
 from afa_jax.records import record_text
-from afa_jax.weights.checkpoint import Checkpoint, abstract_network
+from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.keys import Key, pytorch_name
-from afa_jax.weights.load import unet_config
+from afa_jax.weights.networks import abstract_network
+from afa_jax.weights.opened import unet_config
 from afa_jax.weights.state_dicts import load_state_dict, state_dict
 from afa_jax.weights.tensors import WeightsError, check_finite, open_tensors, read_tensors, write_tensors
 

@@ -19,9 +19,10 @@ from afa_jax.fusion.files import RECORD
 from afa_jax.weights.checkpoint import Checkpoint, rounded
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.formats.hub import fetch_run
-from afa_jax.weights.load import load_text_encoders, load_unet, load_unets, unet_config
+from afa_jax.weights.load import load_text_encoders, load_unet, load_unets
 from afa_jax.weights.merging.combine import COMPONENTS
 from afa_jax.weights.merging.rules import BASE
+from afa_jax.weights.opened import unet_config
 
 
 class NotTrained(InputError):

@@ -34,7 +34,8 @@ from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_mesh
 from afa_jax.training.step import batch_specs, init_state, make_train_step
 from afa_jax.trees import flatten
-from afa_jax.weights.load import noise_schedule, text_config, unet_config, vae_config
+from afa_jax.weights.load import noise_schedule
+from afa_jax.weights.opened import text_config, unet_config, vae_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -8,33 +8,29 @@ diffusers' and transformers' config.json, state dicts have their keys and PyTorc
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-from typing import cast as cast_type
+from typing import TYPE_CHECKING, Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
-from jax.typing import DTypeLike
 
 # typing's own, before Python 3.12, reads every property to tell whether it is there: some open files.
 from typing_extensions import Protocol, runtime_checkable
 
 from afa_jax.errors import InputError
-from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
-from afa_jax.models.unet import ConvOut, UNet
-from afa_jax.models.vae import VAE
-from afa_jax.trees import flatten
-from afa_jax.weights.keys import Key, pytorch_name, shape_in_pytorch, text_key, unet_key
-from afa_jax.weights.state_dicts import state_dict
-from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast
+from afa_jax.weights.expected import NetworkConfig
+from afa_jax.weights.keys import pytorch_name, text_key
+from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, is_floating
 
-NetworkConfig = UNetConfig | VAEConfig | TextConfig
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+    from afa_jax.models.clip import TextEncoder
+    from afa_jax.models.unet import UNet
+    from afa_jax.models.vae import VAE
+
 NETWORK_CONFIGS: Mapping[str, type[UNetConfig] | type[VAEConfig] | type[TextConfig]] = dict(
     unet=UNetConfig, vae=VAEConfig, text_encoder=TextConfig
 )
@@ -123,6 +119,9 @@ class MemoryCheckpoint:
         metadata: Mapping[str, str] | None = None,
     ) -> MemoryCheckpoint:
         """The checkpoint of modules; those that are not given it does not have."""
+        from afa_jax.weights.networks import unet_keys
+        from afa_jax.weights.state_dicts import state_dict
+
         states: dict[str, tuple[dict[str, Any], Tensors]] = {}
         if unet is not None:
             fields = dict(_class_name="UNet2DConditionModel") | dataclasses.asdict(unet.config)
@@ -218,7 +217,7 @@ class _Rounded(DerivedCheckpoint):
         return own if kept else hashlib.sha256(f"{own} as {self.dtype}".encode()).hexdigest()
 
     def _rounded(self, tensor: Tensor, name: str, what: str) -> Tensor:
-        if tensor.dtype == self.dtype or not jnp.issubdtype(tensor.dtype, jnp.floating):
+        if tensor.dtype == self.dtype or not is_floating(tensor.dtype):
             return tensor
         return Tensor(tensor.shape, self.dtype, lambda: cast(tensor.read(), self.dtype, name, what))
 
@@ -268,32 +267,3 @@ def prediction_type(checkpoint: Checkpoint) -> str:
             f"{checkpoint.path}: its scheduler's prediction_type is {found!r}; make it 'epsilon' or 'v_prediction'"
         )
     return found
-
-
-def unet_keys(unet: UNet) -> Key:
-    """The key function of this U-Net."""
-    last = unet.stages[-1]
-    assert isinstance(last, ConvOut)
-    return unet_key([stage.name for stage in unet.stages], last.layer.name)
-
-
-def abstract_network(config: NetworkConfig, dtype: DTypeLike = jnp.float32) -> tuple[Any, Key]:
-    """Return a network of this architecture with shapes in place of arrays, and its key function."""
-    return _abstract_network(config, cast_type(Hashable, dtype))
-
-
-@functools.lru_cache(maxsize=16)  # making one takes a good part of a second
-def _abstract_network(config: NetworkConfig, dtype: Any) -> tuple[Any, Key]:
-    if isinstance(config, UNetConfig):
-        unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype))
-        return unet, unet_keys(unet)
-    if isinstance(config, VAEConfig):
-        return jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype)), pytorch_name
-    return jax.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype)), text_key
-
-
-@functools.lru_cache(maxsize=16)
-def expected_shapes(config: NetworkConfig) -> Mapping[str, tuple[int, ...]]:
-    """The keys of a network of this architecture with their shapes, as a Checkpoint's state dict has them."""
-    network, key = abstract_network(config)
-    return {key(path): shape_in_pytorch(path, leaf.shape) for path, leaf in flatten(network).items()}

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from afa_jax.weights.load import Source, check_network, open_checkpoint, unet_blocks
+from afa_jax.weights.opened import Source, check_network, open_checkpoint, unet_blocks
 from afa_jax.weights.tensors import check_finite
 
 EXPERT = ("unet", "text_encoder")  # what is compared: the components that are an expert's own

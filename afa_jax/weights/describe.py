@@ -17,7 +17,7 @@ from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, prediction_type
 from afa_jax.weights.formats.families import family_of
 from afa_jax.weights.formats.folders import FolderCheckpoint
 from afa_jax.weights.formats.single_file import SingleFileCheckpoint, UnknownPrediction
-from afa_jax.weights.load import check_networks, unet_config
+from afa_jax.weights.opened import check_networks, unet_config
 from afa_jax.weights.tensors import Tensors, WeightsError, file_sha256, open_tensors
 
 _PUBLISHED: dict[tuple[int, ...], str] = {

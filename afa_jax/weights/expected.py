@@ -108,9 +108,7 @@ def _unet(config: UNetConfig) -> Iterator[tuple[str, str, Shape]]:
             channels = widths[level]
             skips.append(channels)
         if level < last:
-            yield from of(
-                f"{block}.downsampler", _layer(f"{block}.downsamplers.0.conv", channels, channels, 3, 3)
-            )
+            yield from of(f"{block}.downsampler", _layer(f"{block}.downsamplers.0.conv", channels, channels, 3, 3))
             skips.append(channels)
     yield from of("mid_block", transformer("mid_block.attentions.0", last))
     for i in range(2):

@@ -12,8 +12,9 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from afa_jax.trees import dotted, flatten
+from afa_jax.weights.expected import check_tensors
 from afa_jax.weights.keys import Key, from_pytorch, shape_in_pytorch, to_pytorch
-from afa_jax.weights.tensors import Tensor, WeightsError, cast, check_finite, check_names, listed
+from afa_jax.weights.tensors import Tensor, cast, check_finite
 
 M = TypeVar("M")
 
@@ -107,21 +108,3 @@ def check_state_dict(module: Any, tensors: Mapping[str, Any], key: Key, *, what:
     """As check_tensors for the parameters of a module, whose leaves may be shapes."""
     wanted = {key(path): shape_in_pytorch(path, leaf.shape) for path, leaf in flatten(module).items()}
     check_tensors(wanted, tensors, what=what)
-
-
-def check_tensors(wanted: Mapping[str, tuple[int, ...]], tensors: Mapping[str, Any], *, what: str) -> None:
-    """Compare the tensors' names, shapes and kinds to what is wanted; reads none.
-
-    Raises:
-        WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point.
-    """
-    check_names(wanted.keys() - tensors.keys(), tensors.keys() - wanted.keys(), what)
-    misshapen = [
-        f"{name} is {tuple(tensors[name].shape)}, expected {shape}"
-        for name, shape in wanted.items()
-        if tuple(tensors[name].shape) != shape
-    ]
-    if misshapen:
-        raise WeightsError(f"{what}: " + listed("misshapen", misshapen))
-    if wrong := [name for name in wanted if not jnp.issubdtype(tensors[name].dtype, jnp.floating)]:
-        raise WeightsError(f"{what}: {listed('not floating point', wrong)}")

@@ -13,17 +13,18 @@ import os
 import zlib
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-from jax.typing import DTypeLike
 from safetensors import SafetensorError, safe_open
 
 from afa_jax.errors import InputError, printable, some, why
 from afa_jax.files import check_new, naming, partial_output, remove_leftovers, sync
 from afa_jax.weights.formats.foreign_files import PICKLES, foreign, pickle_advice
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
 
 _DTYPES = {
     "F64": np.float64,
@@ -42,6 +43,7 @@ _DTYPES = {
     "U8": np.uint8,
     "BOOL": np.bool_,
 }
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _EIGHT_BITS = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
 # Of a file that someone sent. A model has some 1100 tensors, and a header of 100 kB besides its metadata.
@@ -55,6 +57,12 @@ M = TypeVar("M")
 
 class WeightsError(InputError):
     """A weights file that cannot be used: the message names the file, the keys and what to do."""
+
+
+def is_floating(dtype: Any) -> bool:
+    """Whether a dtype is of floating-point numbers, those of few bits included, which numpy does not know."""
+    dtype = np.dtype(dtype)
+    return dtype.kind == "f" or dtype == _BFLOAT16 or dtype in _EIGHT_BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,7 +89,7 @@ class Tensor:
     def astype(self, dtype: DTypeLike) -> Tensor:
         """The tensor rounded to ``dtype``; an integer or Boolean one as it is."""
         wanted = np.dtype(dtype)
-        if wanted == self.dtype or not jnp.issubdtype(self.dtype, jnp.floating):
+        if wanted == self.dtype or not is_floating(self.dtype):
             return self
         return Tensor(self.shape, wanted, lambda: self.read().astype(wanted))
 

@@ -18,7 +18,7 @@ from afa_jax.exporting.written import RECIPE
 from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.formats.single_file import write_single_file
-from afa_jax.weights.load import check_networks, open_checkpoint
+from afa_jax.weights.opened import check_networks, open_checkpoint
 from afa_jax.weights.tensors import open_tensors, read_metadata, read_tensors, write_tensors
 from tests import tiny
 

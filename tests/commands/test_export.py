@@ -19,7 +19,8 @@ from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash, save_fusion
 from afa_jax.methods.method import Models, make_method
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.load import load_unet, open_checkpoint, unet_blocks
+from afa_jax.weights.load import load_unet
+from afa_jax.weights.opened import open_checkpoint, unet_blocks
 from tests import tiny
 
 MEASURED = ["--pairs=8", "--draws=2"]

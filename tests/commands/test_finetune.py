@@ -28,7 +28,8 @@ from afa_jax.training.model_step import init_state, make_model_step, rows_at
 from afa_jax.training.pictures import encode_scenes
 from afa_jax.training.vae import MAX_GAIN, whiten
 from afa_jax.trees import flatten
-from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
+from afa_jax.weights.load import load_text_encoder, load_unet
+from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny
 from tests.commands.conftest import TOKENIZER, says_nothing_of

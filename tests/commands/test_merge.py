@@ -13,8 +13,9 @@ from afa_jax.cli.commands import load_config, run
 from afa_jax.experts.frozen import find_checkpoints
 from afa_jax.exporting.written import RECIPE
 from afa_jax.trees import take
-from afa_jax.weights.load import load_unet, open_checkpoint
+from afa_jax.weights.load import load_unet
 from afa_jax.weights.merging import merge as merging
+from afa_jax.weights.opened import open_checkpoint
 from tests import tiny
 
 CONFIG = "--config={root}/config.py"

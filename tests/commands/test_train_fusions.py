@@ -20,7 +20,8 @@ from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.map_pictures import contact_sheet
 from afa_jax.training.workdir import read_metrics
 from afa_jax.trees import flatten
-from afa_jax.weights.load import load_text_encoder, load_unet, open_checkpoint
+from afa_jax.weights.load import load_text_encoder, load_unet
+from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tensors import read_tensors
 from tests import tiny
 

@@ -32,8 +32,8 @@ from afa_jax.training.workdir import read_metrics
 from afa_jax.weights.describe import describe, describe_file
 from afa_jax.weights.formats.folders import FolderCheckpoint, save_folder, write_folder
 from afa_jax.weights.formats.single_file import write_single_file
-from afa_jax.weights.load import open_checkpoint
 from afa_jax.weights.lora.baked import with_loras
+from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tensors import write_tensors
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 from tests import tiny

@@ -19,7 +19,7 @@ from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.weights.checkpoint import abstract_network
+from afa_jax.weights.networks import abstract_network
 from afa_jax.weights.state_dicts import load_state_dict
 from tests.reference.weights import random_input, random_state_dict
 

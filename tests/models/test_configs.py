@@ -17,8 +17,8 @@ from afa_jax.models.configs import ConfigError, TextConfig, UNetConfig, VAEConfi
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.trees import flatten
-from afa_jax.weights.checkpoint import unet_keys
 from afa_jax.weights.keys import pytorch_name, shape_in_pytorch, text_key
+from afa_jax.weights.networks import unet_keys
 from tests.models.goldens import GOLDENS, abstract, record
 from tests.reference.weights import random_input, random_weight, shapes_digest
 

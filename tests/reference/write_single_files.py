@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
-from afa_jax.weights.checkpoint import MemoryCheckpoint, expected_shapes
+from afa_jax.weights.checkpoint import MemoryCheckpoint
+from afa_jax.weights.expected import expected_shapes
 from afa_jax.weights.formats.folders import write_folder
 from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.tensors import Tensor

@@ -20,8 +20,9 @@ from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.formats.hub import fetch
 from afa_jax.weights.formats.wrong_places import meant
 from afa_jax.weights.formats.yaml_files import yaml_prediction
-from afa_jax.weights.load import load_text_encoders, open_checkpoint
+from afa_jax.weights.load import load_text_encoders
 from afa_jax.weights.merging.merge import merge
+from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tensors import WeightsError, open_tensors, read_tensors, write_tensors
 from tests import tiny
 

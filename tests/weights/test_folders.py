@@ -26,15 +26,8 @@ from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.formats import folders
 from afa_jax.weights.formats.folders import FolderCheckpoint, save_folder, write_folder
 from afa_jax.weights.json_files import read_json
-from afa_jax.weights.load import (
-    load_text_encoder,
-    load_unet,
-    load_vae,
-    open_checkpoint,
-    text_config,
-    unet_config,
-    vae_config,
-)
+from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
+from afa_jax.weights.opened import open_checkpoint, text_config, unet_config, vae_config
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 from tests import tiny
 from tests.models import goldens

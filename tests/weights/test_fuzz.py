@@ -30,8 +30,8 @@ from afa_jax.weights.formats.flax_folders import open_flax
 from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.formats.single_file import CONFIGS as SAID
 from afa_jax.weights.formats.single_file import write_single_file
-from afa_jax.weights.load import check_network, check_networks, open_checkpoint
 from afa_jax.weights.lora.baked import with_loras
+from afa_jax.weights.opened import check_network, check_networks, open_checkpoint
 from afa_jax.weights.tensors import Tensor, _chunks, open_tensors, write_tensors
 from tests import tiny
 

@@ -20,11 +20,12 @@ from afa_jax.trees import take
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, hash_tensors
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.formats.folders import save_folder
-from afa_jax.weights.load import load_unet, open_checkpoint, unet_blocks
+from afa_jax.weights.load import load_unet
 from afa_jax.weights.merging.blocks import BASE, PRESETS, block_names, parse_blocks
 from afa_jax.weights.merging.combine import average
 from afa_jax.weights.merging.merge import merge, needs_base
 from afa_jax.weights.merging.rules import KINDS, kth_largest
+from afa_jax.weights.opened import open_checkpoint, unet_blocks
 from afa_jax.weights.tensors import Tensor, WeightsError, read_tensors, write_tensors
 from tests import tiny
 

@@ -26,22 +26,16 @@ from afa_jax.models.configs import ConfigError, TextConfig, UNetConfig, VAEConfi
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.trees import take
-from afa_jax.weights.checkpoint import NETWORKS, MemoryCheckpoint, expected_shapes
+from afa_jax.weights.checkpoint import NETWORKS, MemoryCheckpoint
 from afa_jax.weights.describe import describe
+from afa_jax.weights.expected import expected_shapes
 from afa_jax.weights.formats.families import family_of
 from afa_jax.weights.formats.folders import write_folder
 from afa_jax.weights.formats.ldm_configs import found_config
 from afa_jax.weights.formats.ldm_keys import ema_key, ldm_shape, ldm_table
 from afa_jax.weights.formats.single_file import CONFIGS, SingleFileCheckpoint, write_single_file
-from afa_jax.weights.load import (
-    check_networks,
-    load_text_encoder,
-    load_unet,
-    open_checkpoint,
-    text_config,
-    unet_config,
-    vae_config,
-)
+from afa_jax.weights.load import load_text_encoder, load_unet
+from afa_jax.weights.opened import check_networks, open_checkpoint, text_config, unet_config, vae_config
 from afa_jax.weights.tensors import Tensor, WeightsError, read_metadata, read_tensors, write_tensors
 from tests import tiny
 from tests.models import goldens

@@ -19,17 +19,11 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import jax.numpy as jnp
-from jax.typing import DTypeLike
+from typing import TYPE_CHECKING, Any
 
 from afa_jax.errors import InputError
 from afa_jax.files import check_new, is_empty, partial_output, remove_leftovers, replace_folder, writing
-from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import UNetConfig
-from afa_jax.models.unet import UNet
-from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint, hash_tensors, rounded
 from afa_jax.weights.formats.flax_folders import open_flax
 from afa_jax.weights.formats.old_configs import todays
@@ -50,6 +44,13 @@ from afa_jax.weights.tensors import (
     write_tensors,
 )
 from afa_jax.weights.tokenizer.files import read_tokenizer
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
+
+    from afa_jax.models.clip import TextEncoder
+    from afa_jax.models.unet import UNet
+    from afa_jax.models.vae import VAE
 
 _CLASSES = {
     "unet": ("diffusers", "UNet2DConditionModel"),
@@ -250,7 +251,7 @@ def save_folder(
     text_encoder: TextEncoder | None = None,
     tokenizer: Path | None = None,
     scheduler: Mapping[str, Any] | None = None,
-    dtype: DTypeLike = jnp.float32,
+    dtype: DTypeLike = "float32",
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:

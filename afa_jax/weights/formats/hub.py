@@ -20,8 +20,8 @@ from afa_jax.weights.formats.foreign_files import PICKLES
 from afa_jax.weights.formats.hub_ids import parse_id
 from afa_jax.weights.formats.variants import shard_names, weights_name
 from afa_jax.weights.formats.wrong_places import meant
-from afa_jax.weights.load import unet_config
 from afa_jax.weights.lora.files import FILES as LORAS
+from afa_jax.weights.opened import unet_config
 from afa_jax.weights.tensors import listed
 from afa_jax.weights.tokenizer.files import TOKENIZER
 

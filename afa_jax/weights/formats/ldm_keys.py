@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from afa_jax.models.configs import UNetConfig, VAEConfig
-from afa_jax.weights.checkpoint import NetworkConfig, expected_shapes
+from afa_jax.weights.expected import NetworkConfig, expected_shapes
 from afa_jax.weights.formats import unused
 
 Table = Mapping[str, tuple[str, ...]]

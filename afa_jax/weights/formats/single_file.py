@@ -14,10 +14,9 @@ import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jax.typing import DTypeLike
 
 from afa_jax.errors import InputError
 from afa_jax.files import check_new, writing
@@ -26,18 +25,16 @@ from afa_jax.weights.checkpoint import (
     NETWORK_CONFIGS,
     NETWORKS,
     Checkpoint,
-    NetworkConfig,
-    expected_shapes,
     hash_tensors,
     network_config,
     prediction_type,
     rounded,
 )
+from afa_jax.weights.expected import NetworkConfig, check_tensors, expected_shapes
 from afa_jax.weights.formats.families import family_of
 from afa_jax.weights.formats.ldm_configs import found_config
 from afa_jax.weights.formats.ldm_keys import UNET, VAE, common_spelling, ema_key, is_unused, ldm_shape, ldm_table
 from afa_jax.weights.predictions import agreed, check_prediction, said_beside, said_inside
-from afa_jax.weights.state_dicts import check_tensors
 from afa_jax.weights.tensors import (
     Tensor,
     TensorFile,
@@ -50,6 +47,9 @@ from afa_jax.weights.tensors import (
     result_dtype,
     write_tensors,
 )
+
+if TYPE_CHECKING:
+    from jax.typing import DTypeLike
 
 CONFIGS = "afa_jax.configs"
 _PREFIXES = dict(unet=UNET, vae=VAE, text_encoder="cond_stage_model.")

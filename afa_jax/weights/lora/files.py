@@ -18,13 +18,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import jax.numpy as jnp
-
 from afa_jax.errors import why
 from afa_jax.weights.formats.families import family_of
 from afa_jax.weights.formats.foreign_files import PICKLES
 from afa_jax.weights.json_files import read_json
-from afa_jax.weights.tensors import Tensor, TensorFile, WeightsError, file_sha256, listed, open_tensors
+from afa_jax.weights.tensors import Tensor, TensorFile, WeightsError, file_sha256, is_floating, listed, open_tensors
 
 FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what diffusers and PEFT call them
 _PEFT = "base_model.model."  # before every module in the files of PeftModel.save_pretrained
@@ -152,7 +150,7 @@ def read_lora(path: Path | str) -> Lora:
     for module, factors in modules.items():
         for name, factor in factors.items():
             ranks = 1 if name == "alpha" else factor.shape[0] if len(factor.shape) in (2, 4) else 0
-            floating = name == "alpha" or jnp.issubdtype(factor.dtype, jnp.floating)
+            floating = name == "alpha" or is_floating(factor.dtype)
             if not ranks or not floating:
                 raise WeightsError(f"{path}: {name} of {module} is {factor.dtype} {factor.shape}, not a LoRA's factor")
     configs, beside = _configs(file, modules)

@@ -12,8 +12,8 @@ import numpy as np
 from afa_jax.errors import InputError
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, MemoryCheckpoint
 from afa_jax.weights.formats.single_file import CONFIGS
-from afa_jax.weights.load import text_config, unet_config, vae_config
 from afa_jax.weights.merging.same_network import SameNetwork
+from afa_jax.weights.opened import text_config, unet_config, vae_config
 from afa_jax.weights.tensors import Tensors, WeightsError
 
 COMPONENTS = (*NETWORKS, "scheduler", "tokenizer")

@@ -16,11 +16,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
-from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, abstract_network
+from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint
 from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.load import unet_config
 from afa_jax.weights.merging.rules import BASE, KINDS, OVER_BASE, Part
 from afa_jax.weights.merging.same_network import SameNetwork
+from afa_jax.weights.networks import abstract_network
+from afa_jax.weights.opened import unet_config
 
 _VERSION = 1  # of what the kinds compute, part of every merge's hash: raise it when that changes
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from afa_jax.weights.checkpoint import Checkpoint
-from afa_jax.weights.load import check_network, unet_blocks
+from afa_jax.weights.opened import check_network, unet_blocks
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, check_finite, result_dtype
 
 
