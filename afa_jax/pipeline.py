@@ -48,8 +48,9 @@ from afa_jax.exporting.outputs import Wanted, check_model
 from afa_jax.files import COMPARISON, FIGURES, check_file, check_folder
 from afa_jax.json_files import read_object
 from afa_jax.methods.specs import parse_method
-from afa_jax.names import DTYPES, LEARNED, MERGES, PAIR, SEARCHERS, SPACES
+from afa_jax.names import DTYPES, FEWEST_PAIRS, LEARNED, MERGES, PAIR, SEARCHERS, SPACES
 from afa_jax.program_cache import keep_programs
+from afa_jax.sampling.prompt_lines import read_lines
 from afa_jax.training.run_folders import CONFIG, check_workdir
 from afa_jax.weights.formats.hub_ids import check_named
 from afa_jax.weights.tokenizer.prompts import check_prompt
@@ -67,7 +68,6 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 Place = str | os.PathLike[str]
 
 MERGE_KINDS = (*MERGES, LEARNED)
-FEWEST_PAIRS = 8  # of a screen: the bootstrap's intervals are too narrow for fewer
 _BY_KIND = dict(mbw=LEARNED, router="router", gate="gate")  # the methods of trained fusions that are not AFA's
 _CARD = "config.py"  # of a published pair
 
@@ -422,6 +422,7 @@ class Ensemble:
         if self.processes is None:
             check_folder(folder)
             check_prompt_file(file)
+            read_lines(file, asked["negative_prompt"], quiet=True)
             check_run(self.workdir)
         loaded = self._heavy()
 
@@ -668,6 +669,9 @@ class Ensemble:
             check_method(method, config)
         for entry in config.evaluation.get("methods", ()):
             check_values(check_entry(entry), self.experts)
+        own = config.evaluation.prompts
+        if own.kind == "file" and own.get("path"):
+            check_prompt_file(Path(own.path), "evaluation.prompts.path")
 
         from afa_jax.evaluation.comparison.main_metric import check_metrics  # numpy, and not JAX yet
 
