@@ -217,7 +217,9 @@ def sample_prompts(
     timesteps = [int(t) for t in method.experts.schedule.timesteps(sampling.steps)]
     images, recipes, maps = list[Image.Image](), list[dict[str, Any]](), list[dict[str, np.ndarray]]()
     files: list[Path] = []
-    made = generate(requests, method.denoiser, method.experts, seed=asked.seed, options=sampling, announce=first() and not quiet)
+    made = generate(
+        requests, method.denoiser, method.experts, seed=asked.seed, options=sampling, announce=first() and not quiet
+    )
     bar = progress(made, total=len(requests), unit="image", quiet=quiet or not first())
     for picture, name in zip(bar, names, strict=True):
         recipe = recipe_for(picture.request)
@@ -232,7 +234,13 @@ def sample_prompts(
         if callback is not None:
             callback(len(images), len(requests), image)
     pictures = Pictures(
-        images=images, recipes=recipes, maps=maps, names=names, rows=len(numbers), timesteps=timesteps, title=title,
+        images=images,
+        recipes=recipes,
+        maps=maps,
+        names=names,
+        rows=len(numbers),
+        timesteps=timesteps,
+        title=title,
         experts=method.experts.names,
     )
     if out is not None and first():
