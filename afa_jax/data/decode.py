@@ -113,12 +113,7 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
         start = source[:32]
     if start[:4] == b"RIFF":
         _check_size(webp_size(start) or (0, 0), name, max_pixels)
-    with _opening:  # Pillow's own bound is the process's, and does not name the size; ours follows at once
-        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            image = Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=FORMATS)
-        finally:
-            Image.MAX_IMAGE_PIXELS = theirs
+    image = _unbounded(source, FORMATS)
     try:
         _check_size(image.size, name, max_pixels)
         tags = getattr(image, "tag_v2", {})
@@ -129,6 +124,16 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
         image.close()
         raise
     return image
+
+
+def _unbounded(source: bytes | Path, formats: tuple[str, ...]) -> Image.Image:
+    """Open a picture of any size: Pillow's own bound is the process's, and does not name the size; ours follows."""
+    with _opening:
+        theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source if isinstance(source, Path) else io.BytesIO(source), formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = theirs
 
 
 def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
@@ -148,7 +153,7 @@ def _lacks_rows(data: bytes, file: Image.Image) -> bool:
         return False
     pictures = []
     for more in (b"", bytes(range(255)) * 16):
-        with Image.open(io.BytesIO(data[: end.start()] + more + data[end.start() :]), formats=("JPEG",)) as again:
+        with _unbounded(data[: end.start()] + more + data[end.start() :], ("JPEG",)) as again:
             again.draft("RGB", (1, 1))
             pictures.append(again.tobytes())
     return pictures[0] != pictures[1]
@@ -164,7 +169,7 @@ def _lacks_data(data: bytes) -> bool:
     pictures = set()
     for junk in (b"", b"\xaa" * 512, b"\x55" * 512):
         more = junk + b"".join(mark + junk for mark in marks) if junk else b""
-        with Image.open(io.BytesIO(data.rstrip(b"\xff") + more + _END), formats=("JPEG",)) as again:
+        with _unbounded(data.rstrip(b"\xff") + more + _END, ("JPEG",)) as again:
             pictures.add(hashlib.sha256(again.tobytes()).digest())
     return len(pictures) > 1
 

@@ -225,6 +225,12 @@ def test_the_bound_on_pixels_is_an_option():
     assert {".avif", ".jfif", ".jpe"} < PICTURES and not {".eps", ".pdf"} & PICTURES
 
 
+def test_what_is_within_the_bound_is_no_bomb(monkeypatch):
+    data = encode("JPEG", Image.new("RGB", (2000, 1150), (128, 128, 128)))  # gray: its end is looked at, too
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1_100_000)  # twice that is a bomb to Pillow
+    assert decode(data, "x").shape == decode(data[:-2], "x").shape == (1150, 2000, 3)
+
+
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="Linux says what a process has held")
 def test_memory_is_bounded_by_pixels():
     code = """
