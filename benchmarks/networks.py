@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 from afa_jax.cli.commands import load_config
 from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts.frozen import encode_prompts, load_experts
+from afa_jax.experts.frozen import load_experts
 from afa_jax.fusion.afa import Ensemble, SABWConfig
 from afa_jax.fusion.registry import init_fusion
-from afa_jax.models.conditioning import Conditioning
+from afa_jax.models.conditioning import Conditioning, encode_prompts
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.unet import UNet
 from afa_jax.trees import axis_size, stack

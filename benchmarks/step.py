@@ -23,11 +23,12 @@ from timing import Task, ratio, seconds, take_turns
 
 from afa_jax.cli.commands import load_config
 from afa_jax.data.loader import loading, make_loader
-from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import make_source
-from afa_jax.experts.frozen import encode_prompts, frozen, load_experts
+from afa_jax.experts.frozen import frozen, load_experts
 from afa_jax.fusion.afa import REMATS, SABWConfig
 from afa_jax.fusion.registry import init_fusion
+from afa_jax.models.conditioning import encode_prompts
+from afa_jax.models.vae import to_images
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.step import init_state, make_train_step
 from afa_jax.trees import flatten, shapes_of

@@ -9,8 +9,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
@@ -19,19 +17,8 @@ from afa_jax.data.decode import open_image
 from afa_jax.errors import BadExample, InputError
 from afa_jax.files import partial_file
 from afa_jax.records import recorded
-from afa_jax.types import Images, Pixels
 
 OWN_PIXELS = 178_000_000  # of a picture that this project made; grids are larger than what is trained on
-
-
-def to_images(pixels: jax.Array) -> Images:
-    """0..255 (uint8) to [-1, 1] (float32)."""
-    return pixels.astype(jnp.float32) / 127.5 - 1
-
-
-def to_pixels(images: Images) -> Pixels:
-    """[-1, 1] to 0..255, clipped and rounded."""
-    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
 
 
 def grid(pictures: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:

@@ -17,12 +17,9 @@ from afa_jax.errors import InputError
 from afa_jax.experts import sources
 from afa_jax.experts.architectures import different_architectures
 from afa_jax.fusion.pair_record import check_experts
-from afa_jax.mesh.experts import Shared, map_experts
 from afa_jax.mesh.parallel import place, spec_of
-from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.vae import VAE
-from afa_jax.types import TokenIds
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
 from afa_jax.weights.compare import EXPERT
 from afa_jax.weights.load import load_text_encoders, load_unets, load_vae, noise_schedule
@@ -228,11 +225,6 @@ def check_same_layers(checkpoints: Mapping[str, Checkpoint]) -> None:
 def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
     """Names and hashes of experts that are not loaded, as ``Experts.record`` has them."""
     return [dict(name=name, sha256=hash_components(own, EXPERT)) for name, own in checkpoints.items()]
-
-
-def encode_prompts(text_encoder: Any, ids: TokenIds) -> Conditioning:
-    """Return what each of N stacked text encoders makes of the same token ids, ``[n, b, ...]``."""
-    return map_experts(lambda encoder, ids: encoder.encode(ids), text_encoder, Shared(ids))
 
 
 def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]], what: str) -> None:

@@ -13,8 +13,9 @@ from jax import Array
 
 from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.experts.frozen import Experts, encode_prompts
-from afa_jax.fusion.routing import routing_of
+from afa_jax.experts.frozen import Experts
+from afa_jax.fusion.afa import routing_of
+from afa_jax.models.conditioning import encode_prompts
 from afa_jax.training.noise_error import check_predictions, fixed_draws, noised
 
 

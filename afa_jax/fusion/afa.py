@@ -333,3 +333,20 @@ class Ensemble:
 
 
 jax.tree_util.register_dataclass(Ensemble, data_fields=["experts", "aggregators"], meta_fields=["remat"])
+
+
+def routing_of(maps: SiteMaps) -> dict[str, Array]:
+    """What the maps of a forward say of each row and site.
+
+    Returns:
+        ``weights`` ``[b, sites, n]``, the mean over the pixels; and ``entropy`` ``[b, sites]``, the mean over the
+        pixels of the maps' entropy over log(n): 1 trusts all experts alike, 0 one alone.
+    """
+
+    def entropy(site: Array) -> Array:
+        nats = -(site * jnp.log(jnp.maximum(site, 1e-30))).sum(0).mean((1, 2))
+        return nats / jnp.log(max(2, site.shape[0]))
+
+    return dict(
+        weights=jnp.stack([site.mean((2, 3)).T for site in maps], 1), entropy=jnp.stack([entropy(m) for m in maps], 1)
+    )

@@ -10,28 +10,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from afa_jax.errors import InputError
 from afa_jax.mesh.experts import weighted_sum
-from afa_jax.types import Feature, Maps, OwnFeatures, SiteMaps, TextStates, TimeEmbedding
-
-
-def routing_of(maps: SiteMaps) -> dict[str, Array]:
-    """What the maps of a forward say of each row and site.
-
-    Returns:
-        ``weights`` ``[b, sites, n]``, the mean over the pixels; and ``entropy`` ``[b, sites]``, the mean over the
-        pixels of the maps' entropy over log(n): 1 trusts all experts alike, 0 one alone.
-    """
-
-    def entropy(site: Array) -> Array:
-        nats = -(site * jnp.log(jnp.maximum(site, 1e-30))).sum(0).mean((1, 2))
-        return nats / jnp.log(max(2, site.shape[0]))
-
-    return dict(
-        weights=jnp.stack([site.mean((2, 3)).T for site in maps], 1), entropy=jnp.stack([entropy(m) for m in maps], 1)
-    )
+from afa_jax.types import Feature, Maps, OwnFeatures, TextStates, TimeEmbedding
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""What a device asks of the others within ``parallel.on_mesh``; outside a mesh all of it is the identity.
+"""The mesh: one function on every device, and what a device asks of the others; outside a mesh all is the identity.
 
 The experts are split over the mesh axis ``expert`` and the rows of a batch over ``data`` and ``fsdp``: devices along
 ``expert`` have the same rows and other experts.
@@ -11,11 +11,29 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from afa_jax.mesh.parallel import DATA, EXPERT, FSDP
 from afa_jax.trees import axis_size
 
+DATA, FSDP, EXPERT = AXES = ("data", "fsdp", "expert")
+"""The mesh's axes; devices that are neighbours along the last one are near one another, for it exchanges the most."""
+ROWS = (DATA, FSDP)
+"""The axes over which the rows of a batch are split."""
+
 T = TypeVar("T")
+
+
+def on_mesh(
+    function: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any, *, gradients: bool = False
+) -> Callable[..., Any]:
+    """A function that runs on every device, on its experts and rows; without a mesh the function itself.
+
+    Args:
+        gradients: it differentiates what it computes, so that JAX has to know what is the same on which devices.
+    """
+    if mesh is None:
+        return function
+    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=gradients)
 
 
 def experts_everywhere(tree: Any) -> int:

@@ -22,7 +22,7 @@ from afa_jax.mesh.collectives import (
     share_sum_over_experts,
     sum_over_experts,
 )
-from afa_jax.mesh.target import platform
+from afa_jax.target import platform
 from afa_jax.trees import axis_size, stack, take
 
 T = TypeVar("T")

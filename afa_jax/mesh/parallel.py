@@ -11,7 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -22,12 +22,9 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
+from afa_jax.mesh.collectives import AXES, DATA, EXPERT, FSDP, ROWS
 from afa_jax.trees import dotted
 
-DATA, FSDP, EXPERT = AXES = ("data", "fsdp", "expert")
-"""The mesh's axes; devices that are neighbours along the last one are near one another, for it exchanges the most."""
-ROWS = (DATA, FSDP)
-"""The axes over which the rows of a batch are split."""
 LARGE = 2**16
 """Elements of a frozen leaf from which on it is worth splitting over ``fsdp``."""
 
@@ -220,16 +217,3 @@ def _row_blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
         at = dict(zip(mesh.axis_names, place, strict=True))
         blocks.setdefault(device.process_index, set()).add(at[DATA] * mesh.shape[FSDP] + at[FSDP])
     return {process: tuple(sorted(own)) for process, own in blocks.items()}
-
-
-def on_mesh(
-    function: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any, *, gradients: bool = False
-) -> Callable[..., Any]:
-    """A function that runs on every device, on its experts and rows; without a mesh the function itself.
-
-    Args:
-        gradients: it differentiates what it computes, so that JAX has to know what is the same on which devices.
-    """
-    if mesh is None:
-        return function
-    return jax.shard_map(function, mesh=mesh, in_specs=in_specs, out_specs=out_specs, check_vma=gradients)

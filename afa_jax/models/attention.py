@@ -13,8 +13,8 @@ from jax import Array
 from jax.sharding import ManualAxisType
 from jax.typing import DTypeLike
 
-from afa_jax.mesh.target import device_count, platform
 from afa_jax.models.layers import Conv, GroupNorm, Identity, LayerNorm, Linear, alike, gelu
+from afa_jax.target import device_count, platform
 
 Implementation = Literal["xla", "blocks", "cudnn", "splash"]
 

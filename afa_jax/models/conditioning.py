@@ -8,6 +8,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 
+from afa_jax.mesh.experts import Shared, map_experts
+from afa_jax.types import TokenIds
+
 C = TypeVar("C")
 
 
@@ -31,3 +34,8 @@ jax.tree_util.register_dataclass(Conditioning, data_fields=["text"], meta_fields
 def join_rows(first: C, second: C) -> C:
     """Return the conditioning of two batches as one, ``[n, b + b', ...]``."""
     return jax.tree.map(lambda one, other: jnp.concatenate([one, other], axis=1), first, second)
+
+
+def encode_prompts(text_encoder: Any, ids: TokenIds) -> Conditioning:
+    """Return what each of N stacked text encoders makes of the same token ids, ``[n, b, ...]``."""
+    return map_experts(lambda encoder, ids: encoder.encode(ids), text_encoder, Shared(ids))

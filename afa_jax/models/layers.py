@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import DTypeLike
 
 from afa_jax.mesh.collectives import varying_axes
-from afa_jax.mesh.target import platform
+from afa_jax.target import platform
 
 # XLA's CPU convolution is slow on small maps: with 32 samples of 2 x 4 x 288 it reached 2 GFLOP/s where one matrix
 # product of the neighbourhoods reached 50 (benchmarks/conv.py). Up to this many output positions we use the product.

@@ -15,7 +15,7 @@ from afa_jax.models.attention import attend
 from afa_jax.models.configs import VAEConfig
 from afa_jax.models.layers import Conv, GroupNorm, Linear
 from afa_jax.models.resnet import Downsample, ResnetBlock, Upsample
-from afa_jax.types import Images, Latents
+from afa_jax.types import Images, Latents, Pixels
 
 _EPS = 1e-6
 
@@ -206,3 +206,13 @@ class VAE(nnx.Module):
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
         return self.decoder(x).astype(jnp.float32)
+
+
+def to_images(pixels: jax.Array) -> Images:
+    """0..255 (uint8) to [-1, 1] (float32)."""
+    return pixels.astype(jnp.float32) / 127.5 - 1
+
+
+def to_pixels(images: Images) -> Pixels:
+    """[-1, 1] to 0..255, clipped and rounded."""
+    return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)

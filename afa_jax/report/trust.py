@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from afa_jax.data.decode import open_image
-from afa_jax.fusion.routing import routing_of as sums_of
+from afa_jax.fusion.afa import routing_of as sums_of
 from afa_jax.report.charts import heat_map, legend_keys, line_chart
 from afa_jax.report.escape import escape
 from afa_jax.report.page import page, stored_image

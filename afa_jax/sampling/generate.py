@@ -14,20 +14,20 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from afa_jax.data.pictures import to_pixels
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
 from afa_jax.diffusion.samplers.sampler import Sampler, image_noise, sample
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError, NotFinite
-from afa_jax.experts.frozen import Experts, encode_prompts
-from afa_jax.fusion.routing import routing_of
-from afa_jax.mesh.collectives import divided
-from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
+from afa_jax.experts.frozen import Experts
+from afa_jax.fusion.afa import routing_of
+from afa_jax.mesh.collectives import DATA, EXPERT, FSDP, ROWS, divided, on_mesh
+from afa_jax.mesh.parallel import place, specs_of
 from afa_jax.mesh.processes import meet, several
-from afa_jax.mesh.target import platform
 from afa_jax.methods.options import SampleOptions
-from afa_jax.models.vae import VAE
+from afa_jax.models.conditioning import encode_prompts
+from afa_jax.models.vae import VAE, to_pixels
 from afa_jax.progress import announced
+from afa_jax.target import platform
 from afa_jax.trees import axis_size, take
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 

@@ -22,14 +22,15 @@ from afa_jax.errors import InputError
 from afa_jax.experts.frozen import mismatches
 from afa_jax.experts.sources import find_checkpoints
 from afa_jax.fusion.registry import init_fusion
-from afa_jax.mesh.parallel import DATA, FSDP, ROWS, mesh_of, specs_of
-from afa_jax.mesh.target import compiling_for
+from afa_jax.mesh.collectives import DATA, FSDP, ROWS
+from afa_jax.mesh.parallel import mesh_of, specs_of
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.sampling import generate
+from afa_jax.target import compiling_for
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_mesh
 from afa_jax.training.step import batch_specs, init_state, make_train_step

@@ -20,7 +20,8 @@ from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.experts.sources import parse_base
-from afa_jax.mesh.parallel import DATA, make_mesh, place
+from afa_jax.mesh.collectives import DATA
+from afa_jax.mesh.parallel import make_mesh, place
 from afa_jax.mesh.processes import compiled_together, fetch, on_first, say
 from afa_jax.models.attention import Attention
 from afa_jax.models.clip import TextEncoder

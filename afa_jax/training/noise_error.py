@@ -11,13 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from afa_jax.data.pictures import to_images
 from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import NotFinite
-from afa_jax.experts.frozen import Experts, encode_prompts
+from afa_jax.experts.frozen import Experts
 from afa_jax.mesh.experts import Shared, map_experts
-from afa_jax.models.vae import VAE
+from afa_jax.models.conditioning import encode_prompts
+from afa_jax.models.vae import VAE, to_images
 
 
 def noise_errors(

@@ -9,13 +9,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
-from afa_jax.mesh.parallel import DATA, place
+from afa_jax.mesh.collectives import DATA
+from afa_jax.mesh.parallel import place
 from afa_jax.mesh.processes import first
-from afa_jax.models.vae import VAE
+from afa_jax.models.vae import VAE, to_images
 from afa_jax.progress import progress
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 

@@ -18,7 +18,8 @@ from afa_jax.experts.frozen import Experts, check_record, load_experts, with_enc
 from afa_jax.fusion.afa import REMATS
 from afa_jax.fusion.files import RECORD, save_fusion
 from afa_jax.fusion.registry import fusion_class, fusion_config, init_fusion, kind_of
-from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, mesh_of, place, place_rows, row_share
+from afa_jax.mesh.collectives import DATA, EXPERT, FSDP
+from afa_jax.mesh.parallel import mesh_of, place, place_rows, row_share
 from afa_jax.mesh.processes import compiled_together, fetch, first, on_first, say, several, together
 from afa_jax.methods.options import SampleOptions
 from afa_jax.records import public_arguments, record_text, recorded

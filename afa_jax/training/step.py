@@ -19,15 +19,25 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.fusion.afa import Remat
-from afa_jax.fusion.routing import routing_of
-from afa_jax.mesh.collectives import mean_over_devices, on_each_device, row_shares, sum_over_devices
-from afa_jax.mesh.parallel import EXPERT, ROWS, on_mesh, specs_of
-from afa_jax.models.vae import VAE
-from afa_jax.training.inputs import latents_and_conditioning, row_keys
+from afa_jax.fusion.afa import Remat, routing_of
+from afa_jax.mesh.collectives import (
+    EXPERT,
+    ROWS,
+    divided,
+    mean_over_devices,
+    on_each_device,
+    on_mesh,
+    own_experts,
+    row_shares,
+    sum_over_devices,
+)
+from afa_jax.mesh.parallel import specs_of
+from afa_jax.models.conditioning import Conditioning, encode_prompts
+from afa_jax.models.vae import VAE, to_images
 from afa_jax.training.loss import diffusion_loss
 from afa_jax.training.optimizer import update_average
 from afa_jax.trees import flatten, shapes_of, unflatten
+from afa_jax.types import Latents
 
 State = dict[str, Any]
 """``params`` (the fusion's arrays by dotted path), ``opt`` (optimizer state), ``step``, and where it is asked for
@@ -67,6 +77,45 @@ class Setting:
     remat: Remat
     vae: VAE | None
     mesh: Mesh | None
+
+
+def row_keys(key: Array, position: Any) -> Array:
+    """A key for each row ``[b]``, a function of the run's key and the row's position in the run alone."""
+    return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(position))
+
+
+def latents_and_conditioning(
+    frozen: Mapping[str, Any],
+    batch: Mapping[str, Any],
+    keys: Array,
+    caption_dropout: float,
+    no_caption: Any,
+) -> tuple[Latents, Conditioning]:
+    """Return sampled, scaled latents and the experts' conditioning, some captions dropped; pure.
+
+    A row key gives the same sample and the same fate of the caption with the cache as without it. It is used up to the
+    first two of ``jax.random.split(key, 3)``; the third is for what comes after, such as the loss.
+
+    Args:
+        frozen: ``vae`` and ``text_encoder`` (a stack). A cached batch reads none of their arrays: ``vae`` may hold
+            shapes only, for its scaling factor, and ``text_encoder`` may be missing.
+        batch: ``image`` uint8 ``[b, rows, columns, 3]`` and ``ids`` ``[b, s]``; or, cached, ``mean``, ``std``
+            ``[b, h, w, c]`` and ``states`` ``[b, n, s, d]``.
+        keys: ``[b]``, as row_keys makes them.
+        caption_dropout: probability that a row gets the empty caption.
+        no_caption: the empty caption in the batch's form: ids ``[s]``, or the cache's states ``[n, s, d]``.
+    """
+    latent_keys, drop_keys, _ = jax.vmap(lambda key: jax.random.split(key, 3), out_axes=1)(keys)
+    dropped = jax.vmap(lambda key: jax.random.bernoulli(key, caption_dropout))(drop_keys)
+    if "mean" in batch:
+        latents = frozen["vae"].sample(batch["mean"], batch["std"], latent_keys)
+        states = jnp.moveaxis(jnp.asarray(batch["states"]), 1, 0)
+        nothing = own_experts(jnp.asarray(no_caption))[:, None]
+        return latents, Conditioning(text=jnp.where(dropped[:, None, None], nothing, states))
+    vae = frozen["vae"]
+    latents = divided(lambda pixels, keys: vae.encode(to_images(pixels), keys), batch["image"], latent_keys)
+    ids = jnp.where(dropped[:, None], jnp.asarray(no_caption), batch["ids"])
+    return latents, encode_prompts(frozen["text_encoder"], ids)
 
 
 def loss(

@@ -14,12 +14,11 @@ import optax
 from flax import nnx
 from ml_collections import ConfigDict
 
-from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import make_source
 from afa_jax.errors import InputError
 from afa_jax.models.configs import VAEConfig
 from afa_jax.models.layers import Conv
-from afa_jax.models.vae import VAE
+from afa_jax.models.vae import VAE, to_images
 from afa_jax.training.loop import run_loop
 from afa_jax.training.optimizer import make_optimizer, update_average
 from afa_jax.training.start import check_start, data_of

@@ -18,16 +18,18 @@ from jax import Array
 from jax.sharding import NamedSharding, PartitionSpec
 from PIL import Image
 
-from afa_jax.data.pictures import grid, to_images
+from afa_jax.data.pictures import grid
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import Experts, encode_prompts, with_fusion
+from afa_jax.experts.frozen import Experts, with_fusion
 from afa_jax.files import partial_file, replace_text
-from afa_jax.fusion.routing import routing_of
+from afa_jax.fusion.afa import routing_of
 from afa_jax.json_files import read_lines
-from afa_jax.mesh.parallel import DATA, EXPERT, FSDP, ROWS, on_mesh, place, specs_of
+from afa_jax.mesh.collectives import DATA, EXPERT, FSDP, ROWS, on_mesh
+from afa_jax.mesh.parallel import place, specs_of
 from afa_jax.mesh.processes import by_first, compiled_together, first
 from afa_jax.methods.options import SampleOptions
-from afa_jax.models.conditioning import Conditioning
+from afa_jax.models.conditioning import Conditioning, encode_prompts
+from afa_jax.models.vae import to_images
 from afa_jax.sampling.generate import Request, generate
 from afa_jax.training.loss import squared_errors
 from afa_jax.trees import shapes_of, unflatten

@@ -21,13 +21,14 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 from afa_jax.data.emoji.vocabulary import HERE
-from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import BadExample
 from afa_jax.data.transform import Crop
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import Experts, encode_prompts, load_experts
+from afa_jax.experts.frozen import Experts, load_experts
+from afa_jax.models.conditioning import encode_prompts
 from afa_jax.models.unet import UNet
+from afa_jax.models.vae import to_images
 from afa_jax.training.cache.cache import Cache, build_cache, cache_key, crop_of, make_cached_loader
 from afa_jax.training.cache.encode import crop_random
 from afa_jax.trees import stack

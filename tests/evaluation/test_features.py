@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afa_jax.data.pictures import to_images
 from afa_jax.evaluation.emoji.features import HEAD, SIZE, Depthwise, EfficientNetLite0, enlarge, load_features
+from afa_jax.models.vae import to_images
 from afa_jax.weights.tensors import WeightsError, read_tensors, write_tensors
 
 GOLDEN = Path(__file__).parent.parent / "goldens" / "efficientnet_lite0.safetensors"

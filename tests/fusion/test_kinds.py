@@ -10,11 +10,11 @@ import pytest
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import encode_prompts
 from afa_jax.fusion.afa import Ensemble
 from afa_jax.fusion.files import load_aggregators, load_fusion, save_fusion
 from afa_jax.fusion.registry import FUSIONS, fusion_config, init_fusion, kind_of
 from afa_jax.fusion.single import ConstantMaps, SingleExpert
+from afa_jax.models.conditioning import encode_prompts
 from afa_jax.training.step import init_state, make_train_step
 from afa_jax.trees import flatten, stack, take, unflatten
 from afa_jax.weights.tensors import WeightsError, read_tensors

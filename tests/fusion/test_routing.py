@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.afa import Ensemble
-from afa_jax.fusion.routing import Permuted, Sharpened, TopK, routing_of
+from afa_jax.fusion.afa import Ensemble, routing_of
+from afa_jax.fusion.routing import Permuted, Sharpened, TopK
 from afa_jax.mesh.experts import weighted_sum
 from afa_jax.trees import stack
 from tests import tiny

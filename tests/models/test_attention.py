@@ -7,7 +7,8 @@ import pytest
 from jax.sharding import PartitionSpec
 from jax.typing import DTypeLike
 
-from afa_jax.mesh.parallel import ROWS, make_mesh, on_mesh
+from afa_jax.mesh.collectives import ROWS, on_mesh
+from afa_jax.mesh.parallel import make_mesh
 from afa_jax.models.attention import BLOCK, _choose, attend
 
 MESH, SPLIT = make_mesh(dict(data=8, fsdp=1, expert=1)), PartitionSpec(ROWS)

@@ -14,7 +14,8 @@ from jax.sharding import Mesh, PartitionSpec
 from afa_jax.errors import InputError
 from afa_jax.fusion.afa import Ensemble
 from afa_jax.mesh import parallel
-from afa_jax.mesh.parallel import AXES, make_mesh, place, place_rows, resolve_sizes, row_share, spec_of, specs_of
+from afa_jax.mesh.collectives import AXES
+from afa_jax.mesh.parallel import make_mesh, place, place_rows, resolve_sizes, row_share, spec_of, specs_of
 from afa_jax.training.step import batch_specs
 from afa_jax.trees import flatten, stack
 from tests import tiny

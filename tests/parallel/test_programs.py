@@ -17,7 +17,8 @@ from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts.frozen import Experts
 from afa_jax.fusion.afa import Ensemble, SABWConfig
 from afa_jax.mesh import parallel
-from afa_jax.mesh.parallel import ROWS, make_mesh, on_mesh, place, place_rows, specs_of
+from afa_jax.mesh.collectives import ROWS, on_mesh
+from afa_jax.mesh.parallel import make_mesh, place, place_rows, specs_of
 from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.generate import Request, generate
 from afa_jax.scale.collectives import collectives

@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afa_jax.data.pictures import to_images
-from afa_jax.experts.frozen import encode_prompts
-from afa_jax.models.vae import VAE
-from afa_jax.training.inputs import latents_and_conditioning, row_keys
+from afa_jax.models.conditioning import encode_prompts
+from afa_jax.models.vae import VAE, to_images
+from afa_jax.training.step import latents_and_conditioning, row_keys
 from afa_jax.trees import stack
 from tests import tiny
 

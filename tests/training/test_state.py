@@ -6,10 +6,10 @@ import numpy as np
 import optax
 import pytest
 
-from afa_jax.data.pictures import to_images
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import encode_prompts
+from afa_jax.models.conditioning import encode_prompts
+from afa_jax.models.vae import to_images
 from afa_jax.training.optimizer import update_average
 from afa_jax.training.step import init_state, make_train_step, published
 from afa_jax.trees import flatten, shapes_of, stack

@@ -13,10 +13,10 @@ import numpy as np
 
 from afa_jax.errors import NotFinite
 from afa_jax.evaluation.comparison.pictures import PictureFolder, record_of
-from afa_jax.mesh.target import platform
 from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.generate import Request, generate, program_memory
+from afa_jax.target import platform
 
 ROUNDS = 5  # each beside one of the reference's
 

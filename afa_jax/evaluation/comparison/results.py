@@ -13,7 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import afa_jax
-from afa_jax.data.pictures import read_png, save_picture, to_images, to_pixels
+from afa_jax.data.pictures import read_png, save_picture
 from afa_jax.errors import printable
 from afa_jax.evaluation.comparison.comparison import Measured, Protocol
 from afa_jax.evaluation.comparison.picture_files import PICTURES, read_index
@@ -21,6 +21,7 @@ from afa_jax.evaluation.comparison.scores import bounds_of
 from afa_jax.evaluation.comparison.sheet import pictures_sheet
 from afa_jax.files import replace_text
 from afa_jax.methods.method import Models, make_method
+from afa_jax.models.vae import to_images, to_pixels
 from afa_jax.records import public_sentence, recorded
 from afa_jax.report.comparison import write_comparison
 from afa_jax.sampling.generate import Request, generate

@@ -17,8 +17,8 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
-from afa_jax.mesh.target import platform
 from afa_jax.models.layers import Conv
+from afa_jax.target import platform
 from afa_jax.types import Feature, Images
 from afa_jax.weights.keys import pytorch_name
 from afa_jax.weights.state_dicts import load_state_dict

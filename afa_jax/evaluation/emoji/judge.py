@@ -31,8 +31,8 @@ from jaxtyping import Float, UInt8
 
 from afa_jax.data.emoji.scenes import PLACE, SIZES, Box, Scene, compose
 from afa_jax.data.emoji.vocabulary import read_vocabulary
-from afa_jax.data.pictures import to_images
 from afa_jax.evaluation.emoji.features import HEAD, SIZE, EfficientNetLite0, enlarge, load_features
+from afa_jax.models.vae import to_images
 from afa_jax.types import Pixels
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors
 

@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
-from afa_jax.data.pictures import to_images
 from afa_jax.data.sources import BadExample, PictureSource
 from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import Experts, encode_prompts
-from afa_jax.models.vae import VAE
+from afa_jax.experts.frozen import Experts
+from afa_jax.models.conditioning import encode_prompts
+from afa_jax.models.vae import VAE, to_images
 from afa_jax.training.cache.shards import Arrays
 from afa_jax.types import Pixels
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
