@@ -5,8 +5,6 @@ from .pictures import grid as grid
 from .pictures import read_png as read_png
 from .pictures import read_recipe as read_recipe
 from .pictures import save_png as save_png
-from .pictures import to_images as to_images
-from .pictures import to_pixels as to_pixels
 from .sources import PictureSource as PictureSource
 from .sources import make_source as make_source
 from .split import hold_out as hold_out

@@ -1,5 +1,4 @@
 from .frozen import Experts as Experts
-from .frozen import encode_prompts as encode_prompts
 from .frozen import find_checkpoints as find_checkpoints
 from .frozen import load_experts as load_experts
 from .frozen import mismatches as mismatches

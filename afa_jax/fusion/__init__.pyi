@@ -2,6 +2,7 @@ from .afa import SABW as SABW
 from .afa import Aggregators as Aggregators
 from .afa import Ensemble as Ensemble
 from .afa import SABWConfig as SABWConfig
+from .afa import routing_of as routing_of
 from .files import load_aggregators as load_aggregators
 from .files import load_fusion as load_fusion
 from .files import save_fusion as save_fusion

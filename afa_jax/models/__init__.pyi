@@ -1,7 +1,10 @@
 from .clip import TextEncoder as TextEncoder
 from .conditioning import Conditioning as Conditioning
+from .conditioning import encode_prompts as encode_prompts
 from .configs import TextConfig as TextConfig
 from .configs import UNetConfig as UNetConfig
 from .configs import VAEConfig as VAEConfig
 from .unet import UNet as UNet
 from .vae import VAE as VAE
+from .vae import to_images as to_images
+from .vae import to_pixels as to_pixels
