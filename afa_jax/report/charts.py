@@ -1,20 +1,62 @@
-"""Charts as SVG: lines, points, differences, heat maps. They need no script and no font from elsewhere."""
+"""Charts by matplotlib as SVG inside a page: lines, points, differences; no script, and no font from elsewhere.
+
+matplotlib is imported when a chart is drawn. What a pointer on a mark shows is drawn as the mark's link, then renamed.
+"""
 
 from __future__ import annotations
 
+import io
+import itertools
 import math
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+import re
+import warnings
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeGuard
 
 import numpy as np
+from markupsafe import Markup
 
-from afa_jax.report.axes import Axes, drawable, round_numbers, span_of, svg, svg_text, svg_title, tick_labels
-from afa_jax.report.escape import escape
-from afa_jax.report.labels import LETTER, labels_beside, shortened
+from afa_jax.errors import printable
+from afa_jax.report.pages import render
 
-NO_DATA = '<p class="note">no data</p>'
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+LARGEST, SMALLEST = 1e200, 1e-200
+"""Magnitudes of what a chart can show: differences and powers of such numbers are numbers."""
+_LONGEST = 60  # letters of a name in a chart
+_LETTER = 6.6  # pixels, about the width of a letter
 _FOREST = 240  # pixels, the least room for the differences themselves
-_NOT_FINITE = "#999999"  # of a cell
+_GREY = "#bbbbbb"
+_STYLE = {
+    "font.size": 11,
+    "font.sans-serif": ["DejaVu Sans"],  # comes with matplotlib; a page's reader has it or a narrower one
+    "text.parse_math": False,  # a name with two dollars is a name
+    "axes.unicode_minus": False,
+    "axes.formatter.useoffset": False,  # 0.9999 and 1, not 0 and 1 with "+0.9999" in a corner
+    "axes.formatter.limits": (-4, 7),
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#999999",
+    "xtick.color": "#999999",
+    "ytick.color": "#999999",
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "lines.linewidth": 1.6,
+    "svg.fonttype": "none",  # text stays text
+    "svg.hashsalt": "afa_jax",  # the same chart has the same bytes
+}
+_NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
+_INLINE = (  # what an <svg> inside a page does without, and the urls that are texts
+    (r' xmlns(:xlink)?="[^"]*"| version="1.1"|(?<=<g) id="[^"]*"| transform="rotate\(-0 [^"]*"', ""),
+    (r"font-size: 11px; font-family: 'DejaVu Sans', sans-serif;? ?", ""),  # the page's, as wide at the most
+    (r'(width|height)="([\d.]+)pt"', r'\1="\2"'),
+    (r'<a xlink:href="([^"]*)" target="_blank">', r"<g><title>\1</title>"),
+    (r"</a>", "</g>"),
+    (r"\s*\n\s*", "\n"),
+)
 
 
 class Mark(NamedTuple):
@@ -37,9 +79,11 @@ class Row(NamedTuple):
     note: str
 
 
-def swatch(name: str, colour: str) -> str:
-    """A colour and what it stands for."""
-    return f'<span class="key"><span class="swatch" style="background:{colour}"></span>{escape(name)}</span>'
+def drawable(value: Any, *, log: bool = False) -> TypeGuard[float]:
+    """Return whether an axis has a place for this: a finite number, on a logarithmic axis a positive one."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return SMALLEST <= value <= LARGEST if log else abs(value) <= LARGEST
 
 
 def points_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
@@ -56,7 +100,7 @@ def line_chart(
     size: tuple[int, int] = (760, 260),
     log_x: bool = False,
     points: bool = False,
-) -> str:
+) -> Markup:
     """Draw lines, with a gap where a point is not finite; a point between gaps is a dot.
 
     Args:
@@ -65,41 +109,31 @@ def line_chart(
         points: mark the points and their intervals too.
     """
     lines = [(name, colour, [Mark(*point) for point in line]) for name, colour, line in series]
-    pieces = [(name, colour, list(_pieces(line, log_x))) for name, colour, line in lines]
-    every = [mark for _, _, own in pieces for piece in own for mark in piece]
-    if not every:
-        return NO_DATA
-    axes = Axes([m.x for m in every], _reach(every), size, log_x=log_x, margin=0.03 if points else 0.0)
-    drawn = ""
-    for name, colour, own in pieces:
-        for piece in own:
-            if len(piece) > 1:
-                path = " ".join(f"{axes.x(mark.x):.1f},{axes.y(mark.y):.1f}" for mark in piece)
-                drawn += f'<polyline fill="none" stroke="{colour}" stroke-width="1.6" points="{path}">'
-                drawn += f"{svg_title(name)}</polyline>"
-            if points or len(piece) == 1:
-                drawn += "".join(_dot(axes, mark, colour, f"{name}: {_said(mark)}") for mark in piece)
-    names = "".join(swatch(name, colour) for name, colour, _ in lines)
-    left_out = _left_out(sum(len(line) for _, _, line in lines) - len(every))
-    return axes.draw(drawn, x_label, y_label) + f'<p class="keys">{names}</p>{left_out}'
+    placed = [[_has_place(mark, log_x) for mark in line] for _, _, line in lines]
 
+    def draw(axes: Axes) -> None:
+        for (name, colour, line), there in zip(lines, placed, strict=True):
+            xy = [(mark.x, mark.y) if is_there else (math.nan,) * 2 for mark, is_there in zip(line, there, strict=True)]
+            axes.plot(*np.reshape(xy, (-1, 2)).T, color=colour, url=printable(name))
+            beside = zip([False, *there], there, [*there[1:], False], strict=False)
+            dots = [own and (points or not (left or right)) for left, own, right in beside]
+            _dots(axes, [(name, colour, mark) for mark in itertools.compress(line, dots)], 18)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(axis="y")
+        axes.margins(x=0.03 if points else 0)
+        if log_x:
+            _logarithmic(
+                axes,
+                [
+                    mark.x
+                    for (_, _, line), there in zip(lines, placed, strict=True)
+                    for mark in itertools.compress(line, there)
+                ],
+            )
 
-def _pieces(line: Sequence[Mark], log_x: bool) -> Iterator[list[Mark]]:
-    """Yield the parts of a line between the points that have no place on the axes."""
-    piece: list[Mark] = []
-    for mark in line:
-        if drawable(mark.x, log=log_x) and drawable(mark.y):
-            piece.append(mark)
-        elif piece:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
-
-
-def _left_out(count: int) -> str:
-    """Return the line that says how many values are not in a chart."""
-    return f'<p class="note">Left out: {count} that {"is" if count == 1 else "are"} not finite.</p>' if count else ""
+    there = list(itertools.chain(*placed))
+    keys = [(name, colour) for name, colour, _ in lines]
+    return _chart(size, draw, keys=keys, left_out=there.count(False)) if any(there) else _chart()
 
 
 def scatter_chart(
@@ -110,135 +144,144 @@ def scatter_chart(
     width: int = 640,
     log_x: bool = False,
     shown: Collection[str] | None = None,
-) -> str:
-    """Draw points with their names; the more names there are, the higher the chart, so that they have room.
+) -> Markup:
+    """Draw points with their names at the right; the more names there are, the higher the chart.
 
     Args:
         named: (name, CSS colour, point).
         log_x: logarithmic horizontal axis.
         shown: whose names and intervals are drawn; a pointer on one of the other points, small and pale, says them.
     """
-    whole, named = named, [row for row in named if drawable(row[2].x, log=log_x) and drawable(row[2].y)]
-    if not named:
-        return NO_DATA
-    chosen = [row for row in named if shown is None or row[0] in shown]
-    marks, places = [mark for _, _, mark in named], []
-    size = (width, min(720, 300 + 10 * len(chosen)))
-    drawn = [row[2] if row in chosen else Mark(row[2].x, row[2].y) for row in named]
-    axes = Axes([mark.x for mark in marks], _reach(drawn), size, log_x=log_x, margin=0.08)
-    pale, dots = "", ""
-    for (name, colour, mark), short in zip(named, drawn, strict=True):
-        said = f"{name}: {_said(mark)}"
-        if short is mark:
-            dots += _dot(axes, mark, colour, said, 4.5)
-            places.append((axes.x(mark.x), axes.y(mark.y)))
-        else:
-            pale += f'<g opacity=".55">{_dot(axes, short, colour, said, 3.5)}</g>'
-    labels = labels_beside([shortened(name) for name, _, _ in chosen], places, (axes.left, axes.top, *size))
-    return axes.draw(pale + dots + labels, x_label, y_label) + _left_out(len(whole) - len(named))
+    there = [row for row in named if _has_place(row[2], log_x)]
+    chosen = sorted((row for row in there if shown is None or row[0] in shown), key=lambda row: row[2].y)
+    pale = [(name, colour, mark) for name, colour, mark in there if shown is not None and name not in shown]
+    height = min(720, 300 + 10 * len(chosen))
+
+    def draw(axes: Axes) -> None:
+        _dots(axes, pale, 36, whole=False)
+        _dots(axes, chosen, 60)
+        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.grid(axis="y")
+        axes.margins(0.08)
+        if log_x:
+            _logarithmic(axes, [mark.x for _, _, mark in there])
+        places = _apart([axes.transLimits.transform((1, mark.y))[1] for _, _, mark in chosen], 15 / (height - 60))
+        for (name, _, mark), place in zip(chosen, places, strict=True):
+            line = dict(arrowstyle="-", color=_GREY, linewidth=0.7, shrinkA=0, shrinkB=4)
+            axes.annotate(
+                _shortened(name),
+                (mark.x, mark.y),
+                (1.01, place),
+                textcoords="axes fraction",
+                va="center",
+                arrowprops=line,
+            )
+
+    return _chart((width, height), draw, left_out=len(named) - len(there)) if there else _chart()
 
 
-def forest_chart(rows: Sequence[Row], *, label: str, width: int = 760) -> str:
+def forest_chart(rows: Sequence[Row], *, label: str, width: int = 760) -> Markup:
     """Draw differences with their intervals, a line each in the order given, around a line at zero.
 
     Args:
         label: of the axis.
         width: in pixels, or more where names and notes leave the differences no room.
     """
-    every, rows = rows, [row for row in rows if drawable(row.value)]
-    if not rows:
-        return NO_DATA
-    height, head = 22, 6
-    left, right = (
-        round(LETTER * max(len(text) for text in texts)) + 14
-        for texts in zip(*((shortened(row.name), row.note) for row in rows), strict=True)
-    )
-    width = max(width, left + right + _FOREST)
-    base = head + height * len(rows)
-    low, high = span_of([0.0, *(v for row in rows for v in (row.value, row.low, row.high) if drawable(v))], 0.04)
+    there = [row for row in rows if drawable(row.value)]
+    names, notes = [_shortened(row.name) for row in there], [printable(row.note) for row in there]
 
-    def x(value: float) -> float:
-        return left + (value - low) / (high - low) * (width - left - right)
+    def draw(axes: Axes) -> None:
+        axes.axvline(0, color="#555555", linewidth=1)
+        for place, row in enumerate(there):
+            if drawable(row.low) and drawable(row.high):
+                axes.hlines(place, row.low, row.high, color=row.colour, linewidth=2)
+            said = [printable(f"{row.name}: {row.note}")]
+            axes.scatter(row.value, place, 60, row.colour, zorder=3).set_urls(said)
+        axes.set(xlabel=label, ylim=(len(there) - 0.5, -0.5))
+        axes.set_yticks(range(len(there)), names)
+        axes.secondary_yaxis("right").set_yticks(range(len(there)), notes)
+        for axis in (axes, *axes.child_axes):
+            axis.tick_params(axis="y", length=0)
+        for text, row in zip(axes.get_yticklabels(), there, strict=True):
+            text.set_url(printable(row.name))
+        axes.grid(axis="x")
 
-    numbers = round_numbers(low, high)
-    drawn = "".join(
-        f'<line x1="{x(v):.1f}" x2="{x(v):.1f}" y1="{head}" y2="{base}" stroke="{"#ddd" if v else "#555"}"/>'
-        + svg_text(x(v), base + 16, tick, "middle")
-        for v, tick in zip(numbers, tick_labels(numbers, sign=True), strict=True)
-    )
-    for index, row in enumerate(rows):
-        y = head + height * (index + 0.5)
-        drawn += svg_text(left - 10, y + 4, shortened(row.name), "end", row.name)
-        drawn += svg_text(width - right + 10, y + 4, row.note, "start")
-        if drawable(row.low) and drawable(row.high):
-            ends = f'x1="{x(row.low):.1f}" x2="{x(row.high):.1f}" y1="{y:.1f}" y2="{y:.1f}"'
-            drawn += f'<line {ends} stroke="{row.colour}" stroke-width="2"/>'
-        said = svg_title(f"{row.name}: {row.note}")
-        drawn += f'<circle cx="{x(row.value):.1f}" cy="{y:.1f}" r="4.5" fill="{row.colour}">{said}</circle>'
-    chart = svg((width, base + 38), drawn + svg_text((left + width - right) / 2, base + 33, label, "middle"))
-    return chart + _left_out(len(every) - len(rows))
+    if not there:
+        return _chart()
+    beside = 40 + round(_LETTER * (max(map(len, names)) + max(map(len, notes))))
+    size = (max(width, beside + _FOREST), 22 * len(there) + 44)
+    return _chart(size, draw, left_out=len(rows) - len(there))
 
 
-def heat_map(
-    values: np.ndarray,
-    rows: Sequence[str],
-    columns: Sequence[str],
-    colour: Sequence[float | int],
+def _chart(
+    size: tuple[int, int] | None = None,
+    draw: Callable[[Axes], None] | None = None,
     *,
-    x_label: str,
-    span: tuple[float, float] = (0.0, 1.0),
-    size: tuple[int, int] = (14, 15),
-) -> str:
-    """Draw a field of cells from white, at the lower end of ``span``, to ``colour``, at its upper end.
-
-    A value that is not finite has a grey cell.
-
-    Args:
-        values: ``[rows, columns]``.
-        colour: red, green, blue from 0 to 255.
-        size: (width, height) of a cell in pixels.
-    """
-    if not values.size:
-        return NO_DATA
-    wide, high = size
-    left, head = round(LETTER * max(map(len, rows))) + 12, 4
-    finite = np.isfinite(values)
-    parts = np.clip((np.where(finite, values, span[0]) - span[0]) / (span[1] - span[0]), 0, 1)
-    shades = (255 + parts[..., None] * (np.asarray(colour, np.float64) - 255)).round().astype(int)
-    drawn = "".join(svg_text(left - 6, head + high * (i + 0.75), name, "end") for i, name in enumerate(rows))
-    for (i, j), value in np.ndenumerate(values):
-        fill = "#{:02x}{:02x}{:02x}".format(*shades[i, j]) if finite[i, j] else _NOT_FINITE
-        said = svg_title(f"{rows[i]}, {columns[j]}: {value:.3f}")
-        corner = f'x="{left + wide * j}" y="{head + high * i}"'
-        drawn += f'<rect {corner} width="{wide}" height="{high}" fill="{fill}">{said}</rect>'
-    base, right = head + high * len(rows), left + wide * len(columns)
-    drawn += f'<rect x="{left}" y="{head}" width="{right - left}" height="{base - head}" fill="none" stroke="#999"/>'
-    # As many labels as have room, the last of them where it is.
-    every = max(1, math.ceil((LETTER * max(map(len, columns)) + 10) / wide))
-    shown = [j for j in range(len(columns)) if j % every == 0 and len(columns) - 1 - j >= every] + [len(columns) - 1]
-    drawn += "".join(svg_text(left + wide * (j + 0.5), base + 14, columns[j], "middle") for j in shown)
-    width = max(right + round(LETTER * len(columns[-1]) / 2), left + round(LETTER * len(x_label)))
-    return svg((width + 4, base + 34), drawn + svg_text(left, base + 30, x_label, "start"))
+    keys: Sequence[tuple[str, str]] = (),
+    left_out: int = 0,
+) -> Markup:
+    """Return the drawing with its keys and how many values are not in it; without a drawing, that there is no data."""
+    svg = _svg(size, draw) if size and draw else ""
+    return Markup(render("chart.html", svg=Markup(svg), keys=keys, left_out=left_out))
 
 
-def _dot(axes: Axes, mark: Mark, colour: str, said: str, radius: float = 3.0) -> str:
-    x, y = axes.x(mark.x), axes.y(mark.y)
-    whisker = ""
-    if drawable(mark.low) and drawable(mark.high):
-        ends = f'y1="{axes.y(mark.low):.1f}" y2="{axes.y(mark.high):.1f}"'
-        whisker = f'<line x1="{x:.1f}" x2="{x:.1f}" {ends} stroke="{colour}" stroke-opacity=".55" stroke-width="1.4"/>'
-    return whisker + f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius}" fill="{colour}">{svg_title(said)}</circle>'
+def _svg(size: tuple[int, int], draw: Callable[[Axes], None]) -> str:
+    from matplotlib import style
+    from matplotlib.figure import Figure
+
+    text = io.StringIO()
+    with style.context(["default", _STYLE]), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Glyph .* missing")  # the page's reader may have a font for it
+        figure = Figure((size[0] / 72, size[1] / 72), layout="constrained")
+        draw(figure.subplots())
+        figure.savefig(text, format="svg", metadata=_NO_METADATA)
+    svg = text.getvalue()
+    svg = svg[svg.index("<svg") :]
+    for found, becomes in _INLINE:
+        svg = re.sub(found, becomes, svg)
+    return svg
+
+
+def _dots(axes: Axes, named: Sequence[tuple[str, str, Mark]], area: float, *, whole: bool = True) -> None:
+    """Draw points that say their name and value, ``whole`` with their intervals, otherwise pale."""
+    if not named:
+        return
+    colours, marks = [colour for _, colour, _ in named], [mark for _, _, mark in named]
+    said = [printable(f"{name}: {_said(mark)}") for name, _, mark in named]
+    for colour, mark in zip(colours, marks, strict=True):
+        if whole and drawable(mark.low) and drawable(mark.high):
+            axes.vlines(mark.x, mark.low, mark.high, color=colour, alpha=0.55, linewidth=1.4)
+    x, y = [mark.x for mark in marks], [mark.y for mark in marks]
+    axes.scatter(x, y, area, colours, alpha=None if whole else 0.55, linewidths=0, zorder=3).set_urls(said)
+
+
+def _logarithmic(axes: Axes, xs: Sequence[float]) -> None:
+    """Make the horizontal axis logarithmic: labels at 1, 2 and 5 times powers of ten, over many decades at powers."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if max(xs) < 1e4 * min(xs) else (1,)))
+    axes.xaxis.set_major_formatter("{x:.6g}")
+    axes.xaxis.set_minor_locator(NullLocator())
+
+
+def _apart(places: Sequence[float], gap: float) -> list[float]:
+    """Return ascending places between 0 and 1, moved as little as leaves ``gap`` between every two."""
+    up = list(itertools.accumulate(places, lambda below, own: max(below + gap, own)))
+    down = itertools.accumulate(up[::-1], lambda above, own: min(above - gap, own), initial=1 + gap)
+    return list(down)[:0:-1]
+
+
+def _has_place(mark: Mark, log_x: bool) -> bool:
+    return drawable(mark.x, log=log_x) and drawable(mark.y)
+
+
+def _shortened(name: str) -> str:
+    """A name as it stands in a chart, with dots for what has no room."""
+    name = printable(name)
+    return name if len(name) <= _LONGEST else name[: _LONGEST - 1].rstrip() + "…"
 
 
 def _said(mark: Mark) -> str:
     interval = f" ({mark.low:.6g} to {mark.high:.6g})" if drawable(mark.low) and drawable(mark.high) else ""
     return f"{mark.y:.6g}{interval} at {mark.x:.6g}"
-
-
-def _reach(marks: Sequence[Mark]) -> list[float]:
-    return [value for mark in marks for value in (mark.y, mark.low, mark.high) if drawable(value)]
-
-
-def legend_keys(colours: Mapping[str, str]) -> str:
-    """A line of swatches: name -> CSS colour."""
-    return f'<p class="keys">{"".join(swatch(name, colour) for name, colour in colours.items())}</p>'

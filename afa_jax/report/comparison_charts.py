@@ -3,49 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
+
+from markupsafe import Markup
 
 from afa_jax.report import figures
 from afa_jax.report.charts import Mark, Row, forest_chart, line_chart, scatter_chart
-from afa_jax.report.escape import escape
 from afa_jax.report.figures import Figure, Method, Metric, Report, figure, number
 
 _LINES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#8c6bb1")
 _COSTS = (("seconds_per_image", "seconds a picture"), ("evaluations", "U-Net evaluations a picture"))
+Titled = tuple[str, Markup]
 _REFERENCES = dict(best="Against the best single expert", merge="Against the best merge", afa="Against AFA")
 
 
-def differences(report: Report) -> list[tuple[str, str]]:
-    """A section for each reference: a chart for each metric, the main ones open."""
+def differences(report: Report) -> list[dict[str, Any]]:
+    """Return a section for each reference: a chart for each metric, the main ones apart."""
     sections = []
     methods, main = figures.by_family(report), [m["name"] for m in figures.main_metrics(report)]
     for key, heading in _REFERENCES.items():
         reference = figures.reference_name(report, key)
-        content, rest = "", ""
+        charts: dict[bool, list[Titled]] = {True: [], False: []}
         for metric in report["metrics"]:
-            chart = _forest([m for m in methods if m["name"] != reference], key, metric)
-            if chart and metric["name"] in main:
-                content += f"<h3>{escape(metric['name'])}</h3>{chart}"
-            elif chart:
-                rest += f"<h3>{escape(metric['name'])}</h3>{chart}"
-        if not content + rest:
+            if chart := _forest([m for m in methods if m["name"] != reference], key, metric):
+                charts[metric["name"] in main].append((metric["name"], chart))
+        if not any(charts.values()):
             continue
         own = [apart for method in methods for apart in ((method.get("against") or {}).get(key) or {}).values()]
-        interval = any(number(apart.get("low")) is not None for apart in own)
-        intro = (
-            f"<p>The method's value minus {escape(reference or 'the reference')}'s, over the same prompts and seeds"
-            f"{', with the 95 % interval of that difference' if interval else ''}; the best is above. At the right "
-            "wins : losses, prompts on which it is better or worse, where the metric says so of single pictures."
+        section = dict(
+            heading=f"{heading} ({reference})" if reference else heading,
+            reference=reference or "the reference",
+            interval=any(number(apart.get("low")) is not None for apart in own),
+            chosen_by=report["metrics"][0]["name"] if key in ("best", "merge") else None,
+            main=charts[True],
+            rest=charts[False],
         )
-        if key in ("best", "merge") and report["metrics"]:
-            name = escape(report["metrics"][0]["name"])
-            intro += f" The reference is the one with the best {name} on these prompts, and profits from that choice."
-        intro += "</p>"
-        more = f"<details><summary>Other metrics</summary>{rest}</details>" if rest else ""
-        sections.append((f"{heading} ({reference})" if reference else heading, intro + content + more))
+        sections.append(section)
     return sections
 
 
-def _forest(methods: Sequence[Method], key: str, metric: Metric) -> str:
+def _forest(methods: Sequence[Method], key: str, metric: Metric) -> Markup | None:
     found = []
     for method in methods:
         own = ((method.get("against") or {}).get(key) or {}).get(metric["name"])
@@ -61,12 +58,13 @@ def _forest(methods: Sequence[Method], key: str, metric: Metric) -> str:
         found.append(Row(method["name"], figures.colour(method), value, low, high, note))
     found.sort(key=lambda row: row.value, reverse=metric["better"] == "higher")
     label = f"difference in {metric['name']} ({metric['better']} is better)"
-    return forest_chart(found, label=label) if found else ""
+    return forest_chart(found, label=label) if found else None
 
 
-def costs(report: Report) -> str:
+def costs(report: Report) -> list[Titled]:
     """The main metrics against what a picture costs; named are the references and whom no other one beats in both."""
-    charts, references = [], set((report.get("references") or {}).values())
+    references = set((report.get("references") or {}).values())
+    charts: list[Titled] = []
     for metric in figures.main_metrics(report):
         for key, label in _COSTS:
             named = []
@@ -75,17 +73,11 @@ def costs(report: Report) -> str:
                 if found is not None and cost is not None and cost > 0:
                     named.append((method["name"], figures.colour(method), Mark(cost, *found)))
             if named:
-                title = f"<h3>{escape(metric['name'])} against {label}</h3>"
                 y_label = f"{metric['name']} ({metric['better']} is better)"
                 shown = references | _front(named, higher=metric["better"] == "higher")
                 chart = scatter_chart(named, x_label=f"{label} (logarithmic)", y_label=y_label, log_x=True, shown=shown)
-                charts.append(title + chart)
-    if not charts:
-        return ""
-    return (
-        '<p class="note">Named are AFA, the best single expert, the best merge, and the methods for which no other one '
-        "is both better and no costlier; a pointer on any other point says which it is.</p>"
-    ) + _pairs(charts)
+                charts.append((f"{metric['name']} against {label}", chart))
+    return charts
 
 
 def _front(named: Sequence[tuple[str, str, Mark]], *, higher: bool) -> set[str]:
@@ -94,9 +86,9 @@ def _front(named: Sequence[tuple[str, str, Mark]], *, higher: bool) -> set[str]:
     return {name for name, x, y in points if not any(a <= x and b <= y and (a, b) != (x, y) for _, a, b in points)}
 
 
-def curves(report: Report) -> str:
+def curves(report: Report) -> list[Titled]:
     """The main metrics over steps and over seconds, of the methods that have curves."""
-    charts = []
+    charts: list[Titled] = []
     for metric in figures.main_metrics(report):
         for key, label in (("steps", "sampling steps"), ("seconds_per_image", "seconds a picture")):
             series = []
@@ -113,12 +105,12 @@ def curves(report: Report) -> str:
                 chart = line_chart(
                     series, x_label=f"{label} (logarithmic)", y_label=y_label, log_x=True, points=True, size=(640, 300)
                 )
-                charts.append(f"<h3>{escape(metric['name'])} over {label}</h3>{chart}")
-    return _of_which(report) + _pairs(charts) if charts else ""
+                charts.append((f"{metric['name']} over {label}", chart))
+    return charts
 
 
-def _of_which(report: Report) -> str:
-    """What the curves are measured on, where that is not what the tables are."""
+def of_which(report: Report) -> str:
+    """Return what the curves are measured on, where that is not what the tables are."""
     found = next((curve for curve in report.get("curves") or [] if curve.get("prompts")), None)
     if found is None:
         return ""
@@ -130,9 +122,4 @@ def _of_which(report: Report) -> str:
     text = f"Measured on {count} of the {whole['prompts']} prompts"
     if seeds:
         text += f", {'seed' if len(seeds) == 1 else 'seeds'} {', '.join(map(str, seeds))}"
-    return f'<p class="note">{text}: compare the points with one another, not with the tables.</p>'
-
-
-def _pairs(charts: Sequence[str]) -> str:
-    """Charts side by side where there is room."""
-    return f'<div class="pair">{"".join(f"<div>{chart}</div>" for chart in charts)}</div>' if charts else ""
+    return text

@@ -15,9 +15,8 @@ from afa_jax.files import replace_text
 from afa_jax.fusion.registry import kind_of
 from afa_jax.methods.method import Method, Models, make_method
 from afa_jax.methods.options import SampleOptions
-from afa_jax.report.charts import line_chart, points_of, swatch
-from afa_jax.report.escape import escape
-from afa_jax.report.page import image, page, table
+from afa_jax.report.charts import line_chart, points_of
+from afa_jax.report.pages import Cell, image, render
 from afa_jax.report.sheet import labelled_grid
 from afa_jax.sampling.generate import Picture, Request, generate
 from afa_jax.sampling.map_pictures import contact_sheet, legend, mean_maps, paint
@@ -138,43 +137,29 @@ def write_page(
     for i, prompt in enumerate(PROMPTS):
         trust = paint(mean_maps(afa[i].maps).mean(0))
         cells = [image(made[i].pixels, f"{method}: {prompt}", scale=2) for method, made in pictures.items()]
-        rows.append([escape(prompt), *cells, image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1])])
-    colours = "".join(swatch(*key) for key in legend(experts))
-
+        cells.append(image(trust, f"whom AFA trusted: {prompt}", scale=128 // trust.shape[1]))
+        rows.append([prompt, *(Cell(pictures=[cell]) for cell in cells)])
     losses = points_of(metrics, "loss")
     loss = [("loss", "#bbb", losses), ("mean of 20 steps", "#0072b2", _smooth(losses))]
     weights = [(*key, points_of(metrics, f"weight_{k}")) for k, key in enumerate(legend(experts))]
     entropy = [("entropy over log N", "#0072b2", points_of(metrics, "entropy"))]
-    sheets = "".join(
-        f"<h3>{escape(p.request.prompt)}</h3>" + image(contact_sheet(p.maps, sites, timesteps), p.request.prompt)
-        for p in afa[:3]
-    )
-    intro = (
-        f"<p>{len(experts)} frozen experts ({escape(', '.join(experts))}), each fine-tuned on its own "
-        f"topic from one base model. Aggregators trained for {metrics[-1]['step']} steps of {batch} in "
-        f"{seconds[0]:.0f} s; {len(pictures)} x {len(PROMPTS)} pictures in {seconds[1]:.0f} s, both with compiling. "
-        "Same prompts, same noise in every column.</p>"
-    )
-    content = page(
-        "AFA: several emoji experts, one picture",
-        [
-            ("", intro),
-            (
-                "Pictures",
-                table(["prompt", *pictures, "whom AFA trusted where"], rows)
-                + f"<p>Trusted, mean over sites and timesteps: {colours}</p>",
-            ),
+    even = "How even the maps are: 1 trusts all experts alike, 0 one alone at each pixel"
+    content = render(
+        "demo.html",
+        title="AFA: several emoji experts, one picture",
+        experts=experts,
+        legend=legend(experts),
+        steps=metrics[-1]["step"],
+        batch=batch,
+        seconds=seconds,
+        methods=list(pictures),
+        rows=rows,
+        charts=[
             ("Training loss (MSE of the prediction)", line_chart(loss, x_label="step", y_label="loss")),
-            (
-                "Mean weight of each expert in training",
-                line_chart(weights, x_label="step", y_label="weight"),
-            ),
-            (
-                "How even the maps are: 1 trusts all experts alike, 0 one alone at each pixel",
-                line_chart(entropy, x_label="step", y_label="entropy"),
-            ),
-            ("Maps over timesteps (columns) and sites (rows)", f"<p>{colours}</p>{sheets}"),
+            ("Mean weight of each expert in training", line_chart(weights, x_label="step", y_label="weight")),
+            (even, line_chart(entropy, x_label="step", y_label="entropy")),
         ],
+        sheets=[(p.request.prompt, image(contact_sheet(p.maps, sites, timesteps), p.request.prompt)) for p in afa[:3]],
     )
     replace_text(out / PAGE, content)
 

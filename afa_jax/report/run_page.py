@@ -14,8 +14,7 @@ from afa_jax.errors import InputError
 from afa_jax.files import PAGE, write_output
 from afa_jax.json_files import read_object
 from afa_jax.report.charts import line_chart, points_of
-from afa_jax.report.escape import escape
-from afa_jax.report.page import image, page, table
+from afa_jax.report.pages import Embedded, image, render
 from afa_jax.report.readme import update_tables
 from afa_jax.sampling.map_pictures import legend
 from afa_jax.training.validation import read_validation
@@ -56,9 +55,9 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
     if "train" not in config or "experts" not in config:
         raise InputError(f"{workdir}: not a run of afa_jax.train")
     try:
-        title, steps, batch = str(config["name"]), config["train"]["steps"], config["train"]["batch"]
+        name, steps, batch = str(config["name"]), config["train"]["steps"], config["train"]["batch"]
         names = [str(expert["name"]) for expert in config["experts"]]
-        prompts = "; ".join(config["validation"]["prompts"])
+        prompts = list(map(str, config["validation"]["prompts"]))
     except (KeyError, TypeError) as error:
         raise InputError(f"{path}: not as afa_jax.train writes it ({error}); restore it from another copy") from error
     validation, curve = read_validation(workdir), functools.partial(points_of, lines)
@@ -68,14 +67,8 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
 
     trained = [line for line in lines if {"loss", "data_wait", "seconds_per_step"} <= line.keys()]
     waited = float(np.mean([line["data_wait"] for line in trained]))
-    intro = (
-        f"<p>{escape(title)}: {trained[-1]['step']} of {steps} steps of "
-        f"{batch}, {np.median([line['seconds_per_step'] for line in trained]):.2f} s a step "
-        f"(median), {100 * waited:.2f} % of the time waiting for data. Loss {trained[-1]['loss']:.4f}.</p>"
-    )
     buckets = list(validation[-1]["loss"]) if validation else []
-    sections = [
-        ("", intro),
+    charts = [
         chart(
             "loss",
             ("training", "#bbb", curve("loss")),
@@ -100,28 +93,37 @@ def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
             ("update", "#0072b2", curve("update_norm")),
         ),
     ]
+    trust = None
     if validation:
         last = validation[-1]
         rows = [
             [
-                escape(site),
-                *(f"{' / '.join(f'{weight:.2f}' for weight in bucket)}" for bucket in last["weights"][site]),
+                site,
+                *(" / ".join(f"{weight:.2f}" for weight in bucket) for bucket in last["weights"][site]),
                 *(f"{entropy:.2f}" for entropy in last["entropy"][site]),
             ]
             for site in last["weights"]
         ]
         head = ["site", *buckets, *(f"entropy {bucket}" for bucket in buckets)]
-        order = " / ".join(escape(name) for name in last["experts"])
-        sections.append(
-            (f"Whom each site trusts, step {last['step']}", f"<p>Mean weights of {order}.</p>" + table(head, rows))
-        )
+        trust = dict(step=last["step"], experts=last["experts"], head=head, rows=rows)
     samples = sorted((workdir / "samples").glob("step_*.png"))
-    if samples:
-        chosen = [samples[i] for i in np.unique(np.linspace(0, len(samples) - 1, GRIDS).round().astype(int))]
-        sections.append(("Samples", f"<p>Rows: {escape(prompts)}</p>" + "".join(map(_sample, chosen))))
-    return page(f"Run {workdir.name}", sections)
+    chosen = np.unique(np.linspace(0, len(samples) - 1, GRIDS).round().astype(int)) if samples else ()
+    return render(
+        "run.html",
+        title=f"Run {workdir.name}",
+        name=name,
+        last=trained[-1],
+        steps=steps,
+        batch=batch,
+        seconds=np.median([line["seconds_per_step"] for line in trained]),
+        waited=waited,
+        charts=charts,
+        trust=trust,
+        prompts=prompts,
+        samples=[(samples[i].stem.replace("_", " "), _sample(samples[i])) for i in chosen],
+    )
 
 
-def _sample(path: Path) -> str:
+def _sample(path: Path) -> Embedded:
     with opened(path) as picture:
-        return f"<h3>{path.stem.replace('_', ' ')}</h3>" + image(picture, path.stem)
+        return image(picture, path.stem)

@@ -10,9 +10,8 @@ import numpy as np
 
 from afa_jax.data.decode import open_image
 from afa_jax.fusion.afa import routing_of as sums_of
-from afa_jax.report.charts import heat_map, legend_keys, line_chart
-from afa_jax.report.escape import escape
-from afa_jax.report.page import page, stored_image
+from afa_jax.report.charts import line_chart
+from afa_jax.report.pages import Embedded, heat_map, render, stored_image
 from afa_jax.sampling.map_pictures import COLOURS, legend
 
 _DARK = (60, 60, 60)  # of an entropy of 1
@@ -74,59 +73,43 @@ def maps_page(
     experts: Sequence[str],
 ) -> str:
     """The page: an animation and a sheet for each picture, and heat maps of the statistics."""
-    keys = legend_keys(dict(legend(experts)))
-    intro = (
-        f"<p>{len(sites)} sites of the U-Net, {len(timesteps)} timesteps, from noise (t = {timesteps[0]}) to picture "
-        f"(t = {timesteps[-1]}). A pixel's colour is the mixture of the experts' colours by the weights they have "
-        f"there: a pure colour is one expert alone.</p>{keys}"
+    return render(
+        "maps.html",
+        title=title,
+        sites=len(sites),
+        timesteps=timesteps,
+        legend=legend(experts),
+        drawn=[
+            (
+                own.prompt,
+                _file(own.animation, "webp", f"animation: {own.prompt}"),
+                _file(own.sheet, "png", f"maps by site and timestep: {own.prompt}"),
+            )
+            for own in drawn
+        ],
+        statistics=None if statistics is None else _statistics(statistics, sites, timesteps, experts),
     )
-    if drawn:
-        intro += (
-            '<p class="note">In the animations: the clean picture that each step implies and the mean of all maps; '
-            "below them the first, the middle and the last site, and the one whose maps differ most from place to "
-            "place. The percentages are mean weights over sites and pixels.</p>"
-        )
-    sections = [("", intro)]
-    for picture in drawn:
-        content = _file(picture.animation, "webp", f"animation: {picture.prompt}")
-        sheet = _file(picture.sheet, "png", f"maps by site and timestep: {picture.prompt}")
-        sections.append((picture.prompt, f'{content}<h3>Every site</h3><div class="wide">{sheet}</div>'))
-    if statistics is not None:
-        sections.append((f"Over {statistics.count} prompts", _statistics(statistics, sites, timesteps, experts)))
-    return page(title, sections)
 
 
-def _statistics(found: Mean, sites: Sequence[str], timesteps: Sequence[int], experts: Sequence[str]) -> str:
+def _statistics(found: Mean, sites: Sequence[str], timesteps: Sequence[int], experts: Sequence[str]) -> dict[str, Any]:
     """Heat maps: sites from the U-Net's input (top) to its output, timesteps from noise to picture."""
     weights, entropy = found.mean("weights"), found.mean("entropy")
-    columns = [f"t={t}" for t in timesteps]
-    cell = (max(8, min(18, 420 // len(timesteps))), 15)
-    label = "training timestep: left noise, right picture"
+    names = [*((name, COLOURS[i % len(COLOURS)].tolist()) for i, name in enumerate(experts)), ("Entropy", _DARK)]
+    labels: dict[str, Any] = dict(rows=sites, columns=[f"t={t}" for t in timesteps])
     panels = []
-    for index, name in enumerate(experts):
-        colour = COLOURS[index % len(COLOURS)].tolist()
-        chart = heat_map(weights[:, :, index].T, sites, columns, colour, x_label=label, size=cell)
-        panels.append(f"<h3>{escape(name)}: {weights[:, :, index].mean():.2f} on average</h3>{chart}")
-    chart = heat_map(entropy.T, sites, columns, _DARK, x_label=label, size=cell)
-    panels.append(f"<h3>Entropy: {entropy.mean():.2f} on average</h3>{chart}")
+    for (name, colour), values in zip(names, [*np.moveaxis(weights, -1, 0), entropy], strict=True):
+        chart = heat_map(values.T, colour=colour, x_label="training timestep: left noise, right picture", **labels)
+        panels.append((f"{name}: {values.mean():.2f} on average", chart))
     times = [float(t) for t in timesteps]
     curves = [
         (name, colour, list(zip(times, weights[:, :, i].mean(1).tolist(), strict=True)))
         for i, (name, colour) in enumerate(legend(experts))
     ]
-    lines = line_chart(
-        curves, x_label="training timestep: right noise, left picture", y_label="mean weight", size=(640, 260)
-    )
-    spread = found.deviation("weights").mean()
-    return (
-        "<p>Means over pixels and prompts, one picture a prompt. Weights: white is 0, the full colour is 1. Entropy: "
-        "white is 0, one expert alone at each pixel; dark is 1, all alike. From prompt to prompt a site's mean weight "
-        f"at a timestep has a standard deviation of {spread:.3f} on average.</p>"
-        f'<div class="pair">{"".join(f"<div>{panel}</div>" for panel in panels)}</div>'
-        f"<h3>Mean over the sites</h3>{lines}"
-    )
+    x_label = "training timestep: right noise, left picture"
+    lines = line_chart(curves, x_label=x_label, y_label="mean weight", size=(640, 260))
+    return dict(count=found.count, spread=found.deviation("weights").mean(), panels=panels, lines=lines)
 
 
-def _file(data: bytes, kind: str, alt: str) -> str:
+def _file(data: bytes, kind: str, alt: str) -> Embedded:
     with open_image(data) as picture:
         return stored_image(data, kind, alt, picture.size)
