@@ -13,7 +13,7 @@ import pytest
 from afa_jax.cli.commands import Parser, run
 from afa_jax.errors import LONGEST, BadExample, InputError, printable, some
 from afa_jax.mesh.processes import say
-from afa_jax.report.escape import escape
+from afa_jax.report.pages import render
 
 HOSTILE = {
     "an escape sequence": "\x1b[31mX\x1b]0;title\x07",
@@ -28,6 +28,12 @@ HOSTILE = {
     "long": "x" * 100_000,
     "long, of escapes": "\U000e0041" * 100_000,
 }
+
+
+def shown(text: str) -> str:
+    """A text in a page."""
+    page = render("chart.html", svg="a chart", keys=[(text, "red")], left_out=0)
+    return page.rpartition("</span></p>")[0].rpartition(">")[2]
 
 
 @pytest.mark.parametrize("case", HOSTILE)
@@ -49,7 +55,7 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
     assert all(len(argument) <= LONGEST for error in errors for argument in error.args)
     for line in (printable(text), some([text] * 9), *map(str, errors), *lines):
         assert line.isprintable() and len(line) <= LONGEST + len("warning: ")
-    for line in (*lines, escape(text)):
+    for line in (*lines, shown(text)):
         assert line.isprintable() and len(line) < 11_000
         line.encode()
     assert printable("caf\xe9 \U0001f419, 日本語") == "caf\xe9 \U0001f419, 日本語"
@@ -112,5 +118,5 @@ def test_too_little_memory_is_a_line_that_says_what_to_make_smaller(error, capsy
 
 
 def test_markup_is_shown():
-    assert escape("<script>\u202ex") == "&lt;script&gt;\\u202ex"
+    assert shown("<script>\u202ex") == "&lt;script&gt;\\u202ex"
     assert some(["a", "b", "c"], 2) == "a, b and 1 more"

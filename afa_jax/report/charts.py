@@ -53,7 +53,7 @@ _INLINE = (  # what an <svg> inside a page does without, and the urls that are t
     (r' xmlns(:xlink)?="[^"]*"| version="1.1"|(?<=<g) id="[^"]*"| transform="rotate\(-0 [^"]*"', ""),
     (r"font-size: 11px; font-family: 'DejaVu Sans', sans-serif;? ?", ""),  # the page's, as wide at the most
     (r'(width|height)="([\d.]+)pt"', r'\1="\2"'),
-    (r'<a xlink:href="([^"]*)" target="_blank">', r"<g><title>\1</title>"),
+    (r"""<a xlink:href=(["'])(.*?)\1 target="_blank">""", r"<g><title>\2</title>"),
     (r"</a>", "</g>"),
     (r"\s*\n\s*", "\n"),
 )
@@ -118,7 +118,7 @@ def line_chart(
             beside = zip([False, *there], there, [*there[1:], False], strict=False)
             dots = [own and (points or not (left or right)) for left, own, right in beside]
             _dots(axes, [(name, colour, mark) for mark in itertools.compress(line, dots)], 18)
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=printable(x_label), ylabel=printable(y_label))
         axes.grid(axis="y")
         axes.margins(x=0.03 if points else 0)
         if log_x:
@@ -160,7 +160,7 @@ def scatter_chart(
     def draw(axes: Axes) -> None:
         _dots(axes, pale, 36, whole=False)
         _dots(axes, chosen, 60)
-        axes.set(xlabel=x_label, ylabel=y_label)
+        axes.set(xlabel=printable(x_label), ylabel=printable(y_label))
         axes.grid(axis="y")
         axes.margins(0.08)
         if log_x:
@@ -197,7 +197,7 @@ def forest_chart(rows: Sequence[Row], *, label: str, width: int = 760) -> Markup
                 axes.hlines(place, row.low, row.high, color=row.colour, linewidth=2)
             said = [printable(f"{row.name}: {row.note}")]
             axes.scatter(row.value, place, 60, row.colour, zorder=3).set_urls(said)
-        axes.set(xlabel=label, ylim=(len(there) - 0.5, -0.5))
+        axes.set(xlabel=printable(label), ylim=(len(there) - 0.5, -0.5))
         axes.set_yticks(range(len(there)), names)
         axes.secondary_yaxis("right").set_yticks(range(len(there)), notes)
         for axis in (axes, *axes.child_axes):

@@ -20,7 +20,7 @@ from afa_jax.files import PAGE
 class Embedded(NamedTuple):
     """A picture with its data inside a page, and (width, height) in the page."""
 
-    source: str
+    source: Markup
     alt: str
     size: tuple[int, int]
 
@@ -86,7 +86,7 @@ def image(picture: Image.Image | np.ndarray, alt: str, *, scale: int = 1, widest
 
 def stored_image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> Embedded:
     """Embed a picture that is a file already, ``kind`` "png" or "webp", shown at this (width, height)."""
-    return Embedded(f"data:image/{kind};base64,{base64.b64encode(data).decode()}", alt, size)
+    return Embedded(Markup(f"data:image/{kind};base64,{base64.b64encode(data).decode()}"), alt, size)
 
 
 def heat_map(

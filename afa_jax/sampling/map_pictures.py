@@ -27,7 +27,7 @@ def paint(maps: np.ndarray) -> np.ndarray:
 
 def legend(names: Sequence[str]) -> list[tuple[str, str]]:
     """(expert, CSS colour) in the experts' order."""
-    return [(name, "#{:02x}{:02x}{:02x}".format(*COLOURS[i % len(COLOURS)].astype(int))) for i, name in enumerate(names)]
+    return [(name, f"#{bytes(COLOURS[i % len(COLOURS)].astype(np.uint8)).hex()}") for i, name in enumerate(names)]
 
 
 def mean_maps(maps: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,5 +1,7 @@
 """The demo's page, from pictures that were not sampled."""
 
+import base64
+import io
 import json
 import re
 from pathlib import Path
@@ -38,7 +40,10 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path):
     page = (tmp_path / "index.html").read_text()
     # Every method and one map a prompt, and the sheets of three prompts; all of it inside the file.
     assert page.count("<img") == page.count("data:image/png;base64,") == len(PROMPTS) * 6 + 3
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    for data in re.findall('src="data:image/png;base64,([^"]*)"', page):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as shown:
+            shown.load()
     for text in (*PROMPTS, *methods, "afa", *experts):
         assert text in page
     assert page.count("<svg") == 3
