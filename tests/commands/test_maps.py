@@ -103,9 +103,9 @@ def test_a_picture_has_a_sheet_and_an_animation_of_every_step(out, kept):
 
 def test_the_page_needs_nothing_else(out):
     page = (out / "maps.html").read_text()
-    assert not re.search(r"(src|href)=\"(?!data:)", page)
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     assert page.count("<img") == 2 and page.count("data:image/webp") == page.count("data:image/png") == 1
-    assert page.count("<svg") == 5  # three experts, entropy, and their means over the sites
+    assert page.count('<table class="heat"') == 4 and page.count("<svg") == 1  # experts and entropy; means over sites
     assert "Over 2 prompts" in page and "conv_out, t=" in page
 
 
