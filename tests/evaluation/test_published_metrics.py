@@ -17,7 +17,6 @@ from afa_jax.evaluation.metrics.table import (
     MetricUnavailable,
     PictureMetric,
     SetMetric,
-    load_metric,
     load_metrics,
     read_state,
 )
@@ -54,7 +53,7 @@ def scores(
     prompts: Sequence[str] = PROMPTS,
     references: Sequence[np.ndarray] | None = None,
 ) -> np.ndarray:
-    metric = load_metric(name, {key: str(path) for key, path in paths.items()}, device="cpu")
+    (metric,), _ = load_metrics([name], {key: str(path) for key, path in paths.items()}, device="cpu")
     assert isinstance(metric, PictureMetric) and not isinstance(metric, SetMetric)
     result = metric(pictures, prompts, references)
     assert set(result) == {name} and result[name].dtype == np.float64
@@ -247,5 +246,5 @@ def test_weights_of_something_else_are_an_error_of_one_line(name, key, clip, tmp
     key = "inception" if name == "fid" else name
     others = {"clip": clip} if name == "aesthetic" else {"bert_tokenizer": tmp_path} if name == "image_reward" else {}
     with pytest.raises(WeightsError) as caught:
-        load_metric(name, {key: str(path)} | {other: str(folder) for other, folder in others.items()}, "cpu")
+        load_metrics([name], {key: str(path)} | {other: str(folder) for other, folder in others.items()}, "cpu")
     assert "\n" not in str(caught.value)

@@ -204,20 +204,6 @@ WEIGHTS = tuple(dict.fromkeys(weights.key for known in _TABLE for weights in kno
 """The keys of ``evaluation.weights``."""
 
 
-def load_metric(
-    name: str, weights: Mapping[str, str] | None = None, device: str | None = None
-) -> PictureMetric | SetMetric:
-    """One metric alone; see load_metrics.
-
-    Raises:
-        MetricUnavailable: its library or weights are not here.
-    """
-    metrics, absent = load_metrics([name], weights, device)
-    if absent:
-        raise MetricUnavailable(f"{name}: {absent[name]}")
-    return metrics[0]
-
-
 def load_metrics(
     names: Sequence[str], weights: Mapping[str, str] | None = None, device: str | None = None
 ) -> tuple[list[PictureMetric | SetMetric], dict[str, str]]:
