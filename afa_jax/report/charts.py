@@ -192,11 +192,14 @@ def forest_chart(rows: Sequence[Row], *, label: str, width: int = 760) -> Markup
 
     def draw(axes: Axes) -> None:
         axes.axvline(0, color="#555555", linewidth=1)
-        for place, row in enumerate(there):
-            if drawable(row.low) and drawable(row.high):
-                axes.hlines(place, row.low, row.high, color=row.colour, linewidth=2)
-            said = [printable(f"{row.name}: {row.note}")]
-            axes.scatter(row.value, place, 60, row.colour, zorder=3).set_urls(said)
+        ends = [(y, row.low, row.high, row.colour) for y, row in enumerate(there) if _is_interval(row)]
+        if ends:
+            ys, low, high, colours = zip(*ends, strict=True)
+            axes.hlines(ys, low, high, colors=colours, linewidth=2)
+        dots = axes.scatter(
+            [row.value for row in there], range(len(there)), 60, [row.colour for row in there], zorder=3
+        )
+        dots.set_urls([printable(f"{row.name}: {row.note}") for row in there])
         axes.set(xlabel=printable(label), ylim=(len(there) - 0.5, -0.5))
         axes.set_yticks(range(len(there)), names)
         axes.secondary_yaxis("right").set_yticks(range(len(there)), notes)
@@ -248,9 +251,10 @@ def _dots(axes: Axes, named: Sequence[tuple[str, str, Mark]], area: float, *, wh
         return
     colours, marks = [colour for _, colour, _ in named], [mark for _, _, mark in named]
     said = [printable(f"{name}: {_said(mark)}") for name, _, mark in named]
-    for colour, mark in zip(colours, marks, strict=True):
-        if whole and drawable(mark.low) and drawable(mark.high):
-            axes.vlines(mark.x, mark.low, mark.high, color=colour, alpha=0.55, linewidth=1.4)
+    ends = [(mark.x, mark.low, mark.high, colour) for _, colour, mark in named if whole and _is_interval(mark)]
+    if ends:
+        at, low, high, shades = zip(*ends, strict=True)
+        axes.vlines(at, low, high, colors=shades, alpha=0.55, linewidth=1.4)
     x, y = [mark.x for mark in marks], [mark.y for mark in marks]
     axes.scatter(x, y, area, colours, alpha=None if whole else 0.55, linewidths=0, zorder=3).set_urls(said)
 
@@ -276,6 +280,10 @@ def _has_place(mark: Mark, log_x: bool) -> bool:
     return drawable(mark.x, log=log_x) and drawable(mark.y)
 
 
+def _is_interval(of: Mark | Row) -> bool:
+    return drawable(of.low) and drawable(of.high)
+
+
 def _shortened(name: str) -> str:
     """A name as it stands in a chart, with dots for what has no room."""
     name = printable(name)
@@ -283,5 +291,5 @@ def _shortened(name: str) -> str:
 
 
 def _said(mark: Mark) -> str:
-    interval = f" ({mark.low:.6g} to {mark.high:.6g})" if drawable(mark.low) and drawable(mark.high) else ""
+    interval = f" ({mark.low:.6g} to {mark.high:.6g})" if _is_interval(mark) else ""
     return f"{mark.y:.6g}{interval} at {mark.x:.6g}"
