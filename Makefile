@@ -11,7 +11,7 @@ pip = $(py) -m pip install -qq --disable-pip-version-check --no-compile
 # Python imports two thousand modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types pytest quick fuzz format env dev-env venv which-python clean
+.PHONY: help demo test lint types pytest quick fuzz docs format env dev-env docs-env venv which-python clean
 .DEFAULT_GOAL := help
 
 help:
@@ -20,6 +20,7 @@ help:
 	@echo 'make lint types pytest    one part of it (pytest takes ARGS="-k name")'
 	@echo 'make quick         the facts of the method and one run, in two minutes'
 	@echo 'make fuzz          100,000 damaged files of every kind, an hour or more (ARGS="--files 1000"); findings go to .cache/fuzz'
+	@echo 'make docs          the pages of docs/ as a site, into .cache/site'
 	@echo 'make format        let ruff rewrite the code'
 	@echo 'make which-python  the interpreter that a new $(VENV) would get'
 	@echo 'make clean         remove caches and build outputs; $(VENV) and runs stay'
@@ -54,6 +55,11 @@ quick: dev-env
 fuzz: dev-env
 	@$(py) -m tests.fuzz --keep .cache/fuzz $(ARGS)
 
+# Strict: a link or a page that is not there is an error. The variable silences an advertisement.
+docs: docs-env
+	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --quiet --strict
+	@echo 'the site: .cache/site/index.html (with its search: $(VENV)/bin/python -m http.server -d .cache/site)'
+
 format: dev-env
 	@$(py) -m ruff check --fix .
 	@$(py) -m ruff format .
@@ -77,6 +83,13 @@ dev-env: env
 	if [ "$$(cat "$(VENV)/.afa-dev-env" 2>/dev/null)" != "$$want" ]; then \
 	  echo 'installing requirements-dev.txt into $(VENV)'; \
 	  $(pip) -r requirements.txt -r requirements-dev.txt && echo "$$want" > "$(VENV)/.afa-dev-env"; \
+	fi
+
+docs-env: env
+	@want="$$(cat requirements-docs.txt | cksum)"; \
+	if [ "$$(cat "$(VENV)/.afa-docs-env" 2>/dev/null)" != "$$want" ]; then \
+	  echo 'installing requirements-docs.txt into $(VENV)'; \
+	  $(pip) -r requirements-docs.txt && echo "$$want" > "$(VENV)/.afa-docs-env"; \
 	fi
 
 # An environment that works stays, whatever made it; one whose interpreter is gone is made again.

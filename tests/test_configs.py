@@ -56,8 +56,8 @@ def test_every_config_and_variant_loads_and_is_locked(path):
         load_config(f"{path}:{VARIANTS.get(path.stem, ('',))[0]}", ["sed=1"])
 
 
-def test_the_readmes_config_is_one(tmp_path):
-    blocks = (CONFIGS.parent / "README.md").read_text().split("```python\n")[1:]
+def test_the_config_that_is_shown_is_one(tmp_path):
+    blocks = (CONFIGS.parent / "docs" / "checkpoints.md").read_text().split("```python\n")[1:]
     (example,) = (block for each in blocks if "get_config" in (block := each.split("```")[0]))
     (tmp_path / "example.py").write_text(example)
     config = load_config(str(tmp_path / "example.py"))

@@ -57,6 +57,30 @@ def test_a_command_line_is_one_that_its_command_takes(line: str, monkeypatch: py
         load_config(config, [argument.removeprefix("--config.") for argument in rest])
 
 
+LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md"], ids=str)
+def test_links_lead_to_files(document: Path) -> None:
+    for target, _ in LINK.findall(BLOCK.sub("", document.read_text())):
+        assert "://" in target or (document.parent / target).exists(), target
+
+
+def test_every_page_is_in_the_site() -> None:
+    pages = re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+
+
+def test_the_reference_names_modules_that_there_are() -> None:
+    for name in re.findall(r"^::: (\S+)", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE):
+        path = ROOT / name.replace(".", "/")
+        assert path.with_suffix(".py").is_file() or (path / "__init__.py").is_file(), name
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text().splitlines()) <= 140
+
+
 def test_the_configs_that_are_shown_load(tmp_path: Path) -> None:
     shown = 0
     for document in DOCUMENTS:

@@ -15,7 +15,7 @@ from afa_jax.data.sources import KINDS
 from afa_jax.errors import InputError
 
 EMOJI = Path(__file__).parents[1] / "configs" / "emoji.py"
-# README's example: what has no default, and one section more.
+# The example of docs/checkpoints.md: what has no default, and one section more.
 SHORT = """
 from ml_collections import ConfigDict
 

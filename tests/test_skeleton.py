@@ -49,6 +49,20 @@ def test_requirements_txt_is_the_one_list() -> None:
         assert requirement.url is None
 
 
+def test_every_list_of_requirements_is_an_extra() -> None:
+    dynamic = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["dynamic"]
+    lists = {path.name for path in ROOT.glob("requirements-*.txt")}
+    assert {f"requirements-{name}.txt" for name in dynamic["optional-dependencies"]} == lists
+    for name, extra in dynamic["optional-dependencies"].items():
+        assert extra == {"file": [f"requirements-{name}.txt"]}
+        assert all(requirement.specifier for requirement in requirements(f"requirements-{name}.txt"))
+
+
+def test_commits_are_checked_as_make_checks() -> None:
+    hooks = (ROOT / ".pre-commit-config.yaml").read_text()
+    assert "entry: make lint\n" in hooks and "entry: make types\n" in hooks
+
+
 def add_script(folder: Path, name: str, line: str) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     script = folder / name
