@@ -53,7 +53,7 @@ _INLINE = (  # what an <svg> inside a page does without, and the urls that are t
     (r' xmlns(:xlink)?="[^"]*"| version="1.1"|(?<=<g) id="[^"]*"| transform="rotate\(-0 [^"]*"', ""),
     (r"font-size: 11px; font-family: 'DejaVu Sans', sans-serif;? ?", ""),  # the page's, as wide at the most
     (r'(width|height)="([\d.]+)pt"', r'\1="\2"'),
-    (r"""<a xlink:href=(["'])(.*?)\1 target="_blank">""", r"<g><title>\2</title>"),
+    (r"""<a xlink:href=(["'])(.*?)\1[^>]*>""", r"<g><title>\2</title>"),
     (r"</a>", "</g>"),
     (r"\s*\n\s*", "\n"),
 )
@@ -204,7 +204,7 @@ def forest_chart(rows: Sequence[Row], *, label: str, width: int = 760) -> Markup
         axes.set_yticks(range(len(there)), names)
         axes.secondary_yaxis("right").set_yticks(range(len(there)), notes)
         for axis in (axes, *axes.child_axes):
-            axis.tick_params(axis="y", length=0)
+            axis.tick_params(axis="y", left=False, right=False)
         for text, row in zip(axes.get_yticklabels(), there, strict=True):
             text.set_url(printable(row.name))
         axes.grid(axis="x")
@@ -242,7 +242,8 @@ def _svg(size: tuple[int, int], draw: Callable[[Axes], None]) -> str:
     svg = svg[svg.index("<svg") :]
     for found, becomes in _INLINE:
         svg = re.sub(found, becomes, svg)
-    return svg
+    # A hundredth of a pixel is enough.
+    return re.sub(r"<(path|use|text) [^>]*>", lambda tag: re.sub(r"(\.\d\d)\d+", r"\1", tag[0]), svg)
 
 
 def _dots(axes: Axes, named: Sequence[tuple[str, str, Mark]], area: float, *, whole: bool = True) -> None:
