@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from afa_jax.models.configs import TextConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import Checkpoint
-from afa_jax.weights.expected import expected_shapes
+from afa_jax.weights.expected import NetworkConfig, expected_shapes
 from afa_jax.weights.networks import abstract_network
 from afa_jax.weights.opened import Source, open_checkpoint, text_config, unet_config, vae_config
 from afa_jax.weights.state_dicts import load_stack, load_state_dict
@@ -49,15 +50,7 @@ def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype
         ConfigError: an architecture that is not of the Stable Diffusion 1.x/2.x families.
     """
     checkpoint = open_checkpoint(checkpoint)
-    config = unet_config(checkpoint)
-    unet, key = abstract_network(config, dtype)
-    return load_state_dict(
-        unet,
-        checkpoint.tensors("unet"),
-        key,
-        what=checkpoint.what("unet"),
-        param_dtype=param_dtype,
-    )
+    return _load(checkpoint, "unet", unet_config(checkpoint), dtype, param_dtype)
 
 
 def load_unets(
@@ -128,14 +121,7 @@ def load_vae(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype:
     config = vae_config(checkpoint)
     if jnp.dtype(dtype) == jnp.float16 and checkpoint.config("vae").get("force_upcast") is True:
         dtype = param_dtype = jnp.float32
-    vae, key = abstract_network(config, dtype)
-    return load_state_dict(
-        vae,
-        checkpoint.tensors("vae"),
-        key,
-        what=checkpoint.what("vae"),
-        param_dtype=param_dtype,
-    )
+    return _load(checkpoint, "vae", config, dtype, param_dtype)
 
 
 def load_text_encoder(
@@ -143,12 +129,10 @@ def load_text_encoder(
 ) -> TextEncoder:
     """The text encoder of a checkpoint; arguments and errors as load_unet's."""
     checkpoint = open_checkpoint(checkpoint)
-    config = text_config(checkpoint)
-    text_encoder, key = abstract_network(config, dtype)
-    return load_state_dict(
-        text_encoder,
-        checkpoint.tensors("text_encoder"),
-        key,
-        what=checkpoint.what("text_encoder"),
-        param_dtype=param_dtype,
-    )
+    return _load(checkpoint, "text_encoder", text_config(checkpoint), dtype, param_dtype)
+
+
+def _load(checkpoint: Checkpoint, part: str, config: NetworkConfig, dtype: DTypeLike, param_dtype: DTypeLike) -> Any:
+    network, key = abstract_network(config, dtype)
+    what = checkpoint.what(part)
+    return load_state_dict(network, checkpoint.tensors(part), key, what=what, param_dtype=param_dtype)
