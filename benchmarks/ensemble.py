@@ -22,7 +22,7 @@ from networks import add_arguments, make_case
 from timing import Program, ratio, seconds, take_turns
 
 from afa_jax.fusion import afa as fusion
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.single import ConstantMaps
 from afa_jax.mesh.experts import Shared
 from afa_jax.trees import axis_size, stack, take
@@ -49,17 +49,17 @@ def main() -> None:
     case = make_case(options, abstract=options.flops)
     count = axis_size(case.experts)
     even = ConstantMaps(weights=jnp.full((count,), 1 / count))
-    uniform, afa = Ensemble(experts=case.experts, aggregators=even), case.ensemble
+    uniform, afa = FusedUNets(experts=case.experts, aggregators=even), case.ensemble
     one = jax.eval_shape(take, case.experts, 0) if options.flops else take(case.experts, 0)
 
     def error(prediction: jax.Array) -> jax.Array:
         return jnp.square(prediction).mean()
 
     def forward(denoiser: Any, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
-        return denoiser(x, t, conditioning if isinstance(denoiser, Ensemble) else take(conditioning, 0))
+        return denoiser(x, t, conditioning if isinstance(denoiser, FusedUNets) else take(conditioning, 0))
 
     def gradient(denoiser: Any, x: jax.Array, t: jax.Array, conditioning: Any) -> Any:
-        if isinstance(denoiser, Ensemble):
+        if isinstance(denoiser, FusedUNets):
             return jax.value_and_grad(
                 lambda own: error(forward(dataclasses.replace(denoiser, aggregators=own), x, t, conditioning))
             )(denoiser.aggregators)

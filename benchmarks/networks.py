@@ -16,7 +16,7 @@ from afa_jax.cli.commands import load_config
 from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts.frozen import load_experts
-from afa_jax.fusion.afa import Ensemble, SABWConfig
+from afa_jax.fusion.afa import FusedUNets, SABWConfig
 from afa_jax.fusion.registry import init_fusion
 from afa_jax.models.conditioning import Conditioning, encode_prompts
 from afa_jax.models.configs import UNetConfig
@@ -45,9 +45,9 @@ class Case:
     conditioning: Any
 
     @property
-    def ensemble(self) -> Ensemble:
+    def ensemble(self) -> FusedUNets:
         """The Denoiser, with the defaults."""
-        return Ensemble(experts=self.experts, aggregators=self.aggregators)
+        return FusedUNets(experts=self.experts, aggregators=self.aggregators)
 
     def __str__(self) -> str:
         batch, height, width, _ = self.latents.shape

@@ -31,7 +31,7 @@ from timing import Program, Task, ratio, seconds, take_turns
 
 from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.samplers.ddim import DDIM
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.files import save_fusion
 from afa_jax.models.unet import UNet
 from afa_jax.trees import axis_size, flatten, take, unflatten
@@ -50,10 +50,10 @@ def our_tasks(case: Case) -> dict[str, Any]:
     def expert(unet: UNet, x: jax.Array, t: jax.Array, text: Any) -> dict[str, jax.Array]:
         return dict(prediction=unet(x, t, take(text, 0)))
 
-    def forward(ensemble: Ensemble, x: jax.Array, t: jax.Array, text: Any) -> dict[str, jax.Array]:
+    def forward(ensemble: FusedUNets, x: jax.Array, t: jax.Array, text: Any) -> dict[str, jax.Array]:
         return dict(prediction=ensemble(x, t, text))
 
-    def guided_step(ensemble: Ensemble, x: jax.Array, text: Any) -> dict[str, jax.Array]:
+    def guided_step(ensemble: FusedUNets, x: jax.Array, text: Any) -> dict[str, jax.Array]:
         prediction = guided(ensemble, text, jax.tree.map(lambda own: own[:, ::-1], text), GUIDANCE)(
             x, jnp.broadcast_to(constants.t, len(x))
         )
@@ -62,7 +62,7 @@ def our_tasks(case: Case) -> dict[str, Any]:
     def training_step(params: Any, state: Any, experts: Any, *inputs: Any) -> dict[str, Any]:
         def loss_of(params: Any) -> jax.Array:
             aggregators = unflatten(case.aggregators, params)
-            return jnp.square(Ensemble(experts=experts, aggregators=aggregators)(x, t, text) - target).mean()
+            return jnp.square(FusedUNets(experts=experts, aggregators=aggregators)(x, t, text) - target).mean()
 
         x, t, text, target = inputs
         loss, gradient = jax.value_and_grad(loss_of)(params)

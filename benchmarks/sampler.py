@@ -17,7 +17,7 @@ from timing import Program, Task, ratio, seconds, take_turns
 from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.samplers.ddim import DDIM
 from afa_jax.diffusion.samplers.sampler import sample
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.models.unet import UNet
 from afa_jax.trees import take
 
@@ -34,14 +34,14 @@ def main() -> None:
     options = parser.parse_args()
     case = make_case(options)
 
-    def prediction(denoiser: UNet | Ensemble, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
+    def prediction(denoiser: UNet | FusedUNets, x: jax.Array, t: jax.Array, conditioning: Any) -> jax.Array:
         def network(x: jax.Array, t: jax.Array, own: Any) -> jax.Array:
-            return denoiser(x, t, own if isinstance(denoiser, Ensemble) else take(own, 0))
+            return denoiser(x, t, own if isinstance(denoiser, FusedUNets) else take(own, 0))
 
         other = jax.tree.map(lambda states: states[:, ::-1], conditioning)
         return guided(network, conditioning, other, GUIDANCE)(x, t)
 
-    def scan(denoiser: UNet | Ensemble, x: jax.Array, conditioning: Any) -> jax.Array:
+    def scan(denoiser: UNet | FusedUNets, x: jax.Array, conditioning: Any) -> jax.Array:
         ddim = DDIM(schedule=case.schedule)
         return sample(ddim, lambda x, t: prediction(denoiser, x, t, conditioning), x, ddim.constants(options.steps))
 

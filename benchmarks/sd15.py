@@ -25,7 +25,7 @@ from flax import nnx
 
 from afa_jax.cli.commands import load_config
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.afa import REMATS, Ensemble, SABWConfig
+from afa_jax.fusion.afa import REMATS, FusedUNets, SABWConfig
 from afa_jax.fusion.registry import init_fusion
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
@@ -46,11 +46,11 @@ def fill(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
     return jax.random.normal(key, leaf.shape, leaf.dtype) * jnp.asarray(fan_in**-0.5, leaf.dtype)
 
 
-_site = jax.jit(Ensemble._site, static_argnums=(1, 2))
+_site = jax.jit(FusedUNets._site, static_argnums=(1, 2))
 
 
-def by_site(ensemble: Ensemble, *args: Any) -> Any:
-    """Ensemble._site as a program of its own."""
+def by_site(ensemble: FusedUNets, *args: Any) -> Any:
+    """FusedUNets._site as a program of its own."""
     return _site(dataclasses.replace(ensemble, experts=None, aggregators=None), *args)
 
 
@@ -117,7 +117,7 @@ def main() -> None:
     )
     program: Any = step
     if options.by_site:
-        Ensemble._site = by_site  # type: ignore[method-assign]
+        FusedUNets._site = by_site  # type: ignore[method-assign]
         program = step.__wrapped__  # type: ignore[attr-defined]
     else:
         program = compiled(step.lower(state, inputs, flatten(frozen), jax.random.key(0)))  # type: ignore[attr-defined]

@@ -11,7 +11,7 @@ import numpy as np
 
 from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.fusion.afa import Ensemble, SABWConfig
+from afa_jax.fusion.afa import FusedUNets, SABWConfig
 from afa_jax.training.loss import diffusion_loss
 from afa_jax.trees import flatten, stack, take, unflatten
 from tests import tiny
@@ -44,7 +44,7 @@ def test_loss_gradient_and_picture_are_those_of_the_production_path() -> None:
 
     @jax.jit
     def of_production(aggregators: Any) -> Any:
-        ensemble = Ensemble(experts=stack(unets), aggregators=aggregators)
+        ensemble = FusedUNets(experts=stack(unets), aggregators=aggregators)
         return diffusion_loss(lambda x, t: ensemble(x, t, conditioning), SCHEDULE, latents, keys)
 
     @jax.jit
@@ -67,7 +67,7 @@ def test_loss_gradient_and_picture_are_those_of_the_production_path() -> None:
 
     @jax.jit
     def picture(aggregators: Any) -> Any:
-        ensemble = Ensemble(experts=stack(unets), aggregators=aggregators)
+        ensemble = FusedUNets(experts=stack(unets), aggregators=aggregators)
         predict = guided(ensemble, conditioning, jax.tree.map(jnp.negative, conditioning), 3.0)
         return tiny.ddim(predict, SCHEDULE, latents, steps=4)
 

@@ -15,7 +15,7 @@ from flax import nnx
 from afa_jax.diffusion.samplers.registry import SAMPLERS
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts.frozen import Experts
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.files import load_fusion, save_fusion
 from afa_jax.fusion.registry import FUSIONS, fusion_config, init_fusion
 from afa_jax.fusion.rivals.blending import NoiseAverage
@@ -83,7 +83,7 @@ class Averaging:
 
 def test_a_sampler_with_a_memory_and_two_evaluations_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(SAMPLERS, "averaging", Averaging)
-    denoiser = Ensemble(experts=experts().unet, aggregators=ConstantMaps(weights=jnp.full(N, 0.5)))
+    denoiser = FusedUNets(experts=experts().unet, aggregators=ConstantMaps(weights=jnp.full(N, 0.5)))
     toy = pictures(denoiser, experts(), sampler="averaging", steps=2, guidance=2.0)
     assert toy.shape == (2, 32, 32, 3)
     assert (toy != pictures(denoiser, experts(), steps=2, guidance=2.0)).mean() > 0.1
@@ -112,7 +112,7 @@ class Toy(nnx.Module):
 
     def assemble(self, unet: Any, text_encoder: Any, remat: Any = "none") -> tuple[Any, Any]:
         maps = ConstantMaps(weights=jax.nn.softmax(self.config.scale * self.logits[...]))
-        return Ensemble(experts=unet, aggregators=maps, remat=remat), text_encoder
+        return FusedUNets(experts=unet, aggregators=maps, remat=remat), text_encoder
 
 
 def test_a_fusion_is_trained_and_published(monkeypatch: pytest.MonkeyPatch, tmp_path: Any) -> None:

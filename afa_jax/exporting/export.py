@@ -22,7 +22,7 @@ from afa_jax.exporting.outputs import Wanted
 from afa_jax.exporting.pair import Publication, check_pair, export_pair
 from afa_jax.exporting.snapshot import Predictions, block_weights, predictions
 from afa_jax.exporting.written import check_out, identity, write
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.files import aggregators_hash, load_aggregators, read_record
 from afa_jax.fusion.single import SingleExpert
 from afa_jax.report.checkpoints import print_table
@@ -89,7 +89,7 @@ def export_snapshot(
     pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype, averaged=True)
     check_record(read_record(run), experts.record, str(run))
-    ensemble = Ensemble(experts=experts.unet, aggregators=load_aggregators(run, experts.unet, len(experts.names)))
+    ensemble = FusedUNets(experts=experts.unet, aggregators=load_aggregators(run, experts.unet, len(experts.names)))
     experts.check_size(pixels.shape[1:3])
     half, how = options.pairs // 2, dict(draws=options.draws, batch=min(options.pairs // 2, config.sample.batch))
     routed = predictions(ensemble, experts, pixels[:half], captions[:half], **how).weights

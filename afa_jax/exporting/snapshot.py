@@ -26,7 +26,7 @@ class Predictions:
     Attributes:
         noise: the true one, ``[pictures, draws, h, w, c]``.
         predicted: its prediction of it, whatever the prediction type.
-        weights: of an Ensemble, each expert's weight by site, mean over the pixels: ``[pictures, draws, sites, n]``.
+        weights: of FusedUNets, each expert's weight by site, mean over the pixels: ``[pictures, draws, sites, n]``.
     """
 
     noise: np.ndarray

@@ -1,6 +1,6 @@
 from .afa import SABW as SABW
 from .afa import Aggregators as Aggregators
-from .afa import Ensemble as Ensemble
+from .afa import FusedUNets as FusedUNets
 from .afa import SABWConfig as SABWConfig
 from .afa import routing_of as routing_of
 from .files import load_aggregators as load_aggregators

@@ -1,7 +1,7 @@
 """Adaptive Feature Aggregation (Wang et al., ICLR 2025, arXiv 2405.17082): N frozen U-Nets, fused after every stage.
 
 SABW, the Spatial-Aware Block-Wise aggregator of section 3.2, turns the experts' features of one place in the U-Net into
-a map for each expert, and the features into their weighted sum. ``Ensemble`` runs the U-Nets side by side with one SABW
+a map for each expert, and the features into their weighted sum. ``FusedUNets`` runs the U-Nets side by side with one SABW
 after each stage. Whether the experts share a device or not is decided in mesh/experts.py.
 """
 
@@ -31,7 +31,7 @@ from afa_jax.trees import axis_size
 from afa_jax.types import Feature, Latents, Maps, OwnFeatures, SiteMaps, TextStates, TimeEmbedding, Timesteps
 
 Remat = Literal["none", "stage", "fused"]
-"""What a gradient computes again instead of keeping it; see ``Ensemble``."""
+"""What a gradient computes again instead of keeping it; see ``FusedUNets``."""
 REMATS: tuple[Remat, ...] = ("none", "stage", "fused")
 
 
@@ -226,13 +226,13 @@ class Aggregators(nnx.Module):
         """Return the names of the stages after which the experts are fused."""
         return [unet.stages[index].name for index in self.at]
 
-    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Ensemble, Any]:
+    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[FusedUNets, Any]:
         """Return the Denoiser of these aggregators and N experts, and the text encoders whose states it takes."""
-        return Ensemble(experts=unet, aggregators=self, remat=remat), text_encoder
+        return FusedUNets(experts=unet, aggregators=self, remat=remat), text_encoder
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Ensemble:
+class FusedUNets:
     """A Denoiser: N U-Nets in lock-step, fused after every stage that has an aggregator.
 
     Attributes:
@@ -332,7 +332,7 @@ class Ensemble:
         ]
 
 
-jax.tree_util.register_dataclass(Ensemble, data_fields=["experts", "aggregators"], meta_fields=["remat"])
+jax.tree_util.register_dataclass(FusedUNets, data_fields=["experts", "aggregators"], meta_fields=["remat"])
 
 
 def routing_of(maps: SiteMaps) -> dict[str, Array]:

@@ -1,6 +1,6 @@
 """What the maps of an ensemble say, whom it trusts and how surely; and other routing than was trained.
 
-``Sharpened``, ``TopK`` and ``Permuted`` stand where the aggregators they change do in an Ensemble.
+``Sharpened``, ``TopK`` and ``Permuted`` stand where the aggregators they change do in FusedUNets.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ jax.tree_util.register_dataclass(SingleExpert, data_fields=["experts", "index"],
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ConstantMaps:
-    """The same weights at every pixel of every site; it stands where ``Aggregators`` do in an Ensemble.
+    """The same weights at every pixel of every site; it stands where ``Aggregators`` do in FusedUNets.
 
     Attributes:
         weights: ``[n]``: 1/N each is the uniform average, a one-hot vector is one expert inside the ensemble.

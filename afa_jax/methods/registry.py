@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts, check_record, record_of, with_fusion
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.files import aggregators_hash, load_block_weights, load_fusion, read_record, recorded_fusion
 from afa_jax.fusion.registry import kind_of
 from afa_jax.fusion.rivals.blending import MagicFusion, NoiseAverage
@@ -102,13 +102,13 @@ def _expert(models: Models, *, expert: str) -> Built:
 
 def _inside(models: Models, *, expert: str) -> Built:
     weights = jax.nn.one_hot(models.experts.index(expert), len(models.experts.names))
-    return _fused(models, Ensemble(experts=models.experts.unet, aggregators=ConstantMaps(weights=weights)))
+    return _fused(models, FusedUNets(experts=models.experts.unet, aggregators=ConstantMaps(weights=weights)))
 
 
 def _uniform(models: Models) -> Built:
     count = len(models.experts.names)
     return _fused(
-        models, Ensemble(experts=models.experts.unet, aggregators=ConstantMaps(weights=jnp.full((count,), 1 / count)))
+        models, FusedUNets(experts=models.experts.unet, aggregators=ConstantMaps(weights=jnp.full((count,), 1 / count)))
     )
 
 
@@ -241,7 +241,7 @@ def _maxfusion(models: Models, *, threshold: Any = 0.7, predictions: str = "fuse
     last = len(models.experts.unet.stages) - 1
     threshold = number("maxfusion: threshold", threshold)
     fuser = MaxFusion(threshold=threshold, averaged=() if predictions == "fuse" else (last,))
-    return _fused(models, Ensemble(experts=models.experts.unet, aggregators=fuser))
+    return _fused(models, FusedUNets(experts=models.experts.unet, aggregators=fuser))
 
 
 # Along the time axis.

@@ -11,7 +11,7 @@ import pytest
 from flax import nnx
 
 from afa_jax.experts.architectures import different_architectures
-from afa_jax.fusion.afa import Aggregators, Ensemble, SABWConfig
+from afa_jax.fusion.afa import Aggregators, FusedUNets, SABWConfig
 from afa_jax.fusion.single import ConstantMaps, SingleExpert
 from afa_jax.mesh.experts import Shared, map_experts
 from afa_jax.models.configs import UNetConfig
@@ -43,15 +43,15 @@ run_one = jax.jit(lambda unet, *inputs: unet(*inputs))
 
 def test_untrained_maps_are_exactly_uniform_and_give_the_feature_average(experts):
     inputs = tiny.inputs(3, 3)
-    fresh, maps = run(Ensemble(experts=experts, aggregators=tiny.aggregators(3, tiny.MICRO_UNET)), *inputs)
+    fresh, maps = run(FusedUNets(experts=experts, aggregators=tiny.aggregators(3, tiny.MICRO_UNET)), *inputs)
     for site in maps:
         np.testing.assert_array_equal(site, np.float32(1 / 3))
-    uniform, _ = run(Ensemble(experts=experts, aggregators=ConstantMaps(weights=jnp.full((3,), 1 / 3))), *inputs)
+    uniform, _ = run(FusedUNets(experts=experts, aggregators=ConstantMaps(weights=jnp.full((3,), 1 / 3))), *inputs)
     np.testing.assert_allclose(fresh, uniform, rtol=1e-5, atol=1e-6)
 
 
 def test_maps_sum_to_one_and_differ_between_pixels_samples_and_experts(experts, trained):
-    _, maps = run(Ensemble(experts=experts, aggregators=trained), *tiny.inputs(3, 3))
+    _, maps = run(FusedUNets(experts=experts, aggregators=trained), *tiny.inputs(3, 3))
     for site in maps:
         np.testing.assert_allclose(site.sum(0), 1, atol=1e-6)
         for axis in range(4):
@@ -67,11 +67,11 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(config, si
     latents, t, states = tiny.inputs(3, 1, size)
     alone = run_one(one, latents, t, take(states, 0))
     inputs = (latents, t, tiny.copies(states, 3))
-    fused, maps = run(Ensemble(experts=stack([one] * 3), aggregators=trained), *inputs)
+    fused, maps = run(FusedUNets(experts=stack([one] * 3), aggregators=trained), *inputs)
     np.testing.assert_allclose(fused, alone, atol=2e-5 * float(jnp.abs(alone).max()))
     assert [site.shape[2:] for site in maps] == [size_at(size, stage.level) for stage in one.stages]
     if config is not tiny.MICRO_UNET:  # the sizes' other fact; of one level it is below
-        mixed = Ensemble(
+        mixed = FusedUNets(
             experts=stack([tiny.unet(1, config), one, one]), aggregators=ConstantMaps(weights=jax.nn.one_hot(1, 3))
         )
         np.testing.assert_allclose(run(mixed, *inputs)[0], alone, atol=2e-5 * float(jnp.abs(alone).max()))
@@ -80,7 +80,7 @@ def test_copies_of_one_model_give_that_model_whatever_the_aggregators(config, si
 def test_an_ensemble_of_one_is_that_one():
     latents, t, states = tiny.inputs(2, 1)
     aggregators = tiny.trained(1, tiny.MICRO_UNET, tiny.PLAIN_SABW, 7)
-    ensemble = Ensemble(experts=stack([micro(5)]), aggregators=aggregators)
+    ensemble = FusedUNets(experts=stack([micro(5)]), aggregators=aggregators)
     fused, maps = run(ensemble, latents, t, states)
     for site in maps:
         np.testing.assert_array_equal(site, 1)
@@ -93,7 +93,7 @@ def test_one_hot_maps_give_that_experts_own_output(experts):
     outputs = [run_one(micro(k), latents, t, take(states, k)) for k in range(3)]
     for k, alone in enumerate(outputs):
         inside, _ = run(
-            Ensemble(experts=experts, aggregators=ConstantMaps(weights=jax.nn.one_hot(k, 3))), latents, t, states
+            FusedUNets(experts=experts, aggregators=ConstantMaps(weights=jax.nn.one_hot(k, 3))), latents, t, states
         )
         np.testing.assert_allclose(inside, alone, atol=2e-5 * float(jnp.abs(alone).max()))
         single = run_one(SingleExpert(experts=experts, index=k), latents, t, states)
@@ -103,7 +103,7 @@ def test_one_hot_maps_give_that_experts_own_output(experts):
 
 def test_there_are_25_maps_of_the_sites_sizes():
     experts = stack([tiny.unet(seed, tiny.UNET) for seed in range(2)])
-    ensemble = Ensemble(experts=experts, aggregators=tiny.aggregators(2, tiny.UNET))
+    ensemble = FusedUNets(experts=experts, aggregators=tiny.aggregators(2, tiny.UNET))
     prediction, maps = jax.eval_shape(lambda e, *a: e.with_maps(*a), ensemble, *tiny.inputs(2, 2, (64, 128)))
     assert prediction.shape == (2, 64, 128, 4)
     rows = [64, 64, 64, 32, 32, 32, 16, 16, 16, 8, 8, 8, 8, 8, 8, 16, 16, 16, 32, 32, 32, 64, 64, 64, 64]
@@ -134,7 +134,7 @@ def test_only_aggregators_learn_and_all_of_them_do(experts):
     target = jax.random.normal(jax.random.key(1), latents.shape)
 
     def loss(aggregators, experts):
-        prediction = Ensemble(experts=experts, aggregators=aggregators)(latents, t, states)
+        prediction = FusedUNets(experts=experts, aggregators=aggregators)(latents, t, states)
         return jnp.square(prediction - target).mean()
 
     gradient = jax.jit(jax.grad(loss))
@@ -164,7 +164,7 @@ def test_a_shared_trunk_keeps_the_facts():
     @jax.jit
     def gradient(aggregators, experts, states):
         def loss(aggregators):
-            prediction, maps = Ensemble(experts=experts, aggregators=aggregators).with_maps(latents, t, states)
+            prediction, maps = FusedUNets(experts=experts, aggregators=aggregators).with_maps(latents, t, states)
             return jnp.square(prediction).mean(), (prediction, maps)
 
         return jax.grad(loss, has_aux=True)(aggregators)
@@ -207,7 +207,7 @@ def test_options_for_studies(experts, option, leaf):
     config = SABWConfig(**{**dict(hidden=8, transformer_layers=0, heads=2, norm_num_groups=4), **option})
     aggregators = tiny.trained(3, tiny.MICRO_UNET, config, 3)
     inputs = tiny.inputs(3, 3)
-    output, maps = run(Ensemble(experts=experts, aggregators=aggregators), *inputs)
+    output, maps = run(FusedUNets(experts=experts, aggregators=aggregators), *inputs)
     paths = [jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(aggregators)]
     if leaf:
         assert not any(leaf in path for path in paths)
@@ -240,6 +240,6 @@ def test_experts_that_do_not_fit_are_named():
     # The same network, said in another way.
     same = dataclasses.replace(tiny.SMALL_UNET, attention_head_dim=(2, 2), upcast_attention=True)
     assert not [*different_architectures([tiny.SMALL_UNET, same], ["a", "b"])]
-    ensemble = Ensemble(experts=stack([tiny.unet(0)] * 2), aggregators=ConstantMaps(weights=jnp.ones(2) / 2))
+    ensemble = FusedUNets(experts=stack([tiny.unet(0)] * 2), aggregators=ConstantMaps(weights=jnp.ones(2) / 2))
     with pytest.raises(ValueError, match="text states of 3 experts for an ensemble of 2"):
         ensemble(*tiny.inputs(1, 3))

@@ -10,7 +10,7 @@ import pytest
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.files import load_aggregators, load_fusion, save_fusion
 from afa_jax.fusion.registry import FUSIONS, fusion_config, init_fusion, kind_of
 from afa_jax.fusion.single import ConstantMaps, SingleExpert
@@ -94,7 +94,7 @@ def test_what_has_maps_says_where_they_belong():
     for fusion in (*map(fresh, RIVALS), last):
         assert fusion.assemble(unet, text_encoder)[0].sites == fusion.site_names(unet)
     stages = [stage.name for stage in unet.stages]
-    assert Ensemble(experts=unet, aggregators=ConstantMaps(weights=jnp.ones(2) / 2)).sites == stages
+    assert FusedUNets(experts=unet, aggregators=ConstantMaps(weights=jnp.ones(2) / 2)).sites == stages
     assert not hasattr(SingleExpert(experts=unet, index=0), "sites")
 
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.rivals.maxfusion import MaxFusion
 from afa_jax.trees import stack, take
 from tests import tiny
@@ -113,7 +113,7 @@ def test_a_picture_does_not_depend_on_its_batch_mates():
 def test_inside_an_ensemble_every_stage_is_fused_and_the_predictions_may_be_averaged():
     experts = stack([tiny.unet(seed, tiny.MICRO_UNET) for seed in range(3)])
     last = len(experts.stages) - 1
-    ensemble = Ensemble(experts=experts, aggregators=MaxFusion(averaged=(last,)))
+    ensemble = FusedUNets(experts=experts, aggregators=MaxFusion(averaged=(last,)))
     prediction, maps = jax.jit(lambda ensemble, *a: ensemble.with_maps(*a))(ensemble, *tiny.inputs(2, 3))
     assert prediction.dtype == jnp.float32
     assert len(maps) == last + 1
@@ -128,6 +128,6 @@ def test_copies_of_one_model_give_that_model_in_bfloat16():
     one.dtype = jnp.bfloat16
     latents, t, states = tiny.inputs(2, 1)
     alone = jax.jit(lambda net, *a: net(*a))(one, latents, t, take(states, 0))
-    ensemble = Ensemble(experts=stack([one] * 3), aggregators=MaxFusion(), remat="fused")
+    ensemble = FusedUNets(experts=stack([one] * 3), aggregators=MaxFusion(), remat="fused")
     fused = jax.jit(lambda ensemble, *a: ensemble(*a))(ensemble, latents, t, tiny.copies(states, 3))
     np.testing.assert_allclose(fused, alone, atol=0.03 * float(jnp.abs(alone).max()))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.afa import Ensemble, routing_of
+from afa_jax.fusion.afa import FusedUNets, routing_of
 from afa_jax.fusion.routing import Permuted, Sharpened, TopK
 from afa_jax.mesh.experts import weighted_sum
 from afa_jax.trees import stack
@@ -87,9 +87,9 @@ def test_in_an_ensemble_the_same_order_is_the_same_picture_bit_for_bit():
         tiny.aggregators(3, tiny.MICRO_UNET, type(tiny.SABW)(**{**vars(tiny.SABW), "sites": "last"})), 7
     )
     for aggregators, sites in ((AGGREGATORS, 5), (last, 1)):
-        plain = run(Ensemble(experts=experts, aggregators=aggregators), *tiny.inputs(2, 3))
+        plain = run(FusedUNets(experts=experts, aggregators=aggregators), *tiny.inputs(2, 3))
         wrapped = Permuted(aggregators=aggregators, order=(0, 1, 2))
-        same = run(Ensemble(experts=experts, aggregators=wrapped), *tiny.inputs(2, 3))
+        same = run(FusedUNets(experts=experts, aggregators=wrapped), *tiny.inputs(2, 3))
         for one, other in zip(jax.tree.leaves(plain), jax.tree.leaves(same), strict=True):
             np.testing.assert_array_equal(one, other)
         assert len(plain[1]) == sites

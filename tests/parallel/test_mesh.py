@@ -12,7 +12,7 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.mesh import parallel
 from afa_jax.mesh.collectives import AXES
 from afa_jax.mesh.parallel import make_mesh, place, place_rows, resolve_sizes, row_share, spec_of, specs_of
@@ -114,7 +114,7 @@ def test_every_array_of_a_run_has_a_rule() -> None:
     with pytest.raises(InputError, match=r"no rule says how adapter.kernel is spread"):
         spec_of("adapter.kernel", (2, 2), mesh)
     unet = jax.eval_shape(lambda: stack([tiny.unet(i) for i in range(2)]))
-    ensemble = Ensemble(experts=unet, aggregators=tiny.aggregators(2))
+    ensemble = FusedUNets(experts=unet, aggregators=tiny.aggregators(2))
     specs = flatten(specs_of(ensemble, mesh))
     assert set(specs) == set(flatten(ensemble))
     assert all((spec == PartitionSpec("expert")) == path.startswith("experts.") for path, spec in specs.items())

@@ -15,7 +15,7 @@ from jax.sharding import PartitionSpec
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts.frozen import Experts
-from afa_jax.fusion.afa import Ensemble, SABWConfig
+from afa_jax.fusion.afa import FusedUNets, SABWConfig
 from afa_jax.mesh import parallel
 from afa_jax.mesh.collectives import ROWS, on_mesh
 from afa_jax.mesh.parallel import make_mesh, place, place_rows, specs_of
@@ -38,17 +38,17 @@ SPLIT, SAME = PartitionSpec(ROWS), PartitionSpec()
 
 
 @functools.cache
-def ensemble(sabw: SABWConfig = ALL) -> Ensemble:
+def ensemble(sabw: SABWConfig = ALL) -> FusedUNets:
     """The forward is tested with SABW whole, the rest without its transformer blocks: they talk to no other device."""
     aggregators = tiny.trained(N, tiny.MICRO_UNET, sabw, 5)
-    return Ensemble(experts=stack([tiny.unet(i, tiny.MICRO_UNET) for i in range(N)]), aggregators=aggregators)
+    return FusedUNets(experts=stack([tiny.unet(i, tiny.MICRO_UNET) for i in range(N)]), aggregators=aggregators)
 
 
 def mesh_of(expert: int, data: int, fsdp: int = 1) -> jax.sharding.Mesh:
     return make_mesh(dict(expert=expert, data=data, fsdp=fsdp), experts=N)
 
 
-def forward(ensemble: Ensemble, *inputs: Any) -> Any:
+def forward(ensemble: FusedUNets, *inputs: Any) -> Any:
     return ensemble.with_maps(*inputs)
 
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.experts.frozen import Experts
-from afa_jax.fusion.afa import Ensemble
+from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.single import ConstantMaps
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.conditioning import Conditioning
@@ -113,6 +113,6 @@ def test_its_loss_is_the_ensembles_mean_squared_error(experts, pairs, tmp_path):
         ]
     )
     noisy = experts.schedule.add_noise(pairs.latents, noise, t)
-    ensemble = Ensemble(experts=experts.unet, aggregators=ConstantMaps(weights=jnp.full(2, 0.5)))
+    ensemble = FusedUNets(experts=experts.unet, aggregators=ConstantMaps(weights=jnp.full(2, 0.5)))
     predicted = ensemble(noisy, t, Conditioning(text=jnp.moveaxis(pairs.states, 1, 0)))
     np.testing.assert_allclose(measured["val_loss"], np.mean((predicted - noise) ** 2), rtol=1e-4)

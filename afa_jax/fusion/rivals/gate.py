@@ -13,7 +13,7 @@ from jax import Array
 from jaxtyping import Float
 
 from afa_jax.errors import InputError
-from afa_jax.fusion.afa import Ensemble, Remat
+from afa_jax.fusion.afa import FusedUNets, Remat
 from afa_jax.mesh.experts import weighted_sum
 from afa_jax.models.configs import UNetConfig
 from afa_jax.models.layers import Linear
@@ -35,7 +35,7 @@ class GateConfig:
 class Gate(nnx.Module):
     """Mean time embedding -> one weight an expert, the same at every pixel of every site.
 
-    It stands where ``Aggregators`` do in an Ensemble. The last layer starts at zero: an untrained gate averages.
+    It stands where ``Aggregators`` do in FusedUNets. The last layer starts at zero: an untrained gate averages.
 
     Attributes:
         at: indices of the U-Net's stages after which the experts are fused: all.
@@ -74,6 +74,6 @@ class Gate(nnx.Module):
         """Return the names of all stages."""
         return [stage.name for stage in unet.stages]
 
-    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Ensemble, Any]:
+    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[FusedUNets, Any]:
         """Return the ensemble whose maps the gate makes, and the text encoders whose states it takes."""
-        return Ensemble(experts=unet, aggregators=self, remat=remat), text_encoder
+        return FusedUNets(experts=unet, aggregators=self, remat=remat), text_encoder
