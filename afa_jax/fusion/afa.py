@@ -1,8 +1,8 @@
 """Adaptive Feature Aggregation (Wang et al., ICLR 2025, arXiv 2405.17082): N frozen U-Nets, fused after every stage.
 
 SABW, the Spatial-Aware Block-Wise aggregator of section 3.2, turns the experts' features of one place in the U-Net into
-a map for each expert, and the features into their weighted sum. ``FusedUNets`` runs the U-Nets side by side with one SABW
-after each stage. Whether the experts share a device or not is decided in mesh/experts.py.
+a map for each expert, and the features into their weighted sum. ``FusedUNets`` runs the U-Nets side by side with one
+SABW after each stage. Whether the experts share a device or not is decided in mesh/experts.py.
 """
 
 from __future__ import annotations

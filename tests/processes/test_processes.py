@@ -166,7 +166,7 @@ def test_what_stops_one_process_is_said_by_all(launch: Launch, tmp_path: Path) -
 
 
 def test_a_workdir_that_is_refused_is_refused_in_all_processes(launch: Launch, tmp_path: Path) -> None:
-    (tmp_path / "config.json").touch()
+    (tmp_path / "notes.txt").touch()
     for said in ended(launch(TOY, 2, f"--workdir={tmp_path}"), 2):
         assert said == f"error: {tmp_path} is not empty: continue it with --resume, or replace it with --overwrite"
 
