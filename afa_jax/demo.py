@@ -12,9 +12,11 @@ from pathlib import Path
 
 from afa_jax.cli.arguments import seed_or_random
 from afa_jax.cli.commands import Parser, load_config, run
+from afa_jax.config.files import shipped_config
 from afa_jax.training.run_folders import check_workdir
+from afa_jax.weights.formats.hub_ids import check_named
 
-CONFIG = Path(__file__).parent.parent / "configs" / "emoji.py"
+CONFIG = "emoji"
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -27,7 +29,11 @@ def main(arguments: Sequence[str]) -> None:
     options, overrides = parser.parse_known_args(list(arguments))
     if unknown := [argument for argument in overrides if not argument.startswith("--config.")]:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    config = load_config(str(CONFIG), [override.removeprefix("--config.") for override in overrides])
+    file = str(shipped_config(CONFIG) or CONFIG)
+    config = load_config(file, [override.removeprefix("--config.") for override in overrides])
+    base = config.base if isinstance(config.base, str) else config.base.path
+    for path in (base, *(expert["path"] for expert in config.experts)):
+        check_named(path)
     check_workdir(options.out, resume=options.resume, overwrite=options.overwrite, cache=config.cache.path)
 
     from afa_jax.report.demo import demo
@@ -38,7 +44,7 @@ def main(arguments: Sequence[str]) -> None:
         resume=options.resume,
         overwrite=options.overwrite,
         seed=options.seed,
-        arguments=["--config", str(CONFIG), *overrides],
+        arguments=["--config", file, *overrides],
     )
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import importlib.util
 import inspect
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -20,19 +22,41 @@ from afa_jax.errors import InputError, why
 
 LONGEST = 10_000
 """Characters of a value on the command line."""
+_PACKAGE = Path(__file__).parents[1]
+SHIPPED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
+"""Where the package's own configs are: in an installed wheel, and in a checkout."""
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """The locked, complete config of ``path.py`` or ``path.py:variant``.
 
     Args:
+        spec: a file, or ``NAME`` or ``configs/NAME.py`` of the package's own configs where no such file is here.
         overrides: such as ``train.steps=100``.
 
     Raises:
         InputError: no such file, no config in it, no such variant or field, or a value that a field cannot have.
     """
     path, _, variant = spec.partition(":")
+    path = _found(path)
     return _finished(_made(_module(path, spec), path, variant, spec), f"--config {spec}", overrides)
+
+
+def shipped_config(name: str) -> Path | None:
+    """Return the file of one of the package's own configs, None if there is none of this name."""
+    return next((file for folder in SHIPPED if os.path.isfile(file := folder / f"{name}.py")), None)
+
+
+def _found(path: str) -> str:
+    """Return the file that ``path`` names: itself, or where it is not here, one of the package's own by its name."""
+    name = re.fullmatch(r"(?:configs/)?(\w+)|configs/(\w+)\.py", path)
+    if name is None or os.path.exists(path):
+        return path
+    file = shipped_config(name[1] or name[2])
+    if file is None:
+        return path
+    print(f"--config {path}: taken from the package, {file}", file=sys.stderr)
+    return str(file)
 
 
 def make_config(fields: Mapping[str, Any] | ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:

@@ -67,11 +67,16 @@ def explain(folder: Path) -> str:
     )
 
 
+_EMOJI = "models/emoji"
+
+
 def meant(path: str) -> str:
     """Say what a path at which there is nothing probably means, to follow "no such file or folder"; may be empty."""
     if url := _URL.fullmatch(path):
         file, revision = (f"/{url['file']}" if url["file"] else ""), (f"@{url['revision']}" if url["revision"] else "")
         return f" (of a hub's address write {unquote(url['repo'] + file + revision)}; of another, download the file)"
+    if path.startswith(f"{_EMOJI}/") and not os.path.exists(_EMOJI):
+        return " (the emoji models come with the repository and not with the package: run this in a checkout of it)"
     plain = path.strip().strip("'\"\u201c\u201d")
     plain = unquote(re.sub("^file:(//(localhost)?)?(?=/)", "", plain)) if plain.startswith("file:") else plain
     plain = os.path.expanduser(plain)
