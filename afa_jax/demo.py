@@ -31,10 +31,10 @@ def main(arguments: Sequence[str]) -> None:
         parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     file = str(shipped_config(CONFIG) or CONFIG)
     config = load_config(file, [override.removeprefix("--config.") for override in overrides])
+    check_workdir(options.out, resume=options.resume, overwrite=options.overwrite, cache=config.cache.path)
     base = config.base if isinstance(config.base, str) else config.base.path
     for path in (base, *(expert["path"] for expert in config.experts)):
         check_named(path)
-    check_workdir(options.out, resume=options.resume, overwrite=options.overwrite, cache=config.cache.path)
 
     from afa_jax.report.demo import demo
 
