@@ -37,7 +37,7 @@ test: lint types pytest
 lint: dev-env
 	@$(py) -m ruff check .
 	@$(py) -m ruff format --check .
-	@"$(VENV)/bin/lint-imports" --cache-dir .cache/importlinter
+	@said=$$("$(VENV)/bin/lint-imports" --cache-dir .cache/importlinter 2>&1) || { echo "$$said"; exit 1; }
 
 types: dev-env
 	@$(py) -m mypy
