@@ -132,7 +132,7 @@ class _ResumeStep(argparse.Action):
 
 
 def check_workdir_arguments(options: argparse.Namespace, here: bool = True, cache: str = "") -> None:
-    """As check_run_start, of the options of ``add_workdir_arguments``."""
+    """Check the options of ``add_workdir_arguments`` with check_run_start."""
     check_run_start(
         options.workdir,
         resume=options.resume,

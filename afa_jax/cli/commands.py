@@ -76,7 +76,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
 
 def _explain(error: BaseException) -> int | None:
-    """The exit status for what ended a command, which it says in a line; None for an error of our own."""
+    """Print one line about what ended a command and return the exit status; None if it is to be raised again."""
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -111,7 +111,7 @@ def _explain(error: BaseException) -> int | None:
 
 
 def _of_memory(error: BaseException) -> bool:
-    """Whether the host's or an accelerator's memory ran out; told by names, for JAX and torch may not be there."""
+    """Say whether memory of the host or an accelerator ran out; by names, as JAX and torch may not be imported."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     raised = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
@@ -119,7 +119,7 @@ def _of_memory(error: BaseException) -> bool:
 
 
 def _nameless(error: OSError) -> str:
-    """What was written to when the system names nothing: all that has a name of its own is written under it."""
+    """Say what a write without a file name went to; writes to named files give their names in the error."""
     return "standard output" if error.errno == errno.EPIPE else "standard output or a temporary file"
 
 
@@ -132,7 +132,10 @@ def _let_go_of_output() -> None:
 
 
 def _unexpected(error: BaseException) -> int | None:
-    """One of several processes must not be raised out of: it would wait for the others at its exit."""
+    """Print an unexpected error and return 1 in one of several processes; return None in a single one.
+
+    If the error were raised, the process would wait for the others at its exit.
+    """
     from afa_jax.mesh.processes import lost, several
 
     if not several():
@@ -150,7 +153,7 @@ def _unexpected(error: BaseException) -> int | None:
 
 
 def _without_compiling(status: int) -> int:
-    """The exit status of a run that was stopped; what it is compiling cannot be, and is not waited for."""
+    """Return the exit status of a stopped run, or exit at once while a thread compiles, which cannot be stopped."""
     if any(thread.name == COMPILING for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()

@@ -106,12 +106,12 @@ class NoiseSchedule:
         return cls(**values)
 
     def to_json(self) -> dict[str, Any]:
-        """The fields of a scheduler_config.json that diffusers' DDIMScheduler reads to the same effect."""
+        """Return the fields of a scheduler_config.json with which diffusers' DDIMScheduler does the same."""
         return dataclasses.asdict(self) | dict(clip_sample=False)
 
     @property
     def alphas_cumprod(self) -> np.ndarray:
-        """a_t for every training timestep, float32 ``[num_train_timesteps]``."""
+        """Return a_t for every training timestep, float32 ``[num_train_timesteps]``."""
         steps = self.num_train_timesteps
         if self.beta_schedule == "scaled_linear":
             # float32 throughout, as the models were trained.
@@ -125,12 +125,12 @@ class NoiseSchedule:
         return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
 
     def add_noise(self, x0: Latents, noise: Latents, t: Timesteps) -> Latents:
-        """x_t from clean latents."""
+        """Return x_t, the clean latents ``x0`` with the noise of timestep t."""
         signal, sigma = self._scales(t)
         return signal * x0 + sigma * noise
 
     def target(self, x0: Latents, noise: Latents, t: Timesteps) -> Latents:
-        """What a network with this prediction type should answer for x_t."""
+        """Return the target of a network with this prediction type at x_t: noise, clean latents or velocity."""
         if self.prediction_type == "epsilon":
             return noise
         if self.prediction_type == "sample":
@@ -139,7 +139,7 @@ class NoiseSchedule:
         return signal * noise - sigma * x0
 
     def min_snr_weights(self, t: Timesteps, gamma: float) -> Array:
-        """Loss weights ``[b]`` of Hang et al. 2023 (arXiv 2303.09556, section 3.4) for this prediction type."""
+        """Return loss weights ``[b]`` for this prediction type (Hang et al. 2023, arXiv 2303.09556, section 3.4)."""
         alpha = jnp.asarray(self.alphas_cumprod)[t]
         snr = alpha / (1 - alpha)
         clipped = jnp.minimum(snr, gamma)
@@ -148,7 +148,7 @@ class NoiseSchedule:
         return clipped / (snr if self.prediction_type == "epsilon" else snr + 1)
 
     def split(self, xt: Latents, prediction: Latents, signal: Array, sigma: Array) -> tuple[Latents, Latents]:
-        """(x_0, eps) that a prediction at x_t implies, with signal = sqrt(a_t) and sigma = sqrt(1 - a_t)."""
+        """Return (x_0, eps) that a prediction at x_t implies, with signal = sqrt(a_t) and sigma = sqrt(1 - a_t)."""
         if self.prediction_type == "epsilon":
             return (xt - sigma * prediction) / signal, prediction
         if self.prediction_type == "sample":
@@ -156,15 +156,15 @@ class NoiseSchedule:
         return signal * xt - sigma * prediction, signal * prediction + sigma * xt
 
     def noise(self, xt: Latents, prediction: Latents, t: Timesteps) -> Latents:
-        """The noise that a prediction at x_t implies, whatever its type."""
+        """Return the noise that a prediction at x_t implies, for any prediction type."""
         return self.split(xt, prediction, *self._scales(t))[1]
 
     def clean(self, xt: Latents, prediction: Latents, t: Timesteps) -> Latents:
-        """The clean latents that a prediction at x_t implies, whatever its type."""
+        """Return the clean latents that a prediction at x_t implies, for any prediction type."""
         return self.split(xt, prediction, *self._scales(t))[0]
 
     def timesteps(self, steps: int) -> np.ndarray:
-        """The ``steps`` training timesteps that a sampler visits, descending, int32.
+        """Return the ``steps`` training timesteps that a sampler visits, descending, int32.
 
         Raises:
             InputError: fewer than 1 or more than num_train_timesteps steps.

@@ -16,7 +16,7 @@ VARIABLES = ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of every command that several processes run together; without them the environment decides."""
+    """Add the options of every command that several processes can run; without them the environment decides."""
     group = parser.add_argument_group("several processes", "all three, or none: then the environment decides")
     group.add_argument(FLAGS[0], metavar="HOST:PORT", help="where process 0 listens, a free port of its host")
     group.add_argument(FLAGS[1], type=int, metavar="P", help="how many there are")
@@ -24,10 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def settings(options: argparse.Namespace) -> dict[str, Any] | None:
-    """The arguments of ``jax.distributed.initialize``, or None for a process that is alone.
+    """Return the arguments of ``jax.distributed.initialize``, or None for a single process.
 
     Raises:
-        InputError: some of the three are missing, or they do not fit.
+        InputError: some of the three options or variables are missing, or their values do not fit together.
     """
     given = [getattr(options, flag.removeprefix("--")) for flag in FLAGS]
     variables = [os.environ.get(name) for name in VARIABLES]
@@ -42,7 +42,7 @@ def settings(options: argparse.Namespace) -> dict[str, Any] | None:
 
 
 def _numbered(names: tuple[str, ...], values: list[Any]) -> dict[str, Any] | None:
-    """The arguments of initialize from the three values, by whichever names they were given."""
+    """Return the arguments of initialize from the three values; errors name the options or variables of ``names``."""
     if any(value in (None, "") for value in values):
         raise _together_only(names)
     address, count, index = values
@@ -67,9 +67,9 @@ def _together_only(names: tuple[str, ...]) -> InputError:
 
 
 def _cluster() -> dict[str, Any] | None:
-    """The arguments of initialize in a cluster that jax knows, if it has started several processes; else None.
+    """Return the arguments of initialize where a cluster known to jax has started several processes; else None.
 
-    jax itself would take one process in a Slurm shell for a cluster of one, with one GPU.
+    Without this check, jax would take one process in a Slurm shell for a cluster of one process with one GPU.
     """
     env = os.environ
     slurm = ("SLURM_JOB_ID", "SLURM_STEP_NODELIST", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID")
@@ -94,6 +94,9 @@ def _cluster() -> dict[str, Any] | None:
 
 
 def _devices(processes_on_hosts: str) -> dict[str, Any]:
-    """Without this, one process of a host gets the first device only; JAX_LOCAL_DEVICE_IDS is jax's own."""
+    """Return the argument that gives all of a host's devices to a process that is the only one there.
+
+    By default jax gives such a process the first device only. JAX_LOCAL_DEVICE_IDS, jax's own variable, goes first.
+    """
     alone = re.fullmatch(r"1(\(x\d+\))?", processes_on_hosts) and "JAX_LOCAL_DEVICE_IDS" not in os.environ
     return dict(local_device_ids=[]) if alone else {}

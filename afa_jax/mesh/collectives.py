@@ -26,10 +26,10 @@ T = TypeVar("T")
 def on_mesh(
     function: Callable[..., Any], mesh: Mesh | None, in_specs: Any, out_specs: Any, *, gradients: bool = False
 ) -> Callable[..., Any]:
-    """A function that runs on every device, on its experts and rows; without a mesh the function itself.
+    """Return a function that runs on every device on its own experts and rows; without a mesh ``function`` itself.
 
     Args:
-        gradients: it differentiates what it computes, so that JAX has to know what is the same on which devices.
+        gradients: ``function`` takes gradients, so JAX must track which arrays are the same on which devices.
     """
     if mesh is None:
         return function
@@ -37,24 +37,24 @@ def on_mesh(
 
 
 def experts_everywhere(tree: Any) -> int:
-    """N, of a stack of this device's experts."""
+    """Return N, the number of all experts, from a stack of this device's experts."""
     return axis_size(tree) * _size(EXPERT)
 
 
 def sum_over_experts(partial: jax.Array) -> jax.Array:
-    """The sum over the devices that hold experts of what each of them has added up over its own."""
+    """Sum over the expert axis: each device gives the sum over its own experts."""
     return jax.lax.psum(partial, EXPERT) if _size(EXPERT, 0) else partial
 
 
 def mean_over_experts(stacked: jax.Array) -> jax.Array:
-    """The mean over all N experts of what this device has of its own, ``[own, ...]``."""
+    """Average over all N experts; each device gives the values of its own experts, ``[own, ...]``."""
     if _size(EXPERT) == 1:
         return sum_over_experts(stacked.mean(0))
     return sum_over_experts(stacked.sum(0)) / experts_everywhere(stacked)
 
 
 def own_experts(stacked: jax.Array) -> jax.Array:
-    """Of ``[n, ...]``, which every device has, the rows of this device's experts, ``[own, ...]``."""
+    """Return the rows of this device's experts, ``[own, ...]``, from ``[n, ...]``, which every device has."""
     size = _size(EXPERT)
     if size == 1:
         return stacked
@@ -63,7 +63,7 @@ def own_experts(stacked: jax.Array) -> jax.Array:
 
 
 def share_sum_over_experts(partial: jax.Array) -> jax.Array:
-    """As sum_over_experts, but each device gets its share of the rows only, ``[share, ...]``; see ``divided``."""
+    """Sum as sum_over_experts, but give each device its share of the rows only, ``[share, ...]``; see ``divided``."""
     size = _size(EXPERT)
     if size == 1:
         return sum_over_experts(partial)
@@ -71,7 +71,7 @@ def share_sum_over_experts(partial: jax.Array) -> jax.Array:
 
 
 def share_of_rows(rows: T) -> T:
-    """A device's share of rows ``[b, ...]`` that all those that hold experts have; see ``divided``."""
+    """Return this device's share of rows ``[b, ...]`` that all devices of the expert axis have; see ``divided``."""
     size = _size(EXPERT)
     if size == 1:
         return rows
@@ -85,7 +85,7 @@ def share_of_rows(rows: T) -> T:
 
 
 def all_rows(share: jax.Array, count: int, axis: int = 0) -> jax.Array:
-    """The ``count`` rows of which each device that holds experts has a share."""
+    """Gather all ``count`` rows from the shares that the devices of the expert axis have."""
     if not _size(EXPERT, 0):
         return share
     rows = jax.lax.all_gather(share, EXPERT, axis=axis, tiled=True, to="invarying")
@@ -93,16 +93,16 @@ def all_rows(share: jax.Array, count: int, axis: int = 0) -> jax.Array:
 
 
 def divided(function: Callable[..., T], *rows: jax.Array) -> T:
-    """``function(*rows)``, which works row by row, divided among the devices that would all do the same.
+    """Compute ``function(*rows)``, which works row by row, with the rows divided among the devices of the expert axis.
 
-    The rows ``[b, ...]`` are those that every device with experts has; where their number does not divide, some
-    devices work at rows that nobody needs rather than all of them at all rows.
+    Each of these devices has all rows ``[b, ...]``, and without the division each would compute all of them. If their
+    number does not divide evenly, the last row is repeated as padding and its extra results are dropped.
     """
     return jax.tree.map(lambda share: all_rows(share, len(rows[0])), function(*share_of_rows(rows)))
 
 
 def whole(tree: T, shapes: Any) -> T:
-    """A tree whose leaves are split over ``fsdp``, gathered: those that have not got the shape of ``shapes``."""
+    """Gather the leaves that are split over ``fsdp``: those whose shape differs from the one in ``shapes``."""
     if not is_split():
         return tree
 
@@ -114,14 +114,14 @@ def whole(tree: T, shapes: Any) -> T:
 
 
 def is_split() -> bool:
-    """Whether leaves of the experts may be split over ``fsdp`` here."""
+    """Say whether leaves of the experts may be split over ``fsdp`` here."""
     return _size(FSDP) > 1
 
 
 def for_own_experts(tree: T) -> T:
-    """What the devices that hold experts have in common, as each of them gives it to its own experts.
+    """Mark values that all devices of the expert axis share as inputs of each device's own experts.
 
-    The same values; but a gradient is summed over those devices here, once, and not wherever the experts use them.
+    The values stay the same. Their gradient is summed over those devices once, here, not at each use by the experts.
     """
     if not _size(EXPERT, 0):
         return tree
@@ -131,18 +131,18 @@ def for_own_experts(tree: T) -> T:
 
 
 def on_each_device(tree: T) -> T:
-    """What is the same on every device, free to become different: a sum over the devices comes later, once."""
+    """Mark values that are the same on every device as free to differ, so that one later sum over devices suffices."""
     axes = _axes()
     return jax.tree.map(lambda leaf: jax.lax.pcast(leaf, axes, to="varying"), tree) if axes else tree
 
 
 def sum_over_devices(tree: T) -> T:
-    """Each device's part of a sum over rows and experts, added up: a gradient of ``on_each_device``'s result."""
+    """Add up the devices' parts of a sum over rows and experts, such as a gradient of ``on_each_device``'s result."""
     return jax.lax.psum(tree, _axes()) if _axes() else tree
 
 
 def mean_over_devices(tree: T) -> T:
-    """The mean over the devices' batches of what is a mean over the rows of each."""
+    """Average over the devices' batches values that are each a mean over one device's rows."""
 
     def mean(leaf: jax.Array) -> jax.Array:
         axes = tuple(sorted(varying_axes(leaf)))
@@ -152,28 +152,28 @@ def mean_over_devices(tree: T) -> T:
 
 
 def row_shares() -> int:
-    """Over how many devices the rows of a batch are split here."""
+    """Return the number of devices over which the rows of a batch are split here."""
     return _size(DATA) * _size(FSDP)
 
 
 def _axes() -> tuple[str, ...]:
-    """The mesh's axes within ``on_mesh``; none outside."""
+    """Return the names of the mesh's axes within ``on_mesh``; none outside."""
     return tuple(jax.sharding.get_abstract_mesh().manual_axes)
 
 
 def _size(axis: str, outside: int = 1) -> int:
-    """Of a mesh axis within ``on_mesh``."""
+    """Return the size of a mesh axis within ``on_mesh``; ``outside`` where there is no such axis."""
     mesh = jax.sharding.get_abstract_mesh()
     return int(mesh.shape[axis]) if axis in mesh.manual_axes else outside
 
 
 def _filled(rows: jax.Array, size: int) -> jax.Array:
-    """Rows up to a number that divides by ``size``, the last one again and again."""
+    """Pad rows to a multiple of ``size`` by repeating the last one."""
     missing = -len(rows) % size
     return jnp.concatenate([rows, *[rows[-1:]] * missing]) if missing else rows
 
 
 def varying_axes(x: jax.Array) -> frozenset[str]:
-    """The mesh's axes along which devices may have different values of an array; none outside a mesh."""
+    """Return the mesh's axes along which devices may have different values of an array; none outside a mesh."""
     kind = jax.typeof(x)
     return kind.manual_axis_type.varying if hasattr(kind, "manual_axis_type") else kind.vma  # jax before 0.11

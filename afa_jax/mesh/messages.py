@@ -31,7 +31,7 @@ def loads(data: bytes) -> Any:
     """Return what ``dumps`` was given.
 
     Raises:
-        ValueError: it is not of ``dumps``.
+        ValueError: the bytes are not a message of ``dumps``.
     """
     try:
         found = json.loads(data)
@@ -41,7 +41,7 @@ def loads(data: bytes) -> Any:
 
 
 def _encoded(value: Any) -> Any:
-    """A value in JSON: what JSON lacks is a list of its type's name and its parts, and so is a list."""
+    """Return a value as JSON; a list, or a type that JSON lacks, becomes a list of the type's name and its parts."""
     if isinstance(value, BaseException):
         return _told(value)
     kind = type(value)  # exactly: a subclass would arrive as another type
@@ -82,7 +82,7 @@ def _decoded(data: Any) -> Any:
 
 
 def _told(error: BaseException) -> list[Any]:
-    """An error in JSON; what is not of the set is a RuntimeError that names it."""
+    """Return an error as JSON; an error of any other type becomes a RuntimeError that names it."""
     if isinstance(error, InputError):
         names = [kind.__name__ for kind in type(error).__mro__ if issubclass(kind, InputError)]
         plain = all(argument is None or isinstance(argument, str | int | float) for argument in error.args)
@@ -99,9 +99,9 @@ def _told(error: BaseException) -> list[Any]:
 
 
 def _input_error(names: list[str], arguments: list[Any], text: str) -> InputError:
-    """The error of the first of these classes that this process has, with the same message.
+    """Return an error of the first of these classes that this process knows, with the same message.
 
-    Classes of modules that were not imported here are not there; nor are arguments that JSON lacks.
+    A class is unknown where its module was not imported. Arguments that JSON lacks were not sent.
     """
     known = {kind.__name__: kind for kind in _kinds(InputError)}
     kind = next((known[name] for name in names if name in known), InputError)

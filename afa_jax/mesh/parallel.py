@@ -32,13 +32,13 @@ T = TypeVar("T")
 
 
 def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: Sequence[Any] | None = None) -> Mesh:
-    """The mesh of the sizes that a config's ``mesh`` gives.
+    """Make the mesh of the sizes that a config's ``mesh`` gives.
 
     Devices of several TPU slices, which only a slow network joins, are split over ``data`` first: what is exchanged
     between slices is then the gradient of the aggregators.
 
     Args:
-        sizes: of the axes data, fsdp and expert; a missing one is 1 and one may be -1, all devices that are left.
+        sizes: of the axes data, fsdp and expert. A missing one is 1; one may be -1, which takes all devices left.
         experts: N, which ``expert`` must divide.
         devices: all by default.
 
@@ -61,7 +61,7 @@ def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: 
 
 
 def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh that a config asks for in ``mesh``; None for one device, or if it asks for none.
+    """Make the mesh that a config asks for in ``mesh``; None for one device, or if it asks for none.
 
     Args:
         devices: all by default.
@@ -76,7 +76,7 @@ def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh | 
 
 
 def resolve_sizes(sizes: Mapping[str, int], devices: int, experts: int | None = None) -> tuple[int, int, int]:
-    """The sizes of the axes in the mesh's order; arguments and errors as make_mesh."""
+    """Return the sizes of the axes in the mesh's order; arguments and errors as make_mesh."""
     if unknown := [name for name in sizes if name not in AXES]:
         raise InputError(f"mesh.{unknown[0]}: no such axis; there are {', '.join(AXES)}")
     asked = [sizes.get(axis, 1) for axis in AXES]
@@ -114,10 +114,10 @@ axis of an array, ``fsdp`` the longest of the others that it divides, if the arr
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
-    """How an array of a run is split over a mesh, by RULES.
+    """Return how an array of a run is split over a mesh, by RULES.
 
     Raises:
-        InputError: no rule is for it.
+        InputError: no rule matches ``path``.
     """
     axes = next((axes for pattern, axes in RULES if re.fullmatch(pattern, path)), None)
     if axes is None:
@@ -134,14 +134,14 @@ def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
 
 
 def specs_of(tree: Any, mesh: Mesh, prefix: str = "") -> Any:
-    """The same tree with the spec of each array, whose dotted path begins with ``prefix``."""
+    """Return the tree with each array replaced by its spec; ``prefix`` is put before the arrays' dotted paths."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: spec_of(".".join(filter(None, (prefix, dotted(path)))), leaf.shape, mesh), tree
     )
 
 
 def place(tree: T, mesh: Mesh, specs: Any) -> T:
-    """Arrays that every process has as they are spread over the mesh; ``specs`` is a tree or a prefix of one."""
+    """Spread arrays that every process has over the mesh; ``specs`` is a tree or a prefix of one."""
 
     def put(spec: PartitionSpec, leaf: Any) -> jax.Array:
         sharding = NamedSharding(mesh, spec)
@@ -163,9 +163,9 @@ def place(tree: T, mesh: Mesh, specs: Any) -> T:
 
 
 def row_share(mesh: Mesh) -> tuple[int, int]:
-    """Which share of a batch's rows this process has devices for, and how many shares the processes make.
+    """Return the index of this process's share of a batch's rows, and the number of shares.
 
-    Processes that have other experts of the same rows have the same share.
+    Processes that hold different experts for the same rows have the same share.
 
     Raises:
         InputError: the shares of two processes overlap without being the same.
@@ -183,10 +183,10 @@ def row_share(mesh: Mesh) -> tuple[int, int]:
 def place_rows(
     batch: Mapping[str, Any], mesh: Mesh, specs: Mapping[str, PartitionSpec] | None = None
 ) -> dict[str, Any]:
-    """A batch over the mesh, from the rows of this process's share; the processes together give all rows.
+    """Spread a batch over the mesh from the rows of this process's share; the processes together give all rows.
 
     Args:
-        specs: of the arrays that are split along more than their rows.
+        specs: one for each array that is split along other axes too, not only along its rows.
 
     Raises:
         InputError: the rows do not divide among the devices.
@@ -211,7 +211,7 @@ def place_rows(
 
 
 def _row_blocks(mesh: Mesh) -> dict[int, tuple[int, ...]]:
-    """By process the blocks of a batch's rows that its devices have; there are as many as row-splitting devices."""
+    """Return, by process index, the blocks of a batch's rows on its devices; there are data x fsdp blocks in all."""
     blocks: dict[int, set[int]] = {}
     for place, device in np.ndenumerate(mesh.devices):
         at = dict(zip(mesh.axis_names, place, strict=True))

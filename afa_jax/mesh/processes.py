@@ -76,8 +76,8 @@ def join(where: dict[str, Any] | None) -> None:
 
 
 def _connect(where: dict[str, Any]) -> None:
-    """``jax.distributed.initialize``, whose own end of patience is the end of the process, without a word of ours."""
-    # Its notice of SIGTERM takes the signal from Python; ours is training.stopping.
+    """Call ``jax.distributed.initialize`` with our own time limit; at its limit jax would end the process itself."""
+    # jax's preemption service would take SIGTERM from Python; training.stopping handles that signal.
     jax.config.update("jax_enable_preemption_service", False)
     patience = _seconds("AFA_JAX_START_SECONDS", START_SECONDS)
     heartbeat = _seconds("AFA_JAX_HEARTBEAT_SECONDS", HEARTBEAT_SECONDS)
@@ -120,11 +120,11 @@ def _seconds(variable: str, default: float) -> float:
 
 
 def finish(status: int, failure: BaseException | None = None) -> int:
-    """The exit status of a command, when the other processes have come as far.
+    """Return the exit status of a command once the other processes have come as far.
 
     Args:
-        failure: what ended the command. Unless the others know of it they are waited for only as long as they may take
-            to fail alike; then this process ends at once, and so do they when they find it gone.
+        failure: what ended the command. If the others do not know of it, this process waits only as long as they may
+            take to fail alike. Then it ends at once, and so do they when they find it gone.
     """
     sys.stdout.flush()
     sys.stderr.flush()
@@ -147,19 +147,19 @@ def finish(status: int, failure: BaseException | None = None) -> int:
 
 
 def lost(error: BaseException) -> bool:
-    """Whether an error of JAX says that another process is gone; on some devices it is a heartbeat that tells."""
+    """Say whether an error of JAX means that another process is gone; on some devices only the heartbeat reports it."""
     told = ("Gloo", "NCCL", "Connection closed", "Connection reset", "Socket closed", "UNAVAILABLE", "heartbeat")
     raised = isinstance(error, ValueError | RuntimeError) and not isinstance(error, InputError)
     return several() and raised and any(word in str(error) for word in told)
 
 
 def several() -> bool:
-    """Whether other processes run this program, too."""
+    """Say whether other processes run this program, too."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
 def first() -> bool:
-    """Whether this is process 0."""
+    """Say whether this is process 0."""
     return not several() or jax.process_index() == 0
 
 
@@ -171,7 +171,7 @@ def say(line: object) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Within it nothing waits for the other processes: process 0 does what it has to do, the others do not."""
+    """Make nothing within it wait for other processes: process 0 does its part alone, and the others skip theirs."""
     before = getattr(_state, "alone", False)
     _state.alone = True
     try:
@@ -181,10 +181,10 @@ def alone() -> Iterator[None]:
 
 
 def gather(value: T) -> list[T]:
-    """The value of every process, in order.
+    """Return the values of all processes, in order.
 
     Raises:
-        TypeError: the value is of a type that afa_jax.mesh.messages does not tell.
+        TypeError: the value is of a type that afa_jax.mesh.messages cannot encode.
     """
     if not several() or getattr(_state, "alone", False):
         return [value]
@@ -213,10 +213,10 @@ def together(function: Callable[[], T]) -> T:
 
 
 def on_first(function: Callable[[], T]) -> T:
-    """Process 0 calls it; its value, or its error with the same message, is that of every process.
+    """Call a function on process 0; return its value, or raise its error with the same message, on every process.
 
     Args:
-        function: like that of ``together``; returns what afa_jax.mesh.messages tells.
+        function: as in ``together``; its value must be one that afa_jax.mesh.messages can encode.
     """
     if not several():
         return function()
@@ -229,7 +229,7 @@ def on_first(function: Callable[[], T]) -> T:
 
 
 def by_first(function: Callable[P, T]) -> Callable[P, T]:
-    """A function, or a method, that process 0 carries out for all; see ``on_first``."""
+    """Make a function or method that process 0 carries out for all; see ``on_first``."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -239,7 +239,7 @@ def by_first(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _attempt(function: Callable[[], T], tell: bool = False) -> tuple[T | None, BaseException | None]:
-    """What it returns, and what it raises instead; that its value cannot be told to others is an error, too."""
+    """Call a function and return its value and its error; with ``tell``, a value that cannot be encoded is an error."""
     with alone():
         try:
             value = function()
@@ -279,9 +279,9 @@ def same(value: Any, what: str) -> None:
 
 
 def meet(where: str) -> None:
-    """Wait, for an hour at most, until every process is here: one that comes late is still compiling, say.
+    """Wait, for an hour at most, until every process is here; one may still be compiling, say.
 
-    A collective is no place to wait at: on CPUs it gives up after half a minute.
+    A collective operation cannot be used to wait: on CPUs it gives up after half a minute.
     """
     if several():
         from orbax.checkpoint.multihost import get_barrier_sync_fn
@@ -290,9 +290,10 @@ def meet(where: str) -> None:
 
 
 def everywhere(value: int) -> Any:
-    """The largest of the processes' values: an array under way, and ``int()`` of it waits.
+    """Return the largest of the processes' values as an array that may still be computing; ``int()`` of it waits.
 
-    Nothing else does: it is given to the devices like a step of training, in the same order by every process.
+    Nothing else waits. Every process must call this in the same order among its training steps, as it runs on the
+    devices like one of them.
 
     Args:
         value: one of a few, from 0 to 255.
@@ -317,7 +318,7 @@ def _flags(value: int) -> jax.Array:
 
 
 def compiled_together(jitted: Any) -> Callable[..., Any]:
-    """A jitted function that no process runs for the first time before all of them have compiled it.
+    """Wrap a jitted function so that no process first runs it before all of them have compiled it.
 
     CPUs that exchange data for the first time wait for each other for 30 seconds, and compiling takes longer.
     """
@@ -335,12 +336,12 @@ def compiled_together(jitted: Any) -> Callable[..., Any]:
 
 
 def place(array: np.ndarray, sharding: Any) -> jax.Array:
-    """An array that every process has whole on its host, on the devices of all of them."""
+    """Place an array that every process has whole on its host on the devices of all processes."""
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
 def fetch(tree: Any) -> Any:
-    """A tree of arrays, however they lie on the devices of all processes, as NumPy arrays; for process 0 only."""
+    """Gather a tree of arrays from the devices of all processes as NumPy arrays; for process 0 only."""
     from jax.experimental.multihost_utils import process_allgather
 
     def whole(leaf: Any) -> np.ndarray | None:
@@ -356,7 +357,7 @@ def fetch(tree: Any) -> Any:
 
 
 def broadcast_arrays(arrays: Any, like: Any) -> Any:
-    """Process 0's arrays, bit for bit, as NumPy arrays on every host.
+    """Return process 0's arrays, bit for bit, as NumPy arrays on every host.
 
     Args:
         arrays: a tree of NumPy arrays; of process 0 only.

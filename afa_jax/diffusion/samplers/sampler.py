@@ -27,12 +27,12 @@ class Sampler(Protocol):
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The experts' noise schedule."""
+        """Return the experts' noise schedule."""
         ...
 
     @property
     def adds_noise(self) -> bool:
-        """Whether its steps take fresh noise."""
+        """Say whether its steps take fresh noise."""
         ...
 
     def constants(self, steps: int, strength: float = 1.0) -> Any:
