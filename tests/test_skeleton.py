@@ -141,3 +141,14 @@ def test_jax_sees_eight_cpu_devices() -> None:
         pytest.skip("JAX_PLATFORMS asks for another platform")
     assert jax.device_count() == 8
     assert jax.numpy.zeros(()).dtype == "float32"  # x64 stays off
+
+
+def test_former_places_that_scripts_know_still_work() -> None:
+    from afa_jax import prepare
+    from afa_jax.data import prepare as former
+    from afa_jax.weights import checkpoint, expected, ldm_keys
+    from afa_jax.weights.formats import ldm_keys as tables
+
+    assert former.main is prepare.main
+    assert checkpoint.expected_shapes is expected.expected_shapes
+    assert (ldm_keys.ldm_table, ldm_keys.ldm_shape) == (tables.ldm_table, tables.ldm_shape)

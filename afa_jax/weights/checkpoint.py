@@ -21,6 +21,7 @@ from typing_extensions import Protocol, runtime_checkable
 from afa_jax.errors import InputError
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.weights.expected import NetworkConfig
+from afa_jax.weights.expected import expected_shapes as expected_shapes  # its former place
 from afa_jax.weights.keys import pytorch_name, text_key
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, cast, is_floating
 
