@@ -33,7 +33,7 @@ def av1_pixels(data: bytes) -> int:
 
 
 def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]]:
-    """The boxes between two places: kind, and where the content starts and ends."""
+    """Yield the boxes between two byte offsets: kind, and where the content starts and ends."""
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
         head = 8
@@ -47,7 +47,7 @@ def _boxes(data: bytes, start: int, end: int) -> Iterator[tuple[bytes, int, int]
 
 
 def _streams(data: bytes) -> Iterator[bytes]:
-    """The data of each item, and of the first frame of each track."""
+    """Yield the data of each item, and of the first frame of each track."""
     for kind, start, end in _boxes(data, 0, len(data)):
         try:
             if kind == b"meta":
@@ -63,7 +63,7 @@ def _streams(data: bytes) -> Iterator[bytes]:
 
 
 def _items(data: bytes, at: int, idat: int) -> Iterator[bytes]:
-    """The data of the items of an iloc box, their extents put together."""
+    """Yield the data of each item of an iloc box, its extents joined."""
 
     def number(size: int) -> int:
         nonlocal at
@@ -92,7 +92,7 @@ def _items(data: bytes, at: int, idat: int) -> Iterator[bytes]:
 
 
 def _first_frame(data: bytes, start: int, end: int) -> bytes:
-    """The data of a track's first frame; nothing where its tables are damaged."""
+    """Return the data of a track's first frame; no bytes where its tables are missing."""
     inner: dict[bytes, tuple[int, int]] = {}
     for name in (b"mdia", b"minf", b"stbl", None):
         inner = {kind: (at, stop) for kind, at, stop in _boxes(data, start, end)}
@@ -106,7 +106,7 @@ def _first_frame(data: bytes, start: int, end: int) -> bytes:
 
 
 def _units(stream: bytes) -> Iterator[tuple[int, bytes]]:
-    """The units (OBUs) of AV1 data, by their kind."""
+    """Yield the units (OBUs) of AV1 data, each with its kind first."""
     at = 0
     while at < len(stream):
         head = stream[at]
@@ -125,7 +125,7 @@ def _units(stream: bytes) -> Iterator[tuple[int, bytes]]:
 
 
 def _sequence_pixels(unit: bytes) -> int:
-    """The largest frame of a sequence header."""
+    """Return the pixels of the largest frame that a sequence header allows."""
     value, left = int.from_bytes(unit, "big"), 8 * len(unit)
 
     def bits(count: int) -> int:

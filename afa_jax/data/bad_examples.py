@@ -58,7 +58,7 @@ class BadExamples:
         replace_text(self.path, "".join(lines))
 
     def summary(self) -> str:
-        """One line: how many of how many, and their names."""
+        """Say in one line how many of all examples are left out, with their names."""
         names = list(self.reasons)
         more = f", see {self.path}" if len(names) > NAMED else ""
         return f"{len(names)} of {self.length} examples left out: {some(names, NAMED)}{more}"

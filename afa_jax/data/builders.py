@@ -56,11 +56,11 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
 
     @abc.abstractmethod
     def splits(self) -> Splits:
-        """For each split (file name, caption or what ``read`` makes one of)."""
+        """Return, for each split, pairs of a file name and a caption, or what ``read`` makes a caption of."""
 
     @abc.abstractmethod
     def read(self, split: str, name: str, caption: Any) -> tuple[bytes, str]:
-        """A picture's bytes and its caption, or a BadExample."""
+        """Return a picture's bytes and its caption, or raise BadExample."""
 
     def _file(self, folder: str, name: str) -> bytes:
         return read_file(self.fs, path_below(folder, name), name, longest_file(self.max_pixels))

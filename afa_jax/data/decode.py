@@ -142,10 +142,10 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 
 
 def _lacks_rows(data: bytes, file: Image.Image) -> bool:
-    """Whether a JPEG's data end before its last row: its decoder makes gray of the rest, and says nothing.
+    """Say whether a JPEG's data end before its last row; its decoder fills the rest with gray and reports nothing.
 
-    Then what comes after the data of its first scan makes another picture, where it is passed over otherwise. That is
-    tried, at an eighth of the size, where the last pixel is that gray.
+    In such a file, bytes appended to the first scan change the picture; in a whole file they are ignored. This is
+    tried at an eighth of the size, and only where the last pixel is that gray.
     """
     corner = file.crop((file.width - 1, file.height - 1, file.width, file.height)).tobytes()
     end = _END_OF_SCAN.search(data, max(0, data.find(b"\xff\xda")) + 2)
@@ -160,7 +160,7 @@ def _lacks_rows(data: bytes, file: Image.Image) -> bool:
 
 
 def _lacks_data(data: bytes) -> bool:
-    """Whether a JPEG without its end marker lacks more than that: then what is appended to it changes its pixels."""
+    """Say whether a JPEG without an end marker lacks pixel data, too: then appended bytes change its pixels."""
     if not has_every_scan(data):
         return True
     restarts = re.findall(rb"\xff([\xd0-\xd7])", data)

@@ -28,10 +28,10 @@ MOST_FILES = 100_000  # that paths may name
 
 
 def filesystem(path: str) -> tuple[FileSystem, str]:
-    """The file system of a path or URL, and the path within it.
+    """Return the file system of a path or URL, and the path within it.
 
     Raises:
-        InputError: no such protocol, or its driver is not installed: it names the package.
+        InputError: no such protocol, or its driver is not installed; the error names the package.
     """
     try:
         fs, inner = fsspec.core.url_to_fs(path)
@@ -45,7 +45,7 @@ def filesystem(path: str) -> tuple[FileSystem, str]:
 
 
 def expand(paths: str | Sequence[str]) -> tuple[FileSystem, list[str]]:
-    """The files named by paths, globs (``part-*.tar``) and brace lists (``part-{000..019}.tar``), in their order.
+    """Find the files of paths, globs (``part-*.tar``) and brace lists (``part-{000..019}.tar``), in their order.
 
     Raises:
         InputError: a name without a file, a glob that matches none, or paths on several file systems.
@@ -91,7 +91,7 @@ def braces(pattern: str) -> list[str]:
 
 
 def _choices(text: str) -> Sequence[str]:
-    """What ``00..11`` or ``a,b`` stands for."""
+    """Return the texts that ``00..11`` or ``a,b`` stands for."""
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", text)
     if not numbers:
         return text.split(",")
@@ -125,13 +125,13 @@ def hidden(name: str) -> bool:
 
 
 def below_common(paths: Sequence[str]) -> list[str]:
-    """The paths below the folder that all of them are in: short names, and no two alike."""
+    """Return the paths relative to the folder that all of them are in: short names, and no two alike."""
     common = posixpath.commonpath([posixpath.dirname(path) for path in paths])
     return [posixpath.relpath(path, common) for path in paths]
 
 
 def find(fs: FileSystem, folder: str) -> dict[str, int]:
-    """All files below a folder, with their sizes; on disk also below symbolic links, which fsspec passes over."""
+    """Find all files below a folder, with sizes; on disk also below symbolic links, which fsspec skips."""
     if isinstance(fs, LocalFileSystem):
         return dict(_walk(folder, frozenset()))
     return {path: info["size"] for path, info in fs.find(folder, detail=True).items()}
@@ -150,13 +150,13 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
 
 
 def stamp(fs: FileSystem, path: str) -> str:
-    """What differs once a file was written anew: its time of change on disk, in a bucket its tag or checksum."""
+    """Return what changes when a file is rewritten: its time of change on disk, its tag or checksum in a bucket."""
     info = fs.info(path)
     return next((str(info[name]) for name in STAMPS if info.get(name)), "") or str(fs.ukey(path))
 
 
 def digest(rows: Iterable[Any]) -> str:
-    """The sha256 of JSON values, in hexadecimal."""
+    """Return the sha256 of JSON values, in hexadecimal."""
     hashed = hashlib.sha256()
     for row in rows:
         hashed.update(json.dumps(row).encode() + b"\n")

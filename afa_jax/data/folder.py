@@ -86,11 +86,11 @@ class CaptionedFolder:
         return f"CaptionedFolder({self.root!r}, {len(self)} pictures)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
+        """Return ``image``, uint8 ``[h, w, 3]``, and ``caption``."""
         return example(self.name(index), *self.read(index), self.max_pixels)
 
     def name(self, index: int) -> str:
-        """The file's name below the folder."""
+        """Return the file's name below the folder."""
         return self.items[index][0]
 
     def read(self, index: int) -> tuple[bytes, str]:
@@ -105,7 +105,7 @@ class CaptionedFolder:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of all names, sizes and captions."""
+        """Return a hash of all names, sizes and captions."""
         sizes = find(self.fs, self.root)
 
         def facts(index: int) -> tuple[str, int | None, str | None]:
@@ -141,7 +141,7 @@ class CaptionedFolder:
             raise BadExample(name, f"{text} is not UTF-8") from error
 
     def _find_out(self, files: list[str], captions: str) -> str:
-        """The list that has the captions; "" for texts beside the pictures."""
+        """Return the list file that has the captions; "" for text files beside the pictures."""
         beside = captions in [ending[1:] for ending in TEXTS]
         lists = [name for name in LISTS if name in files and captions in ("", name, name.partition(".")[2])]
         if captions and not beside:
@@ -171,7 +171,7 @@ class CaptionedFolder:
         return ""
 
     def _listed(self, found: str, column: str, every: list[str]) -> list[tuple[str, str | None]]:
-        """The rows of a list, counted against the pictures that are there."""
+        """Read the rows of a list file and compare them with the pictures that are there."""
         where, key = f"{self.root}/{found}", column.lower()
         content = decode_text(self.fs.cat_file(where), where)
         names = set(every)
@@ -231,7 +231,7 @@ class CaptionedFolder:
         return bool(re.match(r"[A-Za-z]:[\\/]", name))
 
     def _beside(self, files: list[str]) -> list[tuple[str, str | None]]:
-        """The pictures, if any has a text; files with a text that are no pictures are said."""
+        """Return all pictures, their captions still unread; warn of other captioned files and of lone texts."""
         pictures = [name for name in files if _is_picture(name)]
         used, keys = set(self._texts.values()), {key for name in pictures for key in (name, _stem(name))}
         texts = {_stem(name): name for name in files if _is_text(name) and name not in used}
@@ -284,7 +284,7 @@ def _stem(name: str) -> str:
 
 
 def _texts(files: Iterable[str], captions: str) -> tuple[dict[str, str], dict[str, list[str]]]:
-    """The text beside each picture that has one, and those beside one that has several."""
+    """Return by picture the text file beside it, and all text files for pictures that have several."""
     texts: dict[str, list[str]] = {}
     for name in filter(_is_text, files):
         if captions not in [ending[1:] for ending in TEXTS] or name.lower().endswith(f".{captions}"):
@@ -297,7 +297,10 @@ def _texts(files: Iterable[str], captions: str) -> tuple[dict[str, str], dict[st
 
 
 def _match(root: str, name: str, names: set[str], composed: dict[str, str]) -> str:
-    """The file that a list's name means, also one written on Windows or composed otherwise; else the name itself."""
+    """Return the file that a name in a list means, or the name itself.
+
+    Names with Windows separators or in another Unicode composition are found, too.
+    """
     for form in (name, name.replace("\\", "/")):
         tidy = posixpath.normpath(form.removeprefix(f"{root}/"))
         found = tidy if tidy in names else composed.get(unicodedata.normalize("NFC", tidy))
@@ -307,7 +310,7 @@ def _match(root: str, name: str, names: set[str], composed: dict[str, str]) -> s
 
 
 def _hint(outside: Sequence[str], there: Collection[str]) -> str:
-    """What to do with names that lead out of the folder."""
+    """Return the end of a message: what to do with names that lead out of the folder."""
     for name in outside:
         if (base := posixpath.basename(name.replace("\\", "/"))) in there:
             return f"; {printable(base, 200)} is in the folder: write names without folders"
@@ -315,7 +318,7 @@ def _hint(outside: Sequence[str], there: Collection[str]) -> str:
 
 
 def _seen(files: list[str]) -> str:
-    """What there is instead, for a message."""
+    """Return the end of a message: which files there are instead of pictures."""
     for name in files:
         if posixpath.basename(name) in LISTS:
             return f"; there is {name}: give its folder as the path"

@@ -17,12 +17,12 @@ from afa_jax.errors import InputError
 
 
 def unseen(source: PictureSource) -> PictureSource:
-    """Emoji scenes that nothing trains on; of any other data, the source itself."""
+    """Return emoji scenes that nothing trains on; for any other data, the source itself."""
     return dataclasses.replace(source, seed=UNSEEN) if isinstance(source, SceneSource) else source
 
 
 def choose_pairs(source: PictureSource, crop: Crop | None, count: int, seed: int) -> tuple[np.ndarray, list[str]]:
-    """Pictures, uint8 ``[count, rows, columns, 3]``, and captions, chosen by a hash of ``seed``.
+    """Return pictures, uint8 ``[count, rows, columns, 3]``, and captions, chosen by a hash of ``seed``.
 
     An example that cannot be read is named in a warning, and the next one takes its place.
 
@@ -45,7 +45,7 @@ def choose_pairs(source: PictureSource, crop: Crop | None, count: int, seed: int
 
 
 def by_hash(length: int, seed: int) -> Iterator[int]:
-    """All indices below ``length`` in the order of a hash: no choice of ours, and the same on every machine."""
+    """Yield all indices below ``length`` in the order of a hash of the seed, the same on every machine."""
     seen: set[int] = set()
     for number in itertools.count():
         if len(seen) == length:

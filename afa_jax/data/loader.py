@@ -39,12 +39,12 @@ Batch = dict[str, Any]
 
 
 def loading(config: ConfigDict) -> dict[str, Any]:
-    """The arguments of make_loader that are in ``config.data``: ``size``, ``flip``, ``bad`` and ``workers``.
+    """Return the arguments of make_loader that are in ``config.data``: ``size``, ``flip``, ``bad`` and ``workers``.
 
     Only emoji scenes, which are all of one size, may go without ``size``.
 
     Raises:
-        InputError: no size, or one that is none; a value of ``bad`` or ``workers`` that no loader takes.
+        InputError: the size is missing or no size, or a value of ``bad`` or ``workers`` that no loader takes.
     """
     check_reading(config.get("bad", "error"), config.get("workers", 0))
     size = config.get("size")
@@ -81,7 +81,7 @@ def make_loader(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Loader:
-    """A loader of pictures and token ids; ``crop`` None takes the pictures as they are, which are then of one size.
+    """Make a loader of pictures and token ids; with ``crop`` None the source's pictures must be of one size.
 
     Args:
         source: what to read.
@@ -143,7 +143,7 @@ class ReadPicture:
 
 
 def collate(rows: Sequence[Row]) -> Batch:
-    """Rows as a batch: ``bad`` joined, everything else stacked.
+    """Make a batch of rows: join ``bad`` and stack everything else.
 
     Raises:
         InputError: pictures of different sizes.
@@ -201,11 +201,11 @@ class Loader:
         self._batches = rows.batch(batch // process_count, batch_fn=collate)
 
     def at(self, step: int) -> Batch:
-        """The batch of a step, read now."""
+        """Read and return the batch of a step."""
         return self._batches[step]
 
     def iterate(self, first_step: int = 0) -> Generator[Batch, None, None]:
-        """The batches from a step on, read ahead. Close the generator: that ends the threads or processes."""
+        """Yield the batches from a step on, read ahead; closing the generator ends its threads or processes."""
         if self.workers:
             batches: Any = read_in_processes(self._batches, first_step, self.workers, self.threads)
         else:

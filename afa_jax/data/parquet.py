@@ -102,7 +102,7 @@ class ParquetSource:
         return f"ParquetSource({self.files[0]!r}, {len(self.files)} files, {len(self)} pictures)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
+        """Return ``image``, uint8 ``[h, w, 3]``, and ``caption``."""
         number, row = self._find(index)
         table = self._read(number)
         data = table.column(self.image)[row].as_py()
@@ -119,18 +119,18 @@ class ParquetSource:
         return example(self.name(index), data, caption, self.max_pixels)
 
     def name(self, index: int) -> str:
-        """The file's name (below the folder that all are in) and the row, counted from 0 within the file."""
+        """Return the file's name below the files' common folder, and the row, counted from 0 within the file."""
         number, row = self._find(index)
         file, _, before = self._groups[number]
         return f"{self._short[file]}, row {before + row}"
 
     @property
     def fingerprint(self) -> str:
-        """Of the files' names, sizes and footers."""
+        """Return a hash of the files' names, sizes and footers."""
         return self._fingerprint
 
     def _find(self, index: int) -> tuple[int, int]:
-        """The number of the row group, and the row in it."""
+        """Return the number of the row group, and the row in it."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {len(self)}")
         number = int(np.searchsorted(self._ends, index, side="right"))
@@ -138,10 +138,10 @@ class ParquetSource:
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[Any]:
-        """What Arrow reads: a local file by its path.
+        """Yield what Arrow is to read: a path for a local file, else an open file.
 
-        It reads in threads, and one that holds a Python file when the interpreter ends aborts the process ("terminate
-        called without an active exception", in 4 of 550 processes that read a row group and ended).
+        Arrow reads in threads. A thread that holds a Python file when the interpreter ends aborts the process
+        ("terminate called without an active exception", in 4 of 550 processes that read a row group and ended).
         """
         if isinstance(self.fs, LocalFileSystem):
             yield path
@@ -171,7 +171,10 @@ class ParquetSource:
             return self._kept[number]
 
     def _unpacked(self, parquet: Any, group: int) -> Any:
-        """A row group, some rows at a time: a dictionary of one picture may stand for a million of them."""
+        """Read a row group, a few rows at a time, within a limit on its size in memory.
+
+        The limit is needed because a dictionary of one picture may stand for a million rows.
+        """
         import pyarrow as pa
 
         stored = parquet.metadata.row_group(group)

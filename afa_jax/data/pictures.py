@@ -22,7 +22,7 @@ OWN_PIXELS = 178_000_000  # of a picture that this project made; grids are large
 
 
 def grid(pictures: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:
-    """Rows of equally large pictures ``[h, w, 3]`` on white, as one picture."""
+    """Return rows of equally large pictures ``[h, w, 3]`` as one picture, on white."""
     height, width = pictures[0][0].shape[:2]
     rows, columns = len(pictures), max(len(row) for row in pictures)
     canvas = np.full((rows * (height + gap) - gap, columns * (width + gap) - gap, 3), 255, np.uint8)

@@ -100,7 +100,7 @@ def _png(data: bytes) -> tuple[bytes, int]:
 
 
 def _jpeg(data: bytes) -> tuple[bytes, int]:
-    """Drop application data and comments before the first scan, but for what says how colours are stored."""
+    """Drop application data and comments before the first scan, except those that say how colours are stored."""
     view, at = memoryview(data), 2
     kept: list[bytes | memoryview] = [data[:2]]
     exif = xmp = b""
@@ -127,13 +127,13 @@ def _jpeg(data: bytes) -> tuple[bytes, int]:
 
 
 def has_end(data: bytes) -> bool:
-    """Whether a file has an end marker after its pixels' begin; only a JPEG may have none."""
+    """Say whether a JPEG has an end marker after the begin of its pixels; always true for other formats."""
     scan = data.find(b"\xff\xda") if data.startswith(JPEG) else -1
     return scan < 0 or data.find(b"\xff\xd9", scan) >= 0
 
 
 def has_every_scan(data: bytes) -> bool:
-    """Whether the scans of a JPEG bring all coefficients of all its components, to the last bit of each."""
+    """Say whether a JPEG's scans bring all coefficients of all its components, to the last bit of each."""
     begin = re.search(rb"\xff[\xc0-\xc2]..\x08....(.)", data, re.DOTALL)
     components = begin[1][0] if begin else 0
     whole: dict[int, set[int]] = {}
@@ -147,7 +147,7 @@ def has_every_scan(data: bytes) -> bool:
 
 
 def _tiff(data: bytes) -> tuple[bytes, int]:
-    """Leave one directory, with the tags of pixels."""
+    """Leave only the first directory of a TIFF, and in it only the tags that its pixels need."""
     order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
     number, offset, size = ("Q", "Q", 20) if big else ("H", "I", 12)  # of the entries; of places; of an entry
     turned, kept, claimed = 1, [], 0

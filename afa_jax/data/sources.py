@@ -36,7 +36,7 @@ class PictureSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image`` uint8 ``[h, w, 3]`` (RGB, of any size) and ``caption``, at least.
+        """Return at least ``image``, uint8 ``[h, w, 3]`` (RGB, of any size), and ``caption``.
 
         Raises:
             BadExample: the picture cannot be decoded, or there is no caption.
@@ -44,17 +44,17 @@ class PictureSource(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """What messages call example ``index``: a file, a member of a tar, a row."""
+        """Return what messages call example ``index``: a file, a member of a tar, a row."""
         ...
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 that changes when the data set does; no picture is decoded for it."""
+        """Return a sha256 that changes when the data set does; no picture is decoded for it."""
         ...
 
 
 def make_source(config: ConfigDict) -> PictureSource:
-    """The source that ``config.kind`` names: emoji, folder, tfds, tar or parquet.
+    """Make the source that ``config.kind`` names: emoji, folder, tfds, tar or parquet.
 
     The other fields are the source's arguments, except for those in LOADING. With ``bad`` "skip" a folder leaves bad
     examples to the loader: it is not verified, unless ``skip_unreadable`` asks for that.

@@ -27,24 +27,24 @@ class Subset:
         return self.source[int(self.indices[index])]
 
     def name(self, index: int) -> str:
-        """What the source calls it."""
+        """Return what the source calls the example."""
         return self.source.name(int(self.indices[index]))
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of the source and the choice."""
+        """Return a hash of the source's fingerprint and of the chosen indices."""
         chosen = np.ascontiguousarray(self.indices, "<i8").tobytes()
         return hashlib.sha256(self.source.fingerprint.encode() + chosen).hexdigest()
 
 
 def hold_out(source: PictureSource, count: int, seed: int) -> tuple[Subset, Subset]:
-    """(what stays, ``count`` examples drawn from the seed), each in the source's order.
+    """Return (the remaining examples, ``count`` examples drawn with the seed), each in the source's order.
 
-    Where a source has a picture several times, under one name with several captions, no caption of a picture that is
-    held out stays.
+    A source may have a picture several times, under one name with several captions. If one of them is held out, none
+    of them remains.
 
     Raises:
-        InputError: nothing would stay.
+        InputError: nothing would remain.
     """
     order = np.random.default_rng((seed, len(source))).permutation(len(source))
     held_out = np.sort(order[:count])

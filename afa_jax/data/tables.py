@@ -152,7 +152,7 @@ def _named(delimiter: str) -> str:
 def _columns(
     text: str, where: str, needed: Sequence[Collection[str]], whole: Collection[str], delimiters: str
 ) -> tuple[str, Sequence[str]]:
-    """The delimiter, and the columns' names in lower case, without empty ones at the end."""
+    """Return the delimiter, and the columns' names in lower case, without empty ones at the end."""
     tried = []
     for delimiter in delimiters:
         try:

@@ -84,7 +84,7 @@ class TarSource:
         return f"TarSource({self.shards[0]!r}, {len(self.shards)} files, {len(self)} pictures)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
+        """Return ``image``, uint8 ``[h, w, 3]``, and ``caption``."""
         name = self.name(index)
         number, at, size, text_at, text_size, is_json = self._rows[index].tolist()
         if at < 0:
@@ -104,18 +104,18 @@ class TarSource:
         return example(name, read(start=at, end=at + size), caption, self.max_pixels)
 
     def name(self, index: int) -> str:
-        """The tar's name and the members' key."""
+        """Return the tar's name and the members' key."""
         return self._names[index]
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of all members' names, places, sizes and times of change."""
+        """Return a hash of all members' names, places, sizes and times of change."""
         limit = [] if self.max_pixels == MAX_PIXELS else [self.max_pixels]
         return digest([self.field, self._stamp, *limit])
 
 
 def _examples(path: str, members: Sequence[Member]) -> tuple[dict[str, dict[str, tuple[int, int]]], list[str]]:
-    """By key where ``picture``, ``txt`` and ``json`` lie; and members with a caption that are no pictures."""
+    """Return, by key, where ``picture``, ``txt`` and ``json`` lie; and the captioned members that are no pictures."""
     found: dict[str, dict[str, tuple[int, int]]] = {}
     others: dict[str, str] = {}
     for name, offset, size, _ in members:
@@ -194,7 +194,7 @@ def _members(fs: FileSystem, path: str) -> list[Member]:
 
 
 def _indexed(fs: FileSystem, path: str) -> list[Member]:
-    """The members as ``<path>.index.json`` has them; it is written where it is missing, damaged or of another tar."""
+    """Read the members from ``<path>.index.json``; write that file if it is missing, damaged or of another tar."""
     index, size = f"{path}.index.json", fs.size(path)
     state = dict(size=size, stamp=stamp(fs, path))
     try:
@@ -212,7 +212,7 @@ def _indexed(fs: FileSystem, path: str) -> list[Member]:
 
 
 def _member(entry: Any, size: int) -> Member:
-    """A member of an index, if it can be one of a tar of that size; else ValueError."""
+    """Return a member from an index's entry; raise ValueError if a tar of that size cannot have it."""
     name, *numbers = entry
     if not isinstance(name, str) or [type(number) for number in numbers] != [int, int, int]:
         raise ValueError("not a name and three numbers")

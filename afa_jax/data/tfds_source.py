@@ -92,7 +92,7 @@ class TFDSSource:
         return f"TFDSSource({str(self._builder.data_dir)!r}, {self.split!r}, {len(self)} pictures)"
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """``image`` uint8 ``[h, w, 3]`` and ``caption``."""
+        """Return ``image``, uint8 ``[h, w, 3]``, and ``caption``."""
         record = self._read(index)
         caption = record
         for key in [self.caption] if self.caption in record else self.caption.split("/"):
@@ -106,7 +106,7 @@ class TFDSSource:
         return example(self._name(index, record), record[self.image], text, self.max_pixels)
 
     def name(self, index: int) -> str:
-        """The record, with its file's name where the data set has a feature ``file_name``."""
+        """Return the record's name, with its file's name where the data set has a feature ``file_name``."""
         return self._name(index, self._read(index))
 
     def _read(self, index: int) -> dict[str, Any]:
@@ -126,7 +126,7 @@ class TFDSSource:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """Of what TFDS noted about the data set, the sizes of its files, the split and the features."""
+        """Return a hash of TFDS's own records of the data set, the sizes of its files, the split and the features."""
         from etils import epath
 
         files = sorted(epath.Path(self._builder.data_dir).iterdir(), key=lambda file: file.name)
@@ -168,7 +168,7 @@ def _feature_files(folder: Any) -> Iterator[Any]:
 
 
 def _kinds(value: Any) -> Iterator[str]:
-    """The classes that are named anywhere in it."""
+    """Yield the class names found anywhere in a JSON value."""
     for key, own in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
         if key in ("pythonClassName", "python_class_name", "type") and isinstance(own, str):
             yield own

@@ -30,7 +30,7 @@ class Crop:
             raise InputError(f"data.size={self.size}: choose (rows, columns)")
 
     def __call__(self, image: np.ndarray, random: np.random.Generator) -> np.ndarray:
-        """uint8 ``[h, w, 3]`` to uint8 ``[rows, columns, 3]``."""
+        """Resize, crop and perhaps mirror uint8 ``[h, w, 3]`` to uint8 ``[rows, columns, 3]``."""
         rows, columns = self.size
         height, width = image.shape[:2]
         scale = max(rows / height, columns / width)

@@ -95,7 +95,7 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
 
 
 def serve() -> None:
-    """Be such a process: what is to be read comes through standard input, whose end is the end of this process."""
+    """Run a worker process: read its orders from standard input, send batches, and end when standard input does."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)  # who is sent them with this process will end it in time
     life = os.fdopen(os.dup(0), "rb", buffering=0)
@@ -132,7 +132,7 @@ def _end_with(life: Any) -> None:
 
 
 def _portable(error: Exception) -> Exception:
-    """An error with where it happened, as another process can have it."""
+    """Return an error that another process can raise, with its traceback as a note."""
     error.add_note("".join(traceback.format_exception(error)))
     error.__traceback__ = error.__cause__ = error.__context__ = None
     with contextlib.suppress(Exception):

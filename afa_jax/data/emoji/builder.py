@@ -85,7 +85,7 @@ class EmojiPictures(tfds.core.GeneratorBasedBuilder):
 
 
 def renderer(packages: Path, style: Style) -> Callable[[str], np.ndarray]:
-    """Returns codepoint -> picture, uint8 [SIZE, SIZE, 3], for the package of one style.
+    """Return a function from a codepoint to its picture, uint8 [SIZE, SIZE, 3], for the package of one style.
 
     Two kinds of packages are known: Iconify's (icons.json with SVG bodies) and a folder assets/ of WebP files.
 
@@ -117,7 +117,7 @@ def renderer(packages: Path, style: Style) -> Callable[[str], np.ndarray]:
 
 
 def encode(picture: np.ndarray) -> bytes:
-    """Encodes a picture, uint8 [h, w, 3], as lossless WebP."""
+    """Encode a picture, uint8 [h, w, 3], as lossless WebP."""
     buffer = io.BytesIO()
     Image.fromarray(picture).save(buffer, "webp", lossless=True, method=4)
     return buffer.getvalue()

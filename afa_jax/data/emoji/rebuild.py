@@ -18,7 +18,7 @@ from afa_jax.data.emoji.vocabulary import Vocabulary, read_vocabulary
 
 
 def fetch(packages: list[str], folder: Path) -> Path:
-    """Installs npm packages ("name@version") below `folder`; returns the folder that holds them.
+    """Install npm packages ("name@version") below `folder`; return the folder that holds them.
 
     Raises:
         RuntimeError: if npm is missing or fails, with what it said.
@@ -34,7 +34,7 @@ def fetch(packages: list[str], folder: Path) -> Path:
 
 
 def build(packages: Path, out: Path, vocabulary: Vocabulary) -> Path:
-    """Renders the pictures of the unpacked `packages` into `out`/emoji_pictures/1.0.0, which it returns.
+    """Render the pictures of the unpacked `packages` into `out`/emoji_pictures/1.0.0, which it returns.
 
     Raises:
         FileExistsError: if that folder is there already.
@@ -49,7 +49,7 @@ def build(packages: Path, out: Path, vocabulary: Vocabulary) -> Path:
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write emoji_pictures/1.0.0 into")
     out = parser.parse_args().out

@@ -48,7 +48,7 @@ class Pictures:
 
 @functools.cache
 def load_pictures() -> Pictures:
-    """Reads the pictures that the project carries; once in a process, the array cannot be written to.
+    """Read the pictures that the project carries; once in a process, the array cannot be written to.
 
     Raises:
         ValueError: if the pictures are not those of vocabulary.json, with what is missing.
@@ -86,10 +86,10 @@ def _pictures_hash() -> str:
 
 @functools.cache
 def held_out_pairs() -> frozenset[tuple[str, str]]:
-    """The (subject, style) pairs kept out of training.
+    """Return the (subject, style) pairs kept out of training.
 
-    Of each topic in each style it is the same number, those with the lowest hash: no choice of ours, and the same on
-    every machine.
+    The same number of each topic in each style is kept out: the subjects with the lowest hashes, so the choice is
+    arbitrary and the same on every machine.
     """
     vocabulary = read_vocabulary()
     pairs: set[tuple[str, str]] = set()
@@ -119,18 +119,18 @@ class Scene:
 
     @property
     def caption(self) -> str:
-        """The prompt that asks for this scene."""
+        """Return the prompt that asks for this scene."""
         return f"{' and '.join(filter(None, (self.left, self.right)))}, {self.style} style"
 
     @property
     def topics(self) -> tuple[str, str]:
-        """The topics of the left and the right place, "" for an empty one."""
+        """Return the topics of the left and the right place, "" for an empty one."""
         topics = _topic_of()
         return topics.get(self.left, ""), topics.get(self.right, "")
 
 
 def compose(scene: Scene) -> np.ndarray:
-    """Draws a scene: uint8 [32, 64, 3].
+    """Draw a scene: uint8 [32, 64, 3].
 
     Raises:
         KeyError: if the scene's style or one of its subjects is not in the vocabulary.
@@ -192,7 +192,7 @@ class SceneSource:
         return self.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """Returns image, uint8 [32, 32 * places, 3], and the strings caption, left, right, style and two topics.
+        """Return image, uint8 [32, 32 * places, 3], and the strings caption, left, right, style and two topics.
 
         An empty place has the subject "" and the topic "".
         """
@@ -210,16 +210,16 @@ class SceneSource:
         }
 
     def name(self, index: int) -> str:
-        """What messages call a scene: its number and its caption."""
+        """Return what messages call a scene: its number and its caption."""
         return f"scene {index} ({self.scene(index).caption})"
 
     @property
     def fingerprint(self) -> str:
-        """A sha256 of the options and of the pictures that scenes are drawn with."""
+        """Return the sha256 of the options and of the pictures that scenes are drawn with."""
         return hashlib.sha256(f"{self!r} {_pictures_hash()}".encode()).hexdigest()
 
     def scene(self, index: int) -> Scene:
-        """Returns what is to be seen at `index`, without drawing it.
+        """Return the scene at `index`, without drawing it.
 
         Raises:
             IndexError: if there is no such index.
@@ -305,7 +305,7 @@ class Prompt(NamedTuple):
 def evaluation_prompts(
     kind: str, count: int, seed: int = 0, *, split: Split = "train", held_out: HeldOut = "pairs"
 ) -> list[Prompt]:
-    """Returns `count` prompts with two subjects each, no two alike, in all styles equally often.
+    """Return `count` prompts with two subjects each, no two alike, in all styles equally often.
 
     Args:
         kind: a topic, for two subjects of it; or "mixed", for subjects of two topics.
@@ -346,7 +346,7 @@ _lock = threading.Lock()
 
 
 def _resized() -> tuple[dict[int, np.ndarray], dict[str, int], dict[str, int]]:
-    """Returns size -> pictures, uint8 [subject, style, size, size, 3], and the rows and columns of the names."""
+    """Return size -> pictures, uint8 [subject, style, size, size, 3], and the rows and columns of the names."""
     with _lock:
         return _resize()
 

@@ -27,13 +27,13 @@ MAX_LENGTH = 16
 
 
 def count_words(vocabulary: Vocabulary) -> Counter[str]:
-    """Counts how often a word stands in the names, and the words of the captions around them."""
+    """Count how often a word stands in the names, and the words of the captions around them."""
     names = [subject.name for subject in vocabulary.subjects] + [style.name for style in vocabulary.styles]
     return Counter(word for name in [*names, "and", "style"] for word in name.split())
 
 
 def learn_merges(words: Mapping[str, int]) -> list[tuple[str, str]]:
-    """Returns the merges, in order, that make a single token of each word.
+    """Return the merges, in order, that make a single token of each word.
 
     Each joins the most frequent pair of neighbours; of equals, the first in the alphabet, so that there is no chance.
 
@@ -60,7 +60,7 @@ def learn_merges(words: Mapping[str, int]) -> list[tuple[str, str]]:
 
 
 def write_tokenizer(out: Path, merges: list[tuple[str, str]]) -> None:
-    """Writes vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json into the folder `out`."""
+    """Write vocab.json, merges.txt, tokenizer_config.json and special_tokens_map.json into the folder `out`."""
     # CLIP's order: the alphabet, the alphabet at a word's end, the merges, the special tokens.
     tokens = [*ALPHABET, *(letter + END for letter in ALPHABET), *map("".join, merges), START_OF_TEXT, END_OF_TEXT]
     # Two ways to the same token ("a" + "bc", "ab" + "c") are two merges but one entry.
@@ -95,7 +95,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help="folder to write the tokenizer's files into")
     out = parser.parse_args().out

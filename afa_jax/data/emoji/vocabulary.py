@@ -41,13 +41,13 @@ class Vocabulary:
 
     @property
     def topics(self) -> tuple[str, ...]:
-        """Each topic once, in the order of the file."""
+        """Return each topic once, in the order of the file."""
         return tuple(dict.fromkeys(subject.topic for subject in self.subjects))
 
 
 @functools.cache
 def read_vocabulary(path: Path = HERE / "vocabulary.json") -> Vocabulary:
-    """Reads a vocabulary file: {"topics": {topic: [{"name", "codepoint"}]}, "styles": {name: {"package", ...}}}.
+    """Read a vocabulary file: {"topics": {topic: [{"name", "codepoint"}]}, "styles": {name: {"package", ...}}}.
 
     Raises:
         ValueError: if two subjects share a name; captions could not tell them apart.
