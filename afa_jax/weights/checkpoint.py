@@ -55,24 +55,24 @@ class Checkpoint(Protocol):
 
     @property
     def components(self) -> tuple[str, ...]:
-        """Those of NETWORKS it has, and ``scheduler`` and ``tokenizer`` where it has them."""
+        """Return the names of its networks in NETWORKS, and ``scheduler`` and ``tokenizer`` if it has them."""
         ...
 
     @property
     def tokenizer(self) -> Path | None:
-        """The folder of the tokenizer's files (``vocab.json``, ``merges.txt``)."""
+        """Return the folder of the tokenizer's files (``vocab.json``, ``merges.txt``)."""
         ...
 
     def config(self, component: str) -> dict[str, Any]:
-        """The fields of a network's ``config.json``, or of ``scheduler_config.json``.
+        """Return the fields of a network's ``config.json``, or of ``scheduler_config.json``.
 
         Raises:
-            WeightsError: there is no such component, by the file that is missing.
+            WeightsError: there is no such component; the error names the missing file.
         """
         ...
 
     def tensors(self, component: str) -> Tensors:
-        """The state dict of a network, in PyTorch's layout.
+        """Return the state dict of a network, in PyTorch's layout.
 
         The keys are those of today's diffusers (``down_blocks.0...``) or of transformers before version 5
         (``text_model.encoder...``), one spelling for each, without ``position_ids``.
@@ -83,11 +83,11 @@ class Checkpoint(Protocol):
         ...
 
     def what(self, component: str, config: bool = False) -> str:
-        """The file of a component's weights, or the one that says its config, for messages."""
+        """Return, for messages, the name of the file that has a component's weights, or its config."""
         ...
 
     def sha256(self, component: str) -> str:
-        """A hash of what decides a network's weights; it changes whenever they do."""
+        """Return a hash that changes whenever the network's weights do."""
         ...
 
 
@@ -119,7 +119,7 @@ class MemoryCheckpoint:
         tokenizer: Path | None = None,
         metadata: Mapping[str, str] | None = None,
     ) -> MemoryCheckpoint:
-        """The checkpoint of modules; those that are not given it does not have."""
+        """Make a checkpoint of the given modules; it lacks those that are not given."""
         from afa_jax.weights.networks import unet_keys
         from afa_jax.weights.state_dicts import state_dict
 
@@ -161,7 +161,7 @@ class MemoryCheckpoint:
 
 
 def hash_tensors(tensors: Tensors) -> str:
-    """sha256 of a state dict: its names, dtypes, shapes and bytes, whatever the order."""
+    """Return the sha256 of a state dict: its names, dtypes, shapes and bytes, in any order."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tensor.shape};".encode())
@@ -224,17 +224,17 @@ class _Rounded(DerivedCheckpoint):
 
 
 def rounded(checkpoint: Checkpoint, dtype: DTypeLike) -> Checkpoint:
-    """A checkpoint whose weights are rounded to a dtype when they are read.
+    """Return a checkpoint whose weights are rounded to a dtype when they are read.
 
-    Its sha256 of a component is the checkpoint's own where all weights have this dtype already, and another one where
-    a single one has not, even if its values survive the rounding.
+    A component keeps its sha256 if all its weights have this dtype already. A single weight of another dtype changes
+    it, even if the rounding changes no value.
 
     Args:
         dtype: float16, bfloat16 or float32.
 
     Raises:
         InputError: another dtype.
-        WeightsError: when a weight is read that is finite, but too large for the dtype.
+        WeightsError: a weight that is read is finite, but too large for the dtype.
     """
     if str(np.dtype(dtype)) not in ("float16", "bfloat16", "float32"):
         raise InputError(f"dtype {np.dtype(dtype)}: weights are float16, bfloat16 or float32")
@@ -242,12 +242,12 @@ def rounded(checkpoint: Checkpoint, dtype: DTypeLike) -> Checkpoint:
 
 
 def hash_components(checkpoint: Checkpoint, components: Sequence[str]) -> str:
-    """One sha256 for several networks of a checkpoint."""
+    """Return one sha256 for several networks of a checkpoint."""
     return hashlib.sha256(b"".join(bytes.fromhex(checkpoint.sha256(name)) for name in components)).hexdigest()
 
 
 def network_config(checkpoint: Checkpoint, component: str) -> NetworkConfig:
-    """The architecture of one of a checkpoint's networks.
+    """Return the architecture of one of a checkpoint's networks.
 
     Raises:
         WeightsError: as the checkpoint's config.
@@ -257,10 +257,10 @@ def network_config(checkpoint: Checkpoint, component: str) -> NetworkConfig:
 
 
 def prediction_type(checkpoint: Checkpoint) -> str:
-    """What the U-Net predicts, by the scheduler's config; epsilon where that is silent, as in diffusers.
+    """Return the prediction type that the scheduler's config gives; epsilon if it gives none, as in diffusers.
 
     Raises:
-        WeightsError: as the checkpoint's config; it is not text.
+        WeightsError: as the checkpoint's config; or the prediction type is not text.
     """
     found = checkpoint.config("scheduler").get("prediction_type") or "epsilon"
     if not isinstance(found, str):

@@ -40,24 +40,24 @@ class Difference:
 
     @property
     def least(self) -> str:
-        """The block with the smallest difference, the first of several."""
+        """Return the block with the smallest difference, the first of several."""
         return min(self.blocks, key=lambda block: self.blocks[block])
 
     @property
     def most(self) -> str:
-        """The block with the largest difference, the first of several."""
+        """Return the block with the largest difference, the first of several."""
         return max(self.blocks, key=lambda block: self.blocks[block])
 
     @property
     def kind(self) -> Kind:
-        """What this means: nothing differs, no more than rounding does, or more."""
+        """Return how far the two differ: not at all, no more than by rounding, or more."""
         if self.total == 0:
             return "identical"
         return "near-identical" if self.total < NEAR_IDENTICAL else "different"
 
 
 def compare_experts(checkpoints: Mapping[str, Source]) -> Iterator[tuple[tuple[str, str], Difference]]:
-    """Every pair of experts of one architecture, by name, with their difference.
+    """Yield every pair of experts of one architecture, by name, with their difference.
 
     Files of whatever dtype are compared in float32, two tensors in memory at a time.
 
@@ -70,9 +70,9 @@ def compare_experts(checkpoints: Mapping[str, Source]) -> Iterator[tuple[tuple[s
 
 
 def difference(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference:
-    """The difference of two sets of arrays or Tensors by block and name.
+    """Return the difference of two sets of arrays or Tensors by block and name.
 
-    Names and shapes are the same in both, except for layers that one text encoder leaves out: there it has zeros.
+    Names and shapes are the same in both. A layer that only one text encoder has is compared with zeros.
     """
     squares = {}
     for block, arrays in one.items():
@@ -97,7 +97,7 @@ def _relative(apart: float, size: float) -> float:
 
 
 def comparison(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping[str, Any]]) -> Difference | None:
-    """The difference of two experts in the blocks that both have; None for other architectures."""
+    """Return the difference of two experts in the blocks that both have; None if their architectures differ."""
     common = [block for block in one if block in other]
     shapes = [
         {(block, key): tensor.shape for block in common for key, tensor in expert[block].items()}
@@ -110,7 +110,7 @@ def comparison(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping
 
 
 def expert_blocks(checkpoint: Source, components: Sequence[str] = EXPERT) -> dict[str, dict[str, Any]]:
-    """An expert's Tensors by block and key; reading one that is not finite raises WeightsError.
+    """Return an expert's Tensors by block and key; reading one that is not finite raises WeightsError.
 
     Args:
         components: the U-Net, and the text encoder if it is to be compared.

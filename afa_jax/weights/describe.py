@@ -27,10 +27,10 @@ _PUBLISHED: dict[tuple[int, ...], str] = {
 
 
 def describe(checkpoint: Checkpoint) -> dict[str, Any]:
-    """All that ``--inspect`` says of a checkpoint that can be used, as JSON values. Reads every tensor once.
+    """Return all that ``--inspect`` says of a usable checkpoint, as JSON values, reading every tensor once.
 
     Raises:
-        WeightsError, ConfigError: as check_networks; a checkpoint that has no component.
+        WeightsError, ConfigError: as check_networks; or the checkpoint has no network.
     """
     check_networks(checkpoint)
     if not set(NETWORKS) & set(checkpoint.components):
@@ -58,7 +58,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def describe_file(path: Path, problem: InputError) -> dict[str, Any]:
-    """What can be said of a safetensors file that is no checkpoint of ours, and why (``problem``).
+    """Describe a safetensors file that is no usable checkpoint; ``problem`` says why it is none.
 
     Raises:
         WeightsError: not a safetensors file.
@@ -78,7 +78,7 @@ def describe_file(path: Path, problem: InputError) -> dict[str, Any]:
 
 
 def container(checkpoint: Checkpoint) -> str:
-    """How a checkpoint is stored."""
+    """Return how a checkpoint is stored."""
     if not isinstance(checkpoint, FolderCheckpoint):
         return "single file" if checkpoint.path.is_file() else "folder"
     files = [checkpoint.what(name) for name in checkpoint.components if name in NETWORKS]
@@ -86,13 +86,13 @@ def container(checkpoint: Checkpoint) -> str:
 
 
 def family(unet: UNetConfig) -> str:
-    """The published family with a U-Net of these widths."""
+    """Return the published family with a U-Net of these widths."""
     own = _PUBLISHED.get((*unet.block_out_channels, unet.cross_attention_dim), "Stable Diffusion 1.x/2.x, another size")
     return own if unet.in_channels == unet.out_channels else f"{own}, {task_of(unet.in_channels, unet.out_channels)}"
 
 
 def architecture(unet: UNetConfig) -> dict[str, Any]:
-    """What tells U-Nets of one family apart."""
+    """Return the fields that tell U-Nets of one family apart."""
     return dict(
         in_channels=unet.in_channels,
         out_channels=unet.out_channels,
@@ -103,7 +103,7 @@ def architecture(unet: UNetConfig) -> dict[str, Any]:
 
 
 def component(tensors: Tensors) -> dict[str, Any]:
-    """Number of tensors, their bytes, and how many there are of each dtype."""
+    """Return the number of tensors, their bytes, and how many there are of each dtype."""
     return dict(
         tensors=len(tensors),
         bytes=sum(math.prod(tensor.shape) * np.dtype(tensor.dtype).itemsize for tensor in tensors.values()),
@@ -112,7 +112,7 @@ def component(tensors: Tensors) -> dict[str, Any]:
 
 
 def nonfinite(tensors: Tensors) -> Iterator[str]:
-    """The names of the tensors with NaN or infinity; reads them one after another."""
+    """Yield the names of the tensors with NaN or infinity, reading one tensor at a time."""
     for name, tensor in tensors.items():
         array = tensor.read()
         if array.dtype.kind not in "iub" and not np.isfinite(array).all():

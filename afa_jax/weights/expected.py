@@ -20,14 +20,14 @@ Named = Iterator[tuple[str, Shape]]
 
 @functools.lru_cache(maxsize=16)
 def expected_shapes(config: NetworkConfig) -> Mapping[str, Shape]:
-    """The keys of a network of this architecture with their shapes, as a Checkpoint's state dict has them."""
+    """Return the keys and shapes of a network of this architecture, as in a Checkpoint's state dict."""
     if isinstance(config, UNetConfig):
         return {key: shape for _, key, shape in _unet(config)}
     return dict(_vae(config) if isinstance(config, VAEConfig) else _text_encoder(config))
 
 
 def unet_stages(config: UNetConfig) -> dict[str, str]:
-    """By the key of each tensor of a U-Net the name of its stage, or ``time_embedding``; in the stages' order."""
+    """Return each U-Net tensor's stage, or ``time_embedding``, by its key; in the stages' order."""
     return {key: stage for stage, key, _ in _unet(config)}
 
 
@@ -50,7 +50,7 @@ def check_tensors(wanted: Mapping[str, Shape], tensors: Mapping[str, Any], *, wh
 
 
 def _layer(name: str, *weight: int) -> Named:
-    """A linear layer, a convolution or a norm: a bias as long as the weight's first axis, and the weight."""
+    """Yield a linear layer, a convolution or a norm: a bias as long as the weight's first axis, and the weight."""
     yield f"{name}.bias", weight[:1]
     yield f"{name}.weight", weight
 
@@ -84,7 +84,7 @@ def _transformer(name: str, width: int, context: int, layers: int, linear: bool)
 
 
 def _unet(config: UNetConfig) -> Iterator[tuple[str, str, Shape]]:
-    """Stage, key and shape of every tensor of a U-Net."""
+    """Yield stage, key and shape of every tensor of a U-Net."""
     widths, time, last = config.block_out_channels, config.time_width, len(config.block_out_channels) - 1
 
     def transformer(name: str, level: int) -> Named:

@@ -16,7 +16,7 @@ _LONGEST, _MOST_BRACKETS = 2**24, 2**20  # an index of shards has 0.2 MB
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         WeightsError: the file is missing or does not hold a JSON object.

@@ -34,7 +34,7 @@ _STAGE_KEYS = tuple(
 
 
 def unet_key(stage_names: list[str], layer_name: str) -> Key:
-    """The key function of a U-Net.
+    """Return the key function of a U-Net.
 
     Args:
         stage_names: names of its stages, in order.
@@ -60,37 +60,37 @@ def unet_key(stage_names: list[str], layer_name: str) -> Key:
 
 
 def text_key(path: str) -> str:
-    """The key of a text encoder's parameter in a diffusers folder."""
+    """Return the key of a text encoder's parameter in a diffusers folder."""
     return "text_model." + pytorch_name(path)
 
 
 def without_pixels(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of a 1x1 convolution, which old files have in the VAE's attention, as a linear layer's."""
+    """Return a 1x1 convolution's shape as a linear layer's; old files have such in the VAE's attention."""
     return shape[:2] if shape[2:] == (1, 1) else shape
 
 
 def pytorch_name(path: str) -> str:
-    """The path with its last component as PyTorch calls it."""
+    """Return the path with its last component as PyTorch calls it."""
     head, dot, last = path.rpartition(".")
     return head + dot + _PYTORCH_NAME[last]
 
 
 def to_pytorch(path: str, array: np.ndarray) -> np.ndarray:
-    """Our layout to PyTorch's."""
+    """Turn an array from our layout into PyTorch's."""
     if path.endswith("kernel"):
         return array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T
     return array
 
 
 def from_pytorch(path: str, array: np.ndarray) -> np.ndarray:
-    """PyTorch's layout to ours."""
+    """Turn an array from PyTorch's layout into ours."""
     if path.endswith("kernel"):
         return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
     return array
 
 
 def shape_in_pytorch(path: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape a parameter of ours has in a checkpoint."""
+    """Return the shape that a parameter of ours has in a checkpoint."""
     if path.endswith("kernel"):
         return (shape[3], shape[2], *shape[:2]) if len(shape) == 4 else shape[::-1]
     return shape

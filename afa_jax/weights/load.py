@@ -28,18 +28,18 @@ LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 
 
 def noise_schedule(checkpoint: Source) -> NoiseSchedule:
-    """The noise schedule of a checkpoint.
+    """Load the noise schedule of a checkpoint.
 
     Raises:
-        WeightsError: it has none, or one that is no JSON.
-        ScheduleError: one that cannot be followed.
+        WeightsError: the checkpoint has none, or one that is no JSON.
+        ScheduleError: the schedule is one that this project cannot follow.
     """
     checkpoint = open_checkpoint(checkpoint)
     return NoiseSchedule.from_json(checkpoint.config("scheduler"), checkpoint.what("scheduler", config=True))
 
 
 def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> UNet:
-    """The U-Net of a checkpoint.
+    """Load the U-Net of a checkpoint.
 
     Args:
         dtype: compute dtype.
@@ -60,7 +60,7 @@ def load_unets(
     param_dtype: DTypeLike = jnp.float32,
     sharding: LeafSharding | None = None,
 ) -> UNet:
-    """The U-Nets of N checkpoints of the first one's architecture, as a stack; as load_unet and load_stack."""
+    """Load the U-Nets of N checkpoints of one architecture as a stack; as load_unet and load_stack."""
     config = unet_config(checkpoints[0])
     unet, key = abstract_network(config, dtype)
     return load_stack(
@@ -79,10 +79,10 @@ def load_text_encoders(
     param_dtype: DTypeLike = jnp.float32,
     sharding: LeafSharding | None = None,
 ) -> TextEncoder:
-    """The text encoders of N checkpoints of the first one's architecture, as a stack; as load_unets.
+    """Load the text encoders of N checkpoints of one architecture as a stack; as load_unets.
 
-    One may have fewer layers than another (clip skip): it gets layers of zeros, which change nothing, for each adds
-    what it computes to its input.
+    One may have fewer layers than another (clip skip). It then gets layers of zeros, which change nothing, as a layer
+    adds its output to its input.
     """
     layers = [text_config(checkpoint).num_hidden_layers for checkpoint in checkpoints]
     config = dataclasses.replace(text_config(checkpoints[0]), num_hidden_layers=max(layers))
@@ -100,7 +100,7 @@ def load_text_encoders(
 
 
 def _with_layers(tensors: Tensors, layers: int, config: TextConfig) -> Tensors:
-    """A text encoder's tensors with layers of zeros from ``layers`` on, so that it has the config's number."""
+    """Add layers of zeros from ``layers`` on to a text encoder's tensors, up to the config's number."""
     if layers == config.num_hidden_layers:
         return tensors
     added = {f".layers.{number}." for number in range(layers, config.num_hidden_layers)}
@@ -113,9 +113,9 @@ def _zeros(shape: tuple[int, ...]) -> Tensor:
 
 
 def load_vae(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> VAE:
-    """The autoencoder of a checkpoint; arguments and errors as load_unet's.
+    """Load the autoencoder of a checkpoint; arguments and errors as load_unet's.
 
-    In place of float16 it is float32 where the config's ``force_upcast`` says that it overflows that.
+    Where the config's ``force_upcast`` says that float16 overflows, float32 is used instead of float16.
     """
     checkpoint = open_checkpoint(checkpoint)
     config = vae_config(checkpoint)
@@ -127,7 +127,7 @@ def load_vae(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype:
 def load_text_encoder(
     checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32
 ) -> TextEncoder:
-    """The text encoder of a checkpoint; arguments and errors as load_unet's."""
+    """Load the text encoder of a checkpoint; arguments and errors as load_unet's."""
     checkpoint = open_checkpoint(checkpoint)
     return _load(checkpoint, "text_encoder", text_config(checkpoint), dtype, param_dtype)
 

@@ -36,12 +36,12 @@ class Family:
 
     @property
     def supported(self) -> bool:
-        """Whether SingleFileCheckpoint reads it."""
+        """Say whether SingleFileCheckpoint reads files of this family."""
         return not self.advice
 
     @property
     def is_lora(self) -> bool:
-        """Whether it is a LoRA, to judge by some of its keys."""
+        """Say whether the file is a LoRA, judging by some of its keys."""
         return self.advice is LORA_ADVICE
 
     def check(self, path: Path) -> None:
@@ -99,7 +99,7 @@ _PROJECTION = re.compile(r"model\.diffusion_model\..*\.proj_in\.weight")
 
 
 def family_of(shapes: Shapes) -> Family:
-    """The family that these tensors make; a Family with advice for what is unsupported or unknown."""
+    """Return the family of a file with these tensors; for one that is unsupported or unknown it has advice."""
     if not shapes:
         return Family("a file without tensors", "fetch or write it again")
     for pattern, family in _RULES:
@@ -122,7 +122,7 @@ def family_of(shapes: Shapes) -> Family:
 
 
 def _ldm(shapes: Shapes) -> Family:
-    """U-Nets in LDM's layout, by what they are conditioned on."""
+    """Return the family of a U-Net in LDM's layout, told by what it is conditioned on."""
     context = next((shapes[key][-1] for key in shapes if _CONTEXT.fullmatch(key) and shapes[key]), None)
     if context is None:
         return Family("a latent diffusion model without text", _OTHER)

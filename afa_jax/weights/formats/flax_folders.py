@@ -35,7 +35,7 @@ _CHUNKED = "__msgpack_chunked_array__"
 
 
 def open_flax(path: Path) -> TensorFile:
-    """The tensors of a Flax model's file under PyTorch's keys and in PyTorch's layout.
+    """Open a Flax model's file: its tensors under PyTorch's keys and in PyTorch's layout.
 
     Raises:
         WeightsError: the file is missing, truncated, or not the parameters of a Flax model.
@@ -62,7 +62,7 @@ def open_flax(path: Path) -> TensorFile:
 
 
 def pytorch_key(path: str) -> str:
-    """``down_blocks_0.attentions_1.proj_in.kernel`` -> ``down_blocks.0.attentions.1.proj_in.weight``."""
+    """Rename ``down_blocks_0.attentions_1.proj_in.kernel`` to ``down_blocks.0.attentions.1.proj_in.weight``."""
     if path.rpartition(".")[2] in _UNCHANGED:
         return path
     try:
@@ -84,7 +84,7 @@ def _leaves(tree: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
 
 
 def _joined(parts: Mapping[str, Any]) -> Tensor:
-    """One tensor of the map that Flax writes for an array above a gigabyte."""
+    """Join the parts of an array above a gigabyte, which Flax writes as a map, to one tensor."""
     shape, chunks = (tuple(_in_order(parts.get(name))) for name in ("shape", "chunks"))
     if not all(type(n) is int for n in shape) or not all(isinstance(c, Tensor) for c in chunks):
         raise ValueError("an array in chunks is not complete")
@@ -94,7 +94,7 @@ def _joined(parts: Mapping[str, Any]) -> Tensor:
 
 
 def _in_order(entries: Any) -> list[Any]:
-    """The list that Flax writes as ``{"0": ..., "1": ...}``."""
+    """Return the list that Flax writes as ``{"0": ..., "1": ...}``."""
     count = len(entries) if isinstance(entries, dict) else 0
     return [entries.get(str(i)) for i in range(count)]
 
@@ -112,7 +112,7 @@ class _Reader:
         return tree
 
     def skip(self, count: int) -> int:
-        """Where the next ``count`` bytes begin."""
+        """Skip ``count`` bytes and return where they begin."""
         begin, self.at = self.at, self.at + count
         if self.at > len(self.data):
             raise ValueError(f"{self.at - len(self.data)} bytes are missing")
@@ -123,7 +123,7 @@ class _Reader:
         return int.from_bytes(self.data[begin : begin + size], "big")
 
     def value(self, depth: int = 0) -> Any:
-        """The next value: a dict, a list, a str, an int, a Tensor, or bytes as the range where they lie."""
+        """Read the next value: a dict, a list, a str, an int, a Tensor, or bytes as the range where they lie."""
         self.values += 1
         if depth > _DEEPEST or self.values > _MOST:
             raise ValueError(f"nested more than {_DEEPEST} deep, or more than {_MOST} values")
@@ -165,7 +165,7 @@ class _Reader:
         return result
 
     def array(self, size: int, depth: int) -> Tensor:
-        """The array in an extension of ``size`` bytes."""
+        """Read the array in an extension of ``size`` bytes."""
         code = self.number(1)
         end = self.at + size
         if code != 1:

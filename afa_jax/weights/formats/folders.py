@@ -87,7 +87,7 @@ class FolderCheckpoint:
 
     @property
     def bare(self) -> str | None:
-        """The component that the folder itself is, ``unet`` or ``vae``, if it has no subfolders of components."""
+        """Return which component the folder itself is, ``unet`` or ``vae``; None if components are in subfolders."""
         own, index = self.path / "config.json", self.path / "model_index.json"
         if not own.is_file() or index.is_file() or any((self.path / name / own.name).is_file() for name in NETWORKS):
             return None
@@ -136,7 +136,7 @@ class FolderCheckpoint:
         return hash_tensors(self.tensors(component))
 
     def weights(self, component: str) -> Path:
-        """The file of a component's weights, or the index of its shards.
+        """Return the file of a component's weights, or the index of its shards.
 
         Raises:
             WeightsError: as weights_name.
@@ -227,7 +227,7 @@ def check_target(folder: Path, overwrite: bool | None = False) -> None:
 
 
 def _configs(checkpoint: Checkpoint) -> dict[str, Mapping[str, Any]]:
-    """All JSON files of a checkpoint's folder but the tokenizer's, by their names."""
+    """Return the JSON files of a checkpoint's folder by name, except the tokenizer's."""
     classes, task = dict(_CLASSES), ""
     configs: dict[str, Mapping[str, Any]] = {}
     for name in checkpoint.components:
@@ -262,7 +262,7 @@ def save_folder(
 
 
 def modern_key(component: str, key: str) -> str:
-    """A network's key as today's diffusers and transformers spell it."""
+    """Return a network's key as today's diffusers and transformers spell it."""
     # transformers 5 writes the keys without the prefix that every folder before it has.
     if component == "text_encoder" and not key.startswith("text_model."):
         return f"text_model.{key}"
@@ -273,6 +273,6 @@ def modern_key(component: str, key: str) -> str:
 
 
 def as_linear(component: str, key: str, tensor: Tensor) -> Tensor:
-    """Old files store the VAE's attention projections as 1x1 convolutions."""
+    """Turn the VAE's attention projections, 1x1 convolutions in old files, into linear layers."""
     shape = without_pixels(tensor.shape) if component == "vae" and ".attentions." in key else tensor.shape
     return tensor if shape == tensor.shape else tensor.apply(lambda array: array.reshape(shape), shape)

@@ -36,16 +36,16 @@ def fetch(
     variant: str | None = None,
     weights: bool = True,
 ) -> Path:
-    """A checkpoint as a local path: a path that exists as it is, or what a path on the hub names, downloaded.
+    """Return a checkpoint's local path: an existing path unchanged, or the download of a path on the hub.
 
     Args:
         path: a local file or folder; a diffusers repository, ``owner/name``, or one of a U-Net or VAE alone; or a file
             of a repository, ``owner/name/file.safetensors``. The last two may end in ``@revision``.
-        components: those that are read, of the networks as many as there are; of a repository nothing else is
-            downloaded, and never a pickle.
+        components: those to read; a network that is not there is left out. Nothing else of a repository is downloaded,
+            and never a pickle.
         revision: a branch, tag or commit of the repository.
         variant: as FolderCheckpoint's.
-        weights: without, of a repository only what describes its networks is downloaded, and of no use but for that.
+        weights: if false, only a repository's description of its networks is downloaded, and no weights.
 
     Returns:
         A file, or a folder in diffusers' layout, in which only these components need be there.
@@ -92,7 +92,7 @@ def fetch(
 
 
 def fetch_lora(path: str, revision: str | None = None) -> Path:
-    """A LoRA as a local path: a path that exists as it is, or what a path on the hub names, downloaded.
+    """Return a LoRA's local path: an existing path unchanged, or the download of a path on the hub.
 
     Args:
         path: a local file or folder; a repository with one of ``lora_files.FILES``; or a file of a repository,
@@ -132,7 +132,7 @@ def fetch_lora(path: str, revision: str | None = None) -> Path:
 
 
 def fetch_run(path: str | Path, revision: str | None = None) -> Path:
-    """The folder of trained aggregators: a local one, or that of the repository on the hub with this id.
+    """Return the folder of a trained run: a local one, or the download of the hub's repository with this id.
 
     Raises:
         InputError: as fetch.
@@ -146,7 +146,7 @@ def fetch_run(path: str | Path, revision: str | None = None) -> Path:
 
 
 def described(names: Collection[str], components: Sequence[str]) -> list[str]:
-    """Of a repository's files the small ones that are read: model_index.json, configs, tokenizer."""
+    """Return the small files of a repository that are read: model_index.json, configs, tokenizer."""
     texts = tuple(f"{component}/" for component in components)
     wanted = {name for name in names if name.startswith(texts) and name.endswith((".json", ".txt"))}
     own = {"model_index.json"} & set(names) or {"config.json"}
@@ -156,10 +156,10 @@ def described(names: Collection[str], components: Sequence[str]) -> list[str]:
 
 
 def needed(names: Collection[str], components: Sequence[str], variant: str | None, what: str) -> list[str]:
-    """Of a repository's files those that are read: ``described``, and each network's weights in one version.
+    """Return the files of a repository that are read: ``described``, and one version of each network's weights.
 
     Raises:
-        InputError: the weights of a component are not there, or as pickles only.
+        InputError: the weights of a component are missing, or there as pickles only.
         WeightsError: as weights_name.
     """
     wanted = described(names, components)
@@ -182,7 +182,7 @@ def needed(names: Collection[str], components: Sequence[str], variant: str | Non
 
 
 def _bare(folder: Path, components: Sequence[str]) -> str | None:
-    """The network that a repository is, by its configs, if it is one alone.
+    """Return which network a repository holds, by its configs, if it holds only one.
 
     Raises:
         InputError: it is of another family, or not one of these components.
@@ -203,12 +203,12 @@ def _local(path: str, revision: str | None) -> Path:
 
 
 def _names(path: str, repo: str, revision: str | None) -> tuple[Collection[str], Path | None]:
-    """A repository's files; or, where the hub cannot be reached, those in the cache, and the folder they are in."""
+    """Return a repository's files and None; if the hub cannot be reached, the cached files and their folder."""
     from huggingface_hub import HfApi, errors, snapshot_download
 
     with _explained(path, revision):
         try:
-            # Unlike list_repo_files, it does not try for a minute.
+            # model_info fails at once where list_repo_files would try for a minute.
             files = HfApi().model_info(repo, revision=revision).siblings or []
             return [file.rfilename for file in files], None
         except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError):  # a gated one is among the latter
@@ -229,7 +229,7 @@ def _download(path: str, repo: str, revision: str | None, names: Sequence[str]) 
 
 
 def _download_file(path: str, repo: str, file: str, revision: str | None) -> Path:
-    """A file, and beside it the .yaml of the same name where there is one: it says what the model predicts."""
+    """Download a file, and the .yaml of the same name if there is one, which says the prediction type."""
     from huggingface_hub import errors, hf_hub_download
 
     with _explained(path, revision):
@@ -265,7 +265,7 @@ def _explained(path: str, revision: str | None) -> Iterator[None]:
 
 
 def _why_not() -> str:
-    """Why the hub was not asked."""
+    """Return why the hub was not asked."""
     from huggingface_hub import constants
 
     return "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"

@@ -21,7 +21,7 @@ OPEN_CLIP_WIDTH = 1024  # of Stable Diffusion 2's text encoder; that of 1 has 76
 
 
 def found_config(component: str, shapes: Shapes, what: str) -> dict[str, Any]:
-    """The config.json fields of a network, as far as shapes and families tell.
+    """Return a network's config.json fields, as far as shapes and families tell.
 
     Args:
         component: ``unet``, ``vae`` or ``text_encoder``.
@@ -29,7 +29,7 @@ def found_config(component: str, shapes: Shapes, what: str) -> dict[str, Any]:
         what: names the file in errors.
 
     Raises:
-        WeightsError: a tensor that decides is missing or has another rank.
+        WeightsError: a tensor that is needed to tell a field is missing or has another rank.
     """
     finders: dict[str, Callable[[_Shapes], dict[str, Any]]] = dict(unet=_unet, vae=_vae, text_encoder=_text)
     return finders[component](_Shapes(shapes, what))
@@ -52,7 +52,7 @@ class _Shapes:
         return self.shapes[key]
 
     def count(self, key: str) -> int:
-        """How many there are of ``key``, which has a ``{}`` for the number, from 0 on."""
+        """Count the keys of the form ``key``, whose ``{}`` stands for a number, from 0 on."""
         number = 0
         while key.format(number) in self:
             number += 1
@@ -84,7 +84,7 @@ def _unet(shape: _Shapes) -> dict[str, Any]:
 
 
 def _levels(shape: _Shapes, blocks: str, place: int) -> list[tuple[int, int, int]]:
-    """Width, layers and transformer depth (0 without attention) of each level, in LDM's order."""
+    """Return width, layers and transformer depth (0 without attention) of each level, in LDM's order."""
     levels, layers, depth = [], 0, 0
     while True:
         at = f"{blocks}.{place}"

@@ -84,17 +84,17 @@ _OPEN_CLIP = (
 
 
 def common_spelling(key: str) -> str:
-    """A single file's key as LDM spells it."""
+    """Return a single file's key as LDM spells it."""
     for pattern, replacement in _SPELLINGS:
         key = pattern.sub(replacement, key)
     return key
 
 
 def is_unused(key: str, layers: Any = None) -> bool:
-    """Whether single files carry this key for something else than the networks.
+    """Say whether single files carry this key for something else than the networks.
 
     Args:
-        layers: of the text encoder; OpenCLIP's are never more than OPEN_CLIP_LAYERS.
+        layers: number of the text encoder's; at most OPEN_CLIP_LAYERS for OpenCLIP.
     """
     for prefix, component in _NETWORKS:
         if key.startswith(prefix):
@@ -105,7 +105,7 @@ def is_unused(key: str, layers: Any = None) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def ldm_table(config: NetworkConfig) -> Table:
-    """All keys of a network, with LDM's prefixes."""
+    """Return, by LDM's key with its prefix, the key or keys of a network that it stands for."""
     table: dict[str, list[str]] = defaultdict(list)
     rename = _rename(config)
     # OpenCLIP stacks query, key and value, in this order; diffusers' other keys are one to one, so order is free.
@@ -116,12 +116,12 @@ def ldm_table(config: NetworkConfig) -> Table:
 
 
 def ldm_shape(key: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape that LDM gives to a tensor of diffusers': the VAE's attention projects by 1x1 convolutions."""
+    """Return the shape that LDM gives to a tensor of diffusers; it projects by 1x1 convolutions in the VAE."""
     return (*shape, 1, 1) if _AS_PIXELS.fullmatch(key) else shape
 
 
 def ema_key(key: str) -> str:
-    """Where the moving average of a U-Net's tensor is: the name within ``model.`` without its dots."""
+    """Return the key of the moving average of a U-Net's tensor: its name within ``model.`` without dots."""
     return "model_ema." + key.removeprefix("model.").replace(".", "")
 
 
@@ -134,7 +134,7 @@ def _rename(config: NetworkConfig) -> Callable[[str], str]:
 
 
 def _unet_modules(config: UNetConfig) -> dict[str, str]:
-    """Where LDM puts each module: its lists count layers and the steps between levels alike."""
+    """Return LDM's name of each module; LDM's lists count layers and resamplers between levels alike."""
     modules = dict(_UNET_ENDS)
     last = len(config.block_out_channels) - 1
     place = 1

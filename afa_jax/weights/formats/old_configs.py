@@ -21,7 +21,7 @@ _CLIP_TEXT = dict(
 
 
 def todays(component: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """A component's config as it would be written today.
+    """Return a component's config as it would be written today.
 
     * A Flax class becomes the PyTorch class of that name.
     * The U-Net: before diffusers 0.9, ``sample_size`` below 64 was a slip for 64.

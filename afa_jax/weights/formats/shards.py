@@ -10,7 +10,7 @@ from afa_jax.weights.tensors import TensorFile, WeightsError, listed, open_tenso
 
 
 def shard_files(index: Path) -> list[Path]:
-    """The files of a sharded model, sorted by name, from its ``*.safetensors.index.json``.
+    """Return the files of a sharded model, sorted by name, from its ``*.safetensors.index.json``.
 
     Raises:
         WeightsError: not such an index, or one that names a file outside its folder, a pickle, or a missing one.
@@ -30,10 +30,10 @@ def shard_files(index: Path) -> list[Path]:
 
 
 def open_shards(index: Path) -> TensorFile:
-    """The tensors of a sharded model as if they were in one file.
+    """Open a sharded model as if its tensors were in one file.
 
     Raises:
-        WeightsError: as shard_files and open_tensors; or the index and the files differ on what is where.
+        WeightsError: as shard_files and open_tensors; or the index and the files differ on which file has which tensor.
     """
     files = {file.name: open_tensors(file) for file in shard_files(index)}
     said = set(_weight_map(index).items())

@@ -110,7 +110,7 @@ class SingleFileCheckpoint:
 
     @functools.cached_property
     def _stored(self) -> Tensors:
-        """All tensors by LDM's key."""
+        """Return all tensors by LDM's key."""
         tensors = {common_spelling(key): tensor for key, tensor in self._file.tensors.items()}
         spelled = Counter(map(common_spelling, self._file.tensors))
         used = (key for key in spelled if not is_unused(key) or key.startswith("model_ema."))
@@ -121,7 +121,7 @@ class SingleFileCheckpoint:
 
     @functools.cached_property
     def _own_configs(self) -> Mapping[str, Mapping[str, Any]]:
-        """What files that are written here say of themselves."""
+        """Return the configs that this project writes into its own files' metadata; empty for other files."""
         try:
             configs = json.loads(self.metadata.get(CONFIGS, "{}"))
         except (ValueError, RecursionError):
@@ -146,12 +146,12 @@ class SingleFileCheckpoint:
 
     @property
     def has_ema(self) -> bool:
-        """Whether the file carries the moving average of its U-Net as well."""
+        """Say whether the file carries the moving average of its U-Net as well."""
         return any(key.startswith("model_ema.") and key not in _EMA_COUNTERS for key in self._stored)
 
     @property
     def unused(self) -> int:
-        """How many of the file's tensors no component has: moving averages, training state, spare layers."""
+        """Count the file's tensors that no component uses: moving averages, training state, spare layers."""
         networks = [name for name in self.components if name in NETWORKS]
         return len(self._stored) - sum(len(ldm_table(self._architecture(n, self.config(n)))) for n in networks)
 
@@ -209,7 +209,7 @@ class SingleFileCheckpoint:
             )
 
     def _architecture(self, component: str, fields: Mapping[str, Any]) -> NetworkConfig:
-        """The architecture of these config fields; raises InputError for those that make none."""
+        """Return the architecture of these config fields; raise InputError if they make none."""
         what = self.what(component, config=True)
         try:
             config = NETWORK_CONFIGS[component].from_json(fields, what)
@@ -223,7 +223,7 @@ class SingleFileCheckpoint:
         return config
 
     def _number(self, key: str) -> float | None:
-        """The value of a tensor of one number, if there is such a one."""
+        """Return the value of a tensor of one number; None if there is no such tensor."""
         tensor = self._stored.get(key)
         return None if tensor is None or np.prod(tensor.shape) != 1 else float(np.asarray(tensor).reshape(()))
 
@@ -243,12 +243,12 @@ class SingleFileCheckpoint:
 
     @functools.cached_property
     def _prediction(self) -> str | None:
-        """What the U-Net predicts by all that says it, or else by the published model that the file is.
+        """Return the prediction type that the file or a file beside it gives, else that of the published model.
 
-        Of Stable Diffusion 1.x that is a guess, and a warning says so.
+        For Stable Diffusion 1.x the latter is a guess, and a warning says so.
 
         Raises:
-            WeightsError: two marks contradict each other, or what is beside the file cannot be read.
+            WeightsError: two of the places contradict each other, or a file beside this one cannot be read.
         """
         said = said_inside(self.path, self.metadata, self._stored.keys()) | said_beside(self.path)
         if said:
@@ -324,7 +324,7 @@ def write_single_file(
 
 
 def _as_ldm(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
-    """A network's tensors in LDM's layout; raises WeightsError for keys or shapes that are not its architecture's."""
+    """Return a network's tensors in LDM's layout; raise WeightsError if keys or shapes do not fit its config."""
     config, what = network_config(checkpoint, component), checkpoint.what(component)
     source = checkpoint.tensors(component)
     check_tensors(expected_shapes(config), source, what=what)
@@ -344,7 +344,7 @@ def _as_ldm(checkpoint: Checkpoint, component: str) -> dict[str, Tensor]:
 
 
 def _layers(config: NetworkConfig) -> int:
-    """About how many layers the architecture has."""
+    """Return about how many layers the architecture has."""
     if isinstance(config, TextConfig):
         return config.num_hidden_layers
     if isinstance(config, VAEConfig):
@@ -353,7 +353,7 @@ def _layers(config: NetworkConfig) -> int:
 
 
 def _without_pixels(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """LDM's 1x1 convolutions as linear layers; what is linear already, or something else, as it is."""
+    """Turn a 1x1 convolution of LDM into a linear layer; return any other tensor unchanged."""
     pixels = len(shape) == 2 and tensor.shape[:2] == shape and set(tensor.shape[2:]) == {1}
     return tensor.apply(_reshaped(shape), shape) if pixels else tensor
 

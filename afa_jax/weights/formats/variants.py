@@ -24,11 +24,11 @@ _SHARD = r"-\d{5}-of-\d{5}"
 
 
 def weights_name(names: Collection[str], component: str, variant: str | None = None, what: str = "") -> str:
-    """The file of a component's weights, or the index of its shards.
+    """Return the file of a component's weights, or the index of its shards.
 
-    Safetensors come before Flax's msgpack. Without a ``variant`` it is the file that names none, or else the only
-    variant there is. With one, it is that; of a component that lacks it the plain file, if the variant is there for
-    another component, which is how diffusers reads a repository with, say, a ``non_ema`` U-Net.
+    Safetensors come before Flax's msgpack. Without a ``variant``, the file without one is chosen, or else the only
+    variant. With a ``variant``, that file is chosen. A component that lacks it gives its plain file if another
+    component has the variant; so diffusers reads a repository with, say, a ``non_ema`` U-Net.
 
     Args:
         names: of all files, as ``unet/config.json``.
@@ -59,7 +59,7 @@ def weights_name(names: Collection[str], component: str, variant: str | None = N
 
 
 def variants(names: Collection[str], component: str) -> dict[str, str]:
-    """A component's safetensors file by variant ("" is none), or the index of its shards where there is no one file."""
+    """Return by variant ("" for none) a component's safetensors file, or the index of its shards if it has no file."""
     stem, name = f"{component}/{re.escape(PYTORCH[component])}", r"(?:\.([^/]+?))?"
     whole = re.compile(rf"{stem}{name}\.safetensors")
     index = re.compile(rf"{stem}{name}\.safetensors{name}\.index{name}\.json")
@@ -73,7 +73,7 @@ def variants(names: Collection[str], component: str) -> dict[str, str]:
 
 
 def shard_names(names: Collection[str], index: str) -> list[str]:
-    """The files that may be shards of the model whose index is called ``index``, in order."""
+    """Return the files that may be shards of the model whose index is called ``index``, in order."""
     component = index.partition("/")[0]
     variant = next(variant for variant, name in variants(names, component).items() if name == index)
     part = rf"(?:\.{re.escape(variant)})" if variant else ""
