@@ -32,14 +32,14 @@ class Experts:
     """N frozen experts in a fixed order; the order is part of a trained aggregator.
 
     Attributes:
-        names: unique.
-        hashes: sha256 of the tensors of each expert's U-Net and text encoder, whatever file they are in.
+        names: the experts' names, all different.
+        hashes: sha256 of the tensors of each expert's U-Net and text encoder, independent of their file.
         vae_hash: sha256 of the VAE's tensors.
-        unet: a stack of N U-Nets; along the time axis a tuple of N, if their architectures differ.
+        unet: a stack of N U-Nets; a tuple of N for experts along the time axis whose architectures differ.
         text_encoder: a stack of N text encoders, whose ``encode`` gives the conditioning.
-        vae, tokenizer, schedule: of the base model, shared.
-        mesh: the devices that the networks are spread over; None: all on one.
-        sampler: what the base model's scheduler_config.json names.
+        vae, tokenizer, schedule: those of the base model, which all experts share.
+        mesh: the devices that the networks are spread over; None if all are on one.
+        sampler: the sampler that the base model's scheduler_config.json names.
     """
 
     names: tuple[str, ...]
@@ -54,10 +54,10 @@ class Experts:
     sampler: str = "DDIMScheduler"
 
     def index(self, name: str) -> int:
-        """Position of an expert.
+        """Return the position of an expert.
 
         Raises:
-            InputError: no expert has this name; lists those there are.
+            InputError: no expert has this name; the error lists the names.
         """
         if name not in self.names:
             raise InputError(f"no expert {name!r}; there are {', '.join(self.names)}")
@@ -69,7 +69,7 @@ class Experts:
 
     @property
     def record(self) -> list[dict[str, str]]:
-        """Names and hashes in order, for checkpoints and published files."""
+        """Return names and hashes in order, for checkpoints and published files."""
         return [dict(name=name, sha256=sha) for name, sha in zip(self.names, self.hashes, strict=True)]
 
 
@@ -126,7 +126,7 @@ def load_experts(
 
 
 def with_encoders_here(experts: Experts, config: ConfigDict) -> Experts:
-    """The experts with text encoders and VAE on one device of this process, to encode what this process alone reads."""
+    """Return the experts with encoders and VAE on one device of this process, to encode data that only it reads."""
     if experts.mesh is None:
         return experts
     base, checkpoints = find_checkpoints(config)
@@ -145,7 +145,7 @@ def find_checkpoints(config: ConfigDict) -> tuple[Checkpoint, dict[str, Checkpoi
 
 
 class Mismatch(NamedTuple):
-    """One reason why an expert cannot be fused with the others: what differs, and a whole sentence about it."""
+    """A reason why an expert cannot be fused with the others: what differs, and a message about it."""
 
     expert: str
     what: str
@@ -167,13 +167,13 @@ def check_base(base: Checkpoint, what: str, advice: str) -> Path:
 
 
 def mismatches(base: Checkpoint, checkpoints: Mapping[str, Checkpoint]) -> Iterator[Mismatch]:
-    """All reasons why these experts cannot be fused, from their config files alone.
+    """Yield all reasons why these experts cannot be fused, from their config files alone.
 
-    The noise schedule and prediction type must be the base model's (an expert without a scheduler is taken to have
-    them), U-Net and text encoder of the first expert's architecture, and the latents those of the base's VAE.
+    The noise schedule and prediction type must be the base model's; an expert without a scheduler is assumed to have
+    them. U-Net and text encoder must have the first expert's architecture, and the latents must fit the base's VAE.
 
     Raises:
-        InputError: a config is missing, or of another family of models.
+        InputError: a config is missing, or belongs to another family of models.
     """
     schedule = noise_schedule(base)
     for name, checkpoint in checkpoints.items():
@@ -223,7 +223,7 @@ def check_same_layers(checkpoints: Mapping[str, Checkpoint]) -> None:
 
 
 def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
-    """Names and hashes of experts that are not loaded, as ``Experts.record`` has them."""
+    """Return the names and hashes of experts that need not be loaded, in the form of ``Experts.record``."""
     return [dict(name=name, sha256=hash_components(own, EXPERT)) for name, own in checkpoints.items()]
 
 
@@ -251,15 +251,15 @@ def _different_fields(one: TextConfig, other: TextConfig) -> list[str]:
 
 
 def frozen(experts: Experts) -> dict[str, Any]:
-    """The arrays of a run that never change, as one argument of a jitted step."""
+    """Return a run's networks whose arrays never change, as one argument of a jitted step."""
     return dict(unet=experts.unet, text_encoder=experts.text_encoder, vae=experts.vae)
 
 
 def with_fusion(fusion: Any, experts: Experts) -> tuple[Any, Experts]:
-    """The Denoiser of a trained fusion, and the experts to sample it with.
+    """Return the Denoiser of a trained fusion, and the experts to sample it with.
 
-    These are the same, except for block weights: their U-Net and text encoder are merged here, once, and take the
-    experts' place as stacks of one.
+    The experts stay the same unless the fusion has block weights: then their U-Nets and text encoders are merged here,
+    once, and the merged networks replace them as stacks of one.
     """
     denoiser, text_encoder = fusion.assemble(experts.unet, experts.text_encoder)
     return denoiser, dataclasses.replace(experts, unet=denoiser.experts, text_encoder=text_encoder)

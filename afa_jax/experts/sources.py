@@ -35,7 +35,7 @@ T = TypeVar("T", bound="Source")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Source:
-    """Where a model is, and how to read it; the fields are explained at the top of this file."""
+    """The place of a model and how to read it; the fields are explained at the top of this file."""
 
     path: str
     revision: str | None = None
@@ -72,7 +72,7 @@ class BaseSource(Source):
     tokenizer: str | None = None
 
     def open(self, components: Sequence[str], *, weights: bool = True) -> Checkpoint:
-        """As Source.open, with the tokenizer."""
+        """Open the base model as Source.open does, with the tokenizer of ``tokenizer`` if that is given."""
         checkpoint = super().open(components, weights=weights)
         if self.tokenizer is None:
             return checkpoint
@@ -82,23 +82,23 @@ class BaseSource(Source):
 
 
 def bake(checkpoint: Checkpoint, loras: Sequence[tuple[str, float]], dtype: str | None = None) -> Checkpoint:
-    """A checkpoint with LoRAs, local or on the hub, and in ``dtype`` after that; rounded once.
+    """Return a checkpoint with LoRAs (local or on the hub) merged in, then converted to ``dtype``; rounded once.
 
     Raises:
         InputError: as fetch_lora, with_loras and rounded.
     """
     if loras:
-        # As it is stored, a tensor is rounded after the LoRAs; what becomes another dtype is not rounded before.
+        # Without ``dtype`` each tensor is rounded to its stored dtype after the LoRAs; with it, only to ``dtype``.
         exact = checkpoint if dtype is None else rounded(checkpoint, "float32")
         checkpoint = with_loras(exact, [(fetch_lora(path), weight) for path, weight in loras])
     return checkpoint if dtype is None else rounded(checkpoint, dtype)
 
 
 def parse_expert(entry: Any) -> ExpertSource:
-    """An expert's entry of a config.
+    """Parse an expert's entry of a config.
 
     Raises:
-        InputError: a field that is missing, unknown or of another type.
+        InputError: a field is missing, unknown or of another type.
     """
     if not isinstance(entry, Mapping | ConfigDict):
         raise InputError(f"an expert is {entry!r}; write dict(name=..., path=...)")
@@ -113,7 +113,7 @@ def parse_expert(entry: Any) -> ExpertSource:
 
 
 def parse_base(entry: Any) -> BaseSource:
-    """The base model of a config: a path, or a mapping with ``path``; raises as parse_expert."""
+    """Parse the base model of a config: a path, or a mapping with ``path``; raise as parse_expert."""
     if not isinstance(entry, str | Mapping | ConfigDict):
         raise InputError(f"base is {entry!r}; write a path, or dict(path=...)")
     return _build(BaseSource, dict(path=entry) if isinstance(entry, str) else dict(entry), "base")
@@ -122,15 +122,15 @@ def parse_base(entry: Any) -> BaseSource:
 def find_checkpoints(
     base: Any, experts: Iterable[Mapping[str, Any]], *, weights: bool = True
 ) -> tuple[Checkpoint, dict[str, Checkpoint]]:
-    """The checkpoint of a config's ``base``, and those of its ``experts`` by name, in order.
+    """Return the checkpoint of a config's ``base``, and those of its ``experts`` by name, in order.
 
-    An expert without a text encoder of its own, such as a U-Net alone, takes the base model's, with a warning.
+    An expert without a text encoder, such as a bare U-Net, takes the base model's, with a warning.
 
     Args:
-        weights: without, no weights are downloaded from the hub, and the checkpoints are good for their ``config``.
+        weights: if False, no weights are downloaded from the hub, and only the checkpoints' ``config`` may be used.
 
     Raises:
-        InputError: no experts, two with one name, or one that is not there or cannot be read.
+        InputError: there are no experts, two share a name, or one is missing or cannot be read.
     """
     sources = [parse_expert(entry) for entry in experts]
     if not sources:

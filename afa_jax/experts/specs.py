@@ -10,10 +10,10 @@ from afa_jax.errors import InputError
 
 
 def parse_argument(argument: str) -> dict[str, Any]:
-    """An expert from the command line, ``NAME=PATH[,lora=PATH:WEIGHT]...[,FIELD=VALUE]...``, as a config's entry.
+    """Parse ``NAME=PATH[,lora=PATH:WEIGHT]...[,FIELD=VALUE]...`` from the command line into a config's entry.
 
     Raises:
-        InputError: it is not written like that.
+        InputError: the argument does not have this form.
     """
     first, *others = argument.split(",")
     name, equals, path = first.partition("=")
@@ -40,10 +40,10 @@ def parse_argument(argument: str) -> dict[str, Any]:
 
 
 def parse_lora(argument: str) -> tuple[str, float]:
-    """``PATH`` or ``PATH:WEIGHT``; the weight is 1 where it is not given.
+    """Parse ``PATH`` or ``PATH:WEIGHT`` into path and weight; the weight is 1 if it is not given.
 
     Raises:
-        InputError: what follows the last colon is not a finite number.
+        InputError: the text after the last colon is not a finite number.
     """
     path, colon, text = argument.rpartition(":")
     if not colon or os.path.exists(argument):

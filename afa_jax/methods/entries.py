@@ -14,13 +14,13 @@ Entry = Mapping[str, Any]
 
 
 def entries_of(config: ConfigDict) -> dict[str, Entry]:
-    """The methods of ``evaluation.methods`` by name, and the controls that are not among them.
+    """Return the methods of ``evaluation.methods`` by name, and the controls that are missing there.
 
-    Unless ``evaluation.controls=False``, no comparison is without each expert alone and inside the ensemble, the
+    Unless ``evaluation.controls=False``, every comparison includes each expert alone and inside the ensemble, the
     uniform average, and the trained maps with the experts permuted.
 
     Raises:
-        InputError: two have one name; a kind or option that no method has; equal_time or curves name none of them.
+        InputError: two methods share a name, a kind or option is unknown, or equal_time or curves name no such method.
     """
     entries: dict[str, Entry] = {}
     for entry in config.evaluation.methods:
@@ -45,7 +45,7 @@ def entries_of(config: ConfigDict) -> dict[str, Entry]:
 
 
 def missing_controls(entries: Sequence[Entry], names: Sequence[str]) -> list[dict[str, Any]]:
-    """The controls of these experts that are not in a list of methods; one with fewer or more steps is none."""
+    """Return the controls missing from a list of methods; a method with its own number of steps is no control."""
     plain = [entry for entry in entries if "steps" not in entry]
 
     def there(**options: Any) -> bool:
@@ -61,7 +61,7 @@ def missing_controls(entries: Sequence[Entry], names: Sequence[str]) -> list[dic
 
 
 def is_permuted(entry: Entry) -> bool:
-    """Whether a method is AFA with the experts permuted, the control."""
+    """Return whether a method is the control that is AFA with the experts permuted."""
     return entry["kind"] == "afa" and "order" in entry
 
 

@@ -41,20 +41,20 @@ _REVISION = 1  # raise it when a kind makes other pictures of the same record: k
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Method:
-    """A way of making pictures.
+    """A method that makes pictures.
 
     Attributes:
-        name: in tables and files.
-        kind, options: as it was asked for.
+        name: its name in tables and files.
+        kind, options: those of its entry.
         family: "control", "parameter space", "output space", "feature space", "time axis", "AFA" or "ablation".
-        what: one line on what it does.
-        load: loads the weights; ``denoiser`` and ``experts`` do so when they are first asked for.
-        shared: experts whose VAE, tokenizer and schedule are the method's; loaded already, and not its own U-Nets.
+        what: one line that says what it does.
+        load: loads the weights; the first use of ``denoiser`` or ``experts`` calls it.
+        shared: loaded experts with the method's VAE, tokenizer and schedule, but not necessarily its U-Nets.
         on_path: whether the denoiser is a PathDenoiser.
-        cost: U-Net evaluations a picture at a timestep with a guidance scale.
-        sampling: those of SAMPLING that it does not share.
-        record: all that decides its pictures, but for the sampling; JSON values.
-        recipe: how its trained part is made, if it has one.
+        cost: maps a timestep and a guidance scale to the number of U-Net evaluations per picture.
+        sampling: its own values of SAMPLING's options, which replace the shared ones.
+        record: everything that determines its pictures except the sampling options, as JSON values.
+        recipe: the command that makes its trained part, if it has one.
     """
 
     name: str
@@ -76,35 +76,35 @@ class Method:
 
     @property
     def denoiser(self) -> Denoiser | PathDenoiser:
-        """What the sampler drives."""
+        """Return the denoiser that the sampler calls."""
         return self._loaded[0]
 
     @property
     def experts(self) -> Experts:
-        """Whose text encoders feed it; VAE, tokenizer and schedule. Of a merge a stack of one."""
+        """Return the experts with its text encoders, VAE, tokenizer and schedule; for a merge, a stack of one."""
         return self._loaded[1]
 
     @property
     def sites(self) -> list[str]:
-        """What each of its maps belongs to; none where it has no maps."""
+        """Return the sites that its maps belong to, in order; empty if it has no maps."""
         return list(getattr(self.denoiser, "sites", ()))
 
     def sampled_with(self, shared: SampleOptions) -> SampleOptions:
-        """How it samples: as all do, but for what it has of its own."""
+        """Return the shared sampling options with the method's own values in place of theirs."""
         own: dict[str, Any] = dict(self.sampling)
         return dataclasses.replace(shared, **own)
 
     def evaluations(self, options: SampleOptions) -> int:
-        """U-Net evaluations for one picture, conditional and unconditional ones counted."""
+        """Return the number of U-Net evaluations for one picture, conditional and unconditional ones together."""
         return sum(self.cost(int(t), options.guidance) for t in self.shared.schedule.timesteps(options.steps))
 
 
 def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method:
-    """A method, whose own weights are loaded when they are needed.
+    """Return a method; its own weights are loaded when they are first used.
 
     Raises:
-        NotTrained: its trained part is not there.
-        InputError: as check_entry, or what the kind's function raises.
+        NotTrained: its trained part is missing.
+        InputError: as check_entry and the kind's own function.
     """
     options = check_entry(entry)
     kind = options.pop("kind")
@@ -133,7 +133,7 @@ def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method
 
 
 def method_name(entry: Mapping[str, Any]) -> str:
-    """What a method is called that has no name of its own: ``ties density=0.3``, ``expert:food``."""
+    """Return the default name of a method without one: ``ties density=0.3``, ``expert:food``."""
     options = {field: public(value) for field, value in entry.items() if field not in ("kind", "workdir")}
     expert = options.pop("expert", None)
     parts = [f"{field}={value}" for field, value in options.items() if not isinstance(value, Mapping)]

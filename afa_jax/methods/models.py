@@ -26,16 +26,16 @@ from afa_jax.weights.opened import unet_config
 
 
 class NotTrained(InputError):
-    """A method whose trained part is not there: a comparison goes on without it and says so."""
+    """A method's trained part is missing; a comparison reports this and continues without the method."""
 
 
 class Models:
-    """The models of a config, loaded when a method asks for them and then shared.
+    """The models of a config, loaded when a method first uses them and then shared by all methods.
 
     Args:
-        config: with base, experts and dtype.
-        workdir: of the trained run that methods take which name none, a folder or a hub id.
-        steps: of the sampler, for experts that take turns in a method without steps of its own.
+        config: a config with base, experts and dtype.
+        workdir: the trained run (a folder or a hub id) for methods that name none.
+        steps: the sampler's steps for methods whose experts take turns and that set no steps themselves.
         mesh: the devices that the experts are spread over.
     """
 
@@ -44,34 +44,34 @@ class Models:
 
     @functools.cached_property
     def checkpoints(self) -> dict[str, Checkpoint]:
-        """The experts' checkpoints by name."""
+        """Return the experts' checkpoints by name."""
         return find_checkpoints(self.config.base, self.config.experts)[1]
 
     @property
     def exact(self) -> dict[str, Checkpoint]:
-        """They in float32: what is merged of them is not rounded to their own dtype."""
+        """Return the experts' checkpoints in float32, so that a merge is not rounded to their own dtype."""
         return {name: rounded(checkpoint, "float32") for name, checkpoint in self.checkpoints.items()}
 
     @functools.cached_property
     def base(self) -> Checkpoint:
-        """The base model with all its networks: of a model on the hub its U-Net is fetched only here."""
+        """Return the base model with all its networks; the U-Net of a base on the hub is downloaded only here."""
         return parse_base(self.config.base).open(COMPONENTS)
 
     @functools.cached_property
     def experts(self) -> Experts:
-        """All experts, stacked."""
+        """Return all experts, stacked."""
         return load_experts(self.config, mesh=self.mesh, **self.dtypes)
 
     @property
     def dtypes(self) -> dict[str, Any]:
-        """Keyword arguments of the loaders."""
+        """Return the loaders' keyword arguments for the dtypes."""
         return dict(dtype=self.config.dtype, param_dtype=self.config.dtype)
 
     def named(self, names: Sequence[str]) -> dict[str, Checkpoint]:
-        """The checkpoints of some experts, and of "base" the base model's where no expert is called that.
+        """Return the checkpoints of the named experts; "base" is the base model unless an expert has that name.
 
         Raises:
-            InputError: a name that is not there, or is there twice; a base model without U-Net or text encoder.
+            InputError: a name is unknown or occurs twice, or the base model lacks a U-Net or text encoder.
         """
         if len(set(names)) < len(names):
             raise InputError(f"experts {', '.join(names)}: name each once")
@@ -85,18 +85,18 @@ class Models:
 
     @property
     def whole_base(self) -> Checkpoint:
-        """The base model as one that can be sampled; InputError without U-Net or text encoder."""
+        """Return the base model as one that can be sampled; raise InputError if it lacks a U-Net or text encoder."""
         for component in EXPERT:
             if component not in self.base.components:
                 raise InputError(f"base: {self.base.path} has no {component}; name a base model that has one")
         return self.base
 
     def open(self, entry: Mapping[str, Any]) -> dict[str, Checkpoint]:
-        """The checkpoint of an expert that is not in the config's list, by its name.
+        """Open the checkpoint of an expert that is not in the config's list; return it by its name.
 
         Raises:
             NotTrained: there is no such file or folder.
-            InputError: it cannot be read, or not sampled with the base's VAE and noise schedule.
+            InputError: it cannot be read, or cannot be sampled with the base's VAE and noise schedule.
         """
         source = parse_expert(entry)
         try:
@@ -110,9 +110,9 @@ class Models:
         return opened
 
     def load(self, chosen: Mapping[str, Checkpoint]) -> Experts:
-        """Experts with the base's VAE, tokenizer and schedule; of several architectures their U-Nets are a tuple.
+        """Load experts with the base's VAE, tokenizer and schedule; U-Nets of different architectures become a tuple.
 
-        All of the config's, in its order, are not loaded twice.
+        If all of the config's experts are chosen in its order, return ``self.experts``: nothing is loaded twice.
         """
         names, checkpoints = [*chosen], [*chosen.values()]
         if names == [*self.checkpoints] and all(chosen[name] is self.checkpoints[name] for name in names):
@@ -132,10 +132,10 @@ class Models:
         )
 
     def run(self, workdir: str | None) -> Path:
-        """The folder of a trained run.
+        """Return the folder of a trained run.
 
         Raises:
-            NotTrained: none was named, or nothing was trained there.
+            NotTrained: no run was named, or the folder holds no trained run.
         """
         chosen = workdir or self.workdir
         if chosen is None:

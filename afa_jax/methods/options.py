@@ -19,28 +19,29 @@ _DDIM = ("DDIM", "DDIMScheduler", "FlaxDDIMScheduler")
 
 @functools.cache
 def _warn_of_sampler(name: str) -> None:
-    """Warn of a sampler that there is not; cached, for it need not be said again with every picture."""
+    """Warn that the base model's scheduler is not implemented; cached, so that it warns once."""
     warnings.warn(f"the base model's scheduler is {name!r:.60}; pictures are sampled by DDIM", stacklevel=2)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SampleOptions:
-    """How to sample.
+    """The options of sampling.
 
-    Steps, guidance and batch-mates do not change the compiled program, unless something is kept of each step.
+    Steps, guidance and the other pictures of a batch do not change the compiled program, unless each step keeps
+    something (``keeps_steps``).
 
     Attributes:
         size: (rows, columns) of the pictures in pixels.
-        steps: of the sampler.
+        steps: the number of the sampler's steps.
         guidance: scale of classifier-free guidance; 1 turns it off.
-        eta: of the sampler: 0 is deterministic, 1 has the variance of DDPM.
-        sampler: its name in SAMPLERS.
-        batch: pictures at once. The last batch is filled up, so that there is one compilation.
+        eta: the sampler's noise: 0 is deterministic, 1 has the variance of DDPM.
+        sampler: the sampler's name in SAMPLERS.
+        batch: pictures at once. The last batch is padded, so that there is one compilation.
         maps: keep the maps too.
-        routing: keep what the maps of each step say in sum, ``routing_of``; a few numbers a step, whatever the size.
+        routing: keep a summary of each step's maps, ``routing_of``: a few numbers per step at any picture size.
         path: keep the clean picture that each step's prediction implies.
-        one_by_one: run the pictures of a batch after one another, so that each is bit for bit the same whatever its
-            batch and its place in it; together, the last bit of a float can depend on the place. None: on a CPU only,
+        one_by_one: run the pictures of a batch one after another, so that each is bit for bit the same in any batch and
+            at any place in it; run together, the last bit of a float can depend on the place. None: on a CPU only,
             where it costs little.
     """
 
@@ -81,5 +82,5 @@ class SampleOptions:
 
     @property
     def keeps_steps(self) -> bool:
-        """Whether something of each step is part of the result."""
+        """Return whether the result includes something of each step."""
         return self.maps or self.routing or self.path

@@ -48,15 +48,15 @@ Loaded = tuple[Denoiser | PathDenoiser, Experts]
 
 
 class Built(NamedTuple):
-    """What a kind's function makes.
+    """The result of a kind's function.
 
     Attributes:
-        load: loads the weights: the Denoiser, and the experts whose text encoders feed it.
-        experts: their names and hashes, or what the hashes of a merge are.
-        evaluations: U-Net evaluations a picture at a timestep with a guidance scale.
-        on_path: whether it is a PathDenoiser.
-        record: what the options do not say, such as hashes of files; or other options, where those have paths.
-        recipe: how its trained part is made.
+        load: loads the Denoiser, and the experts whose text encoders feed it.
+        experts: the names and hashes of the experts or, for a merge, of its inputs.
+        evaluations: maps a timestep and a guidance scale to the number of U-Net evaluations per picture.
+        on_path: whether the denoiser is a PathDenoiser.
+        record: facts that the options lack, such as hashes of files; or options that replace those with paths.
+        recipe: the command that makes its trained part.
     """
 
     load: Callable[[], Loaded]
@@ -68,12 +68,12 @@ class Built(NamedTuple):
 
 
 def _of(count: int) -> Callable[[int, float | int], int]:
-    """Evaluations of a Denoiser that runs ``count`` U-Nets."""
+    """Return the ``evaluations`` of a Denoiser that runs ``count`` U-Nets: twice as many with guidance."""
     return lambda t, guidance: count * (1 if guidance == 1 else 2)
 
 
 def _fused(models: Models, denoiser: Denoiser, **built: Any) -> Built:
-    """All of the config's experts, together."""
+    """Build a method that runs all of the config's experts together."""
     experts = models.experts
     return Built(lambda: (denoiser, experts), experts.record, _of(len(experts.names)), **built)
 
@@ -83,7 +83,7 @@ def _blended(denoiser: MagicFusion | SuperDiff, experts: Experts, record: Sequen
 
 
 def _alone(models: Models, checkpoint: Checkpoint, name: str, **built: Any) -> Built:
-    """One U-Net, an ensemble of one."""
+    """Build a method that runs one U-Net, as an ensemble of one."""
 
     def load() -> Loaded:
         experts = models.load({name: checkpoint})
@@ -150,7 +150,7 @@ def _searched(models: Models, *, path: str, text_encoder: str = "merge") -> Buil
 
 
 def _search_of(found: Mapping[str, Any]) -> str:
-    """How a best.json was searched for, as far as it says so."""
+    """Return the search command of a best.json, with a comment on the settings that the file records."""
     settings = found.get("settings", {})
     own = {
         name: settings[name] for name in ("metric", "space", "sampler", "steps", "guidance", "seed") if name in settings
@@ -164,7 +164,7 @@ def _search_of(found: Mapping[str, Any]) -> str:
 
 
 def _learned_mbw(models: Models, *, workdir: str | None = None) -> Built:
-    """The merge mbw with learnt weights; its maps are these."""
+    """Build the mbw merge with learnt block weights; the weights are its maps."""
     trained = _trained_run(models, "mbw", workdir)
     weights = load_block_weights(trained.folder, models.checkpoints)
     built = _alone(models, merge("mbw", models.exact, None, dict(weights=weights)), "learned_mbw")
@@ -196,9 +196,9 @@ def _magicfusion(
     fuse_above: Any = 600,
     general_first: bool = False,
 ) -> Built:
-    """``general`` and the other ``experts`` (by default all of the config's): names, or "base" for the base model.
+    """Build MagicFusion of ``general`` and ``experts`` (by default all): names, or "base" for the base model.
 
-    ``k`` is a number for all, or numbers by name, 1 for the others.
+    ``k`` is one number for all experts, or numbers by name; experts without one have 1.
     """
     names = [general, *(name for name in _names("magicfusion: experts", experts) if name != general)]
     if not experts:
@@ -264,17 +264,17 @@ def _time(
     intervals: Any = None,
     at: Any = None,
 ) -> Built:
-    """One expert for each interval of training timesteps.
+    """Build a method that runs one expert in each interval of training timesteps.
 
     Args:
         models: see Models.
-        steps: of the sampler.
-        scheme: "uniform" (``intervals`` of them, by default one an expert), "tree" (eDiff-I's three leaves), "refiner"
-            (a hand-over below timestep ``at``, 200 by default), "alternate" (turns, step by step) or "edges" (those
-            given).
-        experts: names of the config's experts, or "base", or dicts as in its list, of any architecture; from the
-            interval of least noise on. By default all of the config's.
-        order: the name of each interval's expert, by default each the same number of neighbouring ones.
+        steps: the number of the sampler's steps.
+        scheme: "uniform" (``intervals`` equal ones, by default one per expert), "tree" (eDiff-I's three leaves),
+            "refiner" (the second expert takes over below timestep ``at``, 200 by default), "alternate" (the experts
+            take turns step by step) or "edges" (the given ``edges``).
+        experts: names of the config's experts, or "base", or dicts as in its list, of any architecture; the first one
+            gets the interval of least noise. By default all of the config's.
+        order: the name of each interval's expert; by default each expert gets equally many neighbouring intervals.
     """
     given = dict(edges=edges, order=order, intervals=intervals, at=at)
     scheme = scheme or ("edges" if edges else "uniform")
@@ -335,7 +335,7 @@ class _Run(NamedTuple):
 
 
 def _trained_run(models: Models, kind: str, workdir: str | None) -> _Run:
-    """The folder of a fusion of this kind that was trained with the config's experts, and what to say of it."""
+    """Return the folder, record and recipe of a fusion of this kind that was trained with the config's experts."""
     folder = models.run(workdir)
     recorded = kind_of(recorded_fusion(folder))
     if recorded != kind:
@@ -344,7 +344,7 @@ def _trained_run(models: Models, kind: str, workdir: str | None) -> _Run:
     check_record(stored, models.experts.record, str(folder))
     training = stored.get("training") or {}
     named = public_path(workdir or models.workdir or folder)
-    # Runs of before 2026-11-23 do not say them.
+    # Runs from before 2026-11-23 do not record their arguments.
     arguments = public_arguments(training.get("arguments") or ["--config", "CONFIG"])
     command = shlex.join(["python", "-m", "afa_jax.train", *arguments, "--workdir", named])
     recipe = f"{command}  # the whole config: {named}/config.json"
@@ -363,7 +363,7 @@ def _trained(kind: str) -> Callable[..., Built]:
 
 
 def _fusion(models: Models, kind: str, workdir: str | None, change: Callable[[Any], Any] | None = None) -> Built:
-    """A trained fusion, its aggregators perhaps changed."""
+    """Build the method of a trained fusion; ``change``, if given, is applied to its aggregators."""
     run = _trained_run(models, kind, workdir)
     fusion = load_fusion(run.folder, models.experts.unet, len(models.experts.names))
     denoiser, _ = with_fusion(fusion, models.experts)
@@ -380,7 +380,7 @@ def _afa(
     top: Any = None,
     order: Any = None,
 ) -> Built:
-    """AFA; ``temperature`` sharpens its trained maps, ``top`` keeps the largest, ``order`` says whose map each gets."""
+    """Build AFA; ``temperature`` sharpens the maps, ``top`` keeps the largest, ``order`` permutes them over experts."""
     names = models.experts.names
     top = None if top is None else whole("afa: top", top)
     if top is not None and not 1 <= top <= len(names):

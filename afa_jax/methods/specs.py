@@ -20,11 +20,11 @@ _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
 
 def parse_method(text: str) -> dict[str, Any]:
-    """A method as a config names it, ``dict(kind=..., **fields)``, from the command line's.
+    """Parse a method from the command line into a config's form, ``dict(kind=..., **fields)``.
 
     Raises:
-        InputError: no kind, something that is not FIELD=VALUE, a field that is there twice, a bracket or quote that
-            does not close.
+        InputError: the kind is missing, a part is not FIELD=VALUE, a field occurs twice, or a bracket or quote does not
+            close.
     """
     first, *others = _split(text)
     kind, colon, expert = first.partition(":")
@@ -55,7 +55,7 @@ def _value(text: str) -> Any:
 
 
 def _split(text: str) -> list[str]:
-    """The parts between the commas that are outside of brackets and quotes."""
+    """Split a text at the commas that are outside brackets and quotes."""
     parts, quote = [""], ""
     expected: list[str] = []  # brackets that are to close
     for character in text:

@@ -34,7 +34,7 @@ from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Request:
-    """One picture to make. ``number`` counts the pictures of one prompt and alone, with the seed, gives the noise."""
+    """One picture to make. ``number`` counts the pictures of one prompt; it and the seed alone determine the noise."""
 
     prompt: str
     number: int = 0
@@ -43,7 +43,7 @@ class Request:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Picture:
-    """A picture, and of its sampling what was to be kept.
+    """A picture and the requested records of its sampling.
 
     Attributes:
         pixels: uint8 ``[rows, columns, 3]``.
@@ -100,7 +100,7 @@ def generate(
     program, numbers_of_steps = program_of(options, experts.schedule)
 
     def batches(models: Any, start: int = 0) -> Iterator[tuple[int, Any]]:
-        """The first request of each, and its results: under way, for JAX does not wait for the devices."""
+        """Yield each batch's first request and its results, which JAX may still be computing."""
         for first in range(start, len(requests), options.batch):
             rows = np.minimum(np.arange(first, first + options.batch), len(requests) - 1)  # the last one fills up
             numbers = np.asarray([requests[row].number for row in rows])
@@ -139,7 +139,7 @@ def generate(
 
 
 def in_float32(vae: VAE) -> VAE:
-    """A VAE with the same parameters that computes in float32."""
+    """Return a VAE that has the same parameters and computes in float32."""
     wide = copy.copy(vae)
     wide.dtype = jnp.float32
     return wide
@@ -162,7 +162,7 @@ def _check_finite(request: Request, finite: np.ndarray, experts: Experts) -> Non
 
 
 def _token_ids(prompts: Sequence[str], tokenizer: Tokenizer) -> np.ndarray:
-    """Token ids ``[b, length]``; a prompt that is there often goes through the tokenizer once."""
+    """Return token ids ``[b, length]``; a repeated prompt goes through the tokenizer once."""
     places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
     return tokenizer(list(places))[[places[prompt] for prompt in prompts]]
 
@@ -181,10 +181,10 @@ def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Program:
-    """What is compiled into a sampler, with the shapes of its arguments; fields are those of SampleOptions.
+    """The options that are compiled into a sampler; the fields are those of SampleOptions.
 
     Attributes:
-        guided: with classifier-free guidance, of whatever scale.
+        guided: whether classifier-free guidance is used, at any scale.
     """
 
     size: tuple[int, int]
@@ -197,12 +197,12 @@ class Program:
 
 
 class StepNumbers(NamedTuple):
-    """The numbers of the steps, which are arguments of the program.
+    """The numbers of the sampler's steps, which are arguments of the program.
 
     Attributes:
-        constants: of each evaluation.
-        count: how many of them are used; None for all, where something is kept of each.
-        guidance: the scale.
+        constants: the sampler's constants of each evaluation.
+        count: the number of evaluations used; None for all of them, when each step keeps something.
+        guidance: the guidance scale.
     """
 
     constants: Any
@@ -232,10 +232,10 @@ def program_of(
 
 
 def specs_of_models(models: tuple[Any, Any, Any], mesh: Mesh) -> tuple[Any, Any, Any]:
-    """How denoiser, text encoders and VAE are spread over a mesh.
+    """Return the partition specs of denoiser, text encoders and VAE on a mesh.
 
     Raises:
-        InputError: all experts are to be on each device, and the mesh spreads them; or it cannot.
+        InputError: the mesh spreads experts that must all be on each device, or their number does not divide.
     """
     denoiser, text_encoder, _ = models
     everywhere = PartitionSpec()
@@ -260,13 +260,13 @@ def sample_batch(
     program: Program,
     mesh: Mesh | None = None,
 ) -> dict[str, Any]:
-    """Rows of (token ids, negative token ids, numbers) -> a Picture's fields, with a leading axis for the rows."""
+    """Sample rows of (token ids, negative token ids, numbers); return a Picture's fields with a leading row axis."""
     function, models = functools.partial(_sample_rows, program), (denoiser, text_encoder, vae)
     if mesh is None:
         return function(*models, rows, seed, steps)
     specs, split, same = specs_of_models(models, mesh), PartitionSpec(ROWS), PartitionSpec()
     made = on_mesh(function, mesh, (*specs, split, same, same), split)(*models, rows, seed, steps)
-    # Every process gets them all.
+    # Every process gets all rows.
     return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, same))
 
 
@@ -279,7 +279,7 @@ def _sample_rows(
     seed: jax.Array,
     steps: StepNumbers,
 ) -> dict[str, Any]:
-    """As sample_batch, on one device of a mesh: its rows."""
+    """Sample the rows of one device as sample_batch does."""
 
     def of_rows(rows: tuple[jax.Array, jax.Array, jax.Array]) -> dict[str, Any]:
         return _pictures(program, denoiser, text_encoder, vae, rows, jax.random.key(seed), steps)
@@ -299,7 +299,7 @@ def _pictures(
     key: jax.Array,
     steps: StepNumbers,
 ) -> dict[str, Any]:
-    """From token ids to pixels: encode the prompts, sample latents, decode them."""
+    """Turn token ids into pixels: encode the prompts, sample latents, decode them."""
     positive, negative, numbers = rows
     both = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
     conditional, unconditional = (
@@ -324,7 +324,7 @@ def _pictures(
     keeps = has_maps or program.path
 
     def kept(x: jax.Array, prediction: jax.Array, t: jax.Array, maps: Any) -> dict[str, Any]:
-        """What is kept of a step; rows first, as in the result. The steps come before them in the scan."""
+        """Return a step's records, rows first as in the result; the scan puts the steps axis before the rows."""
         aux: dict[str, Any] = {}
         if program.maps:
             aux["maps"] = jax.tree.map(lambda site: jnp.moveaxis(site, 1, 0), maps)

@@ -20,18 +20,18 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def paint(maps: np.ndarray) -> np.ndarray:
-    """Maps ``[n, h, w]`` that sum to one -> uint8 ``[h, w, 3]``."""
+    """Blend the experts' colours by maps ``[n, h, w]`` that sum to one; return uint8 ``[h, w, 3]``."""
     colours = COLOURS[np.arange(len(maps)) % len(COLOURS)]
     return np.einsum("nhw,nc->hwc", maps, colours).round().clip(0, 255).astype(np.uint8)
 
 
 def legend(names: Sequence[str]) -> list[tuple[str, str]]:
-    """(expert, CSS colour) in the experts' order."""
+    """Return (expert, CSS colour) pairs in the experts' order."""
     return [(name, f"#{bytes(COLOURS[i % len(COLOURS)].astype(np.uint8)).hex()}") for i, name in enumerate(names)]
 
 
 def mean_maps(maps: Sequence[np.ndarray]) -> np.ndarray:
-    """Mean over the sites of maps ``[..., n, h, w]``, each enlarged to the largest: ``[..., n, rows, columns]``."""
+    """Average maps ``[..., n, h, w]`` over the sites, enlarged to the largest site: ``[..., n, rows, columns]``."""
     rows, columns = (max(site.shape[axis] for site in maps) for axis in (-2, -1))
     total = np.zeros((*maps[0].shape[:-2], rows, columns), np.float32)
     for site in maps:
@@ -41,7 +41,7 @@ def mean_maps(maps: Sequence[np.ndarray]) -> np.ndarray:
 
 
 def most_varied(maps: Sequence[np.ndarray]) -> int:
-    """The site whose maps ``[steps, n, h, w]`` differ most from pixel to pixel: the largest mean variance."""
+    """Return the index of the site whose maps ``[steps, n, h, w]`` have the largest mean variance over the pixels."""
     return int(np.argmax([site.var((2, 3)).mean() for site in maps]))
 
 
@@ -55,13 +55,13 @@ def contact_sheet(
     path: np.ndarray | None = None,
     experts: Sequence[str] = (),
 ) -> Image.Image:
-    """Every site's maps over the timesteps of one picture.
+    """Draw every site's maps over the timesteps of one picture.
 
     Args:
         maps: by site ``[steps, n, h, w]``.
-        names: of the sites.
+        names: the sites' names.
         timesteps: training timestep of each step, descending.
-        columns: how many timesteps are shown, evenly spread, first and last among them.
+        columns: the number of timesteps shown, evenly spread, including the first and the last.
         row: height of a row in pixels.
         path: the clean picture that each step implies, uint8 ``[steps, rows, columns, 3]``, for a row on top.
         experts: names of the n experts, for a legend.
@@ -100,16 +100,16 @@ def frames(
     *,
     width: int = 340,
 ) -> list[Image.Image]:
-    """Who painted what, when: a frame a step with the picture so far and whom the maps trust where.
+    """Draw one frame per step with the picture so far and the experts' weights at each place.
 
-    The first row has the clean picture that the step's prediction implies, and the mean of all sites' maps; the second
-    one the maps of the first, the middle and the last site, and of that whose maps differ most from place to place.
+    The first row has the clean picture that the step's prediction implies, and the mean of all sites' maps. The second
+    row has the maps of the first, the middle and the last site, and of the site whose maps vary most over the pixels.
     Below are the experts with their mean weights.
 
     Args:
-        maps, names, timesteps, path, experts: as contact_sheet's.
-        prompt: written above.
-        width: of the picture, in pixels.
+        maps, names, timesteps, path, experts: as in contact_sheet.
+        prompt: the title of each frame.
+        width: width of the picture in pixels.
     """
     large, small = ImageFont.load_default(14), ImageFont.load_default(12)
     edge, gap, label = 10, 8, 18
@@ -150,7 +150,7 @@ def frames(
 
 
 def with_legend(picture: Image.Image, experts: Sequence[str]) -> Image.Image:
-    """The picture with the experts' colours below it."""
+    """Return the picture with a legend of the experts' colours below it."""
     font = ImageFont.load_default(12)
     places = _key_places(experts, picture.width - 12, font)
     whole = Image.new("RGB", (picture.width, picture.height + _height(places) + 6), "white")
@@ -160,7 +160,7 @@ def with_legend(picture: Image.Image, experts: Sequence[str]) -> Image.Image:
 
 
 def animation(made: Sequence[Image.Image], *, seconds: float = 6.0) -> bytes:
-    """Frames as a WebP file that runs for ``seconds``, rests on the last frame and begins again; without loss."""
+    """Encode frames as a lossless WebP that runs for ``seconds``, rests on the last frame and begins again."""
     each = max(40, round(1000 * seconds / len(made)))
     data = io.BytesIO()
     durations = [each] * (len(made) - 1) + [each + 2000]
@@ -169,14 +169,14 @@ def animation(made: Sequence[Image.Image], *, seconds: float = 6.0) -> bytes:
 
 
 def _enlarged(pixels: np.ndarray, size: tuple[int, int]) -> Image.Image:
-    """A tile of that (width, height); pixels of small pictures stay visible."""
+    """Resize a tile to (width, height); when enlarged, its pixels stay visible."""
     tile = Image.fromarray(pixels)
     larger = size[0] >= tile.width
     return tile.resize(size, Image.Resampling.NEAREST if larger else Image.Resampling.LANCZOS)
 
 
 def _wrapped(text: str, room: int, font: Font) -> list[str]:
-    """Lines of a text that are no wider than ``room`` pixels."""
+    """Wrap a text into lines no wider than ``room`` pixels."""
     lines = [text]
     for letters in range(len(text), 0, -1):
         lines = textwrap.wrap(text, letters)
@@ -186,7 +186,7 @@ def _wrapped(text: str, room: int, font: Font) -> list[str]:
 
 
 def _key_places(texts: Sequence[str], room: int, font: Font) -> list[tuple[int, int]]:
-    """Where the keys of a legend stand, in lines no wider than ``room`` pixels if each fits into one."""
+    """Return the (x, y) of each key of a legend; lines are no wider than ``room`` pixels unless one key alone is."""
     places, x, y = [], 0, 0
     for text in texts:
         wide = 16 + round(font.getlength(text))

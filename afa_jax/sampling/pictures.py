@@ -38,14 +38,14 @@ from afa_jax.weights.tokenizer.prompts import warn_of_syntax
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Asked:
-    """How pictures are asked for. What is None is as the method or the config has it.
+    """The options of a request for pictures; an option that is None takes the method's or the config's value.
 
     Attributes:
-        method: a name of the config's list, KIND[:EXPERT][,OPTION=VALUE]..., or an entry as a config's list has it.
-        num_images: of each prompt.
+        method: a name from the config's list, KIND[:EXPERT][,OPTION=VALUE]..., or an entry like those of the list.
+        num_images: the number of pictures of each prompt.
         size: rows and columns, in pixels.
-        steps, guidance, eta: of the sampler.
-        sampler: its name.
+        steps, guidance, eta: the sampler's options, as in SampleOptions.
+        sampler: the sampler's name.
         maps: also write the maps of every picture.
         overwrite: replace pictures of the same name.
     """
@@ -64,23 +64,23 @@ class Asked:
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """What is asked for of SAMPLING."""
+        """Return the options of SAMPLING that are not None."""
         return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Pictures of one call, prompt by prompt.
+    """The pictures of one call, prompt by prompt.
 
     Attributes:
         images: PIL's, each with its recipe as JSON in ``.info["afa_jax"]``, as a picture of ``afa_jax.sample`` has it.
-        recipes: what makes each picture again.
-        maps: of each picture, by site, the experts' weights ``[steps, n, h, w]``; empty unless they were asked for.
-        names: of the files that ``save`` writes, without their ending.
-        rows: pictures of each prompt, a row of the grid.
+        recipes: for each picture, everything that reproduces it.
+        maps: for each picture, the experts' weights ``[steps, n, h, w]`` by site; empty unless requested.
+        names: names of the files that ``save`` writes, without the extension.
+        rows: the number of pictures of each prompt, which form a row of the grid.
         timesteps: training timestep of each step.
-        experts: whose weights the maps are, in their order.
-        files: what was written, the grid last.
+        experts: names of the experts whose weights the maps hold, in the maps' order.
+        files: the written files, the grid last.
     """
 
     images: list[Image.Image]
@@ -95,12 +95,12 @@ class Pictures:
 
     @property
     def recipe(self) -> dict[str, Any]:
-        """The recipe of the first picture."""
+        """Return the recipe of the first picture."""
         return self.recipes[0]
 
     @property
     def grid(self) -> Image.Image:
-        """All pictures as one, a prompt a row."""
+        """Return all pictures as one image, with one row per prompt."""
         pixels = [np.asarray(image) for image in self.images]
         return Image.fromarray(grid([pixels[i : i + self.rows] for i in range(0, len(pixels), self.rows)]))
 
@@ -289,10 +289,10 @@ def sample_options(config: ConfigDict, asked: Asked) -> SampleOptions:
 
 
 class Loaded:
-    """The models of a config, and the method that was asked for last, kept from one call to the next.
+    """The models of a config and the last requested method, kept from one call to the next.
 
     Args:
-        config: of an ensemble.
+        config: an ensemble's config.
         workdir: a trained run, a folder or a hub id.
     """
 
@@ -302,7 +302,7 @@ class Loaded:
         self._last: tuple[tuple[bool, str], Method] | None = None
 
     def models(self, many: bool = False) -> Models:
-        """Return the models, on the mesh of the config; if it has none, of ``many`` pictures on all devices."""
+        """Return the models on the config's mesh; without one, on all devices if there are ``many`` pictures."""
         many = many and "mesh" not in self.config and jax.device_count() > 1
         if many not in self._models:
             mesh = make_mesh(dict(data=-1)) if many else mesh_of(self.config)
@@ -343,14 +343,14 @@ def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
 
 
 def slug(prompt: str) -> str:
-    """A prompt as part of a file name."""
+    """Return a prompt as part of a file name."""
     return re.sub(r"[^a-z0-9]+", "-", prompt.lower()).strip("-")[:60] or "empty"
 
 
 def find_method(text: str | Mapping[str, Any], config: ConfigDict, flags: Mapping[str, Any]) -> dict[str, Any]:
-    """The method of that name in the config's ``evaluation.methods``, or what ``text``, or an entry, says by itself.
+    """Return the entry of the method that ``text`` names in ``evaluation.methods``, specifies, or is itself.
 
-    Steps, guidance and eta that the user gives, in ``flags``, are the method's, whatever its own are.
+    Steps, guidance and eta in ``flags``, which the user gives, replace the method's own.
     """
     if isinstance(text, str):
         named = entries_of(config) if "evaluation" in config else {}
@@ -362,7 +362,7 @@ def find_method(text: str | Mapping[str, Any], config: ConfigDict, flags: Mappin
 
 
 def file_name(method: Method) -> str:
-    """A method as part of a file name."""
+    """Return a method's name as part of a file name."""
     return re.sub(r"[^A-Za-z0-9.=-]+", "_", method.name).strip("_")
 
 
@@ -374,10 +374,10 @@ def recipe_of(
     config: ConfigDict,
     sources: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """Everything that makes a picture again, on the same kind of device.
+    """Return everything that reproduces a picture on the same kind of device.
 
     Args:
-        sources: where its parts were, as ``Loaded.sources``; what they were is said by their hashes.
+        sources: the places of its parts, as in ``Loaded.sources``; the hashes identify the parts themselves.
     """
     recipe: dict[str, Any] = dict(
         version=afa_jax.__version__,

@@ -16,11 +16,11 @@ from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """The prompts of a file, a line each.
+    """The prompts of a file, one per line.
 
     Attributes:
-        requests: of one picture of each line, with number 0.
-        sha256: of the file.
+        requests: a request for one picture of each line, with number 0.
+        sha256: the file's sha256.
     """
 
     path: Path
@@ -29,16 +29,16 @@ class Prompts:
 
 
 def read_prompts(path: Path, negative_prompt: str = "") -> Prompts:
-    """The prompts of a file; arguments and errors are those of ``read_lines``."""
+    """Read the prompts of a file; arguments and errors are those of ``read_lines``."""
     lines, sha256 = read_lines(path, negative_prompt)
     return Prompts(path=path, requests=[Request(**line._asdict()) for line in lines], sha256=sha256)
 
 
 def check_words(prompts: Prompts, tokenizer: Tokenizer) -> None:
-    """See that a tokenizer knows the words of every line; warn, once, of prompts that are cut.
+    """Check that a tokenizer accepts every line; warn once of prompts that it cuts off.
 
     Raises:
-        InputError: the first line that it refuses, by its number.
+        InputError: the tokenizer refuses a line; the error has the first one's number.
     """
     seen, cut = set[str](), list[str]()
     for number, request in enumerate(prompts.requests, 1):

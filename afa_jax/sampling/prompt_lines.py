@@ -83,7 +83,7 @@ def _read_json(line: str, where: str, negative_prompt: str) -> Line:
 
 
 def _warn_of_unused(path: Path, lines: Sequence[str]) -> None:
-    """Warn, once, of fields that no picture comes of."""
+    """Warn once of fields that have no effect."""
     rows = [json.loads(line) for line in lines]
     if unused := list(dict.fromkeys(field for row in rows for field in row if field not in FIELDS)):
         count, named = sum(any(field in row for field in unused) for row in rows), shortened(", ".join(unused))

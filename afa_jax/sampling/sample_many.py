@@ -109,7 +109,7 @@ def sample_all(
 
 
 def path_of(out: Path, p: int) -> Path:
-    """Where picture p is, or will be."""
+    """Return the path of picture p, whether it exists or not."""
     return out / f"{p // IN_A_FOLDER:05d}" / f"{p:08d}.png"
 
 
@@ -160,7 +160,7 @@ def _keep(out: Path, recipe: Mapping[str, Any]) -> None:
 
 
 def first_difference(old: Any, new: Any, path: str = "") -> str | None:
-    """Which field of a JSON value is the first to differ, and how; None for equal ones."""
+    """Return, in words, the first field in which two JSON values differ; None if they are equal."""
     if isinstance(old, dict) and isinstance(new, dict):
         fields = ((f"{path}.{key}".lstrip("."), old.get(key), new.get(key)) for key in {**old, **new})
         return next((found for field, a, b in fields if (found := first_difference(a, b, field))), None)
@@ -199,7 +199,7 @@ def _files(out: Path, pattern: str) -> Iterator[Path]:
 
 
 def existing(out: Path, total: int) -> np.ndarray:
-    """Which of the pictures this process sees, bool ``[total]``."""
+    """Return which of the pictures this process finds complete, bool ``[total]``."""
     there = np.zeros(total, bool)
     for path in _files(out, _PICTURE):
         p = int(path.stem)
@@ -208,7 +208,7 @@ def existing(out: Path, total: int) -> np.ndarray:
 
 
 def _whole(path: Path) -> bool:
-    """Whether a picture ends as it must: a power cut may leave an empty file."""
+    """Return whether a file ends as a PNG must: a power cut may leave an empty file."""
     try:
         with open(path, "rb") as file:
             file.seek(-len(_END_OF_PNG), os.SEEK_END)
@@ -218,7 +218,7 @@ def _whole(path: Path) -> bool:
 
 
 def agreed(there: np.ndarray) -> np.ndarray:
-    """Which of the pictures any process sees."""
+    """Return which of the pictures at least one process finds, bool ``[total]``."""
     views = [np.frombuffer(view, np.uint8) for view in gather(np.packbits(there).tobytes())]
     return np.unpackbits(np.bitwise_or.reduce(views), count=len(there)).astype(bool)
 
@@ -247,7 +247,7 @@ def _write(path: Path, pixels: np.ndarray, recipe: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def compilation() -> Iterator[list[tuple[float, float]]]:
-    """When within it JAX traced, lowered or compiled: from and to, in seconds."""
+    """Collect the spans (start, end), in seconds, in which JAX traces, lowers or compiles within this context."""
     spans: list[tuple[float, float]] = []
 
     def listen(event: str, start_time: float, end_time: float, **_: Any) -> None:
@@ -262,7 +262,7 @@ def compilation() -> Iterator[list[tuple[float, float]]]:
 
 
 def covered(spans: Sequence[tuple[float | int, float | int]]) -> float:
-    """Seconds that are in at least one of the spans."""
+    """Return the number of seconds that lie in at least one of the spans."""
     seconds, end = 0.0, -np.inf
     for began, ended in sorted(spans):
         seconds += max(0.0, ended - max(began, end))

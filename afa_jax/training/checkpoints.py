@@ -49,10 +49,10 @@ class SaveError(InputError):
 class Checkpoints:
     """The checkpoints of one run, in ``workdir/checkpoints``.
 
-    Two rules: the last ``keep`` of them stay, and the best one beside them. All processes call every method.
+    The last ``keep`` checkpoints stay, and the best one besides them. All processes must call every method.
 
     Args:
-        keep: how many of the last ones stay.
+        keep: the number of latest checkpoints that stay.
     """
 
     def __init__(self, workdir: Path, keep: int = 2):
@@ -86,22 +86,22 @@ class Checkpoints:
 
     @by_first
     def steps(self) -> list[int]:
-        """The steps of the complete checkpoints, ascending."""
+        """Return the steps of the complete checkpoints, ascending."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
     @by_first
     def has(self, step: int) -> bool:
-        """Whether a step is saved, or about to be."""
+        """Return whether a step's checkpoint is saved or being saved."""
         return step == self._saving or step in self.steps()
 
     @by_first
     def best(self) -> int | None:
-        """The step of the checkpoint with the lowest score; the earlier of equals."""
+        """Return the step of the checkpoint with the lowest score, the earliest of equals; None if none has a score."""
         return min((step for step in self.steps() if step in self._scores), key=self._rank, default=None)
 
     @by_first
     def improves(self, score: float) -> bool:
-        """Whether a score is better than that of every checkpoint."""
+        """Return whether a score is finite and lower than that of every checkpoint."""
         best = self.best()
         return math.isfinite(score) and (best is None or score < self._scores[best])
 
@@ -181,10 +181,10 @@ class Checkpoints:
             self.check()
 
     def restore(self, trees: Mapping[str, Any], step: int | None = None) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """A checkpoint: its step, pytrees like ``trees`` placed where those are, and its facts.
+        """Return a checkpoint: its step, pytrees like ``trees`` on the same devices, and its facts.
 
         Args:
-            step: which one; the last by default.
+            step: the checkpoint's step; that of the last one by default.
 
         Raises:
             InputError: there is none, it is damaged, or it has other arrays than ``trees``.
@@ -207,7 +207,7 @@ class Checkpoints:
         return step, {name: unflatten(tree, arrays[name]) for name, tree in trees.items()}, facts
 
     def _restore(self, wanted: dict[str, Any], step: int | None) -> tuple[int, dict[str, Any], dict[str, Any]]:
-        """Its step, its facts, and arrays like those wanted: where they are to be, or on the host."""
+        """Return a checkpoint's step, facts and arrays; each array is placed like its counterpart in ``wanted``."""
         import orbax.checkpoint as ocp
 
         steps = self.steps()
@@ -243,7 +243,7 @@ class Checkpoints:
 
     @by_first
     def listing(self) -> str:
-        """The steps, for a message: ``10, 20 (best), 30``."""
+        """Return the steps as text for a message: ``10, 20 (best), 30``."""
         best = self.best()
         return ", ".join(f"{step} (best)" if step == best else str(step) for step in self.steps())
 
@@ -272,13 +272,13 @@ class Checkpoints:
             self.close()
 
     def _seal(self) -> None:
-        """Orbax calls it when all files are written, before it gives the checkpoint its name."""
+        """Write the files' checksums and flush them to disk; orbax calls this before it names a finished checkpoint."""
         (folder,) = self.folder.glob(f"{self._saving}{_UNFINISHED}*")
-        # Of the arrays and the facts; orbax goes on with its notes about them, beside their folders.
+        # Only the files of the arrays and the facts: orbax still writes its own notes beside their folders.
         files = sorted(path for path in folder.glob("*/**/*") if path.is_file())
         sums = {str(path.relative_to(folder)): _sum_of_file(path) for path in files}
         replace_text(folder / "sums.json", json.dumps(sums, indent=2) + "\n")
-        # Orbax leaves them to the system, which may write the new name first: a power cut must not lose both.
+        # Orbax does not flush its files, so the system may write the new name first: a power cut must not lose both.
         for path in (*folder.rglob("*"), folder):
             sync(path)
 
@@ -324,7 +324,7 @@ class Checkpoints:
 def _describe(
     trees: Mapping[str, Mapping[str, Any]], *, sums: bool = False, check_finite: bool = False
 ) -> dict[str, list[Any]]:
-    """Shape, dtype and perhaps crc32 of every array."""
+    """Return the shape and dtype of every array, and its crc32 if ``sums`` or ``check_finite``."""
     described: dict[str, list[Any]] = {}
     for name, tree in trees.items():
         host = jax.device_get(dict(tree)) if sums or check_finite else tree
@@ -339,7 +339,7 @@ def _describe(
 
 
 def _difference(stored: Mapping[str, list[Any]], other: Mapping[str, list[Any]]) -> str:
-    """The first difference between two descriptions, in words; as far as both of them go."""
+    """Return the first difference between two descriptions in words, "" for none; crc32s count if both have them."""
     for name in sorted(stored.keys() | other.keys()):
         if name not in other:
             return f"it has {name}, which the config lacks"
@@ -390,9 +390,10 @@ def _first_line(error: BaseException) -> str:
 
 @functools.cache  # once in a process
 def _hush_closed_loops() -> None:
-    """Of several writes that fail orbax hears one and closes its event loop, and tensorstore's threads print the rest.
+    """Silence the "Event loop is closed" errors that tensorstore's threads print after a failed write.
 
-    Any other error that no one can catch is reported as before.
+    When several writes fail, orbax handles the first and closes its event loop; the others then find it closed. Any
+    other uncatchable error is reported as before.
     """
     report = sys.unraisablehook
 

@@ -31,14 +31,14 @@ class TrainingData:
     """Batches, and the frozen parts that a step on them needs.
 
     Attributes:
-        source: what ``index`` in a batch counts.
-        held_out: what validation sees some of; None without validation.
-        validation: pictures and captions of it.
+        source: the pictures that ``index`` in a batch refers to.
+        held_out: the pictures of which validation sees some; None without validation.
+        validation: the pictures and captions that validation sees.
         crop: from any picture to the size of training.
         skip: whether bad examples are left out.
-        loader: of the batches.
+        loader: makes the batches.
         length: examples that training could draw, the bad ones among them.
-        seed: of the order, and of all that is random about an example.
+        seed: for the order, and for everything that is random about an example.
         bad: (name, reason) of examples that the cache or validation left out.
         frozen: ``unet``, and unless batches are cached ``text_encoder`` and ``vae``.
         no_caption: the empty caption in the batch's form.
@@ -58,7 +58,7 @@ class TrainingData:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What makes a position in the run the same example again; kept in checkpoints."""
+        """Return the facts that fix which example a position in the run gets; checkpoints keep them."""
         return dict(
             source=self.source.fingerprint,
             held_out=None if self.held_out is None else self.held_out.fingerprint,
@@ -68,7 +68,7 @@ class TrainingData:
         )
 
     def batches(self, first: int, bad: BadExamples) -> Iterator[Batch]:
-        """From a step on; examples that were left out are counted, and summed up after the first epoch."""
+        """Yield batches from step ``first`` on; count the examples left out, and report them after the first epoch."""
         bad.add(self.bad)
         for step, batch in enumerate(self.loader.iterate(first), first):
             if summary := bad.take(step, batch):
@@ -76,11 +76,11 @@ class TrainingData:
             yield batch
 
     def names(self, batch: Batch) -> list[str]:
-        """What the source calls a batch's examples."""
+        """Return the source's names of a batch's examples."""
         return [self.source.name(int(index)) for index in batch["index"]]
 
     def validation_pairs(self, experts: Experts, batch: int) -> Pairs:
-        """Encode what validation sees, ``batch`` at a time, with encoders on one device (``with_encoders_here``)."""
+        """Encode the validation pairs, ``batch`` at a time, with encoders on one device (``with_encoders_here``)."""
         assert self.validation is not None, "a run without validation"
         return Pairs.encode(experts, *self.validation, batch)
 
@@ -129,12 +129,12 @@ def check_identity(stored: Mapping[str, Any], identity: Mapping[str, Any], what:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """What a config trains and validates on, of which nothing was read yet; no model is needed for it.
+    """The examples that a config trains and validates on; no picture is read yet, and no model is needed.
 
     Attributes:
-        source: all examples, those that validation sees among them.
-        chosen: those to train on.
-        held_out: those that validation sees some of; None without validation.
+        source: all examples, including those that validation sees.
+        chosen: the examples to train on.
+        held_out: the examples of which validation sees some; None without validation.
         crop: from any picture to the size of training.
     """
 

@@ -163,7 +163,7 @@ def finetune(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Opened:
-    """What a config names, opened: ``init`` is None for a new model."""
+    """The opened files that a config names; ``init`` is None for a new model."""
 
     init: Checkpoint | None
     vae: Checkpoint
@@ -200,10 +200,10 @@ def open_parts(config: ConfigDict) -> Opened:
 
 
 def interval(timesteps: Any, schedule: NoiseSchedule) -> tuple[int, int] | None:
-    """The field ``timesteps`` of a config: ``(low, high)``, to learn ``low <= t < high`` only; None for all.
+    """Return a config's ``timesteps`` as ``(low, high)``, to train on ``low <= t < high`` only; None for all.
 
     Raises:
-        InputError: not two timesteps of the schedule in this order.
+        InputError: they are not two timesteps of the schedule in ascending order.
     """
     if timesteps is None:
         return None
@@ -215,12 +215,12 @@ def interval(timesteps: Any, schedule: NoiseSchedule) -> tuple[int, int] | None:
 
 
 def make_text_audible(unet: UNet, text_encoder: TextEncoder) -> None:
-    """Scale up, in place, what carries the text in a new model, so that pictures depend on it from the first step.
+    """Scale up, in place, a new model's text weights, so that pictures depend on the text from the first step.
 
-    CLIP's embeddings start at 0.02, far below what the layers of a small encoder add to them, and attention that starts
-    even over all tokens, through three narrow projections, leaves a hundredth of a word in the features: such a model
-    denoised for hundreds of steps before it read. Words start at unit variance, positions at a third of it, and the
-    projections to and from the text keep the variance of their input.
+    CLIP's embeddings start at a standard deviation of 0.02, far below what the layers of a small encoder add to them.
+    Attention starts uniform over all tokens, and its three narrow projections leave a hundredth of a word in the
+    features. Such a model trained for hundreds of steps before it used the text. Here the token embeddings start at
+    unit variance, those of the positions smaller, and cross-attention's projections keep the variance of their input.
     """
     text_encoder.embeddings.token_embedding.embedding[...] *= 50
     text_encoder.embeddings.position_embedding.embedding[...] *= 15

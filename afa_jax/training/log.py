@@ -22,13 +22,13 @@ TIMINGS = ("images_per_second", "seconds_per_step", "data_wait")
 class Log:
     """The numbers of a run that begins, or continues, after step ``first``; only process 0 writes them.
 
-    A line of a training interval has the mean of its losses, the other numbers of its last step, the largest
+    The line of a training interval has the mean of its losses, the other numbers of its last step, the largest
     ``gradient_norm`` as ``gradient_norm_max``, ``images_per_second`` and ``seconds_per_step`` (callbacks and their
     saving left out), and ``data_wait``, the share of the time that was spent waiting for batches.
 
     Args:
-        past: what ``past()`` of the log was when the state was saved that the run continues from.
-        writers: by name, besides metrics.jsonl.
+        past: the log's ``past()`` from the checkpoint that the run continues from.
+        writers: names of the writers besides metrics.jsonl.
     """
 
     def __init__(
@@ -50,14 +50,14 @@ class Log:
         self._started, self._waited, self._steps, self._images = time.perf_counter(), 0.0, 0, 0
 
     def past(self) -> dict[str, Any]:
-        """JSON from which a resumed run writes the same lines: of the interval so far, and how many lines there are."""
+        """Return the interval's numbers so far and the count of lines, as JSON, for a resumed run to continue from."""
         if self._metrics is not None:
             self._metrics.sync()
         lines = None if self._metrics is None else self._metrics.lines
         return dict(losses=list(self.losses), last=dict(self._last), lines=lines)
 
     def add(self, numbers: Mapping[str, float], images: int, waited: float) -> None:
-        """A step of the interval: its numbers, the size of its batch and the seconds it waited for that."""
+        """Add a step to the interval: its numbers, its batch size and the seconds that it waited for the batch."""
         self.losses.append(numbers["loss"])
         largest = self._last.get("gradient_norm_max", 0.0)
         self._last = dict(numbers)
@@ -67,7 +67,7 @@ class Log:
         self._progress.update()
 
     def flush(self, step: int) -> None:
-        """The line of the interval that ends with ``step``."""
+        """Write the line of the interval that ends with ``step``."""
         seconds = max(time.perf_counter() - self._started, 1e-9)
         mean = sum(self.losses) / len(self.losses)
         # The interval's first batch was waited for before it began: the loop looks at a loss one step late.
@@ -79,7 +79,7 @@ class Log:
         self._started, self._waited, self._steps, self._images = time.perf_counter(), 0.0, 0, 0
 
     def write(self, step: int, values: Mapping[str, Any]) -> None:
-        """A line of other values; pictures (uint8 ``[h, w, 3]``) go to the writers only."""
+        """Write a line of other values; pictures (uint8 ``[h, w, 3]``) go to the writers only."""
         pictures = {name: np.asarray(value) for name, value in values.items() if np.ndim(value) == 3}
         numbers = {name: float(value) for name, value in values.items() if np.ndim(value) == 0}
         if numbers and self._metrics is not None:
@@ -88,17 +88,17 @@ class Log:
             writer.write(step, numbers, pictures)
 
     def pause(self, seconds: float) -> None:
-        """Time that is not training's."""
+        """Leave out time that was not spent on training."""
         self._started += seconds
 
     def compiled(self, seconds: float) -> None:
-        """Time that the step was compiled in, which later steps will not take."""
+        """Leave out the time that compiling the step took, also from the progress bar's rate."""
         self.pause(seconds)
         leave_out(self._progress, seconds)
 
     @property
     def quiet(self) -> bool:
-        """Whether this process says nothing of how far the run is."""
+        """Return whether this process shows no progress."""
         return bool(self._progress.disable)
 
     def __enter__(self) -> Log:

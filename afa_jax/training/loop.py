@@ -41,9 +41,9 @@ FAILED = 255
 class Every:
     """A callback after every ``steps`` steps and after the last one, such as validation.
 
-    ``function(state, step)`` returns numbers and pictures (uint8 ``[h, w, 3]``) to log. Its ``score``, if it has one,
-    is what the best checkpoint is the best by; lower is better. It may be left at any point by a signal, and is then
-    called again, with the same arguments, when the run is resumed.
+    ``function(state, step)`` returns numbers and pictures (uint8 ``[h, w, 3]``) to log. A ``score`` among them decides
+    which checkpoint is the best; lower is better. A signal may interrupt the function at any point; it is then called
+    again, with the same arguments, when the run is resumed.
     """
 
     steps: int
@@ -51,7 +51,7 @@ class Every:
 
 
 def describe_batch(batch: Any) -> list[str]:
-    """The examples of a batch by their ``index`` in the source, where it has one."""
+    """Return the names of a batch's examples by their ``index`` in the source; empty if the batch has none."""
     return [f"example {int(i)}" for i in batch["index"]] if isinstance(batch, Mapping) and "index" in batch else []
 
 
@@ -138,7 +138,7 @@ def run_loop(
 
 
 def _past(stored: Any, checkpoint: str) -> dict[str, Any]:
-    """What a checkpoint says of the loop: ``called``, whether its callbacks were called, and ``log`` (Log.past).
+    """Return a checkpoint's facts on the loop: ``called`` (whether its callbacks were called) and ``log`` (Log.past).
 
     Raises:
         InputError: it was not written by this loop.
@@ -152,13 +152,13 @@ def _past(stored: Any, checkpoint: str) -> dict[str, Any]:
 
 
 def _committed(leaf: jax.Array) -> jax.Array:
-    """Bound to where it is, as what is restored will be: otherwise a resumed run compiles a program of its own."""
+    """Return the array committed to its devices, as restored arrays are: a resumed run then reuses the same program."""
     return leaf if leaf.committed else jax.device_put(leaf, leaf.sharding)
 
 
 @dataclass
 class _Run:
-    """A run between its first step and its last one. Its state is good once its steps are settled."""
+    """A run between its first step and its last one. Its state is known to be finite once its steps are settled."""
 
     checkpoints: Checkpoints
     log: Log
@@ -234,14 +234,14 @@ class _Run:
         return result
 
     def next_of(self, source: Iterator[Any]) -> tuple[Any, float]:
-        """The next batch and how long it took; raises Interrupted once a signal has come."""
+        """Return the next batch and the seconds it took; raise Interrupted once a signal has come."""
         asked = time.perf_counter()
         with self.stop.at_once():
             batch = next(source)
         return batch, time.perf_counter() - asked
 
     def settle(self, behind: int) -> None:
-        """Fetch, check and log the numbers of the steps that the accelerator was given, but for the last ones."""
+        """Fetch, check and log the numbers of the dispatched steps, all but the last ``behind`` of them."""
         while len(self.running) > behind:
             step, self.batch, waited, values, told = self.running.popleft()
             numbers = {name: float(value) for name, value in jax.device_get(values).items() if np.ndim(value) == 0}
@@ -255,7 +255,7 @@ class _Run:
                 self.hear(int(told))
 
     def on_first(self, function: Callable[..., None], *args: Any) -> None:
-        """Do what only process 0 does between two steps; the others hear of an error with a later step."""
+        """Call a function that acts on process 0 only; the other processes learn of its error with a later step."""
         if not several():
             function(*args)
         elif self.failure is None:
@@ -275,7 +275,7 @@ class _Run:
         on_first(fail)
 
     def hear(self, told: int) -> None:
-        """What the processes told each other along with a step."""
+        """Act on what the processes told each other along with a step: an error or a signal to stop."""
         if told == FAILED:
             self.tell()
         elif told:
@@ -324,7 +324,7 @@ class _Run:
             raise self.not_finite(str(error), step) from error
 
     def not_finite(self, what: str, step: int) -> NonFiniteError:
-        """The error that says where a number went wrong and where to go back to."""
+        """Return the error that names the step and examples of a non-finite number, and the last good checkpoint."""
         with contextlib.suppress(SaveError):
             self.checkpoints.wait()
         steps, named = self.checkpoints.steps(), [] if self.batch is None else self.describe(self.batch)

@@ -29,14 +29,14 @@ def noise_errors(
     draws: int = 4,
     batch: int = 16,
 ) -> np.ndarray:
-    """Mean squared error of the noise for each picture and draw, ``[pictures, draws]``, whatever the prediction type.
+    """Return the noise's mean squared error by picture and draw, ``[pictures, draws]``, for any prediction type.
 
     Picture i's draw k has the timestep in the middle of one of ``pictures * draws`` equal parts of the schedule, and
     noise from ``fold_in(fold_in(key(0), i), k)``: the same for every method.
 
     Args:
         pixels: uint8 ``[pictures, rows, columns, 3]``.
-        batch: pictures at once; the last time it is filled up.
+        batch: pictures at once; the last batch is padded.
 
     Raises:
         NotFinite: a prediction is not finite.
@@ -59,7 +59,7 @@ def check_predictions(values: np.ndarray, experts: Experts) -> None:
 def fixed_draws(
     experts: Experts, pixels: np.ndarray, captions: Sequence[str], *, draws: int, batch: int
 ) -> Iterator[tuple[np.ndarray, int, tuple[Any, ...]]]:
-    """The pictures, timesteps and noises of noise_errors, a batch at a time; the last is filled up with its last row.
+    """Yield the pictures, timesteps and noises of noise_errors in batches, the last padded with the last picture.
 
     Yields:
         Rows, draw, and what ``noised`` takes.
@@ -73,7 +73,7 @@ def fixed_draws(
 
 
 def draw_timesteps(pictures: int, draws: int, total: int) -> np.ndarray:
-    """The timesteps of fixed_draws, int32 ``[pictures, draws]``."""
+    """Return the timesteps of fixed_draws, int32 ``[pictures, draws]``."""
     parts = np.random.default_rng(0).permutation(pictures * draws).reshape(pictures, draws)
     return ((parts + 0.5) * total / (pictures * draws)).astype(np.int32)
 
@@ -88,7 +88,7 @@ def bucket_errors(
     draws: int = 4,
     batch: int = 16,
 ) -> list[float]:
-    """noise_errors averaged within equal ranges of timesteps, from little noise to much."""
+    """Average noise_errors within each of ``buckets`` equal ranges of timesteps, from little noise to much."""
     errors = noise_errors(denoiser, experts, pixels, captions, draws=draws, batch=batch)
     total = experts.schedule.num_train_timesteps
     bucket = draw_timesteps(len(pixels), draws, total) * buckets // total
@@ -96,7 +96,7 @@ def bucket_errors(
 
 
 def noised(vae: VAE, inputs: tuple[Any, ...], schedule: NoiseSchedule) -> tuple[Array, Array, Array, Any]:
-    """Noise, x_t, t and token ids for one of fixed_draws' inputs; to be traced."""
+    """Return noise, x_t, t and token ids for one of fixed_draws' inputs; called inside jit."""
     pixels, ids, t, index, draw = inputs
     latents, root = vae.encode(to_images(pixels)), jax.random.key(0)
     noise = jax.vmap(
@@ -115,7 +115,7 @@ def expert_errors(
     seed: int = 0,
     batch: int = 8,
 ) -> Iterator[np.ndarray]:
-    """Squared errors of the noise by element for each expert alone, a few pictures at a time.
+    """Yield each expert's own element-wise squared errors of the noise, a few pictures at a time.
 
     The schedule is cut into ``buckets`` equal ranges of timesteps. In each, every picture gets one timestep
     (``bucket_timesteps``) and ``draws`` noises at it, from ``key(seed)`` folded with picture, bucket and draw: the same
@@ -123,7 +123,7 @@ def expert_errors(
 
     Args:
         pixels: uint8 ``[pictures, rows, columns, 3]``.
-        batch: pictures at once; the last time it is filled up.
+        batch: pictures at once; the last batch is padded.
 
     Yields:
         ``[n, b, buckets, draws, h, w, c]``, float32, for the next ``b <= batch`` pictures; in the noise's units
@@ -140,9 +140,9 @@ def expert_errors(
 
 
 def bucket_timesteps(pictures: int, buckets: int, total: int, seed: int) -> np.ndarray:
-    """A timestep below ``total`` for each picture and bucket, int32 ``[pictures, buckets]``.
+    """Return a timestep below ``total`` for each picture and bucket, int32 ``[pictures, buckets]``.
 
-    The pictures' timesteps are the middles of equal parts of the bucket, in another order for each.
+    The pictures' timesteps are the middles of equal parts of a bucket, shuffled differently in each bucket.
     """
     parts = np.random.default_rng(seed).permuted(np.tile(np.arange(pictures), (buckets, 1)), axis=1).T
     halves = 2 * (np.arange(buckets) * pictures + parts) + 1  # integers: a middle on a whole timestep stays there
@@ -160,7 +160,7 @@ def _expert_errors(frozen: Any, inputs: tuple[Any, ...], *, draws: int, schedule
         return jax.random.normal(own, latents.shape[1:])
 
     def errors(number: Array) -> Array:
-        """``[n, b, h, w, c]`` for one bucket and draw."""
+        """Return the squared errors ``[n, b, h, w, c]`` of one bucket and draw."""
         bucket, draw = number // draws, number % draws
         t = timesteps[:, bucket]
         noise = jax.vmap(noise_of, (0, None, None))(index, bucket, draw)

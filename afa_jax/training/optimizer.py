@@ -45,13 +45,13 @@ def check_objective(config: ConfigDict, where: str = "") -> None:
 
 
 def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformation:
-    """AdamW with a warm-up and a schedule.
+    """Return AdamW with a warm-up and a learning rate schedule.
 
     Config fields: ``lr``, ``schedule`` ("constant" or "cosine", which ends at ``lr / 20``), ``warmup`` steps,
     ``weight_decay``, ``clip`` (global gradient norm, 0 for none), ``b2``.
 
     Raises:
-        InputError: as check_optimizer, which can be asked before anything is loaded.
+        InputError: as check_optimizer, which can be called before anything is loaded.
     """
     check_optimizer(config)
     if config.schedule == "constant":
@@ -66,6 +66,6 @@ def make_optimizer(config: ConfigDict, steps: int) -> optax.GradientTransformati
 
 
 def update_average(average: Any, new: Any, step: jax.Array, decay: float) -> Any:
-    """Exponential moving average; young averages forget faster: decay is at most (1 + step) / (10 + step)."""
+    """Update an exponential moving average; early on it forgets faster: decay is at most (1 + step) / (10 + step)."""
     rate = 1 - jnp.minimum(decay, (1 + step) / (10 + step))
     return jax.tree.map(lambda a, b: a + rate * (b - a), average, new)

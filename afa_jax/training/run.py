@@ -180,10 +180,10 @@ def check_options(config: ConfigDict) -> None:
 
 
 def configured_mesh(config: ConfigDict, fusion: Any, devices: Sequence[Any] | None = None) -> Mesh | None:
-    """The mesh that a config asks for (``mesh_of``), if it fits the batch and the kind of the fusion.
+    """Return the mesh that a config asks for (``mesh_of``), or None; check it against the batch and the fusion's kind.
 
     Raises:
-        InputError: it does not, or not the devices or the experts.
+        InputError: the mesh does not fit the batch, the fusion's kind, the devices or the experts.
     """
     mesh = mesh_of(config, devices)
     if mesh is None:
@@ -205,10 +205,10 @@ def configured_mesh(config: ConfigDict, fusion: Any, devices: Sequence[Any] | No
 
 
 def configured_fusion(config: ConfigDict) -> Any:
-    """What a config trains: its ``fusion``; without one, AFA's aggregators, whose options are in ``sabw``.
+    """Return the fusion that a config trains: its ``fusion``, or else AFA's aggregators with the options in ``sabw``.
 
     Raises:
-        InputError: an unknown kind or option, or a part of the config that the kind has no use for.
+        InputError: the kind or an option is unknown, or the kind cannot use a part of the config.
     """
     options = dict(config.get("fusion") or dict(kind="afa"))
     kind = options.pop("kind", None)
@@ -228,10 +228,10 @@ def configured_fusion(config: ConfigDict) -> Any:
 
 
 def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions | None:
-    """How validation samples its prompts; None without any.
+    """Return the options with which validation samples its prompts; None if it samples none.
 
     Raises:
-        InputError: a prompt or a size that cannot be sampled.
+        InputError: a prompt or a size cannot be sampled.
     """
     if not config.validation.every or not config.validation.prompts:
         return None
@@ -252,7 +252,7 @@ def validation(
     sampling: SampleOptions | None,
     workdir: Path,
 ) -> list[Every]:
-    """Validation as the loop's callback; none if the config asks for none."""
+    """Return validation as the loop's callback, in a list; an empty list if the config asks for none."""
     options = config.validation
     if pairs is None:
         return []

@@ -23,7 +23,7 @@ OF_A_RUN = (
 
 
 def holds_run(workdir: Path) -> bool:
-    """Whether a folder holds a run, not something else with a config.json, such as a model."""
+    """Return whether a folder holds a run, not something else with a config.json, such as a model."""
     if not (workdir / CONFIG).is_file():
         return False
     if any((workdir / name).exists() for name in (LOCK, "checkpoints", "metrics.jsonl", "trials.log")):
@@ -35,7 +35,7 @@ def holds_run(workdir: Path) -> bool:
 
 
 def is_removed(workdir: Path) -> bool:
-    """Whether an --overwrite was begun and no other run yet."""
+    """Return whether an --overwrite has begun and no new run has written its config since."""
     return (workdir / OVERWRITTEN).is_file() and not (workdir / CONFIG).exists()
 
 
@@ -75,14 +75,14 @@ def _entry_of(workdir: Path, cache: str) -> str | None:
 
 
 def _begun(path: Path) -> bool:
-    """Whether an entry of a workdir is from a start that was killed before it had written its config."""
+    """Return whether an entry of a workdir is from a start that was killed before it had written its config."""
     if path.name == CONFIG:
         return _torn(path)
     return path.name in (LOCK, OVERWRITTEN) or (is_partial(path) and path.name.startswith(f".{CONFIG}."))
 
 
 def _torn(config: Path) -> bool:
-    """Whether a config holds nothing, or the beginning of a record: what a full disk or a power cut leaves of one."""
+    """Return whether a config is empty or cut off, as a full disk or a power cut leaves it."""
     try:
         text = config.read_bytes().strip(b"\0 \n")
     except OSError:

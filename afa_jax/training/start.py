@@ -13,13 +13,13 @@ from afa_jax.training.workdir import check_model, check_positive, check_workdir
 
 
 def check_start(config: ConfigDict, workdir: Path, *, resume: bool, overwrite: bool, untrained: str = "") -> None:
-    """Look at a config and a workdir before any model is read.
+    """Check a config and a workdir before any model is read.
 
     Args:
-        untrained: what 0 steps are good for; nothing where they are not.
+        untrained: what a run of 0 steps is good for; empty if 0 steps are not allowed.
 
     Raises:
-        InputError: something of them cannot be used.
+        InputError: the config or the workdir cannot be used.
     """
     check_workdir(workdir, resume=resume, overwrite=overwrite)
     check_model(workdir, resume=resume)
@@ -28,7 +28,7 @@ def check_start(config: ConfigDict, workdir: Path, *, resume: bool, overwrite: b
         raise InputError(f"steps={config.steps}; choose {least}{f' ({untrained})' if untrained else ''} or more")
     check_optimizer(config.optimizer)
     check_objective(config)
-    recorded(config)  # which can be kept
+    recorded(config)  # raises if the config cannot be written as JSON
 
 
 def data_of(config: ConfigDict) -> ConfigDict:

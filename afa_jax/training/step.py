@@ -63,7 +63,7 @@ def batch_specs(batch: Mapping[str, Any]) -> dict[str, PartitionSpec]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a training step is compiled with; the fields are the arguments of ``make_train_step``."""
+    """The arguments of ``make_train_step``, with which a training step is compiled."""
 
     fusion: Any
     frozen: Mapping[str, Any]
@@ -80,7 +80,7 @@ class Setting:
 
 
 def row_keys(key: Array, position: Any) -> Array:
-    """A key for each row ``[b]``, a function of the run's key and the row's position in the run alone."""
+    """Return a key for each row ``[b]``, a function of only the run's key and the row's position in the run."""
     return jax.vmap(lambda number: jax.random.fold_in(key, number))(jnp.asarray(position))
 
 

@@ -25,13 +25,13 @@ T = TypeVar("T")
 
 
 class Interrupted(BaseException):
-    """Leaves a wait or a callback that may be left at any point."""
+    """A signal ended a wait, or a callback that may end at any point."""
 
 
 class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
-    """Within it SIGTERM and the first SIGINT set ``come``, and in a process that is alone ``asked`` too.
+    """A context in which SIGTERM and the first SIGINT set ``come``, and in a single-process run ``asked`` too.
 
-    The handlers from before come back after it.
+    Its exit restores the earlier handlers.
 
     A second SIGINT is Python's own KeyboardInterrupt, without saving. Outside the main thread, where Python allows no
     handlers, it does nothing.
@@ -57,7 +57,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Within it a signal raises Interrupted; it does so at the start as well, if one has come before."""
+        """Make a signal raise Interrupted within this context; raise it at the start if one has come before."""
         self._at_once = True
         try:
             if self.asked:
@@ -67,9 +67,10 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
             self._at_once = False
 
     def compiling(self, function: Callable[[], T]) -> T:
-        """What ``function`` returns or raises; a signal that comes meanwhile raises Interrupted without waiting for it.
+        """Return or raise what ``function`` does; a signal meanwhile raises Interrupted without waiting for it to end.
 
-        ``Stopped`` then ends the process without waiting either (afa_jax.cli.commands.run). Several processes wait.
+        ``Stopped`` then ends the process without waiting either (afa_jax.cli.commands.run). A run of several processes
+        waits for it.
         """
         if self._several:
             with self.at_once():
@@ -100,7 +101,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
 
 @contextlib.contextmanager
 def nothing_to_save() -> Iterator[None]:
-    """Within it, before training has begun, SIGTERM raises Stopped, with which the command succeeds."""
+    """Make SIGTERM raise Stopped within this context, before training has begun; the command then succeeds."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number), None)

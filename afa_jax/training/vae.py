@@ -100,17 +100,17 @@ def train_vae(
 
 
 def whiten(vae: VAE, mean: np.ndarray, logvar: np.ndarray) -> VAEConfig:
-    """Rotate and scale the latents, in place, so that what pictures vary in has equal variance; returns the new config.
+    """Rotate and scale the latents, in place, so that their main directions have equal variance; return the new config.
 
-    The loss leaves the latents as correlated as it likes: of the emoji's eight channels four directions carried all but
-    0.3 dB, the brightest with 25 times the variance of the fourth, and a diffusion model saw little of the colours. The
-    change goes into the 1x1 convolutions around the latents, so that pictures are decoded as before. Faint directions
-    are raised only so far (MAX_GAIN): they would bring nothing but more to predict. The posterior variances, which
-    cannot be rotated and are tiny, become their averages in the new directions.
+    The loss does not decorrelate the latents. On the emoji four directions of the eight channels carried all but
+    0.3 dB, and the strongest had 25 times the variance of the fourth: a diffusion model saw little of the colours. The
+    change goes into the 1x1 convolutions around the latents, so pictures are decoded as before. MAX_GAIN limits how far
+    weak directions are amplified: they would only add to what a diffusion model has to predict. The posterior variances
+    are tiny and cannot be rotated; each becomes its average over the pictures in the new directions.
 
     Args:
-        mean: of the posteriors of some pictures, ``[b, h, w, c]``, unscaled.
-        logvar: log variances of the same.
+        mean: means of some pictures' posteriors, ``[b, h, w, c]``, unscaled.
+        logvar: log variances of the same posteriors.
     """
     if vae.quant_conv is None or vae.post_quant_conv is None:
         raise InputError(NO_QUANT_CONV)

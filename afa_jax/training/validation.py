@@ -39,7 +39,7 @@ FILE = "validation.jsonl"
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pairs:
-    """Pictures and captions that training does not see, as the networks take them.
+    """Encoded pictures and captions that training does not see.
 
     Attributes:
         latents: ``[pairs, h, w, c]``, the posterior's means, scaled.
@@ -53,7 +53,7 @@ class Pairs:
 
     @staticmethod
     def encode(experts: Experts, images: np.ndarray, captions: Sequence[str], batch: int) -> Pairs:
-        """From uint8 pictures ``[pairs, rows, columns, 3]``, ``batch`` at a time."""
+        """Encode uint8 pictures ``[pairs, rows, columns, 3]`` and their captions, ``batch`` at a time."""
         ids = experts.tokenizer(captions, quiet=True)
 
         @jax.jit
@@ -70,15 +70,14 @@ class Pairs:
 class Validation:
     """Measures a fusion on ``pairs`` and writes ``validation.jsonl`` and ``samples/step_<step>.png``.
 
-    Each pair meets one noise in every timestep bucket, drawn from ``fold_in(fold_in(key(seed), pair), bucket)``; its
-    timestep lies at its own place of the bucket. Nothing of that changes from one validation to the next, so that
-    small differences show.
+    Each pair gets one noise in every timestep bucket, drawn from ``fold_in(fold_in(key(seed), pair), bucket)``, and its
+    own timestep in the bucket. Both are the same in every validation, so that small differences show.
 
     Args:
         like: the fusion, or its shapes.
-        every: steps between validations; one in between, where a run ended, is forgotten by a run that goes on.
-        buckets: equal parts of the schedule.
-        prompts: a row of pictures each.
+        every: steps between validations; an extra one where a run ended is dropped when the run is continued.
+        buckets: the number of equal parts of the schedule.
+        prompts: the prompts to sample; each gets a row of pictures.
         options: how to sample them.
     """
 
@@ -211,15 +210,15 @@ class Validation:
 
 
 def read_validation(workdir: Path, *, keep: bool = False) -> list[dict[str, Any]]:
-    """The lines of validation.jsonl: ``step``, ``loss`` by bucket, and by site ``weights`` and ``entropy``.
+    """Return the lines of validation.jsonl: ``step``, ``loss`` by bucket, and by site ``weights`` and ``entropy``.
 
-    As ``files.read_lines``.
+    ``keep`` and the errors are those of ``files.read_lines``.
     """
     return read_lines(workdir / FILE, _is_validation, keep=keep)
 
 
 def _is_validation(line: dict[str, Any]) -> bool:
-    """Whether a line of validation.jsonl has its fields."""
+    """Return whether a line of validation.jsonl has its fields."""
     try:
         buckets, experts = len(line["loss"].values()), len(line["experts"])
         sites = [(line["entropy"][site], weights) for site, weights in line["weights"].items()]
@@ -239,5 +238,5 @@ def _are_numbers(value: Any, *shape: int) -> bool:
 
 
 def _rows(count: int, batch: int) -> list[np.ndarray]:
-    """Indices in batches of one size; the last one is filled up with its last row."""
+    """Return the indices below ``count`` in batches of one size, the last padded with the last index."""
     return [np.minimum(np.arange(first, first + batch), count - 1) for first in range(0, count, batch)]

@@ -134,11 +134,11 @@ def keep_config(workdir: Path, config: ConfigDict) -> None:
 class Metrics:
     """``metrics.jsonl``: one JSON object a line, each with its ``step``. A line is in the file when ``write`` returns.
 
-    On resuming at ``step``, lines of later steps (from the part of the run that was lost) are removed, so that every
-    step is there once, and a last line that was not finished goes too.
+    On resuming at ``step``, lines of later steps (from the lost part of the run) and an unfinished last line are
+    removed, so that every step is there once.
 
     Args:
-        most: keep no more lines than this; a run that went on would not have written the others.
+        most: keep no more lines than this; an uninterrupted run would not have written the others.
     """
 
     def __init__(self, workdir: Path, step: int = 0, most: int | None = None):
@@ -168,7 +168,7 @@ class Metrics:
 
 
 def read_metrics(workdir: Path, *, keep: bool = False) -> list[dict[str, Any]]:
-    """The lines of metrics.jsonl, numbers by name and ``step``; none if there is no file; as ``files.read_lines``."""
+    """Return the lines of metrics.jsonl: numbers by name and ``step``; [] without the file; as ``files.read_lines``."""
 
     def good(line: dict[str, Any]) -> bool:
         return isinstance(line.get("step"), int) and all(map(is_number, line.values()))

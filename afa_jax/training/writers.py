@@ -43,7 +43,7 @@ def check_writers(names: Sequence[str]) -> None:
 
 
 def make_writers(names: Sequence[str], workdir: Path, first: int = 0) -> list[Writer]:
-    """The writers by name, of a run that begins, or continues, after step ``first``.
+    """Return the named writers for a run that begins, or continues, after step ``first``.
 
     Raises:
         InputError: as check_writers.
@@ -57,8 +57,8 @@ class TensorBoard:
     """An event file in ``workdir/tensorboard``, as TensorFlow's summary writers write it.
 
     The format: records of TFRecord files (length, its checksum, data, its checksum), each an Event message of
-    tensorflow/core/util/event.proto, encoded here. On resuming, a new file begins with the mark by which TensorBoard
-    drops what earlier files say of later steps; so it does where a run that had no checkpoint yet starts anew.
+    tensorflow/core/util/event.proto, encoded here. When a run resumes, or restarts for lack of a checkpoint, a new
+    file begins with the mark that makes TensorBoard drop the later steps of earlier files.
     """
 
     def __init__(self, workdir: Path, first: int = 0):
@@ -95,8 +95,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases, named like the workdir, with the run's config; it needs ``pip install wandb``.
 
-    A resumed run continues it. It takes no step twice: what it has of the steps that are trained again it keeps, and
-    training them again gives the same.
+    A resumed run continues it. It takes no step twice: it keeps what it has of steps that are trained again, and
+    training them again gives the same numbers.
     """
 
     def __init__(self, workdir: Path, first: int = 0):
@@ -134,7 +134,7 @@ def _run_id(record: Path) -> str:
 
 
 def _field(number: int, value: int | float | bytes) -> bytes:
-    """One field of a protocol buffer: a varint, a float32, or bytes with their length."""
+    """Return an encoded field of a protocol buffer: a varint, a float32, or bytes with their length."""
     if isinstance(value, int):
         return _varint(number << 3) + _varint(value)
     if isinstance(value, float):
@@ -152,7 +152,7 @@ def _varint(value: int) -> bytes:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """The checksum of TFRecord files: CRC-32C, rotated by 15 bits, plus a constant."""
+    """Return the checksum of TFRecord files: CRC-32C, rotated by 15 bits, plus a constant."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = _CRC_TABLE[(crc ^ byte) & 0xFF] ^ crc >> 8

@@ -40,7 +40,7 @@ ALL_BAD = 8
 
 
 def crop_of(seed: int, position: int, crops: int) -> int:
-    """Which of a picture's cached crops the example at ``position`` of a run gets: pure, evenly distributed."""
+    """Return which cached crop the example at ``position`` of a run gets: a pure function, evenly distributed."""
     digest = hashlib.blake2b(f"crop/{seed}/{position}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") % crops
 
@@ -48,7 +48,7 @@ def crop_of(seed: int, position: int, crops: int) -> int:
 def describe(
     experts: Experts, source: PictureSource, crop: Crop | None, crops: int, dtype: DTypeLike, seed: int
 ) -> dict[str, Any]:
-    """All that the cached values depend on, as JSON."""
+    """Return everything that the cached values depend on, as JSON."""
     return dict(
         format=FORMAT,
         experts=list(experts.hashes),
@@ -66,7 +66,7 @@ def describe(
 def cache_key(
     experts: Experts, source: PictureSource, crop: Crop | None, crops: int, dtype: DTypeLike, seed: int
 ) -> str:
-    """The sha256 of ``describe``; the cache's folder has its first 16 digits."""
+    """Return the sha256 of ``describe``; its first 16 digits name the cache's folder."""
     facts = describe(experts, source, crop, crops, dtype, seed)
     return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -76,7 +76,7 @@ class Cache:
     """A complete cache, as a random-access source; picklable, for grain's worker processes.
 
     Attributes:
-        crops: how many of each picture.
+        crops: the number of crops of each picture.
         bad: the examples that could not be read: index -> (name, reason).
         no_caption: ``[n, s, d]``, the text states of the empty caption.
     """
@@ -88,24 +88,26 @@ class Cache:
 
     @functools.cached_property
     def indices(self) -> np.ndarray:
-        """The examples that training may draw, all but the bad ones, int64 in ascending order."""
+        """Return the indices of the examples that training may draw (all but the bad ones), int64, ascending."""
         return np.setdiff1d(np.arange(len(self)), np.fromiter(self.bad, np.int64, len(self.bad)))
 
     def __len__(self) -> int:
-        """Examples of the source, with the bad ones: an index means the same here and there."""
+        """Return the number of the source's examples, bad ones included: an index means the same in both."""
         return self.shards.length
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An example's first crop."""
+        """Return an example's first crop."""
         return self.example(index, 0)
 
     def example(self, index: int, crop: int) -> dict[str, Any]:
-        """``mean``, ``std`` ``[h, w, c]`` (unscaled), ``states`` ``[n, s, d]`` in the cache's dtype, and ``index``.
+        """Return a crop's ``mean``, ``std`` ``[h, w, c]`` (unscaled), ``states`` ``[n, s, d]``, and the ``index``.
+
+        The arrays have the cache's dtype.
 
         Raises:
-            IndexError: no such example or crop.
-            BadExample: the source could not give it.
-            InputError: a shard was damaged after it was written; names it.
+            IndexError: there is no such example or crop.
+            BadExample: the source could not give the example.
+            InputError: a shard was damaged after it was written; the error names it.
         """
         if not 0 <= index < len(self) or not 0 <= crop < self.crops:
             raise IndexError(f"crop {crop} of example {index}: there are {self.crops} of {len(self)}")
@@ -219,7 +221,7 @@ def build_cache(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class ReadCache:
-    """``(position, place in indices) -> row``, as the loader's ReadPicture."""
+    """Map ``(position, place in indices)`` to a row, as the loader's ReadPicture does."""
 
     cache: Cache
     indices: np.ndarray
@@ -241,7 +243,7 @@ def make_cached_loader(
     process_index: int = 0,
     process_count: int = 1,
 ) -> Loader:
-    """A loader of the good examples of a cache; arguments as make_loader's.
+    """Return a loader of the good examples of a cache; the other arguments are those of make_loader.
 
     Args:
         cache: of the whole source.
@@ -258,7 +260,7 @@ def make_cached_loader(
 
 
 def _no_caption(path: Path, key: str, encoder: Encoder) -> np.ndarray:
-    """The empty caption's states: from their file, or computed and kept there."""
+    """Return the empty caption's states: read them from their file, or compute them and write the file."""
     try:
         states, header = read_tensors(path)["states"], read_metadata(path)
         shape, dtype = encoder.shapes()["states"]
@@ -274,7 +276,7 @@ def _no_caption(path: Path, key: str, encoder: Encoder) -> np.ndarray:
 
 
 def _check_bad(shards: Shards, bad: str) -> Bad:
-    """The bad examples of all shards that are there; an InputError where there may be none."""
+    """Return the bad examples of all existing shards; raise InputError if there are any and ``bad`` is "error"."""
     found: Bad = {}
     for number in range(shards.count):
         found |= (of_shard := shards.bad(number) or {})

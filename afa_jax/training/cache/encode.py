@@ -27,7 +27,7 @@ Row = tuple[np.ndarray, np.ndarray] | BadExample
 
 
 def crop_random(seed: int, index: int, crop: int) -> np.random.Generator:
-    """The generator that cuts a cached crop of an example."""
+    """Return the random generator that cuts a cached crop of an example."""
     return np.random.default_rng((seed, index, crop))
 
 
@@ -45,7 +45,7 @@ def read_row(source: PictureSource, tokenizer: Tokenizer, crop: Crop | None, cro
 
 
 def ahead_of(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterable[T], most: int) -> Iterator[R]:
-    """``map`` by a pool's threads, in order, at most ``most`` ahead of what was taken."""
+    """Yield ``function(item)`` for each item in order, computed by a pool's threads at most ``most`` items ahead."""
     pending: collections.deque[Future[R]] = collections.deque()
     for item in items:
         pending.append(pool.submit(function, item))
@@ -56,14 +56,14 @@ def ahead_of(pool: ThreadPoolExecutor, function: Callable[[T], R], items: Iterab
 
 
 class Encoder:
-    """VAE and text encoders, each compiled for one batch."""
+    """The VAE and the text encoders, each compiled for one batch size."""
 
     def __init__(self, experts: Experts, size: Sequence[int], crops: int, batch: int):
         self.experts, self.batch = experts, batch
         self._blank = np.zeros((crops, *size, 3), np.uint8), experts.tokenizer([""])[0]
 
     def __call__(self, rows: Sequence[Row]) -> Arrays:
-        """The values of at most ``batch`` examples, zero for bad ones."""
+        """Return the cached values of at most ``batch`` examples; those of bad examples are zero."""
         bad = np.array([isinstance(row, BadExample) for row in rows])
         good = [self._blank if isinstance(row, BadExample) else row for row in rows]
         good += [self._blank] * (self.batch - len(rows))
@@ -77,7 +77,7 @@ class Encoder:
         return values
 
     def shapes(self) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """The shape and dtype of an example's values, of which nothing is computed."""
+        """Return the shape and dtype of each of an example's values, without computing them."""
         images, ids = self._blank
         mean, std = jax.eval_shape(_moments, self.experts.vae, images)
         states = jax.eval_shape(_states, self.experts.text_encoder, ids[None])
@@ -89,7 +89,7 @@ class Encoder:
         )
 
     def no_caption(self) -> np.ndarray:
-        """The text states ``[n, s, d]`` of the empty caption."""
+        """Return the text states ``[n, s, d]`` of the empty caption."""
         states = np.asarray(_states(self.experts.text_encoder, self._blank[1][None]))[:, 0]
         check_finite(dict(states=states[None]), lambda _: "the empty caption", [0])
         return states

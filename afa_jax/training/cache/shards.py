@@ -32,11 +32,11 @@ OPEN_FILES = 64
 
 @dataclasses.dataclass(frozen=True)
 class Shards:
-    """Examples 0 to ``length`` in shards of ``size``; picklable, files are opened where they are read.
+    """Examples 0 to ``length`` in shards of ``size`` examples; picklable, since files are opened only to be read.
 
     Attributes:
-        key: of the cache; a file with another key is as good as none.
-        values: the shape of an example's VALUES and their dtype, if known; a file of others is as good as none.
+        key: the cache's key; a file with another key counts as missing.
+        values: the shape and dtype of an example's VALUES, if known; a file with others counts as missing.
     """
 
     folder: Path
@@ -50,18 +50,18 @@ class Shards:
         return -(-self.length // self.size)
 
     def path(self, number: int) -> Path:
-        """The file of a shard."""
+        """Return the path of a shard's file."""
         return self.folder / f"shard-{number:05d}-of-{self.count:05d}.safetensors"
 
     def examples(self, number: int) -> range:
-        """The indices of a shard's examples."""
+        """Return the indices of a shard's examples."""
         return range(number * self.size, min((number + 1) * self.size, self.length))
 
     def bad(self, number: int) -> Bad | None:
-        """The bad examples of a shard; None unless the file is there, whole and of this cache."""
+        """Return the bad examples of a shard; None unless its file exists, is complete and belongs to this cache."""
         examples = self.examples(number)
         try:
-            # It refuses a header that does not account for every byte of the file.
+            # open_tensors refuses a header that does not account for every byte of the file.
             file = open_tensors(self.path(number))
             if (file.metadata.get("key"), file.metadata.get("first")) != (self.key, str(examples.start)):
                 return None
@@ -74,7 +74,7 @@ class Shards:
             return None
 
     def _fits(self, found: Mapping[str, tuple[tuple[int, ...], Any]], examples: range) -> bool:
-        """Whether a file has the arrays of a shard, by shape and dtype."""
+        """Return whether a file's arrays have the names, shapes and dtypes of a shard's."""
         if found.keys() != {*VALUES, "bad", "crc32"} or len(found["mean"][0]) != 5:
             return False
         crops = found["mean"][0][1]
@@ -87,7 +87,7 @@ class Shards:
         )
 
     def missing(self) -> list[int]:
-        """The shards that have to be made."""
+        """Return the numbers of the shards that have yet to be made."""
         return [number for number in range(self.count) if self.bad(number) is None]
 
     def fill(
@@ -126,10 +126,10 @@ class Shards:
                         finished.add(number)
 
     def read(self, index: int, crop: int) -> Arrays:
-        """``mean``, ``std`` ``[h, w, c]`` and ``states`` ``[n, s, d]`` of an example's crop; reads these bytes only.
+        """Read ``mean``, ``std`` ``[h, w, c]`` and ``states`` ``[n, s, d]`` of an example's crop, and no other bytes.
 
         Raises:
-            InputError: a file is gone, or does not hold what was written to it.
+            InputError: the shard's file is missing, or its contents differ from what was written.
         """
         number, row = divmod(index, self.size)
         path = self.path(number)
@@ -181,7 +181,7 @@ class Shards:
 
 @contextlib.contextmanager
 def writing(folder: Path) -> Iterator[None]:
-    """What fails within is the disk, or the right to write there: an InputError that names the cache's folder."""
+    """Turn an error of writing (a full disk, a missing permission) into an InputError that names the cache's folder."""
     try:
         yield
     except (OSError, SafetensorError) as error:
