@@ -20,7 +20,7 @@ from afa_jax.weights.keys import Key, pytorch_name, text_key, unet_key
 
 
 def unet_keys(unet: UNet) -> Key:
-    """The key function of this U-Net."""
+    """Return the key function of this U-Net."""
     last = unet.stages[-1]
     assert isinstance(last, ConvOut)
     return unet_key([stage.name for stage in unet.stages], last.layer.name)

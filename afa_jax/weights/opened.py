@@ -19,15 +19,15 @@ Source = Checkpoint | Path | str
 def open_checkpoint(
     source: Source, *, variant: str | None = None, prediction_type: str | None = None, ema: bool = False
 ) -> Checkpoint:
-    """The checkpoint at a local path, whatever its container; one that is open as it is.
+    """Open the checkpoint at a local path, a folder or a file; return one that is already open unchanged.
 
     Args:
         variant: of a folder's weights, such as ``fp16``.
-        prediction_type: of a single file that does not say it, ``epsilon`` or ``v_prediction``.
+        prediction_type: ``epsilon`` or ``v_prediction``, for a single file that does not give it.
         ema: take the moving average of the U-Net that a single file carries.
 
     Raises:
-        WeightsError: there is nothing there, or nothing that can be read.
+        WeightsError: the path does not exist, or cannot be read as a checkpoint.
     """
     if not isinstance(source, Path | str):
         return source
@@ -51,19 +51,19 @@ def open_checkpoint(
 
 
 def unet_config(checkpoint: Source) -> UNetConfig:
-    """The architecture of a checkpoint's U-Net; raises as load_unet."""
+    """Return the architecture of a checkpoint's U-Net; raise as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
     return UNetConfig.from_json(checkpoint.config("unet"), checkpoint.what("unet", config=True))
 
 
 def vae_config(checkpoint: Source) -> VAEConfig:
-    """The architecture of a checkpoint's autoencoder; raises as load_unet."""
+    """Return the architecture of a checkpoint's autoencoder; raise as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
     return VAEConfig.from_json(checkpoint.config("vae"), checkpoint.what("vae", config=True))
 
 
 def text_config(checkpoint: Source) -> TextConfig:
-    """The architecture of a checkpoint's text encoder; raises as load_unet."""
+    """Return the architecture of a checkpoint's text encoder; raise as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
     return TextConfig.from_json(checkpoint.config("text_encoder"), checkpoint.what("text_encoder", config=True))
 
@@ -88,5 +88,5 @@ def check_network(checkpoint: Source, component: str) -> None:
 
 
 def unet_blocks(checkpoint: Source) -> dict[str, str]:
-    """By the key of each tensor of a U-Net the name of its stage, or ``time_embedding``; in the stages' order."""
+    """Return each U-Net tensor's stage, or ``time_embedding``, by its key; in the stages' order."""
     return unet_stages(unet_config(checkpoint))

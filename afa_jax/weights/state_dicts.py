@@ -20,7 +20,7 @@ M = TypeVar("M")
 
 
 def state_dict(module: Any, key: Key, dtype: DTypeLike | None = None) -> dict[str, Tensor]:
-    """The parameters by checkpoint key, in PyTorch's layout; floating-point ones rounded to ``dtype`` if given."""
+    """Return parameters by checkpoint key, in PyTorch's layout; floating-point ones rounded to a given ``dtype``."""
     result = {}
     for path, leaf in flatten(module).items():
         tensor = Tensor.of(leaf).apply(functools.partial(to_pytorch, path), shape_in_pytorch(path, leaf.shape))
@@ -65,9 +65,9 @@ def load_stack(
     param_dtype: DTypeLike = jnp.float32,
     sharding: Callable[[str, tuple[int, ...]], jax.sharding.Sharding] | None = None,
 ) -> M:
-    """As load_state_dict for N models of one architecture, as one whose leaves have a leading axis N.
+    """Load N models of one architecture as one whose leaves have a leading axis N; else as load_state_dict.
 
-    In memory are the stack and the N tensors of one leaf, never a model beside the stack.
+    Memory holds the stack and the N tensors of one leaf, never a whole model beside the stack.
 
     Args:
         states: of each model what to call its file in errors, and its tensors.
@@ -98,13 +98,13 @@ def _on_device(array: np.ndarray) -> jax.Array:
 
 
 def _loaded(name: str, what: str, tensors: Mapping[str, Any], to_key: Key, dtype: DTypeLike) -> np.ndarray:
-    """One parameter, checked, in our layout."""
+    """Return one parameter, checked, in our layout."""
     array = np.asarray(tensors[to_key(name)])
     check_finite(array, to_key(name), what)
     return cast(from_pytorch(name, array), dtype, to_key(name), what)
 
 
 def check_state_dict(module: Any, tensors: Mapping[str, Any], key: Key, *, what: str) -> None:
-    """As check_tensors for the parameters of a module, whose leaves may be shapes."""
+    """Check, as check_tensors, tensors against the parameters of a module, whose leaves may be shapes."""
     wanted = {key(path): shape_in_pytorch(path, leaf.shape) for path, leaf in flatten(module).items()}
     check_tensors(wanted, tensors, what=what)

@@ -60,7 +60,7 @@ class WeightsError(InputError):
 
 
 def is_floating(dtype: Any) -> bool:
-    """Whether a dtype is of floating-point numbers, those of few bits included, which numpy does not know."""
+    """Say whether a dtype is a floating-point one, including bfloat16 and 8-bit floats, which numpy does not know."""
     dtype = np.dtype(dtype)
     return dtype.kind == "f" or dtype == _BFLOAT16 or dtype in _EIGHT_BITS
 
@@ -83,18 +83,18 @@ class Tensor:
 
     @classmethod
     def of(cls, array: Any) -> Tensor:
-        """A tensor for an array that is in memory anyway, numpy's or jax's."""
+        """Make a tensor from an array of numpy or jax that is in memory anyway."""
         return cls(tuple(array.shape), np.dtype(array.dtype), lambda: np.asarray(array))
 
     def astype(self, dtype: DTypeLike) -> Tensor:
-        """The tensor rounded to ``dtype``; an integer or Boolean one as it is."""
+        """Return the tensor rounded to ``dtype``; an integer or Boolean one unchanged."""
         wanted = np.dtype(dtype)
         if wanted == self.dtype or not is_floating(self.dtype):
             return self
         return Tensor(self.shape, wanted, lambda: self.read().astype(wanted))
 
     def apply(self, function: Callable[[np.ndarray], np.ndarray], shape: tuple[int, ...] | None = None) -> Tensor:
-        """The tensor after a function that keeps its dtype and makes it ``shape``; as it was by default."""
+        """Return the tensor after a function that keeps its dtype and gives it ``shape``, by default its own."""
         return Tensor(self.shape if shape is None else shape, self.dtype, lambda: function(self.read()))
 
 
@@ -184,10 +184,10 @@ def _tensor(path: Path, start: int, entry: Mapping[str, Any]) -> Tensor:
 
 
 def mapped(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> Tensor:
-    """A tensor whose bytes lie in a file from ``begin`` on; they are mapped into memory each time it is read.
+    """Return a tensor whose bytes lie in a file from ``begin`` on; they are mapped into memory at each read.
 
     Raises:
-        ValueError: dimensions beside a 0 that are beyond numpy.
+        ValueError: the shape is too large, counting a dimension of 0 as 1.
     """
     if math.prod(max(n, 1) for n in shape) > _MOST_NUMBERS:
         raise ValueError(f"a tensor of shape {shape}")
@@ -208,7 +208,7 @@ def _read(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> np
 
 
 def read_tensors(path: Path) -> dict[str, np.ndarray]:
-    """All tensors of a safetensors file, as stored, copied into memory.
+    """Read all tensors of a safetensors file, as stored, into memory.
 
     Raises:
         WeightsError: the file is missing, a pickle, truncated, or not safetensors.
@@ -217,7 +217,7 @@ def read_tensors(path: Path) -> dict[str, np.ndarray]:
 
 
 def read_metadata(path: Path) -> dict[str, str]:
-    """The metadata of a safetensors file's header.
+    """Read the metadata of a safetensors file's header.
 
     Raises:
         WeightsError: as read_tensors.
@@ -226,7 +226,7 @@ def read_metadata(path: Path) -> dict[str, str]:
 
 
 def file_sha256(path: Path) -> str:
-    """sha256 of a file, in hexadecimal digits; that of a single file is what sites for models show."""
+    """Return the sha256 of a file in hexadecimal digits, as sites for models show it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -293,7 +293,7 @@ def _check_written(partial: Path, path: Path, tensors: Mapping[str, Any], crc: i
 
 
 def _crc32(path: Path) -> int:
-    """The checksum of a file, read from the disk and not from memory where the system lets us choose."""
+    """Return the checksum of a file, read from the disk and not from the system's cache where that can be chosen."""
     crc = 0
     with open(path, "rb") as file:
         if hasattr(os, "posix_fadvise"):
@@ -315,7 +315,7 @@ def _rename_new(partial: Path, path: Path) -> None:
 
 
 def _chunks(tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
-    """The parts of a safetensors file: a header of a multiple of 8 bytes, and the tensors, the widest dtypes first."""
+    """Yield the parts of a safetensors file: a header padded to 8 bytes, and the tensors, the widest dtypes first."""
     header: dict[str, Any] = {"__metadata__": dict(sorted(metadata.items()))} if metadata else {}
     names, begin = sorted(tensors, key=lambda name: (-np.dtype(tensors[name].dtype).itemsize, name)), 0
     for name in names:
@@ -342,10 +342,10 @@ def check_names(missing: Collection[str], surplus: Collection[str], what: str, a
 
 
 def cast(array: np.ndarray, dtype: DTypeLike, name: str, what: str) -> np.ndarray:
-    """A copy in a dtype; NaN and infinity stay.
+    """Return a copy in another dtype; NaN and infinity stay.
 
     Raises:
-        WeightsError: finite values become infinite; by the tensor's name and the file's (``what``).
+        WeightsError: finite values become infinite; the error gives the tensor's name and the file's (``what``).
     """
     with np.errstate(over="ignore"):
         result = array.astype(dtype)
@@ -358,9 +358,9 @@ def cast(array: np.ndarray, dtype: DTypeLike, name: str, what: str) -> np.ndarra
 
 
 def result_dtype(dtypes: Iterable[DTypeLike]) -> np.dtype:
-    """Return the dtype in which to keep what is computed from weights: their one dtype, else float32.
+    """Return the dtype for values computed from weights: the weights' own if it is the same in all, else float32.
 
-    For 8 bits it is float16: a file may be so small that its weights have two digits, a sum of them may not.
+    For 8 bits it is float16: two digits may do for stored weights, but not for their sums.
     """
     found = {np.dtype(dtype) for dtype in dtypes}
     found = {np.dtype(np.float16) if dtype in _EIGHT_BITS else dtype for dtype in found}
@@ -368,13 +368,13 @@ def result_dtype(dtypes: Iterable[DTypeLike]) -> np.dtype:
 
 
 def check_finite(array: np.ndarray, name: str, what: str) -> None:
-    """Raise WeightsError for a tensor with NaN or infinity, by its name and the file's (``what``)."""
+    """Raise WeightsError for a tensor with NaN or infinity; the error gives its name and the file's (``what``)."""
     if not np.isfinite(array).all():
         raise WeightsError(f"{what}: {printable(name)} holds NaN or infinity; fetch or convert this file again")
 
 
 def checked(tensor: Tensor, name: str, what: str) -> Tensor:
-    """A tensor that goes through check_finite when it is read."""
+    """Return a tensor that goes through check_finite when it is read."""
     return tensor.apply(functools.partial(_finite, name=name, what=what))
 
 
@@ -384,7 +384,7 @@ def _finite(array: np.ndarray, name: str, what: str) -> np.ndarray:
 
 
 def listed(what: str, names: Collection[str], most: int = 5) -> str:
-    """``3 missing (a, b, c)``, or of many the first ones and how many more; empty for none."""
+    """Return ``3 missing (a, b, c)``, shortened to the first ``most`` names and how many more; empty for none."""
     return f"{len(names)} {what} ({some(names, most)})" if names else ""
 
 

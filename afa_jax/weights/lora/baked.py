@@ -87,14 +87,14 @@ class _Baked(DerivedCheckpoint):
 
 
 def with_loras(checkpoint: Checkpoint, loras: Sequence[tuple[Path | str, float | int]]) -> Checkpoint:
-    """A checkpoint with LoRAs baked in: each weight W becomes W + sum of weight * alpha / rank * up @ down.
+    """Bake LoRAs into a checkpoint: each weight W becomes W + sum of weight * alpha / rank * up @ down.
 
-    The sum is taken in float32 when a tensor is read, and rounded to the dtype in which it is stored, or to float16
-    if that has 8 bits; to keep more digits, make it float32 first (``rounded``). Tensors that no LoRA changes are the
-    checkpoint's own. A component's sha256 is made of the checkpoint's and of hash and weight of the LoRAs that change
-    it, in their order (it decides the last bits); it is the checkpoint's own if there are none. LoRAs of weight 0 are
-    checked and then left out: without others the result is the checkpoint itself. The metadata lists what is baked in
-    under ``afa_jax.loras``.
+    The sum is taken in float32 when a tensor is read. It is rounded to the dtype in which the tensor is stored, or to
+    float16 if that has 8 bits; to keep more digits, make the checkpoint float32 first (``rounded``). Tensors that no
+    LoRA changes are the checkpoint's own. A component's sha256 is made of the checkpoint's and of hash and weight of
+    the LoRAs that change it, in their order, which decides the last bits; without such LoRAs it is the checkpoint's
+    own. LoRAs of weight 0 are checked and then left out; without others the result is the checkpoint itself. The
+    metadata lists what is baked in under ``afa_jax.loras``.
 
     Args:
         loras: files, or folders that ``read_lora`` takes, each with its weight; any finite number, 1 as trained.
@@ -118,7 +118,7 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[tuple[Path | str, float |
 
 
 def _difference(applied: _Applied, place: Place, shape: tuple[int, ...]) -> np.ndarray:
-    """What a LoRA adds to a weight, float32."""
+    """Return what a LoRA adds to a weight, float32."""
     module, change = applied.changes[place]
     factors = {}
     for name, factor in change.factors.items():
@@ -134,7 +134,7 @@ def _difference(applied: _Applied, place: Place, shape: tuple[int, ...]) -> np.n
 
 
 def _placed(lora: Lora, places: Mapping[str, Place], weights: Mapping[str, Tensors]) -> dict[Place, tuple[str, Change]]:
-    """The LoRA's changes by the weights they are for."""
+    """Return the LoRA's changes by the weights they are for."""
     names = {module: module.replace(".processor.", ".") for module in lora.changes}
     if unmatched := sorted(module for module, name in names.items() if name not in places):
         lacking = [f"no {component}" for component in COMPONENTS if component not in weights]
@@ -156,7 +156,7 @@ def _placed(lora: Lora, places: Mapping[str, Place], weights: Mapping[str, Tenso
 
 
 def _fits(change: Change, shape: tuple[int, ...]) -> bool:
-    """Whether the product of the factors has a weight's shape; linear layers and 1x1 convolutions are one."""
+    """Say whether the factors' product has a weight's shape; a 1x1 convolution counts as a linear layer."""
 
     def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[:2] if shape[2:] == (1, 1) else shape
@@ -171,7 +171,7 @@ def _fits(change: Change, shape: tuple[int, ...]) -> bool:
 
 
 def _made_for(lora: Lora, weights: Mapping[str, Tensors]) -> str:
-    """``; it was made for ...`` where names or the width of the text states show another family than the model's."""
+    """Return ``; it was made for ...`` if names or the width of its text states show another family; else ""."""
     for family, pattern in _FAMILIES.items():
         if any(re.search(pattern, module) for module in lora.changes):
             return f"; it was made for {family}"
@@ -186,7 +186,7 @@ def _made_for(lora: Lora, weights: Mapping[str, Tensors]) -> str:
 
 
 def _text_width(shapes: Iterable[tuple[str, tuple[int, ...]]]) -> int | None:
-    """What cross-attention and text encoder take, by modules and the shapes of their weights."""
+    """Return the width of the text states, from the names and shapes of weights that take them; None if none does."""
     pattern = re.compile(r"attn2[._].*to_[kv]|.*self_attn[._](q_proj|to_q)")
     return max(
         (shape[1] for name, shape in shapes if pattern.fullmatch(name, max(name.find("attn2"), 0))), default=None

@@ -66,7 +66,7 @@ class Change:
 
     @property
     def factors(self) -> dict[str, Tensor]:
-        """Those it has, by name."""
+        """Return the factors that the change has, by name."""
         named = dict(up=self.up, down=self.down, mid=self.mid)
         return {name: factor for name, factor in named.items() if factor is not None}
 
@@ -87,12 +87,12 @@ class Lora:
 
     @property
     def name(self) -> str:
-        """The file's, or its folder's where every file has the same."""
+        """Return the name of the file, or of its folder if the file's name is one of FILES."""
         return self.path.parent.name if self.path.name in FILES else self.path.name
 
     @functools.cached_property
     def sha256(self) -> str:
-        """The file's; with an adapter_config.json one for both files."""
+        """Return the sha256 of the file; with an adapter_config.json, one for both files."""
         own = file_sha256(self.path)
         if self.config is None:
             return own
@@ -174,7 +174,7 @@ def _file(path: Path) -> Path:
 
 
 def _scale(path: Path, module: str, factors: Mapping[str, Tensor], configs: Mapping[str, Mapping[str, Any]]) -> float:
-    """The scale: alpha / rank, or in PEFT's rank-stabilized LoRA alpha / sqrt(rank)."""
+    """Return the scale: alpha / rank, or alpha / sqrt(rank) in PEFT's rank-stabilized LoRA."""
     rank = factors["down"].shape[0]
     alpha, divisor = float(rank), float(rank)
     if "alpha" in factors:
@@ -192,10 +192,10 @@ def _scale(path: Path, module: str, factors: Mapping[str, Tensor], configs: Mapp
 
 
 def _alpha(path: Path, module: str, config: Mapping[str, Any]) -> float:
-    """What PEFT's config says: the first of ``alpha_pattern`` that ends the module's name, or ``lora_alpha``."""
+    """Return alpha by PEFT's config: the first of ``alpha_pattern`` that ends the module's name, or ``lora_alpha``."""
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
     for pattern, value in reversed((patterns if isinstance(patterns, dict) else {}).items()):
-        # Regular expressions to PEFT. Those of trainers are names, perhaps anchored; a stranger's might never end.
+        # To PEFT these are regular expressions. Trainers write names, perhaps anchored; a stranger's might never end.
         literal = pattern.removeprefix("^").replace("\\.", ".")
         if not re.fullmatch(r"[\w.]+", literal):
             raise WeightsError(
@@ -212,7 +212,7 @@ def _alpha(path: Path, module: str, config: Mapping[str, Any]) -> float:
 
 
 def _configs(file: TensorFile, modules: Mapping[str, Any]) -> tuple[Mapping[str, Mapping[str, Any]], Path | None]:
-    """PEFT's configs by the prefix of the modules that they are about, and the file beside this one if it was read."""
+    """Return PEFT's configs by the prefix of their modules, and the file beside this one if it was read."""
     if text := file.metadata.get("lora_adapter_metadata"):
         try:
             fields = dict(json.loads(text))

@@ -19,13 +19,13 @@ _OLD_TEXT = {"q_proj": "to_q", "k_proj": "to_k", "v_proj": "to_v", "out_proj": "
 
 
 def find_places(weights: Mapping[str, Tensors], unet: UNetConfig | None = None) -> dict[str, Place]:
-    """Every name under which LoRA files know a layer of this model, and the weight it means.
+    """Return every name that LoRA files have for a layer of this model, with the weight it means.
 
     Args:
         weights: of the model's components.
         unet: the architecture of its U-Net, whose layers have a name in the LDM layout too.
 
-    Dots are made underscores here and not the other way round: ``to_q`` and ``to.q`` cannot be told apart.
+    Dots become underscores here, not the other way round, as ``to_q`` could mean ``to_q`` or ``to.q``.
     """
     places: dict[str, Place] = {}
     table = ldm_table(unet) if unet else {}
@@ -43,7 +43,7 @@ def find_places(weights: Mapping[str, Tensors], unet: UNetConfig | None = None) 
 
 
 def _spellings(component: str, layer: str) -> Iterator[str]:
-    """A layer's names in the versions of diffusers and transformers."""
+    """Yield a layer's names in the versions of diffusers and transformers."""
     yield layer
     if component == "unet":
         yield layer.replace(".to_out.0", ".to_out")

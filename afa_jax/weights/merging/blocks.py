@@ -29,7 +29,7 @@ def _from_middle(depth: float) -> float:
 
 
 def _band(low: float | int, high: float | int) -> Callable[[float], float]:
-    """1 at distances from the middle of ``low`` to ``high``, both included whatever rounding does, else 0."""
+    """Return a curve: 1 at distances from ``low`` to ``high`` from the middle, both included, else 0."""
     return lambda depth: float(low - 1e-9 <= _from_middle(depth) <= high + 1e-9)
 
 
@@ -65,7 +65,7 @@ PRESETS: Mapping[str, Preset] = dict(
 
 
 def block_names(stages: Sequence[str]) -> dict[str, str]:
-    """The block of each stage by its name, in the stages' order, and of ``time_embedding`` and ``text_encoder``."""
+    """Return each stage's block by name, in the stages' order, and that of ``time_embedding`` and ``text_encoder``."""
     middle = stages.index("mid_block")
     names = {stage: f"IN{i:02d}" for i, stage in enumerate(stages[:middle])} | {stages[middle]: "M00"}
     names |= {stage: f"OUT{i:02d}" for i, stage in enumerate(stages[middle + 1 :])}
@@ -80,17 +80,18 @@ def parse_blocks(
     preset: str | None = None,
     of: str | None = None,
 ) -> dict[str, list[float]]:
-    """Each expert's weight in every stage of a U-Net, ``time_embedding`` and ``text_encoder``, as ``average`` takes it.
+    """Return each expert's weight by U-Net stage, ``time_embedding`` and ``text_encoder``, as ``average`` takes it.
 
     Args:
-        weights: by block the weights of experts by name, which sum to 1: ``{"IN00": {"photo": 0.3, "anime": 0.7}}``.
-            They go before the preset's. A block without any is the experts' average.
+        weights: by block, the experts' weights by name, which sum to 1: ``{"IN00": {"photo": 0.3, "anime": 0.7}}``.
+            They override the preset's. A block without any is the experts' average.
         preset: a curve of PRESETS for all blocks but BASE, which has no depth.
-        of: the expert whose weight the curve is, of two the second by default; the others share the rest equally.
+        of: the expert whose weight is the curve; with two experts the second by default. The others share the rest
+            equally.
 
     Raises:
-        InputError: no such block, expert or preset; weights that are not finite or do not sum to 1; of several experts
-            none is named for the preset.
+        InputError: no such block, expert or preset; weights that are not finite or do not sum to 1; a preset for more
+            than two experts without ``of``.
     """
     names = block_names(stages)
     blocks = list(dict.fromkeys(names.values()))

@@ -59,7 +59,7 @@ class Composed:
 
 
 def compose(checkpoint: Checkpoint, **others: Checkpoint) -> Composed:
-    """The checkpoint with the components that are named from others: ``compose(expert, vae=base)``."""
+    """Return the checkpoint with the named components of others: ``compose(expert, vae=base)``."""
     parts = dict.fromkeys(checkpoint.components, checkpoint) | others
     # What a single file says of its own configs is not true of others.
     metadata = {key: value for key, value in checkpoint.metadata.items() if key != CONFIGS}
@@ -87,17 +87,17 @@ def check_parts(checkpoint: Checkpoint) -> None:
 
 
 def with_base(expert: Checkpoint, base: Checkpoint) -> Composed:
-    """An expert with the VAE, tokenizer and schedule that it has in the ensemble: the base's."""
+    """Return an expert with the base's VAE, tokenizer and schedule, as it is used in the ensemble."""
     others = {name: base for name in BASES if name in base.components}
     return compose(expert, **others)
 
 
 def average(checkpoints: Sequence[Checkpoint], weights: Mapping[str, Sequence[float]]) -> MemoryCheckpoint:
-    """The static average of experts of one architecture, a tensor at a time: U-Net and text encoder.
+    """Average U-Nets and text encoders of experts of one architecture, one tensor at a time, with fixed weights.
 
     Args:
         weights: of each expert, by block: each stage of the U-Net by its name, ``time_embedding`` and ``text_encoder``.
-            Those of a block sum to 1.
+            A block's weights sum to 1.
 
     Returns:
         A checkpoint of Tensors that are averaged in float32 when they are read, in the experts' dtype where that is
@@ -116,6 +116,6 @@ def average(checkpoints: Sequence[Checkpoint], weights: Mapping[str, Sequence[fl
 def block_average(
     network: SameNetwork, weights: Mapping[str, Sequence[float]], of: Sequence[Any] | None = None
 ) -> Callable[[str], np.ndarray]:
-    """The rule of ``average`` (which see) for the sources ``of``, all by default, in the order of the weights."""
+    """Return the rule of ``average`` for the sources ``of``, all by default, in the order of the weights."""
     sources = list(network.sources if of is None else of)
     return lambda key: network.weighted_sum(dict(zip(sources, weights[network.block_of[key]], strict=True)), key)

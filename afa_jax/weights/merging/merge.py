@@ -47,7 +47,7 @@ class Merged(MemoryCheckpoint):
 
 
 def needs_base(kind: str, options: Mapping[str, Any]) -> bool:
-    """Whether a merge reads the base model's U-Net or text encoder."""
+    """Say whether a merge reads the base model's U-Net or text encoder."""
     named = [options.get("a"), options.get("b"), options.get("text_encoder")]
     if kind == "add_difference":
         named.append(options.get("c", BASE))
@@ -57,16 +57,16 @@ def needs_base(kind: str, options: Mapping[str, Any]) -> bool:
 def merge(
     kind: str, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None, options: Mapping[str, Any]
 ) -> Merged:
-    """One model of several experts: its U-Net and text encoder, whose Tensors are merged when they are read.
+    """Merge several experts into one U-Net and text encoder, whose Tensors are merged when they are read.
 
-    They are in the one dtype that the experts have, float16 for 8 bits, else float32. Integer tensors
+    They have the experts' dtype if it is the same in all, float16 in place of 8 bits, else float32. Integer tensors
     (``position_ids``) are no weights, and no Checkpoint has them among its tensors. The VAE is not merged: the model
     is to be used with the base's.
 
     Args:
         kind: one of KINDS.
         checkpoints: the experts by name, in order; of one architecture.
-        base: theta_0, for the kinds and options of which ``needs_base`` says so.
+        base: theta_0, for kinds and options for which ``needs_base`` is true.
         options: the kind's own, the keyword arguments of its function in KINDS, and ``text_encoder``: ``merge`` as the
             U-Net (the default), ``base``, or the name of the expert whose it is.
 

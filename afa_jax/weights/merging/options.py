@@ -13,7 +13,7 @@ from afa_jax.errors import InputError
 
 
 def number(what: str, value: Any) -> float:
-    """A finite number; raises InputError for anything else."""
+    """Return a finite number as a float; raise InputError for anything else."""
     finite = float("nan")
     if isinstance(value, int | float) and not isinstance(value, bool):
         with contextlib.suppress(OverflowError):  # an integer of hundreds of digits
@@ -24,7 +24,7 @@ def number(what: str, value: Any) -> float:
 
 
 def whole(what: str, value: Any) -> int:
-    """A whole number, also as 1e4; raises InputError for anything else."""
+    """Return a whole number, also if written as 1e4; raise InputError for anything else."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -33,17 +33,17 @@ def whole(what: str, value: Any) -> int:
 
 
 def share(what: str, value: Any) -> float:
-    """A number above 0, up to 1; raises InputError for anything else."""
+    """Return a number above 0, up to 1; raise InputError for anything else."""
     if not 0 < number(what, value) <= 1:
         raise InputError(f"{what}={value:g}; choose a share above 0, up to 1")
     return float(value)
 
 
 def fractions(weights: Any, experts: Sequence[str], what: str) -> list[float]:
-    """The experts' weights in their order from those given by name, 0 where none is.
+    """Return the experts' weights in the experts' order, 0 for one that ``weights`` does not name.
 
     Raises:
-        InputError: it is no mapping of experts' names to finite numbers, or they do not sum to 1.
+        InputError: ``weights`` is no mapping of experts' names to finite numbers, or they do not sum to 1.
     """
     own = numbers(weights, experts, what)
     total = math.fsum(own.values())
@@ -53,10 +53,10 @@ def fractions(weights: Any, experts: Sequence[str], what: str) -> list[float]:
 
 
 def numbers(values: Any, experts: Sequence[str], what: str) -> dict[str, float]:
-    """Finite numbers by experts' names, some or all of them.
+    """Return finite numbers by the names of some or all experts.
 
     Raises:
-        InputError: it is none of this.
+        InputError: ``values`` is no mapping of experts' names to finite numbers.
     """
     if not isinstance(values, Mapping | ConfigDict):
         raise InputError(f"{what}: {values!r} names no experts; write dict({experts[0]}=...)")

@@ -49,18 +49,18 @@ class Part:
         return tuple(name for name in self.network.sources if name is not None)
 
     def source(self, name: Any, what: str) -> str | None:
-        """An expert's name checked, or None for the base model's."""
+        """Check a name and return it if it is an expert's, or None if it is the base model's."""
         if name != BASE and name not in self.experts:
             raise InputError(f"{what}={name!r}: no such expert; there are {', '.join(self.experts)}, and {BASE}")
         return None if name == BASE else name
 
     def delta(self, expert: str, key: str) -> np.ndarray:
-        """A tensor of a task vector."""
+        """Return a tensor of a task vector."""
         return self.network.read(expert, key) - self.network.read(None, key)
 
 
 def average(part: Part, *, weights: Any = None) -> Rule:
-    """sum_i w_i theta_i; weights by name that sum to 1, 1/N each by default."""
+    """Merge to sum_i w_i theta_i; weights by name sum to 1, and are 1/N each by default."""
     count = len(part.experts)
     own = [1 / count] * count if weights is None else fractions(weights, part.experts, "average: weights")
     coefficients = dict(zip(part.experts, own, strict=True))
@@ -68,7 +68,7 @@ def average(part: Part, *, weights: Any = None) -> Rule:
 
 
 def add_difference(part: Part, *, a: Any = None, b: Any = None, c: Any = BASE, alpha: Any = 1.0) -> Rule:
-    """theta_a + alpha (theta_b - theta_c); a, b and c are names, c is the base model by default."""
+    """Merge to theta_a + alpha (theta_b - theta_c); a, b and c are names, c is the base model by default."""
     alpha = number("add_difference: alpha", alpha)
     coefficients: dict[str | None, float] = {}
     for option, name, weight in (("a", a, 1.0), ("b", b, alpha), ("c", c, -alpha)):
@@ -82,7 +82,7 @@ def add_difference(part: Part, *, a: Any = None, b: Any = None, c: Any = BASE, a
 
 
 def mbw(part: Part, *, weights: Any = None, preset: Any = None, of: Any = None) -> Rule:
-    """As average, with weights for each block; afa_jax/weights/merging/blocks.py says how they are named."""
+    """Average with weights for each block; afa_jax/weights/merging/blocks.py says how blocks are named."""
     if weights is not None and not isinstance(weights, Mapping):
         raise InputError(f"mbw: weights={weights!r} names no blocks; write dict(IN00=dict({part.experts[0]}=1.0))")
     chosen = {name: str(value) for name, value in dict(preset=preset, of=of).items() if value is not None}
@@ -91,10 +91,10 @@ def mbw(part: Part, *, weights: Any = None, preset: Any = None, of: Any = None) 
 
 
 def task_arithmetic(part: Part, *, scale: Any = 0.4, scales: Any = None) -> Rule:
-    """theta_0 + sum_i s_i tau_i (Ilharco et al. 2023, arXiv 2212.04089).
+    """Merge to theta_0 + sum_i s_i tau_i (Ilharco et al. 2023, arXiv 2212.04089).
 
-    One ``scale`` for all, by default 0.4, which is advised where none can be tuned; or ``scales`` by name, 0 for the
-    others. Scales of 1/N make the average.
+    There is one ``scale`` for all, by default 0.4, which the paper advises where none can be tuned; or ``scales`` by
+    name, 0 for experts that are not named. Scales of 1/N give the average.
     """
     own = dict.fromkeys(part.experts, number("task_arithmetic: scale", scale))
     if scales is not None:
@@ -104,11 +104,12 @@ def task_arithmetic(part: Part, *, scale: Any = 0.4, scales: Any = None) -> Rule
 
 
 def ties(part: Part, *, density: Any = 0.2, scale: Any = 1.0) -> Rule:
-    """theta_0 + scale times the task vectors trimmed, signs elected, and merged (Yadav et al. 2023, arXiv 2306.01708).
+    """Merge by TIES: theta_0 + scale times the trimmed, elected, merged vectors (Yadav et al. 2023, arXiv 2306.01708).
 
-    Trim: of each whole task vector (a network's) the share ``density`` that is largest by magnitude stays. Elect: each
-    weight's sign is that of the sum of what stays, so large moves count more than many; where it is 0 theta_0 stays.
-    Merge: the mean of what has that sign. Where nothing can be tuned the paper keeps 0.2 and scales by 1.
+    Trim: each network's whole task vector keeps its share ``density`` of the largest magnitudes. Elect: each weight's
+    sign is that of the sum of the kept values, so one large change outweighs several small ones; where the sum is 0,
+    theta_0 stays. Merge: the mean of the kept values of that sign is taken. Where nothing can be tuned, the paper keeps
+    0.2 and scales by 1.
     """
     own = dict(density=share("ties: density", density), scale=number("ties: scale", scale))
     return _elected(part, part.delta, **own)
@@ -117,11 +118,11 @@ def ties(part: Part, *, density: Any = 0.2, scale: Any = 1.0) -> Rule:
 def dare(
     part: Part, *, p: Any = 0.9, seed: Any = 0, then: Any = "task_arithmetic", scale: Any = None, density: Any = 1.0
 ) -> Rule:
-    """Task vectors thinned at random, then task arithmetic or ties (Yu et al. 2023, arXiv 2311.03099).
+    """Thin task vectors at random, then merge by task arithmetic or ties (Yu et al. 2023, arXiv 2311.03099).
 
-    Each number is dropped with probability p and multiplied by 1 / (1 - p) otherwise, by (seed, expert's name, network,
-    key). ``scale`` is by default that of the rule that comes ``then``; ``density`` is for ties, which by default trims
-    no more.
+    Each number is dropped with probability p and multiplied by 1 / (1 - p) otherwise. The random numbers depend on
+    (seed, expert's name, network, key). ``scale`` is by default that of the rule ``then``. ``density`` is for ties
+    only, where by default nothing more is trimmed.
     """
     p = number("dare: p", p)
     if not 0 <= p < 1:
@@ -146,9 +147,10 @@ def dare(
 
 
 def slerp(part: Part, *, a: Any = None, b: Any = None, t: Any = 0.5) -> Rule:
-    """Along the great circle from expert a (t = 0) to b (t = 1), each tensor by itself (Shoemake 1985).
+    """Interpolate on the great circle from expert a (t = 0) to b (t = 1), each tensor by itself (Shoemake 1985).
 
-    Linear for tensors that are nearly parallel or zero. It is for two: of more experts a and b are to be named.
+    Tensors that are nearly parallel or zero are interpolated linearly. With more than two experts, a and b must be
+    named.
     """
     t = number("slerp: t", t)
     if not 0 <= t <= 1:
@@ -172,10 +174,10 @@ def slerp(part: Part, *, a: Any = None, b: Any = None, t: Any = 0.5) -> Rule:
 
 
 def model_stock(part: Part) -> Rule:
-    """The point t mean_i theta_i + (1 - t) theta_0, t = N cos / (1 + (N - 1) cos) (Jang et al. 2024, arXiv 2403.19522).
+    """Merge to t mean_i theta_i + (1 - t) theta_0, t = N cos / (1 + (N - 1) cos) (Jang et al. 2024, arXiv 2403.19522).
 
-    cos is the cosine between task vectors, of each tensor by itself; of more than two experts the mean over the pairs,
-    where a pair with a zero vector counts as 0. Where the mean is negative t is 0.
+    cos is the cosine between the experts' task vectors, computed for each tensor by itself. With more than two experts
+    it is the mean over the pairs, where a pair with a zero vector counts as 0. If it is negative, t is 0.
     """
     count = len(part.experts)
     if count < 2:
@@ -198,7 +200,7 @@ KINDS: Mapping[str, Callable[..., Rule]] = {
 
 
 def _elected(part: Part, delta: Callable[[str, str], np.ndarray], *, density: float, scale: float) -> Rule:
-    """The rule of ties, of any task vectors, given by expert and key."""
+    """Return the rule of ties for any task vectors; ``delta(expert, key)`` gives a tensor of one."""
 
     @functools.cache
     def threshold(expert: str) -> float:
@@ -220,17 +222,17 @@ def _elected(part: Part, delta: Callable[[str, str], np.ndarray], *, density: fl
 
 
 def kth_largest(arrays: Callable[[], Iterable[np.ndarray]], k: int) -> float:
-    """The k-th largest number of many arrays of float32 that are not negative, exactly, one array in memory at a time.
+    """Return the exact k-th largest number of many non-negative float32 arrays, with one array in memory at a time.
 
-    Such floats order as their bits do, so counting the upper 16 bits finds the upper 16 of the answer, and counting the
-    lower 16 of those that have them the rest.
+    Such floats are in the order of their bits as integers. So a count of all upper halves (16 bits) finds the upper
+    half of the answer, and a count of the lower halves of the numbers with that upper half finds its lower half.
     """
 
     def bits() -> Iterator[np.ndarray]:
         return (np.ascontiguousarray(array, np.float32).reshape(-1).view(np.uint32) for array in arrays())
 
     def place(counts: np.ndarray, k: int) -> tuple[int, int]:
-        """The bin of the k-th from the top, and what is left of k in it."""
+        """Return the bin of the k-th number from the top, and its rank in that bin."""
         from_top = np.cumsum(counts[::-1])
         steps = int(np.searchsorted(from_top, k))
         return len(counts) - 1 - steps, k - int(from_top[steps] - counts[::-1][steps])
@@ -243,7 +245,7 @@ def kth_largest(arrays: Callable[[], Iterable[np.ndarray]], k: int) -> float:
 
 
 def _cosine(one: np.ndarray, other: np.ndarray) -> float | None:
-    """The cosine between two arrays as vectors; None if one of them is zero."""
+    """Return the cosine between two arrays as vectors; None if one of them is zero."""
     a, b = one.ravel().astype(np.float64), other.ravel().astype(np.float64)
     norms = float(np.linalg.norm(a) * np.linalg.norm(b))
     return None if norms == 0 else min(1.0, max(-1.0, float(np.dot(a, b)) / norms))

@@ -40,12 +40,12 @@ class SameNetwork:
 
     @functools.cached_property
     def tensors(self) -> dict[Any, Tensors]:
-        """The state dicts by source."""
+        """Return the state dicts by source."""
         return {name: checkpoint.tensors(self.component) for name, checkpoint in self.sources.items()}
 
     @functools.cached_property
     def whats(self) -> dict[Any, str]:
-        """The files by source, for messages; looking for them in a folder takes as long as reading a tensor."""
+        """Return the files by source, for messages; finding one in a folder takes as long as reading a tensor."""
         return {name: checkpoint.what(self.component) for name, checkpoint in self.sources.items()}
 
     @functools.cached_property
@@ -54,19 +54,19 @@ class SameNetwork:
 
     @functools.cached_property
     def block_of(self) -> dict[str, str]:
-        """By key the name of a tensor's stage, ``time_embedding`` or ``text_encoder``."""
+        """Return, by a tensor's key, the name of its stage, ``time_embedding`` or ``text_encoder``."""
         if self.component != "unet":
             return dict.fromkeys(self.keys, self.component)
         return unet_blocks(next(iter(self.sources.values())))
 
     def read(self, source: Any, key: str) -> np.ndarray:
-        """A tensor of a source in float32; raises WeightsError for one that is not finite."""
+        """Read a tensor of a source in float32; raise WeightsError if it is not finite."""
         array = np.asarray(self.tensors[source][key], np.float32)
         check_finite(array, key, self.whats[source])
         return array
 
     def weighted_sum(self, weights: Mapping[Any, float], key: str) -> np.ndarray:
-        """The sum of sources' tensors by their weights; weight 0 is not read, a single weight of 1 keeps the bits."""
+        """Sum the sources' tensors by weight; one of weight 0 is not read, and a single weight of 1 keeps all bits."""
         total: np.ndarray | None = None
         for source, weight in weights.items():
             if weight:
@@ -75,7 +75,7 @@ class SameNetwork:
         return np.zeros(self.tensors[next(iter(weights))][key].shape, np.float32) if total is None else total
 
     def merged(self, rule: Callable[[str], np.ndarray], of: Iterable[Any] | None = None) -> Tensors:
-        """Tensors that ``rule(key)`` makes when they are read, in the ``result_dtype`` of ``of``'s.
+        """Return Tensors that ``rule(key)`` computes when they are read, in the ``result_dtype`` of ``of``'s.
 
         Reading one raises WeightsError for values that are too large for the dtype.
 

@@ -158,14 +158,14 @@ def read_tokenizer(folder: Path | str) -> TokenizerFiles:
 
 
 def _main(folder: Path) -> str:
-    """The name of the file with the vocabulary."""
+    """Return the name of the file with the vocabulary."""
     return WHOLE if (folder / WHOLE).is_file() else VOCAB
 
 
 def _read_vocabulary(folder: Path, generic: bool) -> tuple[dict[str, int], list[Merge], list[Entry], dict[str, str]]:
-    """Ids, merges and added tokens of tokenizer.json, or of vocab.json and merges.txt; of both, if they agree.
+    """Read ids, merges and added tokens from tokenizer.json, or vocab.json and merges.txt; if both, they must agree.
 
-    The fourth are the roles that a ``generic`` tokenizer.json says by itself.
+    The fourth result is the roles of tokens that a ``generic`` tokenizer.json gives by itself.
     """
     whole, ids = read_object(folder / WHOLE), read_object(folder / VOCAB)
     has_merges = (folder / MERGES).is_file()

@@ -94,7 +94,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def is_generic(config: Mapping[str, Any], path: Path) -> bool:
-    """Whether tokenizer_config.json names a class that any tokenizer.json can be of; else it is CLIP's.
+    """Say whether tokenizer_config.json names a class for any tokenizer.json, rather than CLIP's.
 
     Raises:
         InputError: it names the class of another tokenizer.
@@ -108,10 +108,10 @@ def is_generic(config: Mapping[str, Any], path: Path) -> bool:
 
 
 def own_roles(whole: Mapping[str, Any], path: Path, ids: Mapping[str, int]) -> dict[str, str]:
-    """The roles of tokens that tokenizer.json says by itself: the two ends, and perhaps what fills a prompt up.
+    """Return the roles of tokens that tokenizer.json gives by itself: the two ends, and perhaps the padding.
 
     Raises:
-        InputError: it does with a text something else than CLIP's tokenizer.
+        InputError: it treats a text differently than CLIP's tokenizer does.
     """
     model, splits = whole["model"], _steps(whole, "pre_tokenizer", "pretokenizers")
     split = splits[0].get("pattern") if splits else None
@@ -131,20 +131,20 @@ def own_roles(whole: Mapping[str, Any], path: Path, ids: Mapping[str, int]) -> d
 
 
 def _steps(whole: Mapping[str, Any], key: str, inner: str) -> list[dict[str, Any]]:
-    """The steps of a part of tokenizer.json; none where they are damaged."""
+    """Return the steps of a part of tokenizer.json; none where they are damaged."""
     part = whole.get(key)
     steps = part.get(inner) if isinstance(part, dict) else None
     return steps if isinstance(steps, list) and all(isinstance(step, dict) for step in steps) else []
 
 
 def _does(steps: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> bool:
-    """Whether each step says what is wanted of it; older files lack use_regex, which is true."""
+    """Say whether each step has the wanted fields; older files lack use_regex, which then counts as true."""
     known = [{"use_regex": True, **step} for step in steps]
     return len(known) == len(wanted) and all({**step, **want} == step for step, want in zip(known, wanted, strict=True))
 
 
 def _ends(post: Any, ids: Mapping[str, int]) -> dict[str, str]:
-    """The tokens that a post_processor puts at both ends of a prompt; none where it does something else."""
+    """Return the tokens that a post_processor puts at both ends of a prompt; none where it does something else."""
     match post:
         case {"type": "RobertaProcessing", "cls": [str(first), first_id], "sep": [str(last), last_id]}:
             pass
@@ -210,7 +210,7 @@ def _check_merges(pairs: Sequence[Any], vocab: Mapping[str, int], where: Callabl
 
 
 def decoder_tokens(config: Mapping[str, Any], path: Path) -> Iterator[Entry]:
-    """The added tokens of tokenizer_config.json: ``added_tokens_decoder``, a token by its id."""
+    """Yield the added tokens of tokenizer_config.json: ``added_tokens_decoder``, a token by its id."""
     key = "added_tokens_decoder"
     table = config.get(key)
     if table is None:
@@ -224,7 +224,7 @@ def decoder_tokens(config: Mapping[str, Any], path: Path) -> Iterator[Entry]:
 
 
 def listed_tokens(whole: Mapping[str, Any], path: Path) -> Iterator[Entry]:
-    """The ``added_tokens`` of tokenizer.json."""
+    """Yield the ``added_tokens`` of tokenizer.json."""
     entries = whole.get("added_tokens")
     if not isinstance(entries, list | None):
         raise InputError(f"{path}: added_tokens is no list; {_AGAIN}")
@@ -236,7 +236,7 @@ def listed_tokens(whole: Mapping[str, Any], path: Path) -> Iterator[Entry]:
 
 
 def added_json(path: Path, special: Collection[str]) -> Iterator[Entry]:
-    """The tokens of added_tokens.json, an id by its token."""
+    """Yield the tokens of added_tokens.json, an id by its token."""
     data = read_object(path)
     for token, number in read_ids(data, f"{path}").items() if data else ():
         yield AddedToken(content=token, special=token in special), number, path
@@ -245,9 +245,9 @@ def added_json(path: Path, special: Collection[str]) -> Iterator[Entry]:
 def special_tokens(
     data: Mapping[str, Any], roles: Collection[str], path: Path
 ) -> Iterator[tuple[str, tuple[AddedToken, Path]]]:
-    """The special tokens of tokenizer_config.json or special_tokens_map.json, by their fields' names.
+    """Yield the special tokens of tokenizer_config.json or special_tokens_map.json, by their fields' names.
 
-    ``bos_token`` and the like, any other field whose name ends in ``_token``, and lists of more.
+    These are ``bos_token`` and the like, any other field whose name ends in ``_token``, and lists of more.
     """
     for key, value in data.items():
         if value is None:  # not said
@@ -263,7 +263,7 @@ def special_tokens(
 
 
 def read_max_length(config: Mapping[str, Any], path: Path) -> int | None:
-    """``model_max_length`` of tokenizer_config.json; None where there is none, or a number that stands for none."""
+    """Read ``model_max_length`` of tokenizer_config.json; None if it is missing, or so large that it means no limit."""
     value = config.get("model_max_length")
     if value is None:
         return None
@@ -276,7 +276,7 @@ def read_max_length(config: Mapping[str, Any], path: Path) -> int | None:
 
 
 def read_flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
-    """A field of tokenizer_config.json that is true or false; false where it is not there."""
+    """Read a field of tokenizer_config.json that is true or false; false where it is not there."""
     value = config.get(key, False)
     if not isinstance(value, bool):
         raise InputError(f"{path}: {key} is {value!r:.80}; write true or false")
@@ -284,7 +284,7 @@ def read_flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
 
 
 def _read_token(value: Any, where: str) -> AddedToken:
-    """A token as a text, or as an object with ``content`` and how it is found."""
+    """Read a token: a text, or an object with ``content`` and flags of how it is matched."""
     if not isinstance(value, dict):
         _check_token(value, where)
         return AddedToken(content=value)
@@ -303,7 +303,7 @@ def _check_token(token: Any, where: str) -> None:
 
 
 def has_surrogates(text: str) -> bool:
-    """Whether a text has halves of characters, which no file in UTF-8 can hold and no library of tokenizers takes."""
+    """Say whether a text has half characters (surrogates), which neither UTF-8 files nor tokenizers can hold."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -55,7 +55,7 @@ class Tokenizer:
 
     @functools.cached_property
     def sha256(self) -> str:
-        """Of the tokenizer's files, with their names."""
+        """Return the sha256 of the tokenizer's files and their names."""
         digest = hashlib.sha256()
         for path in sorted(self.folder.iterdir()):
             if path.suffix in (".json", ".txt") and path.is_file():
@@ -67,17 +67,17 @@ class Tokenizer:
         return Tokenizer, self._made_of  # a loader's worker process reads it anew
 
     def __call__(self, prompts: Sequence[str], *, quiet: bool = False) -> np.ndarray:
-        """Token ids ``[b, length]``, int32. Prompts that are too long are cut, with a warning that names what is lost.
+        """Return token ids ``[b, length]``, int32; cut prompts that are too long, and warn of what is lost.
 
-        An empty prompt is the unconditional one and stands for itself.
+        An empty prompt is the unconditional one.
 
         Args:
             prompts: texts.
-            quiet: no warning: the captions of a data set are of any length, and are trained on as far as they fit.
+            quiet: give no warning. A data set's captions have any length, and training uses as much as fits.
 
         Raises:
             InputError: a prompt is no text (half a character, NUL) or longer than LONGEST_CAPTION; it has characters
-                that the vocabulary does not know, or, where it is closed, words.
+                that the vocabulary does not know, or, for a closed vocabulary, words that it does not know.
         """
         rows = []
         for prompt in prompts:
@@ -95,7 +95,7 @@ class Tokenizer:
         return np.asarray(rows, np.int32)
 
     def _ids(self, prompt: str) -> list[int]:
-        """The ids of a prompt without its ends; raises as __call__."""
+        """Return the ids of a prompt without the tokens at its ends; raise as __call__."""
         if len(prompt) > LONGEST_CAPTION:
             raise InputError(f"prompt {shortened(prompt)!r} has {len(prompt)} characters; {LONGEST_CAPTION} may be")
         if has_surrogates(prompt) or "\0" in prompt:
@@ -114,7 +114,7 @@ class Tokenizer:
         return ids
 
     def _broken_word(self, ids: Sequence[int]) -> str:
-        """The first word that is not one token, or nothing."""
+        """Return the first word that is not one token, or an empty text."""
         pieces: list[str] = []
         for token in map(self._tokenizer.id_to_token, ids):
             if token in self._added:  # whole by itself, such as a token that is a space
