@@ -151,9 +151,9 @@ _ALIASES = {"base": "init", "init": "base", "learning_rate": "lr", "batch_size":
 
 
 def unknown(name: str, names: Sequence[str]) -> InputError:
-    """The error for a field that is not there, with the nearest one that is.
+    """Return the error for an unknown field, with the nearest known one.
 
-    The only one of the same last name is nearer than one that is spelled alike.
+    The only field of the same last name, in this section or else in all, comes before one of similar spelling.
     """
     section, _, last = name.rpartition(".")
     other = _ALIASES.get(last, "")
@@ -165,7 +165,7 @@ def unknown(name: str, names: Sequence[str]) -> InputError:
 
 
 def shown(value: Any) -> str:
-    """A value for a message; a long one without its end."""
+    """Return a value as text for a message; a long one is cut."""
     try:
         text = repr(value.to_dict() if isinstance(value, ConfigDict) else value)
     except ValueError:  # an integer of more digits than Python writes
@@ -174,7 +174,7 @@ def shown(value: Any) -> str:
 
 
 def expected(check: Check) -> str:
-    """What a check asks for, in its own words."""
+    """Return what a check asks for, in its own words."""
     try:
         check(REQUIRED)
     except Wrong as wrong:
@@ -183,7 +183,7 @@ def expected(check: Check) -> str:
 
 
 def integer(low: int = 0, high: int = 2**31 - 1) -> Check:
-    """Whole numbers from low to high; 1e4 is one."""
+    """Return a check for whole numbers from low to high; 1e4 is one."""
 
     def check(value: Any) -> int:
         if isinstance(value, float) and value.is_integer():
@@ -196,7 +196,7 @@ def integer(low: int = 0, high: int = 2**31 - 1) -> Check:
 
 
 def number(low: float = -math.inf, high: float = math.inf, *, above: bool = False, below: bool = False) -> Check:
-    """Finite numbers from low (``above`` it) to high (``below`` it), as floats."""
+    """Return a check for finite numbers, as floats, from low (or only ``above`` it) to high (or only ``below`` it)."""
     parts = [f"{'above' if above else 'from'} {low:g}"] if low > -math.inf else []
     parts += [f"{'below' if below else 'to'} {high:g}"] if high < math.inf else []
     what = " ".join(["a finite number", *parts])
@@ -217,7 +217,7 @@ def number(low: float = -math.inf, high: float = math.inf, *, above: bool = Fals
 
 
 def text(*, empty: bool = True) -> Check:
-    """A text without characters that no file or terminal takes."""
+    """Return a check for a text of at most 10,000 characters, none of them NUL."""
 
     def check(value: Any) -> str:
         if not isinstance(value, str) or not (value or empty) or "\0" in value or len(value) > 10_000:
@@ -228,7 +228,7 @@ def text(*, empty: bool = True) -> Check:
 
 
 def choice(*names: str, aliases: Mapping[str, str] | None = None) -> Check:
-    """One of a few names, in capitals too; other spellings are understood."""
+    """Return a check for one of a few names, in any case; ``aliases`` gives the names of other spellings."""
 
     def check(value: Any) -> str:
         if isinstance(value, str) and value not in names:
@@ -249,14 +249,14 @@ def one_name(value: Any) -> str:
 
 
 def boolean(value: Any) -> bool:
-    """True or False, and nothing that only looks like it."""
+    """Check that a value is True or False; 1, 0 and texts are not."""
     if not isinstance(value, bool):
         raise Wrong("True or False")
     return value
 
 
 def optional(check: Check) -> Check:
-    """What ``check`` takes, or None."""
+    """Return a check for what ``check`` takes, or None."""
 
     def checked(value: Any) -> Any:
         if value is None:
@@ -270,7 +270,7 @@ def optional(check: Check) -> Check:
 
 
 def many(check: Check, low: int = 0, high: int = 100_000) -> Check:
-    """A tuple or list of what ``check`` takes."""
+    """Return a check for a tuple or list of what ``check`` takes."""
 
     def checked(value: Any) -> Any:
         what = f"{low} values" if low == high else f"a list of {low} or more" if low else "a list"
@@ -286,7 +286,7 @@ def many(check: Check, low: int = 0, high: int = 100_000) -> Check:
 
 
 def either(*checks: Check) -> Check:
-    """What one of the checks takes."""
+    """Return a check for what any of the checks takes; the first that does counts."""
 
     def checked(value: Any) -> Any:
         wrongs = []
@@ -301,14 +301,14 @@ def either(*checks: Check) -> Check:
 
 
 def mapping(value: Any) -> Any:
-    """A dict whose fields another part of the program knows."""
+    """Check that a value is a dict; its fields are checked by another part of the program."""
     if not isinstance(value, Mapping | ConfigDict):
         raise Wrong("dict(...)")
     return value
 
 
 def record(**fields: Field) -> Check:
-    """A dict of these fields; one that is None counts as missing."""
+    """Return a check for a dict of these fields; one that is None counts as missing."""
     required = ", ".join(f"{name}=..." for name, field in fields.items() if field.default is REQUIRED)
 
     def checked(found: Any) -> Any:
@@ -336,7 +336,7 @@ def record(**fields: Field) -> Check:
 
 
 def named(key: Check, value: Check) -> Check:
-    """A dict of any names to what ``value`` takes."""
+    """Return a check for a dict whose names ``key`` takes, and whose values ``value`` takes."""
 
     def checked(found: Any) -> Any:
         if not isinstance(found, Mapping | ConfigDict):
@@ -354,7 +354,7 @@ def named(key: Check, value: Check) -> Check:
 
 
 def loras(value: Any) -> Any:
-    """[(path, weight), ...]."""
+    """Check a list of LoRAs, ``[(path, weight), ...]``."""
     what, path, weight = "[(path, weight), ...]", text(empty=False), number()
     if not isinstance(value, list | tuple):
         raise Wrong(what)
@@ -369,7 +369,7 @@ def loras(value: Any) -> Any:
 
 
 def distinct(check: Check) -> Check:
-    """A list of dicts whose names differ."""
+    """Return a check for a list of dicts that ``check`` takes and whose names differ."""
 
     def checked(value: Any) -> Any:
         found = check(value)
@@ -382,7 +382,7 @@ def distinct(check: Check) -> Check:
 
 
 def size(value: Any) -> Any:
-    """(rows, columns) in pixels."""
+    """Check a size, (rows, columns) in pixels."""
     side = integer(1, 2**16)
     if not isinstance(value, list | tuple) or len(value) != 2:
         raise Wrong("(rows, columns) in pixels, such as (512, 512)")

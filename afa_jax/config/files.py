@@ -28,10 +28,10 @@ SHIPPED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
-    """The locked, complete config of ``path.py`` or ``path.py:variant``.
+    """Load the config of ``path.py`` or ``path.py:variant``, locked and complete.
 
     Args:
-        spec: a file, or ``NAME`` or ``configs/NAME.py`` of the package's own configs where no such file is here.
+        spec: a file; or, where there is no such file, ``NAME`` or ``configs/NAME.py`` of the package's own configs.
         overrides: such as ``train.steps=100``.
 
     Raises:
@@ -101,10 +101,10 @@ def _explained_by(where: str, function: Callable[[ConfigDict], None], config: Co
 
 
 def _module(path: str, spec: str) -> ModuleType:
-    """The config's file as a module.
+    """Import the config's file as a module.
 
     Raises:
-        InputError: no such file, or what it raises, by its line.
+        InputError: no such file, or running it raises an error; the message gives the line.
     """
     file = Path(path)
     try:
@@ -167,10 +167,10 @@ def _text(error: BaseException) -> str:
 
 
 def _made(module: ModuleType, path: str, variant: str, spec: str) -> ConfigDict:
-    """What ``get_config`` returns, unlocked.
+    """Call ``get_config`` and return its config, unlocked.
 
     Raises:
-        InputError: there is no such function, or it gives no config.
+        InputError: there is no such function, or it returns no config.
     """
     make = getattr(module, "get_config", None)
     if not callable(make):

@@ -67,7 +67,7 @@ def _list(what: str, value: Any, experts: Sequence[str]) -> None:
 
 
 def _any(what: str, value: Any, experts: Sequence[str]) -> None:
-    """Looked at where it is used."""
+    """Accept any value; it is checked where it is used."""
 
 
 def _one_of(*choices: str) -> Check:

@@ -127,7 +127,7 @@ PROMPTS = Section(
 
 
 def _methods(value: Any) -> Any:
-    """A list of entries of methods, whose kinds and options there are."""
+    """Check a list of methods' entries, each with a known kind and known options."""
     found = many(mapping, 1)(value)
     for entry in found:
         try:
@@ -291,7 +291,7 @@ SHOWN = {
 
 
 def kind_of(config: ConfigDict) -> str:
-    """What a config is of, a key of SCHEMAS."""
+    """Return the kind of a config, a key of SCHEMAS."""
     if "kl" in config or isinstance(config.get("vae"), ConfigDict):
         return "an autoencoder"
     if not {"experts", "base"} & set(config) and {"vae", "init", "scenes"} & set(config):
@@ -300,12 +300,12 @@ def kind_of(config: ConfigDict) -> str:
 
 
 def schema_of(config: ConfigDict) -> Section:
-    """The schema of a config, by what it is of."""
+    """Return the schema of a config, by its kind."""
     return SCHEMAS[kind_of(config)]
 
 
 def knows(section: Section, name: str) -> bool:
-    """Whether a config of this schema can have the field of a dotted name."""
+    """Say whether a config of this schema can have the field of a dotted name."""
     first, _, rest = name.partition(".")
     field = section.fields.get(first)
     if field is None or not rest:
@@ -314,7 +314,7 @@ def knows(section: Section, name: str) -> bool:
 
 
 def names(section: Section, where: str = "") -> list[str]:
-    """The dotted names of all fields that a config of this schema can have."""
+    """Return the dotted names of all fields that a config of this schema can have."""
     found = []
     for name, field in section.fields.items():
         found += [f"{where}{name}", *(names(field, f"{where}{name}.") if isinstance(field, Section) else [])]
@@ -338,10 +338,10 @@ def complete(config: ConfigDict) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """See that a config has what its kind needs, and nothing else; put its values as they are used.
+    """Check that a config has what its kind needs and nothing else, and convert its values to the types in use.
 
     Raises:
-        InputError: a field that is unknown, missing or wrong, by its name.
+        InputError: a field is unknown, missing or wrong; the error names it.
     """
     schema_of(config).check(config)
     evaluation = config.get("evaluation") or {}
@@ -355,7 +355,7 @@ def check(config: ConfigDict) -> None:
 
 
 def _check_data(where: str, data: ConfigDict) -> None:
-    """See that a section of data has what its kind needs, and nothing that its kind does not take."""
+    """Check that a section of data has the fields its kind needs, and none that its kind does not take."""
     kind = data.get("kind", "emoji")  # as start.data_of has it
     for name in data:
         if name not in (*_LOADED, *SOURCES[kind]):
