@@ -70,6 +70,6 @@ def convert(options: argparse.Namespace) -> None:
 
 
 def open_input(name: str, options: argparse.Namespace) -> Checkpoint:
-    """The checkpoint that an argument names, on the hub or here."""
+    """Open the checkpoint that an argument names, on the hub or here."""
     fields = ("revision", "variant", "prediction_type", "ema")
     return Source(path=name, **{field: getattr(options, field) for field in fields}).open(COMPONENTS)

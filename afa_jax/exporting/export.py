@@ -139,7 +139,7 @@ def predict_alone(
     dtype: Any,
     **how: Any,
 ) -> Predictions:
-    """The predictions of one model with its own text encoder, as an ensemble of one."""
+    """Return the predictions of one model with its own text encoder, as an ensemble of one."""
     kwargs: dict[str, Any] = dict(dtype=dtype, param_dtype=dtype)
     unet, text_encoder = load_unet(checkpoint, **kwargs), load_text_encoder(checkpoint, **kwargs)
     alone = Experts(**shared, unet=stack([unet]), text_encoder=stack([text_encoder]))
@@ -147,10 +147,10 @@ def predict_alone(
 
 
 def router_pairs(config: ConfigDict) -> tuple[PictureSource, bool]:
-    """The examples to measure on, and whether the router was not trained on them.
+    """Return the examples to measure on, and whether they are new to the router, not trained on.
 
-    These are what validation sees (``validation.data``, or what it holds out of the training data), and without
-    validation emoji scenes of an unseen seed; of any other data there is only what was trained on.
+    With validation they are its examples: ``validation.data``, or those held out of the training data. Without it they
+    are emoji scenes of an unseen seed; for any other data, the training data itself.
     """
     validation = config.get("validation", ConfigDict())
     if validation.get("data"):

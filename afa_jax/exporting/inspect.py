@@ -74,7 +74,7 @@ def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> in
 
 
 def _described(name: str, options: argparse.Namespace) -> tuple[dict[str, Any], Checkpoint | None]:
-    """What an input is, and the checkpoint if it can be used as one."""
+    """Return the description of an input, and its checkpoint if it can be used as one."""
     try:
         checkpoint = open_input(name, options)
         return describe(checkpoint), checkpoint

@@ -74,10 +74,10 @@ def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str |
 
 
 def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) -> tuple[dict[str, Any], Path]:
-    """The options of the merge mbw for ``learned_mbw``'s, and the folder of its run.
+    """Turn the options of ``learned_mbw`` into those of the merge mbw; return them and the folder of the run.
 
     Raises:
-        InputError: no run is named, or not one of block weights of these experts.
+        InputError: no run is named, or the run did not train block weights of these experts.
     """
     options = dict(method)
     workdir = options.pop("workdir", None)
@@ -93,7 +93,7 @@ def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) ->
 def ingredients(
     config: ConfigDict, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], based: bool
 ) -> dict[str, Any]:
-    """What a merge was made of, for its recipe: experts with their entries and hashes, and what the base gave."""
+    """Return the sources of a merge for its recipe: the experts' entries and hashes, and the base's parts used."""
     entries = {entry["name"]: dict(entry) for entry in config.experts}
     own = [
         dict(name=name, entry=entries[name], input=identity(entries[name]["path"], checkpoint, EXPERT))

@@ -91,7 +91,7 @@ def write_config(
 
 
 def config_names(experts: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The experts' names."""
+    """Return the experts' names."""
     return [str(expert["name"]) for expert in experts]
 
 

@@ -15,14 +15,14 @@ _OF_FILES = re.compile(
     r"\.(safetensor|sft|gguf|ggml|onnx|msgpack|h5|npz|npy|tflite|pb|zip|tar|gz|tgz|xz|7z|txt|jsonl?|ya?ml|toml|csv|md|html"
     r"|log|py|sh|pdf|parquet|png|jpe?g|webp|avif|gif|bmp|tiff?)"
 )
-"""Endings of files, which nobody means for a folder."""
+"""Endings of files' names, which no one would give to a folder."""
 
 
 def check_model(path: Path, overwrite: bool | None = None) -> None:
-    """As check_new, of a model: one file that ends in .safetensors, else a folder, whose name is no other file's.
+    """Check, as check_new, a model's path: one file that ends in .safetensors, or else a folder.
 
     Raises:
-        InputError: as check_new; it ends like a file of another kind. A folder may have dots, as ``sd-v1.5``.
+        InputError: as check_new; or the name ends like a file of another kind. A folder may have dots, as ``sd-v1.5``.
     """
     ending = path.suffix.lower()
     if (ending in PICKLES or _OF_FILES.fullmatch(ending)) and not path.is_dir():

@@ -47,7 +47,7 @@ class Predictions:
 def predictions(
     denoiser: Denoiser, experts: Experts, pixels: np.ndarray, captions: Sequence[str], *, draws: int, batch: int
 ) -> Predictions:
-    """The predictions of a Denoiser of these experts on the timesteps and noises of ``noise_errors`` (which see).
+    """Return a Denoiser's predictions on the timesteps and noises that ``noise_errors`` draws.
 
     Raises:
         InputError: a prediction is not finite.
@@ -78,9 +78,9 @@ def _predict(
 
 
 def block_weights(sites: Mapping[str, np.ndarray], stages: Sequence[str]) -> dict[str, list[float]]:
-    """Each expert's weight in every parameter block of the snapshot, summing to 1.
+    """Return each expert's weight in every parameter block of the snapshot; a block's weights sum to 1.
 
-    A stage takes the mean weights of its own site; without one, those of the nearest site, the later of two. The time
+    A stage takes the mean weights of its own site; without one, those of the nearest site, of two the later. The time
     embedding and the text encoder, which belong to no site, take the mean over the sites.
 
     Args:

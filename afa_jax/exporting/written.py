@@ -22,7 +22,7 @@ RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made
 
 
 def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETWORKS) -> dict[str, Any]:
-    """An input in a recipe: its name without its folder, sha256 of the file or of the networks, and its own recipe."""
+    """Describe an input in a recipe: its name without the folder, the networks' sha256 and, for a file, the file's."""
     networks = {part: checkpoint.sha256(part) for part in components if part in checkpoint.components}
     public = Path(name).name if Path(name).exists() else public_path(name)
     own: dict[str, Any] = dict(name=public, networks=networks)
@@ -32,7 +32,7 @@ def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETW
 
 
 def is_single(out: Path) -> bool:
-    """Whether an output's name asks for a single file."""
+    """Say whether an output's name asks for a single file."""
     return out.suffix.lower() == ".safetensors"
 
 
@@ -68,7 +68,7 @@ def write(
 
 
 def parsed(text: str) -> Any:
-    """JSON from a file's metadata; as it is if it is not that, or nothing that a record can keep."""
+    """Parse JSON from a file's metadata; return the text itself if it is no JSON or a record cannot keep it."""
     try:
         return recorded(dict(before=json.loads(text)))["before"]
     except (ValueError, RecursionError):
