@@ -27,13 +27,17 @@ MANY_LOGITS = 2**22  # a head's, from which on blocks are faster on a CPU (bench
 def attend(
     query: Array, key: Array, value: Array, *, causal: bool = False, implementation: Implementation | None = None
 ) -> Array:
-    """Scaled dot-product attention, ``[b, s, heads, d]`` each; logits and softmax in float32.
+    """Compute scaled dot-product attention, ``[b, s, heads, d]`` each; logits and softmax in float32.
 
-    Without ``implementation``: cuDNN's flash attention on a GPU in half precision and for heads of at most CUDNN_HEAD
-    channels, which is what it supports (the VAE's one head is wider, the lowest levels' of SD1.5 too); splash on
-    a TPU for sequences of its block size's multiples, alone or within shard_map (a Pallas kernel cannot be partitioned
-    over devices by the compiler); "blocks" of queries, one after another, for long sequences on a CPU, and on TPUs
-    over which the compiler partitions; XLA everywhere else.
+    Without ``implementation`` it is chosen by platform and shapes:
+
+    * On a GPU, cuDNN's flash attention in half precision and for heads of at most CUDNN_HEAD channels, which is all it
+      supports (the VAE's one head is wider, as are those of SD1.5's lowest levels).
+    * On a TPU, splash for sequences that are multiples of its block size, alone or within shard_map (the compiler
+      cannot partition a Pallas kernel over devices).
+    * "blocks" of queries, one after another, for long sequences on a CPU, and on TPUs over which the compiler
+      partitions.
+    * XLA everywhere else.
 
     Raises:
         ValueError: "splash" for a causal mask or for lengths that are not multiples of SPLASH_BLOCK; "blocks" for a
@@ -74,7 +78,7 @@ def _choose(query: Array, key: Array, causal: bool) -> Implementation:
 
 
 def _blocks(query: Array, key: Array, value: Array, causal: bool) -> Array:
-    """A block of queries after another, computed again for the gradient: never are all logits in memory together."""
+    """Compute one block of queries after another, again for the gradient, so that memory never holds all logits."""
     batch, length, *rest = query.shape
     if causal or length % BLOCK:
         raise ValueError(f"attention in blocks is without a mask and for multiples of {BLOCK} queries, not {length}")
@@ -105,10 +109,10 @@ def _splash(query: Array, key: Array, value: Array) -> Array:
 
 @functools.cache
 def _splash_library() -> tuple[Any, Any]:
-    """Jax's module of the kernels, a copy of our own in which kernels run on meshes; and its module of masks.
+    """Return a copy of jax's module of splash kernels in which they run on meshes, and jax's module of masks.
 
-    shard_map's check, without which its gradients would be wrong, asks of every kernel along which of the mesh's axes
-    its results vary, and jax's splash attention has no way to say so.
+    shard_map's check needs to know, for every kernel, along which of the mesh's axes its results vary; without the
+    check gradients would be wrong. jax's splash attention has no way to say so.
     """
     from jax.experimental import pallas
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask

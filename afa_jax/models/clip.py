@@ -104,7 +104,7 @@ class TextEncoder(nnx.Module):
         self.final_layer_norm = LayerNorm(config.hidden_size, eps=config.layer_norm_eps, param_dtype=param_dtype)
 
     def __call__(self, ids: TokenIds) -> TextStates:
-        """Encode. At most ``max_position_embeddings`` tokens.
+        """Encode at most ``max_position_embeddings`` tokens for each prompt.
 
         Raises:
             ValueError: more tokens than positions.
@@ -120,10 +120,10 @@ class TextEncoder(nnx.Module):
         return Conditioning(text=self(ids))
 
     def pool(self, ids: TokenIds, states: TextStates) -> Array:
-        """The state at each prompt's end-of-text token, ``[b, hidden_size]``.
+        """Return the state at each prompt's end-of-text token, ``[b, hidden_size]``.
 
-        Configs from before 2023 carry ``eos_token_id`` 2 by mistake; as in transformers, the largest id marks the end
-        of the text then.
+        Configs from before 2023 carry ``eos_token_id`` 2 by mistake. Then, as in transformers, the largest id marks the
+        end of the text.
         """
         if self.config.eos_token_id == 2:
             position = ids.argmax(-1)

@@ -47,10 +47,10 @@ def _build(cls: type[C], values: Mapping[str, Any], what: str) -> C:
 
 
 def _stored(cls: type[Any], data: Mapping[str, Any], what: str) -> dict[str, Any]:
-    """The fields of a class that a config says, lists as tuples.
+    """Return the fields of a class that a config gives, with lists as tuples.
 
     Raises:
-        ConfigError: null, which neither diffusers nor transformers can build with, where it is no word for a default.
+        ConfigError: a field is null that may not be; neither diffusers nor transformers can build such a network.
     """
     values = {}
     for field in dataclasses.fields(cls):
@@ -65,12 +65,12 @@ def _stored(cls: type[Any], data: Mapping[str, Any], what: str) -> dict[str, Any
 
 
 def _side(size: Any) -> Any:
-    """The first of a size's sides; it matters to nothing but what a new folder says."""
+    """Return the first of a size's sides, which only matters to the config in a new folder."""
     return size[0] if isinstance(size, list | tuple) and size else size
 
 
 def _fits(value: Any, hint: Any, most: int) -> bool:
-    """Whether a value from a file is of a field's type, and a number in a range that a network can have."""
+    """Say whether a value from a file has a field's type and, if it is a number, a possible range."""
     if isinstance(hint, UnionType):
         return any(_fits(value, option, most) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
@@ -88,7 +88,7 @@ def _tuple(value: Any, length: int) -> tuple[Any, ...]:
 
 
 def task_of(in_channels: int, out_channels: int) -> str:
-    """What a U-Net with these channels is for: an inpainting one takes other latents and a mask beside its own."""
+    """Return the task of a U-Net with these channels; one for inpainting, say, takes more latents and a mask."""
     tasks = {
         0: "text to picture",
         out_channels: "InstructPix2Pix",
@@ -187,38 +187,38 @@ class UNetConfig:
 
     @property
     def task(self) -> str:
-        """What the U-Net is for, see ``task_of``."""
+        """Return the U-Net's task, see ``task_of``."""
         return task_of(self.in_channels, self.out_channels)
 
     @property
     def heads(self) -> tuple[int, ...]:
-        """Number of attention heads on each level."""
+        """Return the number of attention heads on each level."""
         value = self.attention_head_dim if self.num_attention_heads is None else self.num_attention_heads
         return _tuple(value, len(self.block_out_channels))
 
     @property
     def layers_per_level(self) -> tuple[int, ...]:
-        """Down layers on each level; the up side has one more."""
+        """Return the number of down layers on each level; the up side has one more."""
         return _tuple(self.layers_per_block, len(self.block_out_channels))
 
     @property
     def transformer_layers(self) -> tuple[int, ...]:
-        """Transformer blocks in each spatial transformer of a level."""
+        """Return the number of transformer blocks in each spatial transformer, by level."""
         return _tuple(self.transformer_layers_per_block, len(self.block_out_channels))
 
     @property
     def down_attention(self) -> tuple[bool, ...]:
-        """Whether the layers of each down block carry a transformer."""
+        """Say of each down block whether its layers carry a transformer."""
         return tuple(_DOWN[name] for name in self.down_block_types)
 
     @property
     def up_attention(self) -> tuple[bool, ...]:
-        """Whether the layers of each up block carry a transformer, lowest resolution first."""
+        """Say of each up block whether its layers carry a transformer, lowest resolution first."""
         return tuple(_UP[name] for name in self.up_block_types)
 
     @property
     def time_width(self) -> int:
-        """Width of the time embedding."""
+        """Return the width of the time embedding."""
         return 4 * self.block_out_channels[0]
 
 
@@ -272,7 +272,7 @@ class VAEConfig:
 
     @property
     def factor(self) -> int:
-        """Pixels per latent, on each side."""
+        """Return the pixels per latent, on each side."""
         return 2 ** (len(self.block_out_channels) - 1)
 
     def check_size(self, size: Sequence[int]) -> None:

@@ -25,7 +25,7 @@ SMALL_MAP = 16
 
 
 def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int, dtype: DTypeLike) -> Array:
-    """U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the default initialisation of PyTorch's layers."""
+    """Draw from U(-1/sqrt(fan_in), 1/sqrt(fan_in)), the default initialisation of PyTorch's layers."""
     bound = 1 / math.sqrt(fan_in)
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
@@ -100,9 +100,9 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] = 
 
 
 def alike(*arrays: Array, everywhere: bool = False) -> tuple[Array, ...]:
-    """On a mesh all free to differ between the same devices: a gradient of our own must be of its argument's kind.
+    """Mark arrays on a mesh as varying along the same axes, as a custom gradient must vary like its argument.
 
-    ``everywhere``: between all devices, along every axis of the mesh.
+    ``everywhere``: mark them as varying along every axis of the mesh.
     """
     differ = frozenset(jax.sharding.get_abstract_mesh().manual_axes if everywhere else ())
     differ = differ.union(*map(varying_axes, arrays))
@@ -119,7 +119,7 @@ def _conv2d_xla(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) 
 
 
 def _shifted_views(x: Array, size: int, stride: int, padding: tuple[int, int]) -> list[list[Array]]:
-    """For each of the kernel's places the pixels it meets, as ``[b * height * width, channels]``."""
+    """Return, for each position in the kernel, the pixels it meets, as ``[b * height * width, channels]``."""
     rows, columns = ((n + sum(padding) - size) // stride * stride + 1 for n in x.shape[1:3])
     padded = jnp.pad(x, ((0, 0), padding, padding, (0, 0)))
     return [
@@ -134,7 +134,7 @@ def _output_size(x: Array, size: int, stride: int, padding: tuple[int, int]) -> 
 
 
 def _conv2d_columns(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
-    """The same convolution as one matrix product of the pixels' neighbourhoods, ``[b * height * width, k * k * i]``."""
+    """Convolve by one matrix product of the pixels' neighbourhoods, ``[b * height * width, k * k * i]``."""
     size, channels = kernel.shape[0], kernel.shape[-1]
     columns = jnp.concatenate([view for row in _shifted_views(x, size, stride, padding) for view in row], -1)
     y = columns @ kernel.reshape(-1, channels)
@@ -143,11 +143,11 @@ def _conv2d_columns(x: Array, kernel: Array, stride: int, padding: tuple[int, in
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _conv2d_cpu(x: Array, kernel: Array, stride: int, padding: tuple[int, int]) -> Array:
-    """The product of neighbourhoods on small maps, XLA's convolution on others; with our own gradients.
+    """Convolve by _conv2d_columns on small maps and by XLA on others; with our own gradients.
 
     XLA's kernel gradient is the slow part of training on a CPU. Its input gradient inside a loop, as in map_experts'
-    scan, misses the fast convolution and ran up to 15 times slower than the matrix product (benchmarks/conv.py). And
-    what the gradient needs is the kernel as it came: of any other form a loop over experts would keep a copy of each.
+    scan, misses the fast convolution and ran up to 15 times slower than the matrix product (benchmarks/conv.py). The
+    gradient keeps the kernel in its original form; of any other form a loop over experts would keep a copy of each.
     """
     convolve = _conv2d_columns if _is_small(x, kernel, stride, padding) else _conv2d_xla
     return convolve(x, kernel, stride, padding)
@@ -226,11 +226,11 @@ class Embedding(nnx.Module):
 
 @jax.custom_jvp
 def gelu(x: Array) -> Array:
-    """The exact Gaussian error linear unit, ``x * Phi(x)`` (Hendrycks & Gimpel 2016), in float32 as PyTorch has it.
+    """Apply the exact Gaussian error linear unit, ``x * Phi(x)`` (Hendrycks & Gimpel 2016), in float32 as PyTorch does.
 
-    By erf: ``jax.nn.gelu`` takes erfc, for tails that no one sees here, and is slower on a CPU (docs/speed.md). Its
-    derivative is written out because jax 0.12 cannot differentiate erf or erfc on a mesh: their polynomials refuse
-    constants beside an array of which each device has a part.
+    It uses erf. ``jax.nn.gelu`` uses erfc, whose accuracy in the tails is not needed here, and is slower on a CPU
+    (docs/speed.md). The derivative is written out because jax 0.12 cannot differentiate erf or erfc on a mesh: their
+    polynomials refuse constants beside an array that is split over devices.
     """
     y = x.astype(jnp.float32)
     return (y * _normal_cdf(y)).astype(x.dtype)
@@ -256,7 +256,7 @@ class Identity(nnx.Module):
 
 
 def timestep_embedding(t: Array, width: int, *, flip_sin_to_cos: bool = True, shift: float = 0.0) -> Array:
-    """Sinusoids of the timesteps ``[b] -> [b, width]`` in float32 (Ho et al. 2020, as Stable Diffusion orders them)."""
+    """Return sinusoids of timesteps, ``[b] -> [b, width]``, in float32 (Ho et al. 2020; Stable Diffusion's order)."""
     half = width // 2
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / (half - shift))
     angles = t.astype(jnp.float32)[:, None] * frequencies

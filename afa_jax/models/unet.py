@@ -49,9 +49,9 @@ class Stage(nnx.Module):
     def __call__(
         self, x: Array, temb: Array, context: Array, skip: Array | None = None, size: Size | None = None
     ) -> Array:
-        """Features ``[b, h, w, c]``, time embedding ``[b, d]``, text ``[b, s, d']`` -> features of this stage.
+        """Compute this stage's features from ``[b, h, w, c]``, time embedding ``[b, d]`` and text ``[b, s, d']``.
 
-        An upsampler gives features of ``size``; None doubles.
+        An upsampler gives features of ``size``; None doubles rows and columns.
         """
         raise TypeError(f"{type(self).__name__} is not a stage by itself")
 
@@ -251,7 +251,7 @@ class UNet(nnx.Module):
     def __call__(
         self, latents: Latents, t: Timesteps, conditioning: Conditioning, *, remat: bool = False
     ) -> Float[Array, "b h w out_channels"]:
-        """Predict the noise (or velocity, or sample: the noise schedule says which) in float32.
+        """Predict the noise, velocity or sample in float32; the noise schedule says which.
 
         Args:
             latents: ``[b, h, w, in_channels]``, of any size.
@@ -268,7 +268,7 @@ def _run_stage(size: Size, stage: Stage, x: Array, temb: Array, context: Array, 
 
 
 def size_at(latents: Sequence[int], level: int) -> Size:
-    """Rows and columns of a level's features for latents of so many: each halving rounds up."""
+    """Return rows and columns of a level's features for latents of this size; each halving rounds up."""
     rows, columns = latents
     return -(-rows // 2**level), -(-columns // 2**level)
 

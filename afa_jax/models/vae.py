@@ -160,7 +160,9 @@ class VAE(nnx.Module):
         self.post_quant_conv = Conv(latent, latent, 1, **kwargs) if config.use_post_quant_conv else None
 
     def moments(self, images: Images) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Pictures in [-1, 1] -> mean and log variance of the unscaled latents, float32, ``factor`` times smaller.
+        """Return mean and log variance of the unscaled latents of pictures in [-1, 1], float32.
+
+        The latents have ``factor`` times fewer rows and columns than the pictures.
 
         Raises:
             InputError: rows or columns are not a multiple of the factor.
@@ -184,7 +186,7 @@ class VAE(nnx.Module):
         return mean, std
 
     def sample(self, mean: Float[Array, "b h w c"], std: Float[Array, "b h w c"], key: Array) -> Latents:
-        """Scaled latents drawn from a posterior, float32.
+        """Draw scaled latents from a posterior, float32.
 
         Args:
             key: one for all, or ``[b]``, one for each picture: its sample then does not depend on its batch.
@@ -196,12 +198,12 @@ class VAE(nnx.Module):
         return (mean.astype(jnp.float32) + std.astype(jnp.float32) * noise) * self.config.scaling_factor
 
     def encode(self, images: Images, key: Array | None = None) -> Latents:
-        """Scaled latents of pictures: a sample with ``key`` (one, or one for each picture), the mean without."""
+        """Encode pictures to scaled latents: a sample with ``key`` (one, or one for each picture), else the mean."""
         mean, std = self.posterior(images)
         return mean * self.config.scaling_factor if key is None else self.sample(mean, std, key)
 
     def decode(self, latents: Latents) -> Images:
-        """Scaled latents -> pictures, about [-1, 1] (not clipped), float32."""
+        """Decode scaled latents to pictures, about [-1, 1] (not clipped), float32."""
         x = (latents / self.config.scaling_factor).astype(self.dtype)
         if self.post_quant_conv is not None:
             x = self.post_quant_conv(x)
@@ -209,10 +211,10 @@ class VAE(nnx.Module):
 
 
 def to_images(pixels: jax.Array) -> Images:
-    """0..255 (uint8) to [-1, 1] (float32)."""
+    """Convert pixels 0..255 (uint8) to pictures in [-1, 1] (float32)."""
     return pixels.astype(jnp.float32) / 127.5 - 1
 
 
 def to_pixels(images: Images) -> Pixels:
-    """[-1, 1] to 0..255, clipped and rounded."""
+    """Convert pictures in [-1, 1] to pixels 0..255 (uint8), clipped and rounded."""
     return jnp.round((jnp.clip(images, -1, 1) + 1) * 127.5).astype(jnp.uint8)
