@@ -216,7 +216,7 @@ class Aggregators(nnx.Module):
         self.sites: Any = nnx.List([site(stages[index].channels) for index in self.at])
 
     def site(self, stage: int) -> SABW | SharedSABW | None:
-        """The aggregator after a stage, None where the experts are not fused."""
+        """Return the aggregator after a stage, None where the experts are not fused."""
         if stage not in self.at:
             return None
         own = self.sites[self.at.index(stage)]
@@ -326,7 +326,7 @@ class FusedUNets:
 
     @property
     def sites(self) -> list[str]:
-        """The names of the stages that have an aggregator, in the order of the maps."""
+        """Return the names of the stages that have an aggregator, in the order of the maps."""
         return [
             stage.name for index, stage in enumerate(self.experts.stages) if self.aggregators.site(index) is not None
         ]
@@ -336,11 +336,11 @@ jax.tree_util.register_dataclass(FusedUNets, data_fields=["experts", "aggregator
 
 
 def routing_of(maps: SiteMaps) -> dict[str, Array]:
-    """What the maps of a forward say of each row and site.
+    """Summarise the maps of a forward pass for each row and site.
 
     Returns:
-        ``weights`` ``[b, sites, n]``, the mean over the pixels; and ``entropy`` ``[b, sites]``, the mean over the
-        pixels of the maps' entropy over log(n): 1 trusts all experts alike, 0 one alone.
+        ``weights`` ``[b, sites, n]``, the maps' mean over the pixels; and ``entropy`` ``[b, sites]``, the maps' entropy
+        divided by log(n), mean over the pixels: 1 means equal weights, 0 a single expert.
     """
 
     def entropy(site: Array) -> Array:

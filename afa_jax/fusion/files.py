@@ -31,15 +31,15 @@ WEIGHTS, RECORD = PAIR
 
 
 def aggregator_key(path: str) -> str:
-    """``sites.<i>.conv_in.kernel`` -> ``aggregators.<i>.conv_in.weight``."""
+    """Rename ``sites.<i>.conv_in.kernel`` to ``aggregators.<i>.conv_in.weight``."""
     return "aggregators." + pytorch_name(path).removeprefix("sites.")
 
 
 def fusion_key(kind: str) -> Key:
-    """The key function of a kind of fusion: AFA's as ``aggregator_key``, any other's below the kind's name."""
+    """Return a fusion's key function: ``aggregator_key`` for AFA; for other kinds keys begin with the kind's name."""
     if kind == "afa":
         return aggregator_key
-    # Block weights are one table, no layer that PyTorch would have a name for.
+    # Block weights are one table, not a layer that PyTorch would have a name for.
     return lambda path: f"{kind}.{path if path == 'logits' else pytorch_name(path)}"
 
 
@@ -58,16 +58,16 @@ def save_fusion(folder: Path, fusion: Any, record: Mapping[str, Any]) -> None:
 
 
 def aggregators_hash(folder: Path) -> str:
-    """sha256 of a folder's aggregators."""
+    """Return the sha256 of a folder's aggregators."""
     with open(folder / WEIGHTS, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """``ensemble.json`` of a folder.
+    """Read ``ensemble.json`` of a folder.
 
     Raises:
-        WeightsError: missing, or as read_pair_record.
+        WeightsError: the file is missing, or as read_pair_record.
     """
     if not (folder / RECORD).is_file():
         raise WeightsError(f"{folder}: no {RECORD} there; train aggregators into it first (afa_jax.train --workdir)")
@@ -75,10 +75,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def recorded_fusion(folder: Path) -> Any:
-    """The configuration of a folder's fusion.
+    """Return the configuration of a folder's fusion.
 
     Raises:
-        WeightsError: ensemble.json is missing, or says what this project does not know.
+        WeightsError: ensemble.json is missing, or has a kind or option that this project does not know.
     """
     record = read_record(folder)
     options = dict(record.get("fusion") or dict(kind="afa"))  # the first pairs say nothing: they are AFA's
@@ -90,7 +90,7 @@ def recorded_fusion(folder: Path) -> Any:
 
 
 def load_fusion(folder: Path, unet: UNet, experts: int) -> Any:
-    """The trained fusion of a folder, of any kind, for a stack of ``experts`` U-Nets, float32.
+    """Load the trained fusion of a folder, of any kind, for a stack of ``experts`` U-Nets, float32.
 
     Raises:
         WeightsError: a file is missing or damaged, or the keys or shapes do not fit these experts.
@@ -109,7 +109,7 @@ def load_fusion(folder: Path, unet: UNet, experts: int) -> Any:
 
 
 def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
-    """As load_fusion, of AFA's aggregators.
+    """Load AFA's aggregators from a folder, as load_fusion.
 
     Raises:
         WeightsError: as load_fusion, or the folder's fusion is of another kind.
@@ -122,7 +122,7 @@ def load_aggregators(folder: Path, unet: UNet, experts: int) -> Aggregators:
 
 
 def load_block_weights(folder: Path, checkpoints: Mapping[str, Checkpoint]) -> dict[str, dict[str, float]]:
-    """The trained block weights of a folder, as the merge ``mbw`` takes them.
+    """Load the trained block weights of a folder, as the merge ``mbw`` takes them.
 
     Raises:
         WeightsError: as load_fusion, or the folder's fusion is of another kind.

@@ -23,12 +23,12 @@ class Rerouted:
     aggregators: Any
 
     def site(self, stage: int) -> Changed | None:
-        """The fuser after a stage, None where the experts are not fused."""
+        """Return the fuser after a stage, None where the experts are not fused."""
         fuser = self.aggregators.site(stage)
         return None if fuser is None else Changed(fuser=fuser, by=dataclasses.replace(self, aggregators=None))
 
     def change(self, maps: Maps) -> Maps:
-        """The maps that count."""
+        """Return the maps to fuse with."""
         raise TypeError(f"{type(self).__name__} does not say how it changes maps")
 
 
@@ -50,15 +50,15 @@ class Sharpened(Rerouted):
             raise InputError(f"temperature={self.temperature}; choose more than 0")
 
     def change(self, maps: Maps) -> Maps:
-        """The maps with that temperature."""
+        """Return the maps with that temperature."""
         return jax.nn.softmax(jnp.log(maps) / self.temperature, axis=0)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TopK(Rerouted):
-    """Aggregators of whose maps each pixel keeps the k largest weights, over their sum; k = 1 is a hard choice.
+    """Aggregators whose maps keep the k largest weights at each pixel, divided by their sum; k = 1 is a hard choice.
 
-    Of equal weights those of the first experts stay. With k = n the maps are the same up to rounding.
+    Among equal weights those of the first experts stay. With k = n the maps are the same up to rounding.
 
     Raises:
         InputError: k below 1.
@@ -71,9 +71,9 @@ class TopK(Rerouted):
             raise InputError(f"k={self.k}; choose 1 or more")
 
     def change(self, maps: Maps) -> Maps:
-        """The maps with zeros but for k experts at each pixel."""
+        """Return the maps with zeros for all but k experts at each pixel."""
         rank = jnp.argsort(jnp.argsort(-maps, axis=0, stable=True), axis=0)
-        # By a softmax, so that a weight that stays alone is exactly one.
+        # A softmax, so that with k = 1 the remaining weight is exactly one.
         return jax.nn.softmax(jnp.where(rank < self.k, jnp.log(maps), -jnp.inf), axis=0)
 
 
@@ -81,7 +81,7 @@ class TopK(Rerouted):
 class Permuted(Rerouted):
     """Aggregators whose maps go to other experts: expert i gets the map of expert ``order[i]``.
 
-    The control that tells whether a router knows its experts. In the identity order the maps are the same bit for bit.
+    This is the control that tells whether a router knows its experts. In the identity order the maps keep every bit.
 
     Raises:
         InputError: an order that is no permutation; when called, one of another number of experts.
@@ -94,7 +94,7 @@ class Permuted(Rerouted):
             raise InputError(f"order={self.order} is not a permutation of 0 to {len(self.order) - 1}")
 
     def change(self, maps: Maps) -> Maps:
-        """The maps in the other order."""
+        """Return the maps in the other order."""
         if len(self.order) != len(maps):
             raise InputError(f"order={self.order} is not one of {len(maps)} experts")
         return maps[jnp.asarray(self.order)]

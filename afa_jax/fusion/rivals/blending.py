@@ -27,10 +27,10 @@ def predict_each(
     t: Timesteps,
     conditioning: Conditioning,
 ) -> Features:
-    """Every expert's own prediction for the same latents, each with its own text states, float32 ``[n, b, h, w, c]``.
+    """Predict for the same latents with each expert and its own text states, float32 ``[n, b, h, w, c]``.
 
     Raises:
-        ValueError: another number of text states than of experts.
+        ValueError: the numbers of text states and experts differ.
     """
     if axis_size(conditioning) != axis_size(experts):
         raise ValueError(f"text states of {axis_size(conditioning)} experts for a stack of {axis_size(experts)}")
@@ -44,7 +44,7 @@ def predict_both(
     conditional: Conditioning,
     unconditional: Conditioning,
 ) -> tuple[Features, Features]:
-    """Every expert's conditional and unconditional prediction, ``[n, b, h, w, c]`` each; one batch an expert."""
+    """Return each expert's conditional and unconditional prediction, ``[n, b, h, w, c]``, from one batch an expert."""
     both = join_rows(unconditional, conditional)
     predictions = predict_each(experts, jnp.concatenate([latents, latents]), jnp.concatenate([t, t]), both)
     u, c = jnp.split(predictions, 2, axis=1)
@@ -52,7 +52,7 @@ def predict_both(
 
 
 def noise_each(schedule: NoiseSchedule, latents: Latents, predictions: Features, t: Timesteps) -> Features:
-    """The noise that every expert's prediction implies, whatever the schedule's prediction type."""
+    """Return the noise that each expert's prediction implies, for any prediction type of the schedule."""
     return jax.vmap(lambda prediction: schedule.noise(latents, prediction, t))(predictions)
 
 
@@ -72,7 +72,7 @@ class NoiseAverage:
     weights: Any
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
-        """The averaged prediction, float32."""
+        """Return the averaged prediction, float32."""
         predictions = predict_each(self.experts, latents, t, conditioning)
         weights = self.weights.astype(jnp.float32)
         return jnp.einsum("n,nbhwc->bhwc", weights, predictions, precision=jax.lax.Precision.HIGHEST)
@@ -110,15 +110,15 @@ class MagicFusion:
     general_first: bool = False
 
     def start(self, latents: Latents) -> tuple[()]:
-        """No memory: a step depends on nothing before it."""
+        """Return an empty memory, as no step depends on the steps before it."""
         return ()
 
     def fuses(self, t: Any) -> Any:
-        """Whether all experts run at training timestep t; otherwise the general model alone does."""
+        """Say whether all experts run at training timestep t; otherwise only the general model does."""
         return (t > self.fuse_above) != self.general_first
 
     def evaluations(self, t: int, guidance: float | int) -> int:
-        """U-Net evaluations a picture at training timestep t, conditional and unconditional ones counted."""
+        """Count U-Net evaluations a picture at training timestep t, conditional and unconditional ones together."""
         if self.fuses(t):
             return 2 * axis_size(self.experts)
         return 1 if guidance == 1 else 2
@@ -132,7 +132,7 @@ class MagicFusion:
         scale: Any,
         memory: Any,
     ) -> tuple[Latents, Any]:
-        """The guided prediction, float32, of the schedule's type; and the memory as it was.
+        """Return the guided prediction, float32, of the schedule's type; and the memory unchanged.
 
         Args:
             latents: ``[b, h, w, c]``.
@@ -154,7 +154,7 @@ class MagicFusion:
         return jax.lax.cond(self.fuses(t[0]), fused, alone), memory
 
     def choose(self, saliencies: Maps) -> Int[Array, "b h w"]:
-        """The expert that paints each pixel, from the experts' saliencies ``[n, b, h, w]``."""
+        """Choose the expert that paints each pixel, from the experts' saliencies ``[n, b, h, w]``."""
         k = jnp.broadcast_to(jnp.asarray(self.k, jnp.float32), saliencies.shape[:1])
         shares = jax.nn.softmax(k[:, None, None, None] * saliencies, axis=(2, 3))
         return jnp.where(shares[self.general] >= shares.max(0), self.general, shares.argmax(0))
@@ -168,10 +168,10 @@ jax.tree_util.register_dataclass(
 
 
 def saliency(response: Features) -> Float[Array, "n b h w"]:
-    """The magnitude of the experts' responses to the prompt, mean over the channels, smoothed by a 4x4 window.
+    """Return the magnitude of the experts' responses to the prompt, mean over channels, smoothed by a 4x4 window.
 
-    The window moves by 1 over one row and column of zeros on each side, which count: the border is darker. It leaves
-    one row and column less, and bilinear interpolation (half-pixel centres) brings them back.
+    The window moves by 1. One row or column of zeros is added on each side and counts in the mean, so the border is
+    darker. The result has one row and column less; bilinear interpolation (half-pixel centres) restores the size.
     """
     # Pooling and resizing are linear: the mean over the channels may come first, and there is less to pool.
     magnitude = jnp.abs(response).mean(-1)

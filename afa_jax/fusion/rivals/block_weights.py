@@ -54,7 +54,7 @@ class BlockWeights(nnx.Module):
         self.logits = nnx.Param(jnp.zeros((len(stages) + 1, experts), jnp.float32))
 
     def weights(self) -> Float[Array, "blocks n"]:
-        """Each expert's share in every block, float32, summing to one over n."""
+        """Return each expert's share in every block, float32, summing to one over n."""
         return jax.nn.softmax(self.logits[...], axis=-1)
 
     def site_names(self, unet: UNet) -> list[str]:
@@ -73,7 +73,7 @@ class BlockWeights(nnx.Module):
         return Merged(experts=merged, weights=weights, remat=remat), one_encoder
 
     def by_block(self, stages: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, float]]:
-        """The weights as the merge ``mbw`` takes them: by block (afa_jax/weights/merging/blocks.py) and expert.
+        """Return the weights as the merge ``mbw`` takes them: by block (afa_jax/weights/merging/blocks.py) and expert.
 
         Args:
             stages: names of the U-Net's stages, in order.
@@ -88,7 +88,7 @@ class BlockWeights(nnx.Module):
 
 @jax.jit
 def merge_stacks(unet: Any, text_encoder: Any, weights: Float[Array, "blocks n"]) -> tuple[Any, Any]:
-    """Stacks of N U-Nets and text encoders -> stacks of one, weighted sums in float32.
+    """Merge stacks of N U-Nets and text encoders into stacks of one, by weighted sums in float32.
 
     Args:
         weights: rows for the U-Net's stages in order; the last one for text encoder and time embedding.
@@ -128,14 +128,14 @@ class Merged:
         return unet(latents, t, take(conditioning, 0), remat=self.remat != "none")
 
     def with_maps(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> tuple[Latents, SiteMaps]:
-        """The prediction, and as each block's maps its weights, of one pixel: ``[n, b, 1, 1]``."""
+        """Return the prediction and each block's maps, which are its weights on one pixel: ``[n, b, 1, 1]``."""
         rows = latents.shape[0]
         maps = tuple(jnp.broadcast_to(row[:, None, None, None], (len(row), rows, 1, 1)) for row in self.weights)
         return self(latents, t, conditioning), maps
 
     @property
     def sites(self) -> list[str]:
-        """The blocks, in the order of the maps."""
+        """Return the blocks' names, in the order of the maps."""
         return [*(stage.name for stage in self.experts.stages), "base"]
 
 

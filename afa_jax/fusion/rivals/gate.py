@@ -54,20 +54,20 @@ class Gate(nnx.Module):
         self.linear_2 = Linear(config.hidden, experts, zero=True, rngs=rngs)
 
     def site(self, stage: int) -> Gate:
-        """The fuser after a stage."""
+        """Return the fuser after a stage."""
         return self
 
     def weights(self, temb: TimeEmbedding) -> Float[Array, "n b"]:
-        """Each expert's weight, float32, summing to one over n."""
+        """Return each expert's weight, float32, summing to one over n."""
         # A time embedding is not yet activated: residual blocks begin with SiLU too.
         hidden = self.linear_1(jax.nn.silu(temb.astype(jnp.float32)))
         return jax.nn.softmax(self.linear_2(jax.nn.silu(hidden)), axis=-1).T
 
     def __call__(self, features: OwnFeatures, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
-        """Fuse, as SABW does; the text states are not looked at."""
+        """Fuse, as SABW does; the text states have no effect."""
         weights = self.weights(temb)
         maps = jnp.broadcast_to(weights[:, :, None, None], (len(weights), *features.shape[1:-1]))
-        # Not by the maps, whose gradient would be as large as the features.
+        # The weights, not the maps: the maps' gradient would be as large as the features.
         return weighted_sum(weights, features), maps
 
     def site_names(self, unet: UNet) -> list[str]:

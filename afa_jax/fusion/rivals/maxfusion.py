@@ -40,7 +40,7 @@ class MaxFusion:
     averaged: tuple[int, ...] = ()
 
     def site(self, stage: int) -> MaxFusion | Average:
-        """The fuser after a stage; every stage has one."""
+        """Return the fuser after a stage; every stage has one."""
         return Average() if stage in self.averaged else self
 
     def __call__(self, features: Features, temb: TimeEmbedding, text: TextStates) -> tuple[Feature, Maps]:
@@ -68,7 +68,7 @@ jax.tree_util.register_dataclass(Average, data_fields=[], meta_fields=[])
 
 
 def agreement(features: Features, threshold: float | int) -> Maps:
-    """MaxFusion's maps in float32: equal weights for the strongest expert and those that correlate with it."""
+    """Compute MaxFusion's maps, float32: equal weights for the strongest expert and those that correlate with it."""
     x: Any = features.astype(jnp.float32)
     x = x - x.mean(-1, keepdims=True)
     variance = jnp.square(x).mean(-1)

@@ -41,10 +41,10 @@ class RouterConfig:
     norm_num_groups: int = 8
 
     def unet(self, expert: UNetConfig) -> UNetConfig:
-        """The small U-Net for experts of this architecture: their latents and text states in, one channel out.
+        """Return the config of the router's small U-Net: the experts' latents and text states in, one channel out.
 
         Raises:
-            InputError: more levels than the experts, or fields that do not fit one another.
+            InputError: it has more levels than the experts, or fields that do not fit one another.
         """
         levels = len(self.block_out_channels)
         if not 1 <= levels <= len(expert.block_out_channels):
@@ -93,7 +93,7 @@ class Router(nnx.Module):
         self.unets = nnx.List([UNet(config.unet(unet), rngs=rngs) for _ in range(experts)])
 
     def maps(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Maps:
-        """Each expert's weight at each pixel of the latents, float32, summing to one over n."""
+        """Return each expert's weight at each pixel of the latents, float32, summing to one over n."""
 
         def logits(unet: UNet, own: Conditioning) -> Any:
             return unet(latents, t, own)[..., 0]
@@ -122,14 +122,14 @@ class Routed:
     router: Any
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
-        """The fused prediction, float32."""
+        """Return the fused prediction, float32."""
         return self.with_maps(latents, t, conditioning)[0]
 
     def with_maps(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> tuple[Latents, SiteMaps]:
-        """The fused prediction and the one site's maps.
+        """Return the fused prediction and the one site's maps.
 
         Raises:
-            ValueError: another number of text states than of experts.
+            ValueError: the numbers of text states and experts differ.
         """
         predictions = predict_each(self.experts, latents, t, conditioning)
         maps = self.router.maps(latents, t, conditioning)
@@ -137,7 +137,7 @@ class Routed:
 
     @property
     def sites(self) -> list[str]:
-        """The one site: the prediction."""
+        """Return the name of the one site, the prediction."""
         return [self.experts.stages[-1].name]
 
 

@@ -72,7 +72,7 @@ class SuperDiff:
     logits: Any = 0.0
 
     def start(self, latents: Latents) -> PathMemory:
-        """Equal log densities: at the highest noise all experts' distributions are nearly one and the same."""
+        """Start with equal log densities, as all experts' distributions nearly agree at the highest noise."""
         count, batch = axis_size(self.experts), latents.shape[0]
         # Without noise the first step adds exactly nothing, wherever the path comes from.
         return PathMemory(
@@ -83,7 +83,7 @@ class SuperDiff:
         )
 
     def evaluations(self, t: int, guidance: float | int) -> int:
-        """U-Net evaluations a picture at training timestep t: a conditional and an unconditional one an expert."""
+        """Count U-Net evaluations a picture at timestep t: per expert, a conditional and an unconditional one."""
         return 2 * axis_size(self.experts)
 
     def guided(
@@ -95,7 +95,7 @@ class SuperDiff:
         scale: Any,
         memory: PathMemory,
     ) -> tuple[Latents, PathMemory]:
-        """The guided prediction, float32, of the schedule's type; and the memory with this point in it.
+        """Return the guided prediction, float32, of the schedule's type; and the memory with this point added.
 
         Args:
             latents: ``[b, h, w, c]``.
@@ -120,7 +120,7 @@ class SuperDiff:
         return PathMemory(log_densities=memory.log_densities + change, z=z, sigma=sigma, noise=noise)
 
     def weights(self, memory: PathMemory) -> Float[Array, "n b"]:
-        """``softmax_i(T log q_i + logit_i)``, the experts' weights for each picture."""
+        """Return ``softmax_i(T log q_i + logit_i)``, the experts' weights for each picture."""
         logits = jnp.broadcast_to(jnp.asarray(self.logits, jnp.float32), memory.log_densities.shape[:1])
         return jax.nn.softmax(self.temperature * memory.log_densities + logits[:, None], axis=0)
 

@@ -54,9 +54,9 @@ class TimeExperts:
             raise InputError(f"order={self.order}; experts are counted from 0")
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
-        """Each row's prediction by the expert of its timestep, with that expert's text states; float32.
+        """Predict each row with the expert of its timestep and that expert's text states; float32.
 
-        An expert that no row asks for is not run: where all rows have one timestep, as in a sampler, that is one U-Net.
+        An expert that no row needs is not run. If all rows have one timestep, as in a sampler, only one U-Net runs.
 
         Args:
             latents: ``[b, h, w, c]``.
@@ -64,7 +64,7 @@ class TimeExperts:
             conditioning: of each expert, ``[n, b, ...]``.
 
         Raises:
-            ValueError: another number of text states than of experts, or ``order`` names one that is not there.
+            ValueError: the numbers of text states and experts differ, or ``order`` has an index without an expert.
         """
         apart = isinstance(self.experts, tuple)
         count = len(self.experts) if apart else axis_size(self.experts)
@@ -75,7 +75,7 @@ class TimeExperts:
         chosen = self.expert_at(t)
 
         def fill(index: Any, prediction: Latents) -> Latents:
-            """The prediction with the rows of one expert filled in."""
+            """Return the prediction with the rows of one expert filled in."""
 
             def answer() -> Latents:
                 # Taken inside the branch: the weights of the others are not even copied.
@@ -94,11 +94,11 @@ class TimeExperts:
         return jax.lax.fori_loop(0, count, fill, prediction)
 
     def expert_at(self, t: Timesteps) -> Array:
-        """Index of the expert for each timestep, ``[b]``."""
+        """Return the index of the expert for each timestep, ``[b]``."""
         return jnp.asarray(self.order)[jnp.searchsorted(jnp.asarray(self.edges, jnp.int32), t, side="right")]
 
     def evaluations(self, t: Timesteps) -> int:
-        """U-Nets that are run for these timesteps: as many as experts are asked, so 1 for a sampler's step."""
+        """Count the U-Nets that run for these timesteps: one an expert that is needed, so 1 for a sampler's step."""
         return len(np.unique(self.expert_at(t)))
 
 
@@ -106,7 +106,7 @@ jax.tree_util.register_dataclass(TimeExperts, data_fields=["experts"], meta_fiel
 
 
 def uniform_edges(intervals: int, total: int = 1000) -> Edges:
-    """Edges of intervals of equal length (ERNIE-ViLG 2.0; Feng et al. 2023, arXiv 2210.15257: ten of them).
+    """Return edges of intervals of equal length (ERNIE-ViLG 2.0; Feng et al. 2023, arXiv 2210.15257: ten intervals).
 
     Raises:
         InputError: fewer than 1 interval, or more than timesteps.
@@ -117,12 +117,13 @@ def uniform_edges(intervals: int, total: int = 1000) -> Edges:
 
 
 def binary_tree_edges(low: int = 2, high: int = 2, total: int = 1000) -> Edges:
-    """Edges of the three leaves of eDiff-I (Balaji et al. 2022, arXiv 2211.01324, section 4), a base and two ends.
+    """Return edges of eDiff-I's three leaves, a base and two ends (Balaji et al. 2022, arXiv 2211.01324, section 4).
 
-    The tree halves the noise levels "by area": each half holds as much of the distribution that training draws its
-    levels from. Here that is uniform over the timesteps, so areas are timesteps. (Theirs is log-normal over sigma, with
-    leaves of levels 3 and 9: its upper tail is long.)
-    Split on towards both ends only, it leaves the leaf of least noise, that of most, and one expert for all between.
+    The tree halves the noise levels "by area": each half holds as much of the distribution from which training draws
+    its levels. Here that is uniform over the timesteps, so areas are numbers of timesteps. (Theirs is log-normal over
+    sigma, with leaves of levels 3 and 9, as its upper tail is long.)
+    The tree is split further towards both ends only. Its leaves are that of least noise, that of most, and one for all
+    levels between.
 
     Args:
         low, high: levels of the tree at either end: ``total / 2 ** level`` timesteps.
@@ -137,7 +138,7 @@ def binary_tree_edges(low: int = 2, high: int = 2, total: int = 1000) -> Edges:
 
 
 def base_refiner_edges(t: int = 200) -> Edges:
-    """The edge of a base model that hands over to a refiner below t (SDXL: 200; Podell et al. 2023, arXiv 2307.01952).
+    """Return the edge below which a base hands over to a refiner (200 in SDXL; Podell et al. 2023, arXiv 2307.01952).
 
     Raises:
         InputError: no timestep is below t.
@@ -148,7 +149,7 @@ def base_refiner_edges(t: int = 200) -> Edges:
 
 
 def alternating(timesteps: Sequence[int] | np.ndarray, experts: int) -> tuple[Edges, tuple[int, ...]]:
-    """Edges and order of experts that take turns, step by step, the first one beginning at the noisiest.
+    """Return edges and order of experts that take turns, step by step; the first one begins at the noisiest.
 
     Args:
         timesteps: what the sampler visits, as ``NoiseSchedule.timesteps`` gives them; each begins an interval, so that
