@@ -54,10 +54,10 @@ def why(error: BaseException) -> str:
 
 
 class InputError(ValueError):
-    """Something the user gave cannot be used: the message is one line that names it and says what to do.
+    """The user's input cannot be used: the message is one line that names it and says what to do.
 
     The commands print it without a traceback and exit with status 2. What a message quotes from a file, such as a
-    tensor's name, can hold anything: it is shown as ``printable`` says, and not kept longer than that.
+    tensor's name, can hold anything: arguments are shortened (``cut``) and shown by ``printable``.
     """
 
     def __init__(self, *args: object):
@@ -68,14 +68,14 @@ class InputError(ValueError):
 
 
 class NotFinite(InputError):
-    """What a network computes is NaN or infinity: with these weights, in this dtype, there is no such picture."""
+    """A network computes NaN or infinity: with these weights and this dtype it can make no picture."""
 
 
 class BadExample(InputError):
     """An example without a readable picture or without a caption."""
 
     def __init__(self, name: str, reason: str):
-        super().__init__(name, reason)  # both in args: that is what other processes are told
+        super().__init__(name, reason)  # both in args: these are sent to the other processes
         self.name, self.reason = name, reason
 
     def __str__(self) -> str:

@@ -92,9 +92,9 @@ class Kind:
     """A kind of file that commands write.
 
     Attributes:
-        what: in words.
-        ending: of its names.
-        mark: what is within the first bytes of each that this project wrote.
+        what: the kind in words.
+        ending: the ending of its file names.
+        mark: bytes near the start of every such file that this project wrote.
     """
 
     what: str
@@ -107,10 +107,10 @@ class Kind:
             raise InputError(f"{path}: {self.what} ends in {self.ending}; choose such a name")
 
     def check(self, path: Path) -> None:
-        """Before any work is done, look at where such a file is to be; only one that this project wrote is replaced.
+        """Check the path of such a file before any work is done; only a file that this project wrote may be replaced.
 
         Raises:
-            InputError: something else is there, it ends like another kind's, or could not be written there.
+            InputError: something else exists there, the name ends like another kind's, or the path cannot be written.
         """
         self.check_name(path)
         check_file(path, overwrite=True)
@@ -118,7 +118,7 @@ class Kind:
             raise InputError(f"{path} exists and is no earlier one of this command; choose another name, or remove it")
 
     def wrote(self, path: Path) -> bool:
-        """Whether a file is one of this kind that this project wrote."""
+        """Return whether a file is of this kind and this project wrote it."""
         if not path.is_file():
             return False
         with open(path, "rb") as file:
@@ -135,15 +135,15 @@ FOUND = Kind("a search's result", ".json", b'"kind": "mbw"')
 
 
 def check_new(path: Path, overwrite: bool | None = None) -> None:
-    """Before any work is done, look at where an output is to be, and bring back what a killed overwriting set aside.
+    """Check an output's path before any work is done, and bring back what a killed overwriting set aside.
 
-    An empty folder is as good as none.
+    An empty folder counts as nothing there.
 
     Args:
-        overwrite: whether what is there may be replaced; None where the user has no such choice.
+        overwrite: whether an existing output may be replaced; None if the user has no such option.
 
     Raises:
-        InputError: it is there already and may not be replaced, or could not be written there.
+        InputError: the path exists and may not be replaced, or cannot be written.
     """
     _check_place(path)
     bring_back(path)
@@ -153,22 +153,22 @@ def check_new(path: Path, overwrite: bool | None = None) -> None:
 
 
 def is_empty(path: Path) -> bool:
-    """Whether a path is a folder, and no link to one, with nothing in it."""
+    """Return whether a path is an empty folder, and not a link to one."""
     return path.is_dir() and not path.is_symlink() and not any(path.iterdir())
 
 
 def check_file(path: Path, overwrite: bool | None = None) -> None:
-    """As check_new, of an output that is one file."""
+    """Check the path of an output that is one file; arguments and errors as check_new."""
     check_new(path, overwrite)
     if path.is_dir():
         raise InputError(f"{path} is a folder; name a file")
 
 
 def check_folder(path: Path) -> None:
-    """Before any work is done, look at a folder that outputs go into; it need not be there.
+    """Check a folder for outputs before any work is done; it need not exist.
 
     Raises:
-        InputError: it is a file, cannot be made, or cannot be written into.
+        InputError: it is a file, cannot be created, or cannot be written into.
     """
     _check_place(path)
     if os.path.lexists(path):
@@ -211,13 +211,13 @@ def writing(path: Path) -> Iterator[None]:
 
 
 def partial_name(path: Path) -> Path:
-    """Where this process makes an output before it has its name."""
+    """Return the temporary path where this process writes an output before renaming it."""
     return path.with_name(f".{path.name}.{os.getpid()}-{_place()}.partial")
 
 
 @functools.cache
 def _place() -> str:
-    """Within which a process's number is its own: this system since its start, and its numbers' namespace."""
+    """Return a hash of the scope in which a process id is unique: the system's current boot and the pid namespace."""
     try:
         started = Path("/proc/sys/kernel/random/boot_id").read_text()
         place = f"{started}{os.stat('/proc/self/ns/pid').st_ino}"
@@ -255,7 +255,7 @@ def sweep(folder: Path, patience: float = 60) -> None:
 
 
 def is_partial(path: Path) -> bool:
-    """Whether a file is called as partial outputs are."""
+    """Return whether a file has the name of a partial output."""
     return re.fullmatch(_LEFT, path.name) is not None
 
 
@@ -275,7 +275,7 @@ def _remove_abandoned(partial: Path, match: re.Match[str], patience: float = 60)
 
 
 def _changed(partial: Path) -> float:
-    """When a file, or anything in a folder, was last written to."""
+    """Return the time of the last change of a file, or of a folder and anything in it."""
     within = partial.rglob("*") if partial.is_dir() and not partial.is_symlink() else ()
     return max(path.lstat().st_mtime for path in (partial, *within))
 
@@ -288,8 +288,8 @@ def _remove(partial: Path) -> None:
 
 
 def _abandoned(pid: int, place: str | None, seconds: float, patience: float) -> bool:
-    """Whether the process of a partial output that was at rest for so long is gone, here or on another machine."""
-    gone = pid == os.getpid() or _gone(pid)  # or it had this one's number before
+    """Return whether the process behind a partial output, unchanged for ``seconds``, is gone, here or elsewhere."""
+    gone = pid == os.getpid() or _gone(pid)  # or an earlier process had this one's id
     if place == _place():
         return gone
     return (seconds > patience and gone) or (place is not None and seconds > 86400)
@@ -328,7 +328,7 @@ def replace_folder(folder: Path, new: Path, overwrite: bool = True) -> None:
 
 
 def aside(folder: Path) -> Path:
-    """Where a folder is kept while another takes its place."""
+    """Return the path where a folder is kept while another takes its place."""
     return folder.with_name(f".{folder.name}.replaced")
 
 

@@ -71,7 +71,7 @@ def _line(line: bytes, good: Callable[[dict[str, Any]], bool]) -> dict[str, Any]
 
 
 def is_number(value: Any) -> bool:
-    """Whether a JSON value is a number that a float can hold."""
+    """Return whether a JSON value is a number that a float can hold."""
     with contextlib.suppress(OverflowError):
         return isinstance(value, int | float) and not isinstance(value, bool) and float(value) is not None
     return False

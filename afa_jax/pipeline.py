@@ -73,7 +73,7 @@ _CARD = "config.py"  # of a published pair
 
 
 class Ensemble:
-    """Experts with one base model, and perhaps a trained run, from which pictures are made.
+    """Experts with one base model, and optionally a trained run, that make pictures.
 
     Most people call ``from_pretrained``, ``from_config``, ``from_run`` or ``from_image``. Models are loaded when they
     are first needed and then kept; so is the last method's compiled program.
@@ -81,8 +81,8 @@ class Ensemble:
     Args:
         config: a complete config of an ensemble, as ``from_config`` makes it.
         workdir: a trained run, a folder or a hub id.
-        arguments: of a command line that say the config, kept with what is trained.
-        processes: how this process joins others, as ``afa_jax.mesh.cluster.settings`` says it; None: it is alone.
+        arguments: the command-line arguments that give the config; they are recorded with what is trained.
+        processes: how this process joins others, as ``afa_jax.mesh.cluster.settings`` returns it; None if it is alone.
     """
 
     def __init__(
@@ -110,7 +110,7 @@ class Ensemble:
 
     @property
     def experts(self) -> list[str]:
-        """The experts' names, in their order."""
+        """Return the experts' names in order."""
         return expert_names(self.config)
 
     # Where it comes from.
@@ -921,7 +921,7 @@ class Ensemble:
 
 
 class Merge:
-    """Experts merged into one ordinary model, which is made when it is saved or looked at."""
+    """Experts merged into one ordinary model, which is computed when it is first saved or read."""
 
     def __init__(self, ensemble: Ensemble, method: Mapping[str, Any], dtype: str | None):
         self._ensemble, self.method, self.dtype = ensemble, dict(method), dtype
@@ -929,7 +929,7 @@ class Merge:
 
     @property
     def checkpoint(self) -> Any:
-        """The model as a Checkpoint (afa_jax/weights/checkpoint.py): configs, and tensors that are merged when read."""
+        """Return the model as a Checkpoint (afa_jax/weights/checkpoint.py): configs, and tensors merged when read."""
         return self._merged().checkpoint
 
     def save(self, path: Place, *, overwrite: bool = False, quiet: bool = True) -> Path:

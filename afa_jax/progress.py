@@ -44,8 +44,8 @@ def leave_out(bar: Any, seconds: float) -> None:
 
 @contextlib.contextmanager
 def announced(what: str, *, quiet: bool = False) -> Iterator[None]:
-    """Within it say, in one line, what takes so long; nothing of what is done within PATIENCE."""
-    # tqdm's own takes a bar away and draws it again; what is in a file stays as it is.
+    """Print one line that names the work within this context if it takes longer than PATIENCE."""
+    # On a terminal tqdm.write clears its bar, prints and draws the bar again; in a file no line can be cleared.
     write = functools.partial(tqdm.write, file=sys.stderr) if sys.stderr.isatty() else _line
     timer = threading.Timer(PATIENCE, write, (what,))
     timer.daemon = True
@@ -62,9 +62,9 @@ def _line(text: str) -> None:
 
 
 class _Lines(tqdm):
-    """As tqdm, with a line of its own for each state, and none of the carriage returns that draw one over the last."""
+    """A tqdm that prints each state on its own line, without carriage returns that overwrite the last."""
 
-    monitor_interval = 0  # no thread: what is not updated has no news
+    monitor_interval = 0  # no monitoring thread: without an update there is nothing new to print
     last_print_t: float
 
     shown = -1  # the count in the last line

@@ -25,7 +25,7 @@ def device_count() -> int:
 
 @contextlib.contextmanager
 def compiling_for(platform: str, count: int) -> Iterator[None]:
-    """While a program is traced, answer as on so many devices of this platform, which need not be here."""
+    """Make this module answer, while a program is traced, as if ``count`` devices of ``platform`` were present."""
     token = _ahead.set((platform, count))
     try:
         yield

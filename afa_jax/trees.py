@@ -12,39 +12,39 @@ T = TypeVar("T")
 
 
 def flatten(tree: Any) -> dict[str, Any]:
-    """The leaves of a module (or of any pytree) by dotted path, without the ``value`` that NNX variables add."""
+    """Return the leaves of a module or any pytree by dotted path, without the ``value`` that NNX variables add."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {dotted(path): leaf for path, leaf in leaves}
 
 
 def unflatten(tree: Any, flat: Mapping[str, Any]) -> Any:
-    """A tree like ``tree``, whose leaves may be shapes, with the arrays of ``flat``, as ``flatten`` makes it."""
+    """Return a tree like ``tree``, whose leaves may be shapes, with the arrays of ``flat``, named as by ``flatten``."""
     return jax.tree_util.tree_map_with_path(lambda path, _: flat[dotted(path)], tree)
 
 
 def shapes_of(tree: T) -> T:
-    """The tree with shapes and dtypes for leaves: its structure, without holding its arrays."""
+    """Return the tree with shapes and dtypes in place of its arrays."""
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
 
 def dotted(path: tuple[Any, ...]) -> str:
-    """A key path as ``stages.0.conv_in.kernel``."""
+    """Return a key path as dotted text: ``stages.0.conv_in.kernel``."""
     parts = [str(getattr(entry, "name", getattr(entry, "idx", getattr(entry, "key", entry)))) for entry in path]
     return ".".join(parts[:-1] if parts[-1:] == ["value"] else parts)
 
 
 def stack(trees: Sequence[T]) -> T:
-    """N trees of one structure as one tree with a leading axis N on every leaf."""
+    """Stack N trees of one structure into one tree with a leading axis N on every leaf."""
     return jax.tree.map(lambda *leaves: jnp.stack(leaves), *trees)
 
 
 def take(tree: T, index: Any) -> T:
-    """The tree at one index of the leading axis."""
+    """Return the tree at one index of the leading axis."""
     return jax.tree.map(lambda leaf: leaf[index], tree)
 
 
 def axis_size(tree: Any) -> int:
-    """The common length of the leading axis."""
+    """Return the common length of the leaves' leading axis."""
     return int(jax.tree.leaves(tree)[0].shape[0])
 
 

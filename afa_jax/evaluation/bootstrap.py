@@ -17,11 +17,11 @@ from jaxtyping import Float
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Resamples:
-    """How often each prompt is drawn in each resample.
+    """The number of times that each prompt is drawn in each resample.
 
     Attributes:
-        prompts: how many there are.
-        count: of resamples.
+        prompts: the number of prompts.
+        count: the number of resamples.
     """
 
     prompts: int
@@ -30,21 +30,21 @@ class Resamples:
 
     @functools.cached_property
     def draws(self) -> Float[np.ndarray, "resamples prompts"]:
-        """Times that each prompt is drawn."""
+        """Return the number of times that each prompt is drawn in each resample."""
         random = np.random.default_rng(self.seed)
         return random.multinomial(self.prompts, np.full(self.prompts, 1 / self.prompts), self.count).astype(np.float64)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A measured value and what it is in each resample (NaN where a resample has nothing to measure)."""
+    """A measured value and its value in each resample (NaN where a resample has nothing to measure)."""
 
     value: float
     resampled: np.ndarray
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The 95 % interval."""
+        """Return the bounds of the 95 % interval; NaN for both if no resample has a value."""
         values = self.resampled[np.isfinite(self.resampled)]
         if not len(values):
             return float("nan"), float("nan")
@@ -52,24 +52,24 @@ class Figure:
         return float(low), float(high)
 
     def to_json(self) -> dict[str, Any]:
-        """``value``, ``low``, ``high``; None for what is not a number."""
+        """Return ``value``, ``low`` and ``high``; None for each that is not finite."""
         numbers = dict(zip(("value", "low", "high"), (self.value, *self.interval), strict=True))
         return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
 
     def minus(self, other: Figure) -> Figure:
-        """The paired difference."""
+        """Return the paired difference to another figure."""
         return Figure(value=self.value - other.value, resampled=self.resampled - other.resampled)
 
 
 def without_interval(value: float, resamples: Resamples) -> Figure:
-    """A value whose resamples say nothing."""
+    """Return a figure without an interval: its value in every resample is NaN."""
     return Figure(value=float(value), resampled=np.full(resamples.count, np.nan))
 
 
 def mean(
     scores: Float[np.ndarray, "prompts pictures"], resamples: Resamples, rows: Sequence[int] | None = None
 ) -> Figure:
-    """The mean of the pictures' scores over all prompts, or over some; of one prompt, without an interval."""
+    """Return the mean of the pictures' scores over all prompts or some; for one prompt, without an interval."""
     chosen = np.arange(len(scores)) if rows is None else np.asarray(rows)
     own, draws = scores[chosen].mean(1), resamples.draws[:, chosen]
     if len(chosen) < 2:
@@ -84,13 +84,12 @@ def kernel(
     resamples: Resamples,
     rows: Sequence[int] | None = None,
 ) -> Figure:
-    """The kernel distance (distances.py) of pictures to real ones of the same prompts, over all prompts or some.
+    """Return the kernel distance (distances.py) of pictures to real ones of the same prompts, over all prompts or some.
 
-    Pairs of one prompt are left out everywhere: within the pictures, which share it, within the real ones, and between
-    them, where pictures that show what was asked would be closer for that alone. So the value is unbiased for prompts
-    that are independent, and a resample's prompt that is drawn twice is not compared to itself. Real pictures are
-    not resampled. NaN for fewer than two prompts, whose interval has three or more: resamples of two that have a value
-    have both.
+    Pairs of the same prompt are left out: within the pictures, within the real ones, and between them, where pictures
+    that show the prompt would be closer for that reason alone. So the value is unbiased for independent prompts, and a
+    prompt that a resample draws twice is not compared to itself. Real pictures are not resampled. The value is NaN for
+    fewer than two prompts. An interval needs three or more: of two prompts, every resample with a value draws both.
     """
     chosen = np.arange(len(features)) if rows is None else np.asarray(rows)
     own, real = features[chosen].astype(np.float64), real[chosen].astype(np.float64)
@@ -112,7 +111,7 @@ def kernel(
 
 
 def _kernels(one: np.ndarray, two: np.ndarray) -> np.ndarray:
-    """The mean kernel between each prompt's pictures ``[n, k, d]`` and each one's ``[n, l, d]``; 0 for the same one."""
+    """Return the mean kernel of pictures ``[n, k, d]`` and ``[n, l, d]`` for each two prompts; 0 for the same one."""
     count, _, d = one.shape
     other, result = two.reshape(-1, d).T, np.empty((count, count))
     for i, pictures in enumerate(one):  # a prompt at a time: all pairs of 20,000 pictures are 3 GB
@@ -124,7 +123,7 @@ def _kernels(one: np.ndarray, two: np.ndarray) -> np.ndarray:
 def wins(
     one: Float[np.ndarray, "prompts pictures"], other: Float[np.ndarray, "prompts pictures"], higher: bool = True
 ) -> dict[str, int]:
-    """On how many prompts ``one`` is better, worse and as good, by the mean of a prompt's pictures."""
+    """Count the prompts on which ``one`` is better, worse and equally good, by the mean of a prompt's pictures."""
     apart = (one.mean(1) - other.mean(1)) * (1 if higher else -1)
     better, worse = int((apart > 1e-12).sum()), int((apart < -1e-12).sum())
     return dict(wins=better, losses=worse, ties=len(apart) - better - worse)

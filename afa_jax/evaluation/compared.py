@@ -21,10 +21,10 @@ class Compared:
     """Pictures by method, prompt and seed.
 
     Attributes:
-        prompts, seeds: what was drawn.
-        images: by method, of each prompt a picture of each seed.
-        scores: by method, the judge's ``[prompts, seeds]``; empty without a judge.
-        resamples: of the prompts, the same for every method, so that differences are paired.
+        prompts, seeds: the prompts and seeds of the pictures.
+        images: by method, for each prompt one picture per seed.
+        scores: by method, the judge's scores ``[prompts, seeds]``; empty without a judge.
+        resamples: resamples of the prompts, the same for every method, so that differences are paired.
     """
 
     prompts: list[str]
@@ -35,12 +35,12 @@ class Compared:
 
     @property
     def methods(self) -> list[str]:
-        """The methods' names, in the order that was asked for."""
+        """Return the methods' names in the requested order."""
         return [*self.images]
 
     @property
     def grid(self) -> Image.Image:
-        """All pictures as one: a prompt and seed a row, a method a column."""
+        """Return all pictures as one image: a row for each prompt and seed, a column for each method."""
         rows = [
             [np.asarray(made[i][j]) for made in self.images.values()]
             for i in range(len(self.prompts))
@@ -56,7 +56,7 @@ class Compared:
 
     @property
     def figures(self) -> dict[str, dict[str, Any]]:
-        """By method the mean score, ``value``, and its 95 % interval over prompts, ``low`` and ``high``."""
+        """Return each method's mean score ``value`` and its 95 % interval over prompts, ``low`` to ``high``."""
         return {name: self._mean(name).to_json() for name in self.scores}
 
     def difference(self, one: str, other: str) -> dict[str, Any]:

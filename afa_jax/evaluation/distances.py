@@ -23,16 +23,16 @@ class Estimate(NamedTuple):
 
 
 def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]) -> Estimate:
-    """Squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, in float64.
+    """Return the squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, in float64.
 
-    Papers give the mean and the spread over random subsets, for want of memory. This is the value that such a mean
-    tends to, from all pairs of pictures at once, and its standard error by the jackknife: each picture is left out in
-    turn. Measured on normal samples of 40, that error is right where the sets differ, and 1.4 times too large where
-    they do not; pictures that belong together (crops of one, places of one canvas) make it too small. Time grows with
-    the square of the sets, memory does not.
+    Papers give the mean and the spread over random subsets, to save memory. This is the value that such a mean tends
+    to, from all pairs of pictures at once. Its standard error is the jackknife's: each picture is left out in turn. On
+    normal samples of 40, that error was right if the sets differ, and 1.4 times too large if they do not. Dependent
+    pictures (crops of one, places of one canvas) make it too small. Time grows with the square of the sets' sizes,
+    memory does not.
 
     Raises:
-        ValueError: a set of fewer than three pictures.
+        ValueError: a set has fewer than three pictures.
     """
     n, m = len(one), len(two)
     if min(n, m) < 3:
@@ -50,10 +50,10 @@ def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]
 
 
 def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]) -> float:
-    """|mu - mu'|^2 + tr(C + C' - 2 (C C')^1/2) of the means and covariances, in float64.
+    """Return |mu - mu'|^2 + tr(C + C' - 2 (C C')^1/2) of the sets' means and covariances, in float64.
 
     Raises:
-        ValueError: a set of fewer than two pictures.
+        ValueError: a set has fewer than two pictures.
     """
     if min(len(one), len(two)) < 2:
         raise ValueError(f"{len(one)} and {len(two)} pictures: a covariance needs two")
@@ -67,13 +67,13 @@ def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"
 
 
 def inception_score(logits: Float[np.ndarray, "n classes"], parts: int = 10) -> Estimate:
-    """exp(mean KL(p(class | picture) || p(class))) of a set (Salimans et al. 2016, arXiv 1606.03498), in float64.
+    """Return exp(mean KL(p(class | picture) || p(class))) of a set, in float64 (Salimans et al., arXiv 1606.03498).
 
-    As ever since, its mean over ``parts`` equal parts of the set, here shuffled once and for all, with their standard
-    deviation for an error. It grows with the pictures in a part: papers have 5,000.
+    As is usual, the value is the mean over ``parts`` equal parts of the set, shuffled with a fixed seed, and the error
+    is their standard deviation. The value grows with the number of pictures in a part: papers have 5,000.
 
     Raises:
-        ValueError: fewer pictures than parts.
+        ValueError: there are fewer pictures than parts.
     """
     if len(logits) < parts:
         raise ValueError(f"{len(logits)} pictures: an inception score of {parts} parts needs as many")
@@ -84,14 +84,14 @@ def inception_score(logits: Float[np.ndarray, "n classes"], parts: int = 10) -> 
     for part in np.array_split(log, parts):
         p = np.exp(part)
         mean = p.mean(0)
-        # A class that no picture of the part can be of adds nothing.
+        # A class of probability 0 in the part adds nothing.
         entropy = -(mean * np.log(mean, out=np.zeros_like(mean), where=mean > 0)).sum()
         scores.append(np.exp(entropy + (p * part).sum(1).mean()))
     return Estimate(float(np.mean(scores)), float(np.std(scores)))
 
 
 def _kernel_sums(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the kernels of all pairs, the sum for each row of ``one``, and for each of ``two``."""
+    """Return the kernels of all pairs, summed for each row of ``one`` and for each row of ``two``."""
     ones, twos = np.empty(len(one)), np.zeros(len(two))
     for start in range(0, len(one), _ROWS):
         rows = slice(start, start + _ROWS)

@@ -43,7 +43,7 @@ Answer = Literal["yes", "no", "undecided"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Routing:
-    """What each picture contributes, by timestep bucket.
+    """The contributions of each picture, by timestep bucket.
 
     Attributes:
         routed: mean routed squared error.
@@ -70,15 +70,15 @@ class Estimate(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RoutingGain:
-    """The gain, in total and by timestep bucket.
+    """The routing gain, in total and by timestep bucket.
 
     Attributes:
-        total: over everything.
-        buckets: in each bucket, over the expert that is best in total: their mean, weighted by that expert's errors, is
-            the total.
-        best: position of the best single expert.
+        total: the gain over all buckets.
+        buckets: the gain in each bucket, relative to the expert that is best in total. Their mean, weighted by that
+            expert's errors, is the total.
+        best: the position of the best single expert.
         routed: mean routed squared error in each bucket.
-        single: of each expert alone, ``[n, buckets]``.
+        single: mean squared error of each expert alone, ``[n, buckets]``.
         share: part of the elements where each expert is chosen, ``[n, buckets]``.
     """
 
@@ -110,14 +110,14 @@ def route(errors: Float[np.ndarray, "n b buckets draws *element"]) -> Routing:
 
 
 def routing_gain(parts: Iterable[Routing], *, seed: int = 0, resamples: int = RESAMPLES) -> RoutingGain:
-    """The gain over all pictures of the parts, with 95 % bootstrap intervals.
+    """Return the gain over all pictures of the parts, with 95 % bootstrap intervals.
 
-    Pictures are what is independent: elements of one picture and noises of one picture are not. So whole pictures are
-    drawn with replacement, ``resamples`` times, the best single expert is chosen anew each time, and the interval lies
-    between the 2.5 and 97.5 % quantiles of the gains (Efron and Tibshirani 1993, chapter 13).
+    Pictures are independent; elements and noises of one picture are not. So whole pictures are drawn with replacement,
+    ``resamples`` times. The best single expert is chosen anew each time, and the interval lies between the 2.5 and
+    97.5 % quantiles of the gains (Efron and Tibshirani 1993, chapter 13).
 
     Raises:
-        ValueError: fewer than two pictures.
+        ValueError: there are fewer than two pictures.
     """
     parts = list(parts)
     routed = np.concatenate([part.routed for part in parts])
@@ -128,7 +128,7 @@ def routing_gain(parts: Iterable[Routing], *, seed: int = 0, resamples: int = RE
     errors = np.concatenate([routed[None], single])
 
     def gains(pictures: Float[np.ndarray, "r b"]) -> tuple[Float[np.ndarray, "r columns"], np.ndarray]:
-        """The total and the buckets' gains, and the best expert, when each picture counts so often."""
+        """Return the total gain and the buckets' gains, and the best expert, for the given counts of the pictures."""
         means = np.einsum("rb,nbk->nrk", pictures, errors) / pictures.sum(1)[:, None]
         best = means[1:].mean(2).argmin(0)
         reference = np.take_along_axis(means[1:], best[None, :, None], 0)[0]
@@ -150,12 +150,12 @@ def routing_gain(parts: Iterable[Routing], *, seed: int = 0, resamples: int = RE
 
 
 def worth_training(estimate: Estimate) -> Answer:
-    """Whether the gain is above or below WORTH_TRAINING with its whole interval, or neither."""
+    """Return "yes" or "no" if the whole interval of the gain is above or below WORTH_TRAINING, else "undecided"."""
     if estimate.low > WORTH_TRAINING:
         return "yes"
     return "no" if estimate.high < WORTH_TRAINING else "undecided"
 
 
 def _with_total(means: np.ndarray) -> np.ndarray:
-    """Means by bucket ``[r, buckets]`` with the mean of all buckets before them; all count the same."""
+    """Prepend the mean of all buckets, equally weighted, to means by bucket ``[r, buckets]``."""
     return np.concatenate([means.mean(1, keepdims=True), means], 1)

@@ -66,7 +66,7 @@ def print_gain(names: Sequence[str], gain: RoutingGain, conditions: str) -> None
 
 
 def record(names: Sequence[str], gain: RoutingGain) -> dict[str, Any]:
-    """The measurement as JSON values, experts by name."""
+    """Return the measurement as JSON values, with the experts by name."""
 
     def figures(estimate: Estimate, routed: Any, single: np.ndarray, share: np.ndarray) -> dict[str, Any]:
         mse = dict(routed=float(routed), single=dict(zip(names, single.tolist(), strict=True)))

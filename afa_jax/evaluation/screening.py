@@ -32,16 +32,16 @@ Pairs = Mapping[tuple[str, str], Difference]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Screening:
-    """What a screen found.
+    """The results of a screen.
 
     Attributes:
-        experts: their names and hashes.
-        mismatches: why experts cannot be fused; none where they can.
-        weights: how far each two experts' weights are apart; empty where their architectures differ.
-        gain: the routing gain; None where the answer is clear without it.
+        experts: the experts' names and hashes.
+        mismatches: the reasons why experts cannot be fused; empty if they can.
+        weights: the difference between each two experts' weights; empty if their architectures differ.
+        gain: the routing gain; None if the answer is clear without it.
         answer: whether training is worth it: "yes", "no" or "undecided".
         verdict: the answer as a sentence.
-        pairs, draws, seed: what it was measured with.
+        pairs, draws, seed: the settings of the measurement.
     """
 
     experts: list[dict[str, str]]
@@ -78,21 +78,21 @@ def screen(
     """Screen the experts of a config.
 
     Args:
-        pairs: held-out pictures with captions.
-        draws: of noise for each pair and timestep.
-        seed: of pairs, timesteps, noise and intervals.
+        pairs: the number of held-out pictures with captions.
+        draws: the number of noise draws for each pair and timestep.
+        seed: the seed of pairs, timesteps, noise and intervals.
         out: a new JSON file for all figures.
         quiet: print no tables.
 
     Raises:
-        InputError: experts or data cannot be used, or ``out`` is there.
+        InputError: experts or data cannot be used, or ``out`` exists.
     """
     if out is not None:
         check_file(out)
-        recorded(config)  # which can be kept
+        recorded(config)  # raises if the config cannot be written as JSON
     if pairs < FEWEST_PAIRS or draws < 2:
         raise InputError(f"pairs={pairs}, draws={draws}; choose {FEWEST_PAIRS} or more pairs, and 2 or more draws")
-    # What takes no model comes before what takes all of them.
+    # Checks that need no model come before those that load all of them.
     examples = choose_pairs(unseen(make_source(config.data)), loading(config.data)["crop"], pairs, seed)
     base, checkpoints = find_checkpoints(config)
     if len(checkpoints) < 2:
@@ -131,7 +131,7 @@ def screen(
 
 
 def measure(config: ConfigDict, examples: tuple[np.ndarray, list[str]], draws: int, seed: int) -> RoutingGain:
-    """The routing gain of a config's experts on held-out pictures and their captions.
+    """Measure the routing gain of a config's experts on held-out pictures and their captions.
 
     Raises:
         InputError: experts cannot be used, or an expert's predictions are not finite.
@@ -152,7 +152,7 @@ def measure(config: ConfigDict, examples: tuple[np.ndarray, list[str]], draws: i
 
 
 def refuse(misfits: Sequence[Mismatch], pairs: Pairs) -> str | None:
-    """The verdict on experts that need no measurement, if they do not: they do not fit, or one is there twice."""
+    """Return the verdict if no measurement is needed, because experts do not fit or two are alike; else None."""
     if misfits:
         return f"not worth training: {misfits[0].message}"
     for (one, other), found in pairs.items():
@@ -165,7 +165,7 @@ def refuse(misfits: Sequence[Mismatch], pairs: Pairs) -> str | None:
 
 
 def judge(gain: RoutingGain, pairs: int) -> tuple[str, str]:
-    """The answer and the verdict that a measured gain gives."""
+    """Return the answer and the verdict for a measured gain."""
     answer, line = worth_training(gain.total), f"{100 * WORTH_TRAINING:.0f} %"
     verdict = {
         "yes": f"routing is worth training ({gain.total})",

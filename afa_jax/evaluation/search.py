@@ -40,14 +40,14 @@ LIMIT = 3.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Space:
-    """Weights of N experts in every block, as a softmax of parameters between -LIMIT and LIMIT; 0 is the average.
+    """A search space of N experts' weights per block: a softmax of parameters in -LIMIT..LIMIT; 0 is the average.
 
     Attributes:
-        kind: "blocks" (N parameters a block), "experts" (N in all, the same weights everywhere) or "curve" (N for each
-            of ``points`` control points along the depth, logits between them linear, and N for BASE).
-        experts: their names.
+        kind: "blocks" (N parameters per block), "experts" (N in total, the same weights in every block) or "curve" (N
+            for each of ``points`` control points along the depth, with logits linear between them, and N for BASE).
+        experts: the experts' names.
         stages: names of the U-Net's stages.
-        points: of a curve.
+        points: the number of a curve's control points.
     """
 
     kind: Kind
@@ -63,22 +63,22 @@ class Space:
 
     @property
     def blocks(self) -> tuple[str, ...]:
-        """One for each stage, in order, and BASE."""
+        """Return the names of the blocks: one for each stage, in order, and BASE."""
         return tuple(dict.fromkeys(block_names(self.stages).values()))
 
     @property
     def knots(self) -> tuple[str, ...]:
-        """What has N parameters of its own."""
+        """Return the names of the parts that have N parameters each: blocks, control points, or "all"."""
         points = tuple(f"point{i}" for i in range(self.points))
         return dict(blocks=self.blocks, experts=("all",), curve=(*points, BASE))[self.kind]
 
     @property
     def average(self) -> dict[str, float]:
-        """The parameters of the uniform average, which also says how all parameters are called."""
+        """Return the parameters of the uniform average; its keys are the names of all parameters."""
         return {f"{knot}/{name}": 0.0 for knot in self.knots for name in self.experts}
 
     def weights(self, parameters: Mapping[str, float]) -> Float[np.ndarray, "blocks n"]:
-        """Each expert's weight in every one of ``blocks``; rows sum to 1."""
+        """Return each expert's weight in each of ``blocks``; rows sum to 1."""
         logits = np.array([[parameters[f"{knot}/{name}"] for name in self.experts] for knot in self.knots])
         if self.kind == "experts":
             logits = np.repeat(logits, len(self.blocks), axis=0)
@@ -90,21 +90,21 @@ class Space:
         return exponentials / exponentials.sum(1, keepdims=True)
 
     def by_block(self, weights: Float[np.ndarray, "blocks n"]) -> dict[str, dict[str, float]]:
-        """The weights as the merge ``mbw`` takes them: by block and name."""
+        """Return the weights as the merge ``mbw`` takes them, by block and expert."""
         rows = zip(self.blocks, weights.tolist(), strict=True)
         return {block: dict(zip(self.experts, row, strict=True)) for block, row in rows}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Score:
-    """A figure of pictures that were made for a list of prompts.
+    """A metric of pictures that are made for a list of prompts.
 
     Attributes:
-        metric: its name.
+        metric: the metric's name.
         better: "higher" or "lower".
         captions: the prompts.
-        references: their real pictures, by name and bytes, where the metric compares to them.
-        of: uint8 pictures ``[rows, columns, 3]``, one for each caption in order -> the figure.
+        references: the prompts' real pictures, by name and bytes, if the metric compares to them.
+        of: maps uint8 pictures ``[rows, columns, 3]``, one for each caption in order, to the metric's value.
     """
 
     metric: str
@@ -115,13 +115,13 @@ class Score:
 
 
 def emoji_score(metric: str, count: int) -> Score:
-    """The judge's accuracy, one of JUDGED, or the kernel distance to real scenes, ``kid``.
+    """Return the Score of a judge's accuracy, one of JUDGED, or of the kernel distance to real scenes, ``kid``.
 
-    The prompts are ``evaluation_prompts("mixed", count, UNSEEN)``: trained pairs and combinations only, and another
-    list than an evaluation's, which takes small seeds.
+    The prompts are ``evaluation_prompts("mixed", count, UNSEEN)``: only trained pairs and combinations, and another
+    list than an evaluation's, which has a small seed.
 
     Raises:
-        InputError: an unknown metric, or too few prompts for it.
+        InputError: the metric is unknown, or there are too few prompts for it.
     """
     least = 3 if metric == "kid" else 1
     if metric not in (*JUDGED, "kid"):
@@ -152,17 +152,17 @@ def _real(*prompts: Prompt) -> np.ndarray:
 
 
 def full_scale_score(metric: str, items: Sequence[Item], weights: Mapping[str, str], *, size: tuple[int, int]) -> Score:
-    """Any metric of afa_jax/evaluation/metrics/table.py.
+    """Return the Score of any metric of afa_jax/evaluation/metrics/table.py.
 
-    Of one of single pictures, such as ``pickscore``, the mean; else the figure of the whole set, such as ``fid``.
+    A metric of single pictures, such as ``pickscore``, is averaged; one of a set, such as ``fid``, is taken as it is.
 
     Args:
-        items: the prompts; with their real pictures for a metric that compares to them.
+        items: the prompts, with their real pictures for a metric that compares to them.
         weights: local files instead of the published weights, as ``load_metrics`` takes them.
         size: (rows, columns) of the pictures, to which real ones are cut.
 
     Raises:
-        InputError: unknown, or not there: its library, its weights, or the real pictures.
+        InputError: the metric is unknown, or its library, its weights or the real pictures are missing.
     """
     scorers, absent = load_scorers([metric], items, weights, size=size)
     if absent:
@@ -189,7 +189,7 @@ def full_scale_score(metric: str, items: Sequence[Item], weights: Mapping[str, s
 def score_weights(
     weights: Float[np.ndarray, "blocks n"], experts: Experts, score: Score, *, seed: int, options: SampleOptions
 ) -> float:
-    """The score of the merge with these weights: a picture for each caption, from the seed's noise."""
+    """Return the score of the merge with these weights, from a picture for each caption with the seed's noise."""
     unet, text_encoder = merge_stacks(experts.unet, experts.text_encoder, jnp.asarray(weights, jnp.float32))
     merged = dataclasses.replace(experts, unet=unet, text_encoder=text_encoder)
     requests = [Request(prompt=caption, number=i) for i, caption in enumerate(score.captions)]

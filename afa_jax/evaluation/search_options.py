@@ -8,24 +8,24 @@ from pathlib import Path
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SearchOptions:
-    """How to search.
+    """The options of a search.
 
     Attributes:
-        workdir: folder of this search.
+        workdir: the folder of this search.
         resume, overwrite: continue, or replace, the search in the workdir.
-        metric: emoji: the judge's, or kid; else any of a comparison's.
-        trials: in all, with those before a resume.
-        minutes: after which no trial begins.
-        space: what has weights of its own.
-        points: of the space "curve": its control points.
-        sampler: what suggests the next weights.
-        prompts: emoji: pictures of each trial.
-        prompt_file: prompts instead of emoji scenes.
-        steps, guidance: of sampling; guidance None: the config's.
+        metric: for emoji scenes one of the judge's metrics or kid, else any metric of a comparison.
+        trials: the total number of trials, including those before a resume.
+        minutes: the time after which no trial begins.
+        space: the parts that have weights of their own, the kind of a Space.
+        points: the number of control points of the space "curve".
+        sampler: the sampler that suggests the next weights.
+        prompts: the number of emoji scenes, one picture each, per trial.
+        prompt_file: a file of prompts to use instead of emoji scenes.
+        steps, guidance: the options of sampling; None takes the config's guidance.
         batch: pictures at once.
-        seed: of the noise and of the search.
-        out: JSON file for the result; None: best.json in the workdir.
-        write: where to write the best merge; None: nowhere.
+        seed: the seed of the noise and of the search.
+        out: the JSON file for the result; None for best.json in the workdir.
+        write: the path for the best merge; None to write none.
         quiet: print nothing.
     """
 

@@ -141,7 +141,7 @@ def search(
 
 
 def _begin(study: Any, distributions: Mapping[str, Any], first: Mapping[str, float], sampler: Any) -> tuple[int, Any]:
-    """Number and parameters of the next trial: one that was under way, the average, or what the sampler suggests."""
+    """Return number and parameters of the next trial: an interrupted one, the average, or the sampler's suggestion."""
     states = optuna().trial.TrialState
     for trial in study.get_trials(deepcopy=False, states=(states.RUNNING,)):
         if set(trial.params) == set(distributions):
@@ -155,17 +155,17 @@ def _begin(study: Any, distributions: Mapping[str, Any], first: Mapping[str, flo
 
 
 def _sampler(name: str, seed: int, number: int) -> Any:
-    """A sampler of its own for each trial: what it draws does not depend on what this process drew before."""
+    """Return a new sampler for a trial: its draws do not depend on earlier draws of this process."""
     samplers = optuna().samplers
     own = int(np.random.SeedSequence((seed, number)).generate_state(1)[0])
     if name == "tpe":
         return samplers.TPESampler(seed=own)
-    # It starts in the middle of the ranges, which is the average, with a sixth of them for deviation: LIMIT / 3.
+    # It starts in the middle of the ranges, which is the average, with a sixth of their width, LIMIT / 3, as deviation.
     return samplers.CmaEsSampler(seed=own, warn_independent_sampling=False)
 
 
 def summary(study: Any, space: Space, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The best trial of a study, its weights as the method ``mbw`` takes them, and the score of every trial."""
+    """Return a study's best trial, its weights as the method ``mbw`` takes them, and the score of every trial."""
     complete = study.get_trials(deepcopy=False, states=(optuna().trial.TrialState.COMPLETE,))
     best = study.best_trial
     return dict(
@@ -209,7 +209,7 @@ def _score(options: SearchOptions, config: ConfigDict) -> Score:
 def _settings(
     options: SearchOptions, sampling: SampleOptions, score: Score, experts: Experts, dtype: str
 ) -> dict[str, Any]:
-    """What trials must agree in to be of one search; the batch and the budget are not."""
+    """Return the settings that all trials of a search share; the batch and the budget are not among them."""
     return dict(
         metric=score.metric,
         space=f"curve of {options.points} points" if options.space == "curve" else options.space,

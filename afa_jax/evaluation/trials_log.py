@@ -20,10 +20,10 @@ _DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError, Assertio
 
 
 def optuna() -> Any:
-    """Import the library, which then warns instead of talking.
+    """Import optuna and let it log warnings only.
 
     Raises:
-        InputError: it is not installed.
+        InputError: optuna or cmaes is not installed.
     """
     try:
         import cmaes  # noqa: F401, optuna's CMA-ES needs it
@@ -37,13 +37,13 @@ def optuna() -> Any:
 
 
 def check_result(out: Path, workdir: Path, *, again: bool) -> None:
-    """Before any work is done, look at where a search's result is to be.
+    """Check the path of a search's result before any work is done.
 
     Args:
-        again: the search in the workdir goes on or is replaced, and so may be its result, but no other's.
+        again: whether the workdir's search is continued or replaced; then its own result may be replaced too.
 
     Raises:
-        InputError: something else is there, or it could not be written there.
+        InputError: something else exists there, or the path cannot be written.
     """
     FOUND.check(out)
     if os.path.lexists(out):
@@ -91,7 +91,7 @@ def open_study(log: Path, direction: str, first: Mapping[str, float]) -> Any:
 
 
 def mend(log: Path) -> None:
-    """Cut a log to its whole records, with a warning; what is lost beside an unfinished last line stays in a copy."""
+    """Cut a log to its complete records and warn; if more than an unfinished last line goes, keep a copy of the log."""
     data = log.read_bytes() if log.exists() else b""
     lines, whole = data.splitlines(keepends=True), 0
     while whole < len(lines) and _is_record(lines[whole]):
@@ -118,7 +118,7 @@ def _is_record(line: bytes) -> bool:
 
 
 def _journal(log: Path) -> Any:
-    """Optuna's backend, but for the appending: whole or not at all, and without a lock that a kill would leave."""
+    """Return optuna's backend with another append: all or nothing, and without a lock that a kill would leave."""
 
     class Journal(optuna().storages.journal.JournalFileBackend):  # type: ignore[misc]  # imported here only
         def append_logs(self, logs: Sequence[Mapping[str, Any]]) -> None:

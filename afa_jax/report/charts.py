@@ -69,7 +69,7 @@ class Mark(NamedTuple):
 
 
 class Row(NamedTuple):
-    """A line of a forest chart: a difference with its interval, and what stands at its right."""
+    """A line of a forest chart: a difference with its interval, and the text at its right."""
 
     name: str
     colour: str
@@ -286,7 +286,7 @@ def _is_interval(of: Mark | Row) -> bool:
 
 
 def _shortened(name: str) -> str:
-    """A name as it stands in a chart, with dots for what has no room."""
+    """Return a name as a chart shows it, cut off with an ellipsis if it is too long."""
     name = printable(name)
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1].rstrip() + "…"
 

@@ -75,7 +75,7 @@ def print_pairs(pairs: Mapping[tuple[str, str], Difference], numbers: Mapping[st
 
 
 def resemblance(found: Mapping[str, Difference | None]) -> dict[str, Any]:
-    """Which expert is nearest, with all distances; None stands for another architecture."""
+    """Return the nearest expert and all distances; None in ``found`` stands for another architecture."""
     apart = {name: own for name, own in found.items() if own is not None}
     totals = {name: apart[name].total for name in sorted(apart, key=lambda name: apart[name].total)}
     if not totals:
@@ -87,7 +87,7 @@ def resemblance(found: Mapping[str, Difference | None]) -> dict[str, Any]:
 
 
 def duplicates(pairs: Mapping[tuple[str, str], Difference], found: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """A line for each pair of inputs that are one file, or one model stored twice."""
+    """Return a line for each pair of inputs that are the same file or have (nearly) the same weights."""
     lines = []
     for one, other in combinations(found, 2):
         apart = pairs.get((one, other))
@@ -108,7 +108,7 @@ def print_table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
 
 
 def size(count: int) -> str:
-    """Bytes as people read them: 1.72 GB."""
+    """Format a number of bytes for people: 1.72 GB."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
         if count >= factor:
             return f"{count / factor:.2f} {unit}"
@@ -116,7 +116,7 @@ def size(count: int) -> str:
 
 
 def dtypes(component: Mapping[str, Any]) -> str:
-    """The dtypes of a component, with their numbers of tensors where there are several."""
+    """Return a component's dtypes as text, with each one's number of tensors if there are several."""
     counts = component["dtypes"]
     if len(counts) == 1:
         return next(iter(counts))
@@ -124,11 +124,11 @@ def dtypes(component: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """Text from a file on one line, what a terminal would act on left out."""
+    """Return text from a file on one line, with a space for every character that a terminal would act on."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 
 def shorten(text: str, width: int) -> str:
-    """Text from a file, cut to a width."""
+    """Return text from a file, cut to a width."""
     text = printable(text[: width + 1])
     return text if len(text) <= width else text[: width - 3] + "..."

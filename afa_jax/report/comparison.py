@@ -178,7 +178,7 @@ def _picture(pixels: np.ndarray, alt: str, *, width: int | None = None) -> Embed
 
 
 def _width(pixels: np.ndarray) -> int:
-    """Of a picture in the grid: small ones twice as large."""
+    """Return the width at which the grid shows a picture: small ones are shown twice as large."""
     return min(WIDEST, pixels.shape[1] * (2 if pixels.shape[1] <= WIDEST // 2 else 1))
 
 

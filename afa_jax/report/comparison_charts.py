@@ -62,7 +62,7 @@ def _forest(methods: Sequence[Method], key: str, metric: Metric) -> Markup | Non
 
 
 def costs(report: Report) -> list[Titled]:
-    """The main metrics against what a picture costs; named are the references and whom no other one beats in both."""
+    """Chart the main metrics against the cost of a picture; name the references and the Pareto front."""
     references = set((report.get("references") or {}).values())
     charts: list[Titled] = []
     for metric in figures.main_metrics(report):
@@ -81,13 +81,13 @@ def costs(report: Report) -> list[Titled]:
 
 
 def _front(named: Sequence[tuple[str, str, Mark]], *, higher: bool) -> set[str]:
-    """The Pareto front: those that no other one is at least as good and as cheap as, and more so in one of both."""
+    """Return the Pareto front: the names for which no other is at least as good and as cheap, and better in one."""
     points = [(name, mark.x, -mark.y if higher else mark.y) for name, _, mark in named]
     return {name for name, x, y in points if not any(a <= x and b <= y and (a, b) != (x, y) for _, a, b in points)}
 
 
 def curves(report: Report) -> list[Titled]:
-    """The main metrics over steps and over seconds, of the methods that have curves."""
+    """Chart the main metrics over steps and over seconds, for the methods that have curves."""
     charts: list[Titled] = []
     for metric in figures.main_metrics(report):
         for key, label in (("steps", "sampling steps"), ("seconds_per_image", "seconds a picture")):

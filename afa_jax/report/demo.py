@@ -49,14 +49,14 @@ def demo(
     """Train, sample, and write ``out/index.html`` and ``out/comparison.png``.
 
     Args:
-        seed: of the pictures.
-        arguments: that made the config, kept with the trained pair.
+        seed: the pictures' seed.
+        arguments: the arguments that made the config; they are recorded with the trained pair.
     """
     if (kind := kind_of(configured_fusion(config))) != "afa":
         raise InputError(f"fusion.kind={kind}: the demo shows AFA; train others by afa_jax.train")
     check_workdir(out, resume=resume, overwrite=overwrite, cache=config.cache.path)
     models = Models(config, out)
-    # What is drawn after the training can be: the words are known, and the size is one that the networks take.
+    # Check before the training that pictures can be sampled after it: the words are known, and the size fits.
     models.experts.tokenizer(PROMPTS)
     _sampling(config).check(models.experts)
     del models

@@ -32,7 +32,7 @@ Metric = Mapping[str, Any]
 
 
 class Figure(NamedTuple):
-    """A figure and its 95 % interval, where there is one."""
+    """A figure and its 95 % interval, if it has one."""
 
     value: float
     low: float | None = None
@@ -40,10 +40,10 @@ class Figure(NamedTuple):
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """The report of ``afa_jax.evaluate`` in a file.
+    """Read a report of ``afa_jax.evaluate`` from a file.
 
     Raises:
-        InputError: no such file, no JSON, or not such a report.
+        InputError: the file does not exist, is no JSON, or is no such report.
     """
     try:
         report = json.loads(path.read_text())
@@ -58,26 +58,26 @@ def read_report(path: Path) -> dict[str, Any]:
 
 
 def by_family(report: Report) -> list[Method]:
-    """The methods, family by family; within one in the report's order."""
+    """Return the methods sorted by family, within a family in the report's order."""
     order = list(FAMILIES)
     return sorted(report["methods"], key=lambda m: order.index(m["family"]) if m["family"] in order else len(order))
 
 
 def colour(method: Method) -> str:
-    """The colour of a method's family."""
+    """Return the colour of a method's family."""
     return FAMILIES.get(method["family"], "#333333")
 
 
 def main_metrics(report: Report) -> list[Metric]:
-    """The metrics that the report calls main; if it calls none so, the first one."""
+    """Return the metrics that the report marks as main; if it marks none, the first one."""
     return [metric for metric in report["metrics"] if metric.get("main")] or list(report["metrics"][:1])
 
 
 def metric_named(report: Report, name: str) -> Metric:
-    """A metric of the report.
+    """Return the report's metric of this name.
 
     Raises:
-        InputError: it has none of this name; lists those there are.
+        InputError: the report has no such metric; the error lists its metrics.
     """
     for metric in report["metrics"]:
         if metric["name"] == name:
@@ -87,7 +87,7 @@ def metric_named(report: Report, name: str) -> Metric:
 
 
 def figure(figures: Mapping[str, Any] | None, name: str) -> Figure | None:
-    """The figure of this name among some, from a dict with value, low and high or from a plain number."""
+    """Return the figure of this name, from a dict with value, low and high or from a plain number; None if missing."""
     found = (figures or {}).get(name)
     if isinstance(found, Mapping):
         value = number(found.get("value"))
@@ -97,17 +97,17 @@ def figure(figures: Mapping[str, Any] | None, name: str) -> Figure | None:
 
 
 def number(value: Any) -> float | None:
-    """A finite number as float, else None."""
+    """Return a finite number as float, and None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     try:
         return float(value) if math.isfinite(value) else None
-    except OverflowError:  # an integer that no float holds
+    except OverflowError:  # an integer too large for a float
         return None
 
 
 def best(metric: Metric, methods: Iterable[Method]) -> float | None:
-    """The best value of a metric among some methods."""
+    """Return the best value of a metric among some methods; None if none has it."""
     found = [f.value for f in (figure(method.get("metrics"), metric["name"]) for method in methods) if f is not None]
     if not found:
         return None
@@ -115,7 +115,7 @@ def best(metric: Metric, methods: Iterable[Method]) -> float | None:
 
 
 def written(value: float | None, metric: Metric, *, sign: bool = False) -> str:
-    """A value with the metric's digits; nothing for None."""
+    """Return a value as text with the metric's digits; "" for None."""
     if value is None:
         return ""
     digits = 3 if metric.get("digits") is None else metric["digits"]
@@ -124,14 +124,14 @@ def written(value: float | None, metric: Metric, *, sign: bool = False) -> str:
 
 
 def interval(found: Any, metric: Metric, *, sign: bool = False) -> str:
-    """The 95 % interval of a Figure; nothing if it has none."""
+    """Return a Figure's 95 % interval as text; "" if it has none."""
     if found is None or found.low is None or found.high is None:
         return ""
     return f"{written(found.low, metric, sign=sign)} to {written(found.high, metric, sign=sign)}"
 
 
 def size(value: float | int | None) -> str:
-    """Bytes as people read them."""
+    """Format a number of bytes for people; "" for None."""
     if value is None:
         return ""
     power = min(3, max(0, int(math.log2(value) // 10))) if value else 0
@@ -139,12 +139,12 @@ def size(value: float | int | None) -> str:
 
 
 def seconds(value: float | None) -> str:
-    """Three significant digits."""
+    """Format seconds with three significant digits, from 100 on as whole seconds; "" for None."""
     return "" if value is None else f"{value:.3g}" if value < 100 else f"{value:.0f}"
 
 
 def protocol_sentence(report: Report) -> str:
-    """How the pictures were made and the intervals computed, in one paragraph of plain text."""
+    """Return one paragraph of plain text on how the pictures were made and the intervals computed."""
     p = report["protocol"]
     seeds, resamples = p.get("seeds") or [], p.get("resamples")
     parts = [f"{p['prompts']} {'prompt' if p['prompts'] == 1 else 'prompts'}"]
@@ -174,13 +174,13 @@ def protocol_sentence(report: Report) -> str:
 
 
 def _has_intervals(report: Report, metric: str) -> bool | None:
-    """Whether a metric's figures have intervals; None if there are no figures of it."""
+    """Return whether a metric's figures have intervals; None if it has no figures."""
     found = [own for method in report["methods"] if (own := figure(method.get("metrics"), metric)) is not None]
     return any(own.low is not None for own in found) if found else None
 
 
 def own_sampling(report: Report, method: Method) -> dict[str, Any]:
-    """Steps, guidance and eta of a method that are not those of all."""
+    """Return a method's steps, guidance and eta as far as they differ from the shared ones."""
     shared = report["protocol"]
     return {
         field: method[field]
@@ -190,10 +190,10 @@ def own_sampling(report: Report, method: Method) -> dict[str, Any]:
 
 
 def reference_name(report: Report, key: str) -> str | None:
-    """The method that ``against[key]`` compares with."""
+    """Return the name of the method that ``against[key]`` compares with; None if there is none."""
     return (report.get("references") or {}).get(key)
 
 
 def names_of(items: Sequence[Mapping[str, Any]]) -> str:
-    """Names in a row, with commas."""
+    """Return the items' names, joined by commas."""
     return ", ".join(str(item["name"]) for item in items)

@@ -127,17 +127,17 @@ def draw_maps(
 
 
 def _record(found: Mean, prompts: Sequence[str]) -> dict[str, Any]:
-    """Means and deviations over the prompts: ``weights`` by step, site and expert, ``entropy`` by step and site."""
+    """Return means and deviations over the prompts: ``weights`` by step, site, expert; ``entropy`` by step, site."""
     means = rounded({name: found.mean(name) for name in ("weights", "entropy")})
     deviations = rounded({f"{name}_deviation": found.deviation(name) for name in ("weights", "entropy")})
     return dict(prompts=list(prompts), **means, **deviations)
 
 
 def read_prompts(source: str, seed: int) -> list[str]:
-    """The prompts of a text file, one a line, or with ``emoji:N`` of N scenes of two topics.
+    """Read the prompts of a text file, one per line, or for ``emoji:N`` return those of N scenes of two topics.
 
     Raises:
-        InputError: no such file, no text, or nothing in it; not a number of scenes that there are.
+        InputError: the file does not exist, is no text or is empty; or there are not so many scenes.
     """
     kind, _, number = source.partition(":")
     if kind == "emoji" and number:

@@ -18,7 +18,7 @@ from afa_jax.files import PAGE
 
 
 class Embedded(NamedTuple):
-    """A picture with its data inside a page, and (width, height) in the page."""
+    """A picture whose data is embedded in a page, and its (width, height) there."""
 
     source: Markup
     alt: str
@@ -29,8 +29,8 @@ class Column(NamedTuple):
     """A column of a table that can be sorted.
 
     Attributes:
-        note: small, below the name.
-        number: right-aligned.
+        note: small text below the name.
+        number: whether the cells are numbers, which are right-aligned.
         first: the order at the first click, "ascending" or "descending".
     """
 
@@ -44,12 +44,12 @@ class Cell(NamedTuple):
     """A cell of a table.
 
     Attributes:
-        value: what it is sorted by; None comes last.
-        note: small, below the text.
+        value: the value to sort by; None comes last.
+        note: small text below the cell's text.
         best: whether it is the column's best.
-        colour: of a swatch before the text.
-        title: what a pointer on the text shows.
-        pictures: below the text.
+        colour: the colour of a swatch before the text.
+        title: the tooltip of the text.
+        pictures: the pictures below the text.
     """
 
     text: str = ""
@@ -70,7 +70,7 @@ def image(picture: Image.Image | np.ndarray, alt: str, *, scale: int = 1, widest
     """Embed a picture that is shown ``scale`` times as large.
 
     Args:
-        widest: a picture of as many pixels in a row or more is stored with some loss, and made that small.
+        widest: a picture at least this wide in pixels is resized to this width and stored with some loss.
     """
     if isinstance(picture, np.ndarray):
         picture = Image.fromarray(picture)
@@ -85,7 +85,7 @@ def image(picture: Image.Image | np.ndarray, alt: str, *, scale: int = 1, widest
 
 
 def stored_image(data: bytes, kind: str, alt: str, size: tuple[int, int]) -> Embedded:
-    """Embed a picture that is a file already, ``kind`` "png" or "webp", shown at this (width, height)."""
+    """Embed the bytes of a picture file, ``kind`` "png" or "webp", shown at this (width, height)."""
     return Embedded(Markup(f"data:image/{kind};base64,{base64.b64encode(data).decode()}"), alt, size)
 
 

@@ -58,7 +58,7 @@ def update_tables(path: Path, report: Path | None = None, *, check: bool = False
 
 
 def with_tables(text: str, path: Path, report: Path | None = None) -> str:
-    """The text of the Markdown file at ``path`` with its tables made anew; as update_tables."""
+    """Return the text of the Markdown file at ``path`` with its tables regenerated, as update_tables does."""
     lines, done, found = text.splitlines(), [], 0
     rows = iter(enumerate(lines, 1))
     for number, line in rows:
@@ -104,10 +104,10 @@ def _parse(spec: str, where: str) -> tuple[str, dict[str, str]]:
 def markdown(
     report: Report, metrics: str = "", methods: str = "all", by: str = "", costs: str = "yes", groups: str = "no"
 ) -> str:
-    """The Markdown table of a report, its bounds, and a line that says how it was measured; options as above.
+    """Return a report's Markdown table, its bounds, and a line on how it was measured; options as above.
 
     Raises:
-        InputError: a metric, method or family that the report does not have.
+        InputError: the report lacks a metric, method or family, or an option has an unknown value.
     """
     if by not in ("", "family") or not {costs, groups} <= {"yes", "no"}:
         raise InputError(f"by={by}, costs={costs}, groups={groups}: choose by=family or none, the others yes or no")

@@ -49,7 +49,7 @@ def write_tables(files: Sequence[Path], only: Path | None, check: bool) -> int:
 
 
 def report(workdir: Path, lines: Sequence[Mapping[str, Any]]) -> str:
-    """The page of a workdir with these lines of metrics."""
+    """Return the page of a workdir with these lines of metrics."""
     path = workdir / "config.json"
     config = read_object(path, "restore it from another copy of the run") if path.is_file() else {}
     if "train" not in config or "experts" not in config:

@@ -13,7 +13,7 @@ from afa_jax.errors import InputError
 
 
 def with_fields(required: Mapping[str, Check], others: Mapping[str, Check] | None = None) -> Check:
-    """A mapping that has the required fields; what is in ``others`` may be missing or None, and more may be there."""
+    """Return a check for a mapping with the required fields; those of ``others`` may be absent or None."""
     what = f"an object with {', '.join(required)}" if required else "an object"
 
     def checked(found: Any) -> Any:
@@ -31,7 +31,7 @@ def with_fields(required: Mapping[str, Check], others: Mapping[str, Check] | Non
 
 
 def anything(value: Any) -> Any:
-    """Whatever it is, it is not read, or taken as absent where it is of another type."""
+    """Accept any value: it is not read, or a value of another type counts as absent."""
     return value
 
 

@@ -18,7 +18,7 @@ _DARK = (60, 60, 60)  # of an entropy of 1
 
 
 class Mean:
-    """Mean and standard deviation over pictures, one at a time; nothing of a picture is kept."""
+    """A running mean and standard deviation over pictures; no picture's own values are kept."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -36,11 +36,11 @@ class Mean:
             self._mean[name] = new
 
     def mean(self, name: str) -> np.ndarray:
-        """Mean over the pictures."""
+        """Return the mean over the pictures."""
         return self._mean[name]
 
     def deviation(self, name: str) -> np.ndarray:
-        """Standard deviation over the pictures, of their own number."""
+        """Return the population standard deviation over the pictures (divided by their number)."""
         return np.sqrt(self._squares[name] / self.count)
 
 
@@ -53,13 +53,13 @@ class Drawn(NamedTuple):
 
 
 def routing_of(maps: Sequence[np.ndarray]) -> dict[str, np.ndarray]:
-    """What kept maps ``[steps, n, h, w]`` by site say: ``fusion.routing.routing_of`` with the steps as its rows."""
+    """Summarise kept maps ``[steps, n, h, w]`` by site: ``fusion.routing.routing_of`` with the steps as its rows."""
     found = sums_of(tuple(jnp.asarray(site).swapaxes(0, 1) for site in maps))
     return {name: np.asarray(values) for name, values in found.items()}
 
 
 def rounded(routing: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """As JSON values with four decimals."""
+    """Return the routing as JSON values with four decimals."""
     return {name: np.asarray(values, np.float64).round(4).tolist() for name, values in routing.items()}
 
 
@@ -72,7 +72,7 @@ def maps_page(
     timesteps: Sequence[int],
     experts: Sequence[str],
 ) -> str:
-    """The page: an animation and a sheet for each picture, and heat maps of the statistics."""
+    """Return the page: an animation and a sheet for each picture, and heat maps of the statistics."""
     return render(
         "maps.html",
         title=title,
@@ -92,7 +92,7 @@ def maps_page(
 
 
 def _statistics(found: Mean, sites: Sequence[str], timesteps: Sequence[int], experts: Sequence[str]) -> dict[str, Any]:
-    """Heat maps: sites from the U-Net's input (top) to its output, timesteps from noise to picture."""
+    """Draw heat maps: sites from the U-Net's input (top) to its output, timesteps from noise to picture."""
     weights, entropy = found.mean("weights"), found.mean("entropy")
     names = [*((name, COLOURS[i % len(COLOURS)].tolist()) for i, name in enumerate(experts)), ("Entropy", _DARK)]
     labels: dict[str, Any] = dict(rows=sites, columns=[f"t={t}" for t in timesteps])

@@ -41,7 +41,7 @@ from afa_jax.weights.opened import text_config, unet_config, vae_config
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Architecture:
-    """What the networks of a run are; the defaults are Stable Diffusion 1.5's."""
+    """The configs of a run's networks; the defaults are Stable Diffusion 1.5's."""
 
     unet: UNetConfig = dataclasses.field(default_factory=UNetConfig)
     text_encoder: TextConfig = dataclasses.field(default_factory=TextConfig)
@@ -53,10 +53,10 @@ KNOWN = dict(sd15=Architecture())
 
 
 def architecture_of(config: ConfigDict) -> Architecture:
-    """The architecture of the base model and the experts that a config names; of their weights nothing is read.
+    """Return the architecture of a config's base model and experts, without reading their weights.
 
     Raises:
-        InputError: there is no such model, or they cannot be fused.
+        InputError: a model does not exist, or they cannot be fused.
     """
     try:
         base, checkpoints = find_checkpoints(config.base, config.experts, weights=False)
@@ -82,11 +82,11 @@ class Target:
 
     @property
     def shape(self) -> dict[str, int]:
-        """The axes and their sizes."""
+        """Return the mesh axes' sizes by name."""
         return dict(data=1, fsdp=1, expert=1) if self.mesh is None else dict(self.mesh.shape)
 
     def place(self, tree: Any, specs: Any = None) -> Any:
-        """Shapes with shardings; ``specs`` is one PartitionSpec or a tree of them, by default everything everywhere."""
+        """Add shardings to shapes by ``specs``, one PartitionSpec or a tree of them; the default replicates."""
         if self.mesh is None:
             single = SingleDeviceSharding(self.devices[0])
             return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=single), tree)
@@ -101,16 +101,16 @@ class Target:
 
     @contextlib.contextmanager
     def here(self) -> Iterator[None]:
-        """While a program is traced, answer as on these devices: it asks where it runs to choose among kernels."""
+        """Make traced code see these devices: it asks for the platform to choose among kernels."""
         with compiling_for(self.devices[0].platform, len(self.devices)):
             yield
 
 
 def target_of(config: ConfigDict, fusing: Any, devices: Sequence[Any], mode: str) -> Target:
-    """Devices arranged as a config's ``mesh`` says.
+    """Return devices arranged in a config's ``mesh``; the first device alone without one.
 
     Raises:
-        InputError: sizes that do not fit the devices, the experts or, for training, the batch.
+        InputError: the mesh's sizes do not fit the devices, the experts or, for training, the batch.
     """
     if mode == "train":
         mesh = configured_mesh(config, fusing, devices)
@@ -120,7 +120,7 @@ def target_of(config: ConfigDict, fusing: Any, devices: Sequence[Any], mode: str
 
 
 class Call(NamedTuple):
-    """A jitted function with what it is called with, and what a run holds on the devices besides."""
+    """A jitted function with its arguments, and the other arrays that a run holds on the devices."""
 
     function: Any
     arguments: tuple[Any, ...]
@@ -128,14 +128,14 @@ class Call(NamedTuple):
     beside: Any = ()
 
     def lower(self, target: Target) -> Any:
-        """Traced and lowered for the target's devices."""
+        """Trace the function and lower it for the target's devices."""
         with target.here():
             traced = self.function.trace(*self.arguments, **self.options)
             return traced.lower(lowering_platforms=(target.devices[0].platform,))
 
 
 class _Networks(NamedTuple):
-    """Shapes: stacks of N, and what they share."""
+    """The shapes of the networks: stacks of N, and the shared ones."""
 
     unet: Any
     text_encoder: Any
@@ -161,10 +161,10 @@ def _networks(config: ConfigDict, fusing: Any, architecture: Architecture) -> _N
 
 
 def training_step(config: ConfigDict, fusing: Any, architecture: Architecture, target: Target) -> Call:
-    """The step that ``afa_jax.train`` runs: from the cache if the config has one, otherwise from pictures.
+    """Return the step that ``afa_jax.train`` runs: from the cache if the config has one, otherwise from pictures.
 
     Raises:
-        InputError: a size that the networks cannot take.
+        InputError: the networks cannot take the pictures' size.
     """
     networks, train = _networks(config, fusing, architecture), config.train
     size = config.data.get("size") or make_source(config.data)[0]["image"].shape[:2]
@@ -218,10 +218,10 @@ def training_step(config: ConfigDict, fusing: Any, architecture: Architecture, t
 
 
 def sampler(config: ConfigDict, fusing: Any, architecture: Architecture, target: Target) -> Call:
-    """The sampler of ``config.sample`` with the trained fusion, as ``afa_jax.sample`` runs it on a full batch.
+    """Return the sampler of ``config.sample`` with the fusion, as ``afa_jax.sample`` runs it on a full batch.
 
     Raises:
-        InputError: a size that the networks cannot take, or a fusion that the mesh cannot spread.
+        InputError: the networks cannot take the size, or the mesh cannot spread the fusion.
     """
     networks, sample = _networks(config, fusing, architecture), config.sample
     architecture.vae.check_size(sample.size)

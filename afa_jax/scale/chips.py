@@ -23,10 +23,10 @@ GIB = 2**30
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Chip:
-    """A device as jax counts it.
+    """A kind of device, as jax counts devices.
 
     Attributes:
-        name: of the generation, as in a topology's name.
+        name: the generation's name, as in a topology's name.
         kind: ``device.device_kind``.
         per_chip: devices on a chip. v4 and v5p have two cores that run as one device; tpu7x has two devices.
         memory: bytes of HBM that a program may use.
@@ -75,16 +75,16 @@ CHIPS = {
 
 
 def chip_of(kind: str) -> Chip | None:
-    """The chip of a ``device_kind``; None for another one, such as a CPU."""
+    """Return the chip of a ``device_kind``; None for an unknown one, such as a CPU."""
     return next((chip for chip in CHIPS.values() if chip.kind == kind), None)
 
 
 def slice_devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices of TPU slices that need not be there, for compiling ahead of time.
+    """Return the devices of TPU slices for compiling ahead of time; no TPU need be present.
 
     Args:
-        topology: the generation and how many chips lie along each dimension: ``v5e:4x4``, ``v5p:2x2x1``.
-        slices: how many of them, joined by the data-centre network.
+        topology: the generation and the number of chips along each dimension: ``v5e:4x4``, ``v5p:2x2x1``.
+        slices: the number of slices, joined by the data-centre network.
 
     Raises:
         InputError: there is no such slice, or libtpu, whose compiler is asked, is not installed.
@@ -95,8 +95,8 @@ def slice_devices(topology: str, slices: int = 1) -> list[Any]:
         raise InputError(f"--topology {topology}: write GENERATION:CHIPSxCHIPS, as in {examples}")
     if importlib.util.find_spec("libtpu") is None:
         raise InputError("--topology: the TPU's compiler is missing; pip install -r requirements-aot.txt")
-    # Without the first one, libtpu asks the network what TPU this is; without the second, one process at a time may
-    # load it. Both are about a machine with TPUs, which this need not be.
+    # Without the first variable, libtpu asks the network what TPU this is. Without the second, only one process at a
+    # time may load it. Both rules are meant for a machine with TPUs; this one may have none.
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
     from jax.experimental.topologies import get_topology_desc

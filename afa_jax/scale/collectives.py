@@ -33,15 +33,15 @@ class Collective:
 
     Attributes:
         kind: one of KINDS.
-        dtypes: of what is exchanged, each once.
-        bytes: payload of one device and one execution: what an all-gather yields, what any other one takes.
+        dtypes: the dtypes of the exchanged arrays, each once.
+        bytes: payload of one device and one execution: an all-gather's result, any other collective's operands.
         axes: mesh axes that it runs over, such as "expert" or "expert+data", in the mesh's order; "none" if every group
-            is a single device, "other" if the groups are no axes' of the mesh.
-        group: devices in a group.
+            is a single device, "other" if the groups match no axes of the mesh.
+        group: the number of devices in a group.
         groups: the groups (of a permutation the pairs of source and target), where ``axes`` is "other".
-        times: executions in a run of the program; None if that cannot be told from its text.
-        conditional: it is in a branch, and ``times`` counts as if the branch was always taken.
-        place: in the Python program, as jax names it; empty for what the compiler added.
+        times: executions in a run of the program; None if the program's text does not tell.
+        conditional: whether it is in a branch; ``times`` counts as if the branch was always taken.
+        place: its place in the Python program, as jax names it; empty if the compiler added it.
     """
 
     kind: str
@@ -56,10 +56,10 @@ class Collective:
 
     @property
     def sent(self) -> float:
-        """Bytes that a device must at least send in one execution, whatever the algorithm.
+        """Return the least number of bytes that a device must send in one execution, with any algorithm.
 
-        With k devices in a group: 2 (k - 1) / k of the payload for an all-reduce, (k - 1) / k for the others, all of it
-        for a permutation.
+        With k devices in a group, that is 2 (k - 1) / k of the payload for an all-reduce, all of it for a permutation
+        or broadcast, and (k - 1) / k of it for the others.
         """
         if self.kind in ("collective-permute", "collective-broadcast"):
             return float(self.bytes)
@@ -72,12 +72,12 @@ class Total:
     """All collectives of one kind over the same axes; bytes and counts are of one device in a run of the program.
 
     Attributes:
-        instructions: in the program.
-        times: executions, those in loops as often as the loop turns.
+        instructions: the number of instructions in the program.
+        times: executions; an instruction in a loop counts once per iteration.
         bytes: payload of all executions.
-        sent: likewise, what a device must at least send.
+        sent: the least that a device must send in all executions.
         largest: payload of the largest one.
-        exact: False if some loop's length is not known, which then counts once, or some are in a branch.
+        exact: False if some loop's length is unknown (it counts as one iteration), or some are in a branch.
     """
 
     axes: str
@@ -91,15 +91,15 @@ class Total:
 
 
 def collectives(text: str, shape: Mapping[str, int]) -> list[Collective]:
-    """The collectives of a program that was compiled for a mesh, in the order of a run.
+    """Return the collectives of a program that was compiled for a mesh, in the order of a run.
 
     Args:
         text: ``compiled.as_text()``; device numbers in it are positions in the flattened ``mesh.devices``.
         shape: ``mesh.shape``, the axes' names and sizes.
 
     Raises:
-        ValueError: the program is for another number of devices than the mesh has, or its groups are in a notation that
-            is not known here.
+        ValueError: the program is for another number of devices than the mesh has, or its groups are in an unknown
+            notation.
     """
     program = parse(text)
     if program.devices != math.prod(shape.values()):
@@ -109,7 +109,7 @@ def collectives(text: str, shape: Mapping[str, int]) -> list[Collective]:
 
 
 def summed(found: Iterable[Collective]) -> list[Total]:
-    """Collectives summed by axes and kind, the most bytes first."""
+    """Sum collectives by axes and kind; return the totals with the most bytes first."""
     rows: dict[tuple[str, str], list[Collective]] = {}
     for one in found:
         rows.setdefault((one.axes, one.kind), []).append(one)
@@ -130,7 +130,7 @@ def summed(found: Iterable[Collective]) -> list[Total]:
 
 
 def largest(found: Iterable[Collective], count: int = 10) -> list[Collective]:
-    """The collectives that move most, with all their executions."""
+    """Return the collectives that move the most bytes, summed over all their executions."""
     return sorted(found, key=lambda one: -one.bytes * _times(one))[:count]
 
 
@@ -169,7 +169,7 @@ def _collective(executed: Executed, shape: Mapping[str, int]) -> Collective | No
 
 
 def axes_of(groups: Groups, shape: Mapping[str, int]) -> str:
-    """The mesh axes whose devices these groups are: their names joined by "+", "none" or "other"."""
+    """Return the mesh axes that these groups span: their names joined by "+", or "none" or "other"."""
     if all(len(group) == 1 for group in groups):
         return "none"
     wanted = {frozenset(group) for group in groups}
@@ -181,15 +181,15 @@ def axes_of(groups: Groups, shape: Mapping[str, int]) -> str:
 
 
 def replica_groups(attributes: str, devices: int) -> Groups:
-    """The groups of devices that an instruction's attributes list, in any of HLO's notations.
+    """Parse the groups of devices in an instruction's attributes, in any of HLO's notations.
 
-    ``{{0,1},{2,3}}`` lists them; ``{}`` is one group of all; ``[2,4]<=[4,2]T(1,0)`` is the numbers 0, 1, ... in the
-    shape [4,2], transposed, then read into 2 groups of 4; ``mesh['a'=2,'b'=4] {'a'}`` names axes of a mesh of its own.
-    That mesh's devices may follow it, listed or counted; and ``'b':(2)2`` is a part of an axis: of b taken apart into
-    2 x 2 x 1 the middle one.
+    ``{{0,1},{2,3}}`` lists them. ``{}`` is one group of all devices. ``[2,4]<=[4,2]T(1,0)`` is the numbers 0, 1, ... in
+    the shape [4,2], transposed, then reshaped to 2 groups of 4. ``mesh['a'=2,'b'=4] {'a'}`` names axes of a mesh of its
+    own; that mesh's devices may follow, in either of these notations. ``'b':(2)2`` is a part of an axis: b is split
+    into 2 x 2 x 1, and the middle one is meant.
 
     Raises:
-        ValueError: it is none of these.
+        ValueError: the notation is none of these.
     """
     found = re.search(r"replica_groups=(\{\{[\d,{} ]*\}\}|\{\}|\[[\d,]+\]<=\[[\d,]+\](?:T\([\d,]+\))?)", attributes)
     if found:
@@ -211,7 +211,7 @@ def replica_groups(attributes: str, devices: int) -> Groups:
 
 
 def _device_array(text: str) -> np.ndarray:
-    """Numbers of devices as HLO prints an array of them: listed, or counted up, reshaped and transposed."""
+    """Parse an array of device numbers as HLO prints it: listed, or an iota that is reshaped and transposed."""
     if "{" in text:
         return np.asarray([[int(number) for number in row.split(",")] for row in re.findall(r"\{([\d,]+)\}", text)])
     iota = re.match(r"\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?$", text)
@@ -224,7 +224,7 @@ def _device_array(text: str) -> np.ndarray:
 
 
 def _split(shape: dict[str, int], name: str, before: int, size: int) -> dict[str, int]:
-    """An axis as three, of which the middle one, ``name:(before)size``, is a part of it."""
+    """Split an axis into three; the middle one, ``name:(before)size``, is the part that HLO names."""
     whole = {f"{name}<": before, f"{name}:({before}){size}": size, f"{name}>": shape[name] // (before * size)}
     return {key: value for old, own in shape.items() for key, value in (whole if old == name else {old: own}).items()}
 
@@ -245,7 +245,7 @@ def _pairs(attributes: str) -> Groups:
 
 
 def _axes_of_pairs(pairs: Groups, shape: Mapping[str, int]) -> str:
-    """The axes along which a source and its target differ."""
+    """Return the axes along which some source and its target differ, joined by "+"; "none" for none."""
     sizes = tuple(shape.values())
     along = {
         axis

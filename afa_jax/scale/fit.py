@@ -23,12 +23,12 @@ from afa_jax.training.run import check_options, configured_fusion
 
 
 def cpu_devices(count: int) -> list[Any]:
-    """So many CPU devices; they share this machine's cores.
+    """Return ``count`` CPU devices, which share this machine's cores.
 
     Raises:
-        InputError: jax has started with fewer.
+        InputError: jax has started with fewer devices.
     """
-    with contextlib.suppress(RuntimeError):  # jax has started
+    with contextlib.suppress(RuntimeError):  # raised if jax has started
         jax.config.update("jax_num_cpu_devices", count)
     there = jax.devices("cpu")
     if len(there) < count:

@@ -21,12 +21,12 @@ logits and output; logits, their gradient and the queries'; logits, their gradie
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Flops:
-    """Operations of one device in a run of the program.
+    """The operations of one device in a run of the program.
 
     Attributes:
-        products: in matrix products and convolutions, a multiplication and an addition being two.
-        exact: False if a loop's length is not known, which then counts once, or some are in a branch.
-        unknown: kernels whose operations are not known, and so not in ``products``.
+        products: operations in matrix products and convolutions; a multiplication and an addition count as two.
+        exact: False if a loop's length is unknown (it counts as one iteration), or some are in a branch.
+        unknown: kernels whose operations are unknown and therefore not in ``products``.
     """
 
     products: int
@@ -48,7 +48,7 @@ def flops(text: str) -> Flops:
 
 
 def _operations(executed: Executed) -> int | None:
-    """Of one execution; None for a kernel that is not known."""
+    """Return the operations of one execution; None for an unknown kernel."""
     instruction, computation = executed.instruction, executed.computation
     if instruction.opcode == "dot":
         return _dot(instruction, computation)
@@ -56,7 +56,7 @@ def _operations(executed: Executed) -> int | None:
         return _convolution(instruction, computation)
     if instruction.opcode == "custom-call" and '"tpu_custom_call"' in instruction.attributes:
         products = next((n for name, n in _PRODUCTS.items() if instruction.name.startswith(name)), None)
-        # Queries, keys and values come first, [heads, length, width] of one row or [row, heads, length, width].
+        # Queries, keys and values come first, as [heads, length, width] of one row or [row, heads, length, width].
         wide = [sizes for sizes in _operand_sizes(instruction, computation, "f") if len(sizes) > 2]
         if products is None or len(wide) < 2:
             return None
@@ -66,7 +66,7 @@ def _operations(executed: Executed) -> int | None:
 
 
 def _operand_sizes(instruction: Instruction, computation: Computation, kind: str = "") -> list[tuple[int, ...]]:
-    """Of the arrays whose dtype has these letters: "f" is in all floating ones."""
+    """Return the shapes of the operands whose dtype contains ``kind``: "f" is in all floating-point dtypes."""
     arrays = (array for name in instruction.operands for array in computation.instructions[name].arrays)
     return [sizes for dtype, sizes in arrays if kind in dtype]
 
@@ -79,10 +79,10 @@ def _dot(instruction: Instruction, computation: Computation) -> int:
 
 
 def _convolution(instruction: Instruction, computation: Computation) -> int:
-    """As XLA counts it: of each output position the kernel's positions that meet an element of the input.
+    """Count operations as XLA does: at each output position, the kernel positions that meet an input element.
 
-    That leaves out padding and the zeros between dilated elements, with which gradients of convolutions are written,
-    and on a TPU batched products too.
+    That leaves out padding and the zeros between dilated elements. Gradients of convolutions use such zeros, and so do
+    batched products on a TPU.
     """
     image, kernel = _operand_sizes(instruction, computation)[:2]
     result = instruction.arrays[0][1]

@@ -28,8 +28,8 @@ class Instruction:
     Attributes:
         shape: as printed, with layouts; a tuple's in parentheses.
         operands: names, without percent signs.
-        argument: what is between the parentheses, as printed; a constant's value, a parameter's number.
-        attributes: what follows them, as printed.
+        argument: the text between the parentheses: a constant's value, a parameter's number.
+        attributes: the text after the parentheses.
     """
 
     name: str
@@ -42,23 +42,23 @@ class Instruction:
 
     @property
     def arrays(self) -> list[tuple[str, tuple[int, ...]]]:
-        """Dtype and dimensions of the arrays that it makes."""
+        """Return dtype and dimensions of the arrays that the instruction yields."""
         return arrays_of(self.shape)
 
     @property
     def place(self) -> str:
-        """Where in the Python program it comes from, ``metadata``'s op_name; empty if the compiler made it."""
+        """Return its place in the Python program, ``metadata``'s op_name; "" if the compiler added it."""
         found = re.search(r'op_name="([^"]*)"', self.attributes)
         return found[1] if found else ""
 
     def called(self, attribute: str) -> str | None:
-        """The computation that an attribute such as ``body`` or ``calls`` names."""
+        """Return the computation that an attribute such as ``body`` or ``calls`` names; None without it."""
         found = re.search(rf"\b{attribute}=%([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
 
 class Computation(NamedTuple):
-    """Instructions by name, in order, and the one whose value it returns."""
+    """A computation's instructions by name, in order, and the root, whose value it returns."""
 
     name: str
     instructions: dict[str, Instruction]
@@ -66,9 +66,9 @@ class Computation(NamedTuple):
 
 
 class Executed(NamedTuple):
-    """An instruction in its computation, and how often a run of the program comes to it.
+    """An instruction in its computation, and the number of its executions in a run of the program.
 
-    ``times`` is None if that could not be found out; within a conditional it is a bound, as if every branch ran.
+    ``times`` is None if the number is unknown; within a conditional it is an upper bound, as if every branch ran.
     """
 
     instruction: Instruction
@@ -86,9 +86,9 @@ class Program:
     devices: int
 
     def executed(self) -> Iterator[Executed]:
-        """Every instruction that a run comes to, those in loops, fusions, calls and branches among them.
+        """Yield every instruction that a run executes, including those in loops, fusions, calls and branches.
 
-        Not those of the scalar functions that reduce, sort and scatter apply.
+        The scalar functions that reduce, sort and scatter apply are left out.
         """
         yield from self._walk(self.entry, (), 1, False)
 
@@ -117,7 +117,7 @@ class Program:
                     yield from self._walk(callee, values, times, conditional)
 
     def _turns(self, loop: Instruction, condition: str, body: str, start: Any) -> tuple[int | None, Any]:
-        """How often a loop turns, and its state as far as it is the same in every turn."""
+        """Return a loop's number of iterations, and the part of its state that is the same in all of them."""
         root = self.computations[body].root
         state = start if isinstance(start, tuple) else (None,) * len(root.operands)
         first = _Values(self, self.computations[body], (_Recorded(state),))
@@ -128,7 +128,7 @@ class Program:
         stated = re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.attributes)
         if stated:
             return int(stated[1]), same
-        # Followed turn by turn, for the elements that the condition looks at.
+        # Follow the iterations one by one, for the elements that the condition reads.
         for turn in range(_MOST_TURNS):
             seen = _Recorded(state)
             again = _Values(self, self.computations[condition], (seen,)).root()
@@ -142,7 +142,7 @@ class Program:
 
 
 class _Recorded(tuple):
-    """A loop's state that remembers which of its elements were looked at."""
+    """A loop's state that records which of its elements were read."""
 
     read: set[int]
 
@@ -153,7 +153,7 @@ class _Recorded(tuple):
 
 
 class _Values:
-    """The integers of a computation that follow from constants and from what is known of its arguments.
+    """The integers in a computation that follow from constants and the known parts of its arguments.
 
     Anything else is None; a tuple is a tuple of such values.
     """
@@ -174,7 +174,7 @@ class _Values:
         return self._memo[name]
 
     def passes_through(self, name: str, index: int) -> bool:
-        """Whether an instruction is element ``index`` of the one argument, unchanged."""
+        """Return whether an instruction is element ``index`` of the only argument, unchanged."""
         instruction = self._computation.instructions[name]
         while instruction.opcode in ("copy", "bitcast", "optimization-barrier"):
             instruction = self._computation.instructions[instruction.operands[0]]
@@ -248,7 +248,7 @@ def _branches(instruction: Instruction) -> list[str]:
 
 
 def _callees(instruction: Instruction) -> list[str]:
-    """The computations that run where the instruction does, once each."""
+    """Return the names of the computations that each execution of an instruction runs once."""
     listed = re.search(r"called_computations=\{([^}]*)\}", instruction.attributes)
     if listed:
         return re.findall(r"%([\w.\-]+)", listed[1])
@@ -305,7 +305,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _closing(text: str) -> int:
-    """Where the parenthesis that a text begins with is closed."""
+    """Return the position of the parenthesis that closes the one at the start of a text."""
     depth = 0
     for found in re.finditer(r"[()]", text):
         depth += 1 if found[0] == "(" else -1
@@ -323,12 +323,12 @@ def _arrays(shape: str) -> tuple[tuple[str, tuple[int, ...]], ...]:
 
 
 def arrays_of(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Dtype and dimensions of every array in a printed shape; layouts are left out."""
+    """Return dtype and dimensions of every array in a printed shape, without layouts."""
     return list(_arrays(shape))
 
 
 def bytes_of(shape: str) -> int:
-    """Bytes of the arrays in a printed shape, without what a layout's tiles add."""
+    """Return the number of bytes of the arrays in a printed shape, without the padding of a layout's tiles."""
     return sum(math.prod(sizes) * _bits(dtype) // 8 for dtype, sizes in _arrays(shape))
 
 

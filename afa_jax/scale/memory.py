@@ -17,9 +17,9 @@ class Memory:
 
     Attributes:
         arguments: parameters, optimizer state, frozen weights, a batch.
-        temporaries: what is alive at once in between; on a TPU less what it holds in its on-chip memory.
-        outputs: the results, those that take an argument's place among them.
-        aliased: results that take an argument's place.
+        temporaries: the peak of intermediate values; on a TPU without those in its on-chip memory.
+        outputs: the results, including those that reuse an argument's memory.
+        aliased: results that reuse an argument's memory.
         code: the program itself.
     """
 
@@ -31,7 +31,7 @@ class Memory:
 
     @property
     def total(self) -> int:
-        """All that must be there at once."""
+        """Return the number of bytes that are needed at once."""
         return self.arguments + self.temporaries + self.outputs - self.aliased + self.code
 
     def __str__(self) -> str:
@@ -42,7 +42,7 @@ class Memory:
 
 
 def gib(size: float | int) -> str:
-    """Bytes for people: ``5.03 GiB``, or ``812.4 KiB`` for what is much smaller."""
+    """Format a number of bytes for people: ``5.03 GiB``, or ``81.20 KiB`` for a much smaller one."""
     for unit, name in ((GIB, "GiB"), (2**20, "MiB"), (2**10, "KiB")):
         if size >= unit / 10:
             return f"{size / unit:.2f} {name}"
@@ -50,7 +50,7 @@ def gib(size: float | int) -> str:
 
 
 def memory_of(compiled: Any) -> Memory | None:
-    """What ``compiled.memory_analysis()`` states; None if the backend states nothing."""
+    """Return the figures of ``compiled.memory_analysis()``; None if the backend states none."""
     stated = compiled.memory_analysis()
     if stated is None:
         return None
@@ -64,13 +64,13 @@ def memory_of(compiled: Any) -> Memory | None:
 
 
 def required(error: Exception) -> int | None:
-    """Bytes that a program would need, from the error with which a TPU's compiler refuses it; None for other errors."""
+    """Return the bytes that a program needs, from a TPU compiler's out-of-memory error; None for other errors."""
     found = re.search(r"\((\d+(?:\.\d+)?)([KMG])\) exceeds available HBM", str(error))
     return None if found is None else int(float(found[1]) * {"K": 2**10, "M": 2**20, "G": GIB}[found[2]])
 
 
 def arguments_of(shapes: Any) -> int:
-    """Bytes of arguments on one device; ``shapes`` is a tree of ShapeDtypeStructs with shardings."""
+    """Return the arguments' bytes on one device; ``shapes`` is a tree of ShapeDtypeStructs with shardings."""
     import jax
     import numpy as np
 
@@ -82,14 +82,14 @@ def arguments_of(shapes: Any) -> int:
 
 
 def knob(mode: str, config: Any, mesh: Mapping[str, int], experts: int, *, arguments: int, total: int) -> str:
-    """The setting to change for less memory, by what takes most of it.
+    """Return advice on the setting to change for less memory, by what takes most of it.
 
     Args:
         mode: "train" or "sample".
-        config: of the run.
-        mesh: sizes of its axes.
-        experts: how many there are.
-        arguments: bytes of what a device holds all the time.
+        config: the run's config.
+        mesh: the sizes of the mesh's axes.
+        experts: the number of experts.
+        arguments: bytes that a device holds all the time.
         total: bytes that a device needs.
     """
     devices, more_fsdp = math.prod(mesh.values()), f"--config.mesh.fsdp={2 * mesh['fsdp']}"

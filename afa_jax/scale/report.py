@@ -15,15 +15,15 @@ from afa_jax.scale.memory import Memory, gib, memory_of
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Report:
-    """Of one device of a mesh, in a run of the program.
+    """The costs of one device of a mesh in a run of the program.
 
     Attributes:
-        memory: None if the backend does not say.
-        flops: operations.
+        memory: the program's memory; None if the backend does not state it.
+        flops: the program's operations.
         beside: bytes that a run holds on the device and this program does not use.
-        totals: what is exchanged, by axes and kind.
-        largest: the collectives that move most.
-        chip: None for devices whose figures are not known here.
+        totals: the collectives' totals, by axes and kind.
+        largest: the collectives that move the most bytes.
+        chip: the kind of device; None if its figures are unknown here.
     """
 
     memory: Memory | None
@@ -35,15 +35,15 @@ class Report:
 
     @property
     def needed(self) -> int:
-        """Bytes that a device must have for the program and what is beside it."""
+        """Return the bytes that a device needs for the program and for what a run holds besides."""
         return self.beside + (0 if self.memory is None else self.memory.total)
 
     @property
     def bounds(self) -> dict[str, float]:
-        """Seconds that a run takes at least for each of the things a chip does: they may overlap, and none is reached.
+        """Return lower bounds in seconds for each part of a run; the parts may overlap, and no run reaches a bound.
 
         ``compute``: the products at the peak for bfloat16; ``memory``: every argument read and every result written
-        once; ``exchange``: what must be sent, over all links at once.
+        once; ``exchange``: the bytes that must be sent, over all links at once.
         """
         if self.chip is None:
             return {}
@@ -53,7 +53,7 @@ class Report:
         return bounds | dict(exchange=sum(total.sent for total in self.totals) / self.chip.interconnect)
 
     def json(self) -> dict[str, Any]:
-        """Everything, as plain data."""
+        """Return all fields and the bounds as plain data."""
         own = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain = {name: _plain(value) for name, value in own.items()}
         return plain | dict(bounds=self.bounds)
@@ -96,7 +96,7 @@ def examine(compiled: Any, shape: Mapping[str, int], chip: Chip | None, held: in
 
 
 def table(totals: tuple[Total, ...]) -> list[str]:
-    """Totals as lines of columns."""
+    """Return totals as the lines of an aligned table."""
     if not totals:
         return []
     rows: list[tuple[str, ...]] = [("axes", "kind", "instructions", "times", "payload", "sent, at least", "largest")]

@@ -28,16 +28,16 @@ from afa_jax.training.noise_error import bucket_errors
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Protocol:
-    """What all methods share.
+    """The settings that all methods share.
 
     Attributes:
-        items, seeds: a picture of each prompt with each seed.
-        options: of the sampler; a method may have its own eta, steps and guidance.
+        items, seeds: the prompts and seeds; each prompt gets a picture with each seed.
+        options: options of sampling; a method may have its own eta, steps and guidance.
         scorers: the metrics.
-        main: the name of the metric that chooses the best expert and the best merge; nothing if none is there.
-        resamples: of the prompts, for the intervals.
-        pairs: pictures and captions for the noise MSE, none for none.
-        root: folder of the pictures.
+        main: the name of the metric that chooses the best expert and the best merge; empty if there is none.
+        resamples: resamples of the prompts, for the intervals.
+        pairs: pictures and captions for the noise MSE; None to leave it out.
+        root: the folder of the pictures.
     """
 
     items: Sequence[Item]
@@ -51,16 +51,16 @@ class Protocol:
 
     @property
     def infos(self) -> list[Any]:
-        """Of all metrics; also of the noise MSE where it is the main one."""
+        """Return the MetricInfo of all metrics, including the noise MSE if it is the main one."""
         noise = [NOISE] if self.main == NOISE.name else []
         return [*noise, *(info for scorer in self.scorers for info in scorer.infos)]
 
     def options_of(self, method: Method) -> SampleOptions:
-        """How a method samples."""
+        """Return the options with which a method samples."""
         return method.sampled_with(self.options)
 
     def folder_of(self, method: Method) -> PictureFolder:
-        """Where a method's pictures are."""
+        """Return the folder of a method's pictures."""
         return PictureFolder(self.root, record_of(method, self.options_of(method)), method.name)
 
     def make(self, method: Method) -> PictureFolder:
@@ -71,21 +71,21 @@ class Protocol:
         return folder
 
     def groups(self) -> dict[str, list[int]]:
-        """The prompts' positions by group."""
+        """Return the prompts' positions by group."""
         names = dict.fromkeys(item.group for item in self.items)
         return {name: [i for i, item in enumerate(self.items) if item.group == name] for name in names}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One method's figures; not the method, whose networks are not to stay in memory.
+    """One method's figures, without the method itself: its networks must not stay in memory.
 
     Attributes:
-        row: of report.json, without the comparisons to others.
-        entry: that it was made of.
-        scores: by scorer, of single pictures only.
-        figures: by metric, over all prompts.
-        pictures: where they are.
+        row: its row in report.json, without the comparisons to others.
+        entry: the entry that the method was made from.
+        scores: by scorer, the scores of single pictures only.
+        figures: by metric, the figures over all prompts.
+        pictures: the folder of its pictures.
     """
 
     row: dict[str, Any]
@@ -135,9 +135,10 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
 
 
 def noise_of(method: Method, protocol: Protocol, folder: PictureFolder) -> dict[str, Any] | None:
-    """A method's noise MSE on the protocol's pairs, kept beside its pictures; None without pairs.
+    """Return a method's noise MSE on the protocol's pairs, kept beside its pictures; None without pairs.
 
-    It is a property of the prediction: the same for any number of steps, and nothing where there is none.
+    It is a property of the prediction, independent of the sampling: None also for a method with sampling options of its
+    own, and for a PathDenoiser.
     """
     if protocol.pairs is None or method.on_path or method.sampling:
         return None
@@ -153,7 +154,7 @@ def noise_of(method: Method, protocol: Protocol, folder: PictureFolder) -> dict[
 
 
 def figures_of(protocol: Protocol, scores: Sequence[Scores], rows: Sequence[int] | None = None) -> dict[str, Figure]:
-    """The figures of all metrics, over all prompts or some."""
+    """Return the figures of all metrics, over all prompts or some."""
     result: dict[str, Figure] = {}
     for scorer, own in zip(protocol.scorers, scores, strict=True):
         result |= scorer.figures(own, protocol.resamples, rows)
@@ -161,7 +162,7 @@ def figures_of(protocol: Protocol, scores: Sequence[Scores], rows: Sequence[int]
 
 
 def references(measured: Sequence[Measured], protocol: Protocol) -> dict[str, str]:
-    """Who the others are compared to: the best single expert, the best merge and AFA, as far as they are there."""
+    """Return the names of the methods that the others are compared to: best expert, best merge and AFA, if present."""
     sign = next((-1 for info in protocol.infos if info.name == protocol.main and info.better == "lower"), 1)
 
     def best(rows: Sequence[Measured]) -> str | None:
@@ -170,7 +171,7 @@ def references(measured: Sequence[Measured], protocol: Protocol) -> dict[str, st
         return max(values, key=lambda name: values[name]) if values else None
 
     found = dict(
-        # At the shared number of steps: a row with more of them is there for its time.
+        # At the shared number of steps: a row with another number is there to compare times.
         best=best([m for m in measured if m.row["kind"] == "expert" and m.row["steps"] == protocol.options.steps]),
         # A model from a file may be anything: a fine-tune is no merge.
         merge=best([m for m in measured if m.row["family"] == "parameter space" and m.row["kind"] != "checkpoint"]),
@@ -206,7 +207,7 @@ def _difference(one: Measured, other: Measured, info: Any) -> dict[str, Any]:
 
 
 def at_equal_time(measured: Measured) -> Entry | None:
-    """A costlier method's entry with as many steps as one expert's time allows; None for one that is not costlier."""
+    """Return a costlier method's entry with as many steps as fit in one expert's time; None if it is not costlier."""
     steps = measured.row["steps"]
     fewer = max(1, int(steps / measured.row["time_ratio"]))
     if fewer >= steps:
@@ -218,9 +219,9 @@ def at_equal_time(measured: Measured) -> Entry | None:
 
 
 def at_equal_time_of(measured: Sequence[Measured], wanted: Sequence[str]) -> list[Entry]:
-    """``at_equal_time`` of the methods in ``evaluation.equal_time``; ("all",): of all half as costly again, or more."""
+    """Return ``at_equal_time`` of the methods in ``wanted``; for "all", of those at least 1.5 times as costly."""
     if "all" in wanted:
-        # A method that has steps of its own is there for its time already, and one inside is the one alone.
+        # A method with its own steps is there to compare times already, and an expert inside is the expert alone.
         costly = [one for one in measured if one.row["time_ratio"] >= 1.5 and "steps" not in one.entry]
         chosen = [one for one in costly if one.row["kind"] != "inside" and not is_permuted(one.entry)]
     else:
@@ -231,13 +232,13 @@ def at_equal_time_of(measured: Sequence[Measured], wanted: Sequence[str]) -> lis
 def curves(
     config: ConfigDict, entries: Mapping[str, Entry], models: Models, protocol: Protocol, reference: Method
 ) -> list[dict[str, Any]]:
-    """Quality over steps and seconds of some methods, on ``prompts`` prompts, of all groups alike.
+    """Measure quality over steps and seconds for some methods, on ``prompts`` prompts, taken evenly from the groups.
 
     Args:
         config: ``evaluation.curves``: methods (names), steps, prompts, seeds.
-        entries: by name.
-        models, protocol: as measure.
-        reference: one expert.
+        entries: the methods' entries by name.
+        models, protocol: as in measure.
+        reference: the method of one expert.
     """
     if not (config.get("methods") and protocol.scorers):  # the noise MSE is the same for any number of steps
         return []

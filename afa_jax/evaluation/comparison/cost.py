@@ -24,12 +24,12 @@ ROUNDS = 5  # each beside one of the reference's
 def cost_of(
     method: Method, options: SampleOptions, reference: tuple[Method, SampleOptions], folder: PictureFolder
 ) -> dict[str, Any]:
-    """How long a picture takes over the reference's, the reference's seconds, and the bytes that the program holds.
+    """Return a picture's time relative to the reference's, the reference's seconds, and the program's memory in bytes.
 
-    Batches of both alternate, and ``time_ratio`` is the median over the pairs (``time_ratio_low`` and ``_high`` are the
-    least and the greatest); on a CPU, which other work shares, it is of CPU time. Kept beside the pictures, and
-    measured again on another device, with other options or beside another reference. The bytes are the compiler's count
-    of the program's arguments, temporaries and results.
+    Batches of both alternate. ``time_ratio`` is the median over the pairs, ``time_ratio_low`` and ``_high`` the least
+    and the greatest ratio. On a CPU, which other work shares, CPU time is compared. The result is kept beside the
+    pictures and measured again on another device, with other options or with another reference. The bytes are the
+    compiler's count of the program's arguments, temporaries and results.
     """
 
     def measure() -> dict[str, Any]:

@@ -56,24 +56,24 @@ def evaluate(
     prompts: int | None = None,
     pictures_only: bool = False,
 ) -> dict[str, Any] | None:
-    """Make, measure, compare, write report.json and report.html, and return what the first says.
+    """Make pictures, measure and compare them, write report.json and report.html, and return the report.
 
     Args:
-        out: folder of pictures and report; the report of a part goes to ``part`` within it.
+        out: the folder of pictures and report; the report of a part of the methods or prompts goes to ``part`` in it.
         workdir: a trained run, a folder or a hub id, for methods that name none.
-        methods: only these, of the config's list or KIND[,OPTION=VALUE]...
-        prompts: only so many, of all groups alike.
-        pictures_only: make pictures, no report.
+        methods: only these, named in the config's list or given as KIND[,OPTION=VALUE]...
+        prompts: only so many prompts, taken evenly from the groups.
+        pictures_only: make pictures, but no report.
 
     Raises:
-        InputError: something of the config, its models, prompts or data cannot be used.
-        NotFinite: in the end, when all other methods are there: one has no pictures.
+        InputError: the config, its models, prompts or data cannot be used.
+        NotFinite: a method computes no finite pictures; raised at the end, after all other methods.
     """
     own = config.evaluation
     check_fields(own)
     for folder in (out, out / PICTURES, out / "part"):
         check_folder(folder)
-    recorded(config)  # which can be kept
+    recorded(config)  # raises if the config cannot be written as JSON
     sampling = sample_options(config)
     known = entries_of(config)
     entries = chosen(known, methods)
@@ -151,11 +151,11 @@ def evaluate(
 
 
 class Absent:
-    """The methods that a comparison goes on without.
+    """The methods that a comparison leaves out.
 
     Attributes:
-        why: by name, what the report says of each.
-        broken: those with networks that compute no picture; the others are only not trained yet.
+        why: by name, the reason that the report gives.
+        broken: methods whose networks compute no finite picture; the others are only not trained yet.
     """
 
     def __init__(self) -> None:
@@ -164,7 +164,7 @@ class Absent:
 
     @contextlib.contextmanager
     def noted(self, name: str) -> Iterator[None]:
-        """Go on after a method that is not trained or not finite."""
+        """Note a method that is not trained or not finite in this context, and continue without it."""
         try:
             yield
         except (NotTrained, NotFinite) as error:
@@ -205,7 +205,7 @@ def check_fields(own: ConfigDict) -> None:
 
 
 def sample_options(config: ConfigDict) -> SampleOptions:
-    """How ``evaluation`` samples; what it does not say is as in ``sample``."""
+    """Return the sampling options of ``evaluation``; those that it lacks come from ``sample``."""
     own, shared = config.evaluation, config.sample
     return SampleOptions(
         size=tuple(own.get("size", shared.size)),
@@ -218,7 +218,7 @@ def sample_options(config: ConfigDict) -> SampleOptions:
 
 
 def chosen(entries: Mapping[str, Entry], names: Sequence[str] | None) -> dict[str, Entry]:
-    """The methods that ``--method`` names, of the config's list or by their kinds; all of the list without."""
+    """Return the methods that ``--method`` names, from the config's list or by kind; without names, the whole list."""
     if not names:
         return dict(entries)
     result: dict[str, Entry] = {}
@@ -233,7 +233,7 @@ def chosen(entries: Mapping[str, Entry], names: Sequence[str] | None) -> dict[st
 
 
 def noise_pairs(config: ConfigDict) -> tuple[np.ndarray, list[str]] | None:
-    """Pairs that nothing was trained on, for the noise MSE: emoji scenes, or ``evaluation.noise.data``."""
+    """Return pairs that nothing was trained on, for the noise MSE: emoji scenes, or ``evaluation.noise.data``."""
     own = config.evaluation.get("noise", ConfigDict())
     count = int(own.get("pairs", 0))
     if not count:

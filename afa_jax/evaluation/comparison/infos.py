@@ -7,11 +7,11 @@ import dataclasses
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class MetricInfo:
-    """What a metric is called and how it is read.
+    """A metric's name and how to read its values.
 
     Attributes:
         better: "higher" or "lower".
-        level: what has a value: a "picture", a "set" of pictures, or a "network", whatever its pictures.
+        level: what has a value: a "picture", a "set" of pictures, or a "network", independent of its pictures.
     """
 
     name: str

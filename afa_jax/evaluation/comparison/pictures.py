@@ -23,10 +23,10 @@ from afa_jax.sampling.generate import Request, generate
 
 
 def record_of(method: Method, options: SampleOptions) -> dict[str, Any]:
-    """All that decides a method's pictures: models, noise schedule and sampling options.
+    """Return everything that determines a method's pictures: models, noise schedule and sampling options.
 
-    What the method is called is not in it, nor where its files are, whose hashes are; nor the batch and the like, which
-    change no picture but by rounding.
+    It has the hashes of the method's files, but not their paths nor the method's name. It also leaves out the batch
+    size and similar options, which change a picture only by rounding.
     """
     return dict(
         method=_without_paths(method.record),
@@ -49,12 +49,12 @@ def _without_paths(value: Any) -> Any:
 
 
 class PictureFolder:
-    """A folder of PNGs, known by the hash of what made them, whatever the method is called; see picture_files.py.
+    """A folder of PNGs that is identified by the hash of their record, not by the method's name; see picture_files.py.
 
     Args:
-        root: of the folders of all methods.
+        root: the parent of all methods' folders.
         record: record_of the method.
-        name: of the method, for people; its kind by default.
+        name: the method's name, for people; its kind by default.
     """
 
     def __init__(self, root: Path, record: Mapping[str, Any], name: str | None = None):
@@ -68,7 +68,7 @@ class PictureFolder:
         return find_picture(self.folder, item.prompt, seed)
 
     def missing(self, items: Sequence[Item], seeds: Sequence[int]) -> list[tuple[Item, int]]:
-        """Those that are not there or cannot be read."""
+        """Return the prompts and seeds whose pictures are missing or cannot be read."""
         return [(item, seed) for seed in seeds for item in items if not _readable(self.path(item, seed))]
 
     def make(self, method: Method, options: SampleOptions, items: Sequence[Item], seeds: Sequence[int]) -> int:
@@ -92,9 +92,9 @@ class PictureFolder:
         return len(missing)
 
     def kept(self, name: str, condition: Any, measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:
-        """What ``measure`` says, kept in ``<name>.json`` beside the pictures as long as ``condition`` is the same.
+        """Return the result of ``measure``, kept in ``<name>.json`` by the pictures while ``condition`` is the same.
 
-        Both are values that JSON has.
+        The result and the condition are JSON values.
         """
         path, condition = self.folder / f"{name}.json", json.loads(json.dumps(condition))
         try:
@@ -110,7 +110,7 @@ class PictureFolder:
 
 
 def _readable(path: Path) -> bool:
-    """Whether there is a whole picture: a power cut may leave an empty one."""
+    """Return whether a file is a readable picture: a power cut may leave an empty one."""
     try:
         with opened(path):
             return True

@@ -10,14 +10,14 @@ MAPPINGS, MOST_MAPPINGS = Path("/proc/self/maps"), Path("/proc/sys/vm/max_map_co
 
 
 def release_programs(share: float = 0.5) -> bool:
-    """Forget every compiled program once this process has used a share of the memory mappings that Linux allows it.
+    """Clear all compiled programs once this process uses ``share`` of the memory mappings that Linux allows it.
 
-    XLA's CPU programs keep a mapping for each of their parts, 900 to 1,500 for a sampler of the emoji models, as long
-    as JAX keeps the program. Linux allows 65,530 to a process (``vm.max_map_count``); at the next one LLVM aborts it
-    with "Cannot allocate memory". A program that is needed again is compiled again.
+    XLA's CPU programs keep a mapping for each of their parts as long as JAX keeps the program: 900 to 1,500 for a
+    sampler of the emoji models. Linux allows a process 65,530 of them (``vm.max_map_count``); on one more, LLVM aborts
+    the process with "Cannot allocate memory". A program that is needed again is compiled again.
 
     Returns:
-        Whether it did. Never where the system does not say: it is not Linux.
+        Whether the programs were cleared; False if the system does not state its mappings, that is, if it is not Linux.
     """
     try:
         used, most = MAPPINGS.read_bytes().count(b"\n"), int(MOST_MAPPINGS.read_text())

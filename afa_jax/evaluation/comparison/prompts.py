@@ -36,9 +36,9 @@ class Item:
     """One prompt.
 
     Attributes:
-        group: of prompts, for figures apart.
-        asked: of an emoji prompt, what must be seen.
-        reference: a real picture of it.
+        group: the group of prompts that it belongs to; each group has its own figures.
+        asked: the subjects and styles that a picture of an emoji prompt must show.
+        reference: a real picture of the prompt.
     """
 
     prompt: str
@@ -47,22 +47,22 @@ class Item:
     reference: Path | None = None
 
     def number(self, seed: int) -> int:
-        """The number of its picture (see generate.Request): it depends on prompt and seed alone, not on the list."""
+        """Return the number of its picture (see generate.Request), which depends only on the prompt and the seed."""
         digest = hashlib.sha256(f"{seed}/{self.prompt}".encode()).digest()
         return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 
 
 def load_items(config: ConfigDict) -> list[Item]:
-    """The prompts that ``evaluation.prompts`` names; of those that are alike the first, with its group and picture.
+    """Load the prompts that ``evaluation.prompts`` names; of equal prompts the first, with its group and picture.
 
     ``kind="emoji"``: ``groups``, a dict of counts by EMOJI_GROUPS' names, and ``seed``.
     ``kind="file"``: ``path``, a text file with a prompt a line, or .csv, .tsv or .jsonl with the column prompt (or
-    caption) and perhaps group (or category, as DrawBench has it) and reference (a picture, relative to the file).
+    caption) and optionally group (or category, as in DrawBench) and reference (a picture, relative to the file).
     ``kind="coco"``: ``annotations``, COCO's captions_*.json, and ``pictures``, the folder of its pictures; the first
-    caption of each picture. ``count`` (0: all) and ``seed`` choose among either.
+    caption of each picture. For "file" and "coco", ``count`` (0: all) and ``seed`` choose a subset.
 
     Raises:
-        InputError: a field or file that is missing or cannot be read, by its name.
+        InputError: a field or file is missing or cannot be read; the error names it.
     """
     readers = dict(emoji=_emoji, file=_file, coco=_coco)
     kind = config.get("kind")
@@ -95,12 +95,12 @@ def load_items(config: ConfigDict) -> list[Item]:
 
 
 def fewer(items: Sequence[Item], count: int | None) -> list[Item]:
-    """As many prompts, the first ones of each group in its share; all for None."""
+    """Return ``count`` prompts, from each group the first ones in proportion to its size; all for None."""
     if count is None or count >= len(items):
         return list(items)
     sizes, places = Counter(item.group for item in items), Counter[str]()
     shares = []
-    for row, item in enumerate(items):  # where it stands within its group, from 0 to 1
+    for row, item in enumerate(items):  # its relative place within its group, from 0 to 1
         shares.append((places[item.group] / sizes[item.group], row))
         places[item.group] += 1
     return [items[row] for row in sorted(row for _, row in sorted(shares)[:count])]

@@ -32,7 +32,7 @@ MAIN = 3  # metrics that stand out in the report: the first ones of the config's
 
 
 def bounds(models: Models, protocol: Protocol) -> dict[str, Any]:
-    """The ceiling and the floor of the metrics, as far as they are known."""
+    """Return the metrics' ceiling and floor, as far as they are known."""
     roundtrip = jax.jit(lambda vae, pixels: to_pixels(vae.decode(vae.encode(to_images(pixels)))))
 
     def reconstruct(pictures: np.ndarray) -> np.ndarray:
@@ -52,7 +52,7 @@ def assemble(
     lines: Sequence[Mapping[str, Any]],
     found: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """report.json."""
+    """Assemble the contents of report.json."""
     options, infos = protocol.options, protocol.infos
     order = [protocol.main, *(info.name for info in infos if info.name != protocol.main)]
     stands_out = {protocol.main, *config.evaluation.get("stand_out", order[:MAIN])}
@@ -94,9 +94,9 @@ def assemble(
 def example_maps(
     measured: Sequence[Measured], name: str | None, models: Models, protocol: Protocol, prompts: Sequence[str]
 ) -> dict[tuple[str, str], np.ndarray]:
-    """Whom AFA trusted where in the example pictures: by (method, prompt), ``[n, h, w]``, mean over sites and steps.
+    """Return AFA's maps of the example pictures by (method, prompt): ``[n, h, w]``, the mean over sites and steps.
 
-    They are kept beside AFA's pictures.
+    The maps are kept beside AFA's pictures.
     """
     chosen = [one for one in measured if one.row["name"] == name]
     if not chosen:
@@ -147,7 +147,7 @@ def print_table(report: Mapping[str, Any]) -> None:
 
 
 def example_prompts(protocol: Protocol, config: ConfigDict) -> list[str]:
-    """The prompts that are shown, as many as ``evaluation.examples`` says: of each group in turn."""
+    """Return the example prompts, as many as ``evaluation.examples``, from each group in turn."""
     groups, count = protocol.groups(), config.evaluation.get("examples", EXAMPLES)
     rows = [rows[i] for i in range(max(map(len, groups.values()))) for rows in groups.values() if i < len(rows)]
     return [protocol.items[row].prompt for row in rows[:count]]

@@ -40,7 +40,7 @@ CHUNK = 64  # pictures in memory at once
 
 @runtime_checkable
 class Scorer(Protocol):
-    """Some metrics that are computed together."""
+    """One or several metrics that are computed together."""
 
     @property
     def name(self) -> str: ...
@@ -50,24 +50,24 @@ class Scorer(Protocol):
 
     @property
     def weights(self) -> str:
-        """Says which weights it measures with: kept scores are of the same."""
+        """Return the identity of the weights that it measures with: kept scores are used only with the same weights."""
         ...
 
     def of(self, items: Sequence[Item]) -> Scorer:
-        """The same of other prompts."""
+        """Return the same scorer for other prompts."""
         ...
 
     def score(self, pictures: np.ndarray, items: Sequence[Item]) -> dict[str, np.ndarray]:
-        """Of pictures uint8 ``[k, rows, columns, 3]``, arrays ``[k, ...]``; items has each picture's."""
+        """Score pictures, uint8 ``[k, rows, columns, 3]``, each with its item; return arrays ``[k, ...]``."""
         ...
 
     def figures(self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None) -> dict[str, Figure]:
-        """A figure for each of ``infos``, over all prompts or some."""
+        """Return a figure for each of ``infos``, over all prompts or some."""
         ...
 
 
 class EmojiScorer:
-    """The judge's accuracies and the kernel distance of emoji pictures; items as ``kind="emoji"`` gives them."""
+    """The judge's accuracies and the kernel distance of emoji pictures; the items are those of ``kind="emoji"``."""
 
     name = EMOJI
     infos = EMOJI_INFOS
@@ -97,14 +97,14 @@ class EmojiScorer:
 class PublishedScorer:
     """One of metrics.py's metrics, or several that share a network.
 
-    A figure of a set of pictures is made of all of them, and thousands are needed: it has no groups. Of these only the
-    kernel distance has an interval.
+    A figure of a set of pictures is computed from all of them and needs thousands: it has none by group. Among such
+    figures only the kernel distance has an interval.
 
     Args:
-        metric: which.
-        items: the prompts, perhaps with real pictures.
+        metric: the metric.
+        items: the prompts, optionally with real pictures.
         size: (rows, columns) of the pictures, to which real ones are cut.
-        weights: says which weights the metric has.
+        weights: identifies the metric's weights.
     """
 
     def __init__(
@@ -145,10 +145,10 @@ class PublishedScorer:
 
 
 def references_of(items: Sequence[Item], size: tuple[int, int]) -> list[np.ndarray]:
-    """The items' real pictures, uint8: resized (bicubic) until they just cover ``size``, its middle cut out.
+    """Return the items' real pictures, uint8, resized (bicubic) to just cover ``size`` and cropped to its centre.
 
     Raises:
-        InputError: one cannot be read.
+        InputError: a picture cannot be read.
     """
     return [cut(item.reference, size) for item in items if item.reference is not None]
 
@@ -165,7 +165,7 @@ def check_references(items: Sequence[Item], size: tuple[int, int]) -> None:
 
 
 def cut(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """One real picture; see references_of."""
+    """Read a real picture, resize it and crop its centre; see references_of."""
     rows, columns = size
     fs, inner = filesystem(str(path))
     try:
@@ -187,17 +187,17 @@ def load_scorers(
     size: tuple[int, int],
     seeds: int = 1,
 ) -> tuple[list[Scorer], dict[str, str]]:
-    """The scorers of these metrics, ``emoji`` or names of metrics.py, and why some are absent, by name.
+    """Load the scorers of metrics (``emoji`` or names of metrics.py); return also why some are absent, by name.
 
     Args:
-        names: which.
+        names: the metrics' names.
         items: the prompts.
         weights: ``evaluation.weights``, see load_metrics.
         size: (rows, columns) of the pictures.
-        seeds: pictures of each prompt.
+        seeds: the number of pictures of each prompt.
 
     Raises:
-        InputError: a name that is not known; a real picture that cannot be read.
+        InputError: a name is unknown, or a real picture cannot be read.
     """
     scorers: list[Scorer] = []
     absent: dict[str, str] = {}
@@ -229,10 +229,10 @@ def load_scorers(
 def scored(
     scorers: Sequence[Scorer], folder: PictureFolder, items: Sequence[Item], seeds: Sequence[int]
 ) -> list[Scores]:
-    """The scores of a method's pictures by each scorer, a few pictures at a time.
+    """Return the scores of a method's pictures by each scorer, computed a few pictures at a time.
 
-    They are kept beside the pictures for a comparison that goes on, as long as pictures, real pictures and the scorer's
-    weights are the same files.
+    They are kept beside the pictures for a continued comparison, and used while pictures, real pictures and the
+    scorer's weights are the same files.
     """
     jobs = [(item, seed) for item in items for seed in seeds]
     stamps = {folder.path(*job).name: identity(folder.path(*job)) + identity(job[0].reference) for job in jobs}
@@ -253,13 +253,13 @@ def scored(
 
 
 def chunks(jobs: Sequence[Any], what: str) -> Any:
-    """CHUNK of them at a time, with progress."""
+    """Return an iterator over the jobs, CHUNK at a time, that shows progress."""
     parts = [jobs[first : first + CHUNK] for first in range(0, len(jobs), CHUNK)]
     return progress(parts, desc=what, unit=f"{CHUNK} image", leave=False)
 
 
 def identity(path: Path | None) -> list[int]:
-    """What changes when a file does, and for a folder when one of its files does: bytes and time of the last change."""
+    """Return a file's size and time of last change, for a folder their sums over its files: both detect a change."""
     if path is None:
         return [0, 0]
     files = [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file())
@@ -269,11 +269,11 @@ def identity(path: Path | None) -> list[int]:
 
 @dataclasses.dataclass(frozen=True)
 class _Kept:
-    """Scores in a file: by picture, with what the picture and the scorer's weights were.
+    """Scores in a file by picture, with the identities of the picture and of the scorer's weights.
 
     Attributes:
-        path: of the file.
-        weights: the scorer's.
+        path: the path of the file.
+        weights: the identity of the scorer's weights.
         stamps: by the name of a picture, ``identity`` of it and of its real picture.
     """
 
@@ -282,7 +282,7 @@ class _Kept:
     stamps: Mapping[str, Sequence[int]]
 
     def read(self) -> dict[str, np.ndarray] | None:
-        """The scores of these pictures, in their order; None unless all are there and of the same files."""
+        """Return these pictures' scores in order; None unless all are there and were computed from the same files."""
         try:
             with np.load(self.path, allow_pickle=False) as file:
                 rows = {str(name): row for row, name in enumerate(file["names"])}
@@ -304,5 +304,5 @@ class _Kept:
 def bounds_of(
     scorers: Sequence[Scorer], items: Sequence[Item], reconstruct: Callable[[np.ndarray], np.ndarray]
 ) -> dict[str, Any]:
-    """What can be expected at best and at worst; of the emoji judge only."""
+    """Return the best and the worst values to expect, by the emoji judge; empty without it."""
     return emoji.bounds(items, reconstruct) if any(scorer.name == EMOJI for scorer in scorers) else {}

@@ -26,15 +26,15 @@ _WIDEST = 256  # and that large ones are made smaller to
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Comparison:
-    """What there is to draw.
+    """The contents of a sheet.
 
     Attributes:
-        source: the file or folder that says so.
-        folders: of the methods' pictures, by name; None where it does not say that.
+        source: the file or folder that describes them.
+        folders: the folders of the methods' pictures, by name; None for a folder that the source does not state.
         methods: the names of the rows, in their order.
-        prompts, seed: of the examples.
-        experts: names, for the maps' legend.
-        whole: whether it says that all of these pictures were made.
+        prompts, seed: the examples' prompts and seed.
+        experts: the experts' names, for the maps' legend.
+        whole: whether the source states that all of these pictures were made.
     """
 
     source: Path
@@ -156,7 +156,7 @@ def write_sheet(folder: Path, methods: Sequence[str], prompts: int | None, out: 
 
 
 def _maps(folder: Path) -> Mapping[str, np.ndarray]:
-    """The mean maps ``[n, h, w]`` that were kept beside a method's pictures, by prompt."""
+    """Read the mean maps ``[n, h, w]`` that were kept beside a method's pictures, by prompt; empty if unreadable."""
     try:
         kept = json.loads((folder / "maps.json").read_bytes())["measured"]
         found = {prompt: np.asarray(maps, np.float32) for prompt, maps in kept.items()}
@@ -166,7 +166,7 @@ def _maps(folder: Path) -> Mapping[str, np.ndarray]:
 
 
 def _sized(pixels: np.ndarray) -> np.ndarray:
-    """A picture, made smaller if it is wider than _WIDEST."""
+    """Shrink a picture to _WIDEST if it is wider."""
     rows, columns = pixels.shape[:2]
     if columns <= _WIDEST:
         return pixels

@@ -43,7 +43,7 @@ _ENDS = tuple(itertools.accumulate((count for count, *_ in STAGES), initial=-1))
 
 
 class Depthwise(nnx.Module):
-    """Each channel convolved with its own kernel; kernel ``[size, size, 1, channels]``, TensorFlow's SAME padding."""
+    """A depthwise convolution with kernel ``[size, size, 1, channels]`` and TensorFlow's SAME padding."""
 
     def __init__(self, channels: int, size: int, stride: int, *, rngs: nnx.Rngs):
         self.stride = stride
@@ -77,7 +77,7 @@ class Depthwise(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Mobile inverted bottleneck: widen, convolve each channel, narrow; a residual where the shape stays."""
+    """A mobile inverted bottleneck: expand, convolve depthwise, project; with a residual if the shape stays."""
 
     def __init__(self, channels: int, out: int, *, kernel: int, stride: int, expansion: int, rngs: nnx.Rngs):
         wide = expansion * channels
@@ -93,7 +93,7 @@ class Block(nnx.Module):
 
 
 class EfficientNetLite0(nnx.Module):
-    """Pictures to features; see __call__ and layers. Nothing is resized here: height and width are any even numbers."""
+    """A network from pictures to features; see __call__ and layers. Height and width may be any even numbers."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.stem = Conv(3, STEM, 3, stride=2, padding=(0, 1), rngs=rngs)
@@ -108,11 +108,11 @@ class EfficientNetLite0(nnx.Module):
         self.head = Conv(channels, HEAD, 1, rngs=rngs)
 
     def __call__(self, images: Images) -> Float[Array, "b 1280"]:
-        """What the last convolution sees, averaged over each picture."""
+        """Return the last convolution's outputs, averaged over each picture."""
         return self._averages(images)[-1]
 
     def layers(self, images: Images) -> Float[Array, "b 2048"]:
-        """The averages of every stage from the second on, and of the last convolution: the last 1,280 of them."""
+        """Return the averages of every stage from the second on and, as the last 1,280, of the last convolution."""
         return jnp.concatenate(self._averages(images)[1:], -1)
 
     def _averages(self, images: Images) -> list[Array]:
@@ -133,7 +133,7 @@ def _same(n: int, size: int, stride: int) -> tuple[int, int]:
 
 @functools.cache
 def load_features(path: Path = WEIGHTS) -> EfficientNetLite0:
-    """The network with its trained weights, in float32; once in a process.
+    """Load the network with its trained weights, in float32; once per process.
 
     Raises:
         WeightsError: as load_state_dict.
@@ -143,5 +143,5 @@ def load_features(path: Path = WEIGHTS) -> EfficientNetLite0:
 
 
 def enlarge(images: Images, size: int = SIZE) -> Float[Array, "b size size 3"]:
-    """Small square pictures, enlarged to the ``size`` pixels a side that the network wants."""
+    """Enlarge small square pictures to the network's ``size`` pixels per side."""
     return jax.image.resize(images, (images.shape[0], size, size, 3), "bicubic")

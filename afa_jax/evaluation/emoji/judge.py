@@ -45,7 +45,7 @@ Pictures = UInt8[np.ndarray, "b 32 64 3"]
 
 @runtime_checkable
 class Asked(Protocol):
-    """What must be seen: a Prompt or a Scene. "" is an empty place."""
+    """The subjects and style that a picture must show: a Prompt or a Scene. "" stands for an empty place."""
 
     @property
     def left(self) -> str: ...
@@ -60,7 +60,7 @@ A = TypeVar("A", bound=Asked)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judgement:
-    """What the judge sees in each place of b pictures.
+    """The judge's outputs for each place of b pictures.
 
     subject_logits [b, 2, subjects] and style_logits [b, 2, styles], in the vocabulary's order; and features
     [b, 2, 1280] of the places, for the distances.
@@ -73,13 +73,13 @@ class Judgement:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Judge:
-    """The network and its heads, kernels [features, classes] and biases [classes]."""
+    """The network and its heads: kernels [features, classes] and biases [classes]."""
 
     net: EfficientNetLite0
     heads: Mapping[str, np.ndarray]
 
     def __call__(self, pictures: Pictures) -> Judgement:
-        """Judges both places of each picture; a picture's judgement does not depend on the others beside it."""
+        """Judge both places of each picture, independently of the other pictures."""
         places = split_places(pictures)
         layers = layers_of(self.net, places)
         subjects, styles = (
@@ -94,10 +94,10 @@ class Judge:
 
 @functools.cache
 def load_judge(path: Path = WEIGHTS) -> Judge:
-    """The trained judge; once in a process.
+    """Load the trained judge; once per process.
 
     Raises:
-        WeightsError: a file that is missing or broken, or trained for other subjects or styles than vocabulary.json's.
+        WeightsError: a file is missing or broken, or was trained for other subjects or styles than vocabulary.json's.
     """
     heads = read_tensors(path)
     vocabulary = read_vocabulary()
@@ -129,12 +129,12 @@ def _names(text: str) -> Any:
 
 
 def split_places(pictures: Pictures) -> UInt8[np.ndarray, "places 32 32 3"]:
-    """The left and the right place of each picture, in this order."""
+    """Return the left and the right place of each picture, in this order."""
     return np.stack([pictures[:, :, :PLACE], pictures[:, :, PLACE:]], 1).reshape(-1, PLACE, PLACE, 3)
 
 
 def layers_of(net: EfficientNetLite0, places: UInt8[np.ndarray, "b h w 3"]) -> Float[np.ndarray, "b 2048"]:
-    """The features that the heads read, the last 1,280 of them those of the distances; computed BATCH at a time."""
+    """Return the heads' input features, computed BATCH at a time; the last 1,280 are those for the distances."""
     rows = []
     for start in range(0, len(places), BATCH):
         batch = places[start : start + BATCH]
@@ -149,16 +149,16 @@ def _layers(net: EfficientNetLite0, places: Pixels) -> jax.Array:
 
 
 def accuracy(judgement: Judgement, prompts: Sequence[Asked]) -> dict[str, float]:
-    """How much of what was asked for is to be seen, over the places that have a subject.
+    """Return the judge's accuracies, averaged over the places that must show a subject.
 
     Returns:
-        places, how many they are, and shares of them where the judge
+        places, the number of these places, and the shares of them where the judge
           subject          says the subject asked for
           subject_top5     has it among its first five
           topic            says one of the right topic
           subject_in_topic says the right one if it may choose within the topic only
           style            says the style asked for
-        and all of it again over the places of each topic that occurs, as "animals/subject".
+        and all of these again over the places of each topic that occurs, as "animals/subject".
 
     Raises:
         ValueError: if the prompts are not as many as the pictures judged, or if all their places are empty.
@@ -180,7 +180,7 @@ def accuracy(judgement: Judgement, prompts: Sequence[Asked]) -> dict[str, float]
 
 
 def hits(judgement: Judgement, prompts: Sequence[Asked]) -> dict[str, Float[np.ndarray, "pictures 2"]]:
-    """What ``accuracy`` averages: 1 or 0 for each place, NaN for an empty one.
+    """Return the values that ``accuracy`` averages: 1 or 0 for each place, NaN for an empty one.
 
     Raises:
         ValueError: if the prompts are not as many as the pictures judged.
@@ -219,26 +219,26 @@ def ceiling(
     seed: int = 0,
     through: Callable[[Pictures], Pictures] | None = None,
 ) -> dict[str, float]:
-    """The judge's accuracy on real scenes, each prompt's drawn ``crops`` times with other sizes and shifts.
+    """Return the judge's accuracy on real scenes, drawn ``crops`` times per prompt with other sizes and shifts.
 
     Args:
-        judge: whose accuracy.
-        prompts: what to draw and to ask for.
-        crops: how often to draw each.
-        seed: other sizes and shifts for another seed.
-        through: what to do to the pictures first, such as encoding and decoding them by an autoencoder.
+        judge: the judge to measure.
+        prompts: the prompts to draw and to judge by.
+        crops: the number of drawings of each prompt.
+        seed: determines the sizes and shifts.
+        through: a function to apply to the pictures first, such as encoding and decoding by an autoencoder.
     """
     pictures = real_scenes(prompts, crops, seed)
     return accuracy(judge(pictures if through is None else through(pictures)), [*prompts] * crops)
 
 
 def floor(judge: Judge, prompts: Sequence[Asked], *, crops: int = 3, seed: int = 0) -> dict[str, float]:
-    """The judge's accuracy on real scenes that were drawn for other prompts of the same list."""
+    """Return the judge's accuracy on real scenes that were drawn for other prompts of the same list."""
     return accuracy(judge(real_scenes(prompts, crops, seed)), [*shuffled(prompts, seed)] * crops)
 
 
 def shuffled(prompts: Sequence[A], seed: int = 0) -> list[A]:
-    """The prompts in another order, none in its old place (unless it is the only one)."""
+    """Return the prompts in another order, none in its old place (unless it is the only one)."""
     order = np.random.default_rng(seed).permutation(len(prompts))
     result = list(prompts)
     for here, there in zip(order, np.roll(order, 1), strict=True):
@@ -247,7 +247,7 @@ def shuffled(prompts: Sequence[A], seed: int = 0) -> list[A]:
 
 
 def real_scenes(prompts: Sequence[Asked], crops: int = 1, seed: int = 0) -> Pictures:
-    """Real pictures for the prompts: all of them in order, ``crops`` times, each time in other sizes and shifts."""
+    """Draw real pictures for all prompts in order, ``crops`` times, each time with other sizes and shifts."""
     random = np.random.default_rng(seed)
 
     def box() -> Box:

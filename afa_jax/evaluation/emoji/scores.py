@@ -18,7 +18,7 @@ SIZE = (PLACE, 2 * PLACE)
 
 
 def emoji_scores(pictures: np.ndarray, asked: Sequence[Asked]) -> dict[str, np.ndarray]:
-    """Scores of pictures uint8 ``[k, 32, 64, 3]``: by metric ``[k]``, and the places' ``features`` ``[k, 2, d]``."""
+    """Score pictures, uint8 ``[k, 32, 64, 3]``: by metric ``[k]``, and the places' ``features`` ``[k, 2, d]``."""
     judgement = load_judge()(pictures)
     seen = hits(judgement, asked)
     scores = {name: np.nanmean(values, 1) for name, values in seen.items() if name != "subject_in_topic"}
@@ -26,23 +26,23 @@ def emoji_scores(pictures: np.ndarray, asked: Sequence[Asked]) -> dict[str, np.n
 
 
 def weights() -> str:
-    """The hash of the judge and of its features' network."""
+    """Return the hash of the judge and of its feature network."""
     return hashlib.sha256(judge.WEIGHTS.read_bytes() + features.WEIGHTS.read_bytes()).hexdigest()
 
 
 def real_features(items: Sequence[Item], seed: int = 1) -> np.ndarray:
-    """Features ``[prompts, 2, d]`` of a real scene for each prompt: one, for crops of one scene are not independent."""
+    """Return features ``[prompts, 2, d]`` of one real scene per prompt: several crops would not be independent."""
     return load_judge()(real_scenes(_asked(items), seed=seed)).features
 
 
 def bounds(
     items: Sequence[Item], reconstruct: Callable[[np.ndarray], np.ndarray], seed: int = 0
 ) -> dict[str, dict[str, float | None]]:
-    """What the judge says of real scenes of these prompts: as they are, through the autoencoder, and of other prompts.
+    """Return the judge's scores of real scenes: of these prompts, through the autoencoder, and of other prompts.
 
-    The first is the most that any method can expect, the second the most with this autoencoder, the third what comes
-    of pictures that have nothing to do with their prompts. The kernel distance has no floor there: these pictures are
-    as real, and of the same subjects. One prompt alone has no other prompts, and no kernel distance.
+    The first are the best that any method can expect, the second the best with this autoencoder, the third those of
+    pictures unrelated to their prompts. The third are no floor for the kernel distance: these pictures are as real, and
+    of the same subjects. For a single prompt there are no other prompts and no kernel distance.
     """
     asked = _asked(items)
     real = real_scenes(asked, seed=seed)

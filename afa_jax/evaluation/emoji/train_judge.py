@@ -71,7 +71,7 @@ SHRINKAGE = {"subject": 0.3, "style": 0.1}
 
 
 def icon_name(subject: Subject, modern: str, icons: set[str], aliases: dict[str, str]) -> str | None:
-    """The icon of a subject in a package that knows no codepoints: by its modern name, the one in Unicode, or ours."""
+    """Return a subject's icon in a package without codepoints, by its modern name, its Unicode name, or ours."""
     official = unicodedata.name(chr(int(subject.codepoint, 16)))
     known = {name.replace("-", ""): aliases.get(name, name) for name in itertools.chain(aliases, icons)}
     for name in (modern, official, subject.name, FXEMOJI.get(subject.name, "")):
@@ -81,7 +81,7 @@ def icon_name(subject: Subject, modern: str, icons: set[str], aliases: dict[str,
 
 
 def complete_names(packages: Path, style: Style) -> list[Subject]:
-    """The subjects that a style's package draws; its chars.json, where it is empty, is filled in for the renderer."""
+    """Return the subjects that a style's package draws; fill in an empty chars.json for the renderer."""
     subjects = read_vocabulary().subjects
     folder = packages / style.package
     path = folder / "chars.json"
@@ -101,7 +101,7 @@ def complete_names(packages: Path, style: Style) -> list[Subject]:
 
 
 def draw(packages: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
-    """Every subject's number and picture in each of STYLES that has it."""
+    """Yield every subject's number and picture in each of STYLES that has it."""
     numbers = {subject.name: i for i, subject in enumerate(read_vocabulary().subjects)}
     for style in STYLES:
         subjects = complete_names(packages, style)
@@ -113,9 +113,9 @@ def draw(packages: Path) -> Iterator[tuple[int, UInt8[np.ndarray, "h w 3"]]]:
 
 @dataclasses.dataclass(frozen=True)
 class Bottleneck:
-    """What an autoencoder loses, without one: places whose patches are cut down to their first principal components.
+    """An imitation of an autoencoder's loss: it reduces the patches of a place to their first principal components.
 
-    components [192, 192] has one in each column, the first first; mean [192] is that of all patches.
+    The columns of components [192, 192] are the components, the first one first; mean [192] is the mean of all patches.
     """
 
     mean: np.ndarray
@@ -123,13 +123,13 @@ class Bottleneck:
 
     @classmethod
     def of(cls, pictures: UInt8[np.ndarray, "b h w 3"]) -> Bottleneck:
-        """The components of these pictures, drawn as large as a place."""
+        """Compute the components of these pictures, each resized to a whole place."""
         places = [Image.fromarray(picture).resize((PLACE, PLACE), Image.Resampling.LANCZOS) for picture in pictures]
         rows = np.concatenate([_patches(np.asarray(place, np.float64)) for place in places])
         return cls(rows.mean(0), np.linalg.eigh(np.cov(rows, rowvar=False))[1][:, ::-1])
 
     def __call__(self, place: Float[np.ndarray, "32 32 3"], kept: int, x: int, y: int) -> Float[np.ndarray, "32 32 3"]:
-        """The place by ``kept`` components, with the corner of its patches at (x, y)."""
+        """Rebuild a place from ``kept`` components, with the corner of its patches at (x, y)."""
         basis = self.components[:, :kept]
         rows = (_patches(np.roll(place, (-y, -x), (0, 1))) - self.mean) @ basis @ basis.T + self.mean
         count = PLACE // PATCH
@@ -145,7 +145,7 @@ def _patches(place: Float[np.ndarray, "32 32 3"]) -> Float[np.ndarray, "16 192"]
 def crop(
     picture: UInt8[np.ndarray, "h w 3"], random: np.random.Generator, bottleneck: Bottleneck, *, recolour: bool
 ) -> UInt8[np.ndarray, "32 32 3"]:
-    """A picture in a place of a scene, changed at random; its colours only if told to."""
+    """Return a picture in a place of a scene, changed at random; its colours change only if ``recolour``."""
     image = Image.fromarray(picture)
     if random.random() < 0.5:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
@@ -175,7 +175,7 @@ def crop(
 def discriminant(
     rows: Float[np.ndarray, "b d"], classes: Int[np.ndarray, " b"], count: int, shrinkage: float
 ) -> tuple[Float[np.ndarray, "d c"], Float[np.ndarray, " c"]]:
-    """Kernel and bias of the linear head that tells the classes 0..count-1 apart, all equally likely."""
+    """Fit a linear discriminant for the classes 0..count-1, all equally likely; return kernel and bias."""
     x = rows.astype(np.float64)
     centre, spread = x.mean(0), x.std(0) + 1e-3
     x = (x - centre) / spread
@@ -191,7 +191,7 @@ def discriminant(
 
 
 def train(packages: Path, out: Path) -> None:
-    """Trains both heads and writes them to ``out``."""
+    """Train both heads and write them to ``out``."""
     vocabulary, net = read_vocabulary(), load_features()
     pictures = load_pictures()
     styles = len(vocabulary.styles)
@@ -230,7 +230,7 @@ def train(packages: Path, out: Path) -> None:
 
 
 def main() -> None:
-    """Runs the command."""
+    """Run the command."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, help=f"folder to write {WEIGHTS.name} into")
     out = parser.parse_args().out / WEIGHTS.name

@@ -13,9 +13,9 @@ STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 
 
 def cropped(picture: np.ndarray, size: int, whole: Callable[[float], int] = round) -> np.ndarray:
-    """The short side becomes ``size``, and the middle of the long one is kept: what CLIP, and most after it, do.
+    """Resize the short side to ``size`` and crop the centre of the long one, as CLIP and most later models do.
 
-    Where the middle is between two pixels, torchvision takes one by ``round``, transformers by ``math.floor``.
+    ``whole`` rounds a centre between two pixels: torchvision takes ``round``, transformers ``math.floor``.
     """
     rows, columns = picture.shape[:2]
     short = min(rows, columns)
@@ -25,9 +25,9 @@ def cropped(picture: np.ndarray, size: int, whole: Callable[[float], int] = roun
 
 
 def padded(picture: np.ndarray, size: int) -> Float[np.ndarray, "size size 3"]:
-    """The long side becomes ``size``, and black is put around the short one: what HPSv2 does.
+    """Resize the long side to ``size`` and pad the short one with black, as HPSv2 does.
 
-    Unlike ``cropped`` it does not round the colours, of 0..255, nor keep them in it.
+    Unlike ``cropped``, it neither rounds the colours nor clips them to 0..255.
     """
     scale = size / max(picture.shape[:2])
     resized = resize_colours(picture, *(round(side * scale) for side in picture.shape[:2]))
@@ -36,13 +36,13 @@ def padded(picture: np.ndarray, size: int) -> Float[np.ndarray, "size size 3"]:
 
 
 def resize_colours(picture: np.ndarray, rows: int, columns: int) -> Float[np.ndarray, "rows columns 3"]:
-    """Each colour of a uint8 picture resized in float32, which may pass 0 and 255."""
+    """Resize each colour of a uint8 picture in float32; the results may lie outside 0..255."""
     colours = [Image.fromarray(picture[..., i].astype(np.float32)) for i in range(3)]
     return np.stack([np.asarray(x.resize((columns, rows), Image.Resampling.BICUBIC)) for x in colours], -1)
 
 
 def to_pixels(squares: Sequence[np.ndarray]) -> Float[np.ndarray, "b 3 rows columns"]:
-    """Squares of one size, colours in 0..255, normalised by CLIP's mean and deviation of each colour."""
+    """Normalise squares of one size, colours in 0..255, by CLIP's mean and standard deviation of each colour."""
     values = np.stack(squares).astype(np.float32) / 255
     return np.ascontiguousarray(((values - MEAN) / STD).transpose(0, 3, 1, 2))
 

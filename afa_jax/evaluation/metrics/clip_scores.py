@@ -21,14 +21,14 @@ from afa_jax.weights.tensors import WeightsError
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Clip:
-    """transformers' CLIPModel with its tokenizer; pictures and prompts become unit vectors, float32 ``[k, d]``."""
+    """transformers' CLIPModel and tokenizer; it embeds pictures and prompts as unit vectors, float32 ``[k, d]``."""
 
     model: Any
     tokenizer: Any
     device: str
 
     def pictures(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Embeddings of uint8 pictures."""
+        """Return the embeddings of uint8 pictures."""
         import torch
 
         size = self.model.config.vision_config.image_size
@@ -43,7 +43,7 @@ class Clip:
             return _unit(in_batches(pictures, embed))
 
     def prompts(self, prompts: Sequence[str]) -> np.ndarray:
-        """Embeddings of prompts; of a long one, of its first 77 tokens."""
+        """Return the embeddings of prompts; a long one is cut to the network's length (77 tokens)."""
         import torch
 
         length = self.model.config.text_config.max_position_embeddings
@@ -62,9 +62,9 @@ class Clip:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ClipScores:
-    """clip_t, clip_i and aesthetic, those of ``infos``, from one embedding of each picture.
+    """The metrics clip_t, clip_i and aesthetic, as far as ``infos`` has them, from one embedding of each picture.
 
-    ``head`` has the weights and biases of linear layers, the first to be applied first.
+    ``head`` has the weights and biases of aesthetic's linear layers, in the order of application.
     """
 
     infos: tuple[MetricInfo, ...]
@@ -105,7 +105,7 @@ class PickScore:
 
 
 def load_clip_scores(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], device: str) -> ClipScores:
-    """ClipScores from a folder ``clip`` in transformers' format and a state dict ``aesthetic``."""
+    """Load ClipScores from a folder ``clip`` in transformers' format and a state dict ``aesthetic``."""
     head = layers_of(read_state(paths["aesthetic"]), "layers.") if "aesthetic" in paths else ()
     clip = _load_clip(paths["clip"], paths["clip"], device)
     if head and head[0][0].shape[1] != clip.model.config.projection_dim:
@@ -117,7 +117,7 @@ def load_clip_scores(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], d
 
 
 def load_pickscore(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], device: str) -> PickScore:
-    """PickScore from folders ``pickscore`` and ``pickscore_tokenizer`` in transformers' format."""
+    """Load PickScore from folders ``pickscore`` and ``pickscore_tokenizer`` in transformers' format."""
     return PickScore(infos=infos, clip=_load_clip(paths["pickscore"], paths["pickscore_tokenizer"], device))
 
 
@@ -135,7 +135,7 @@ def _load_clip(folder: Path, tokenizer: Path, device: str) -> Clip:
 
 
 def layers_of(state: Mapping[str, Any], prefix: str) -> tuple[tuple[np.ndarray, np.ndarray], ...]:
-    """Weights and biases of the linear layers ``prefix0.weight``, ``prefix0.bias``, ``prefix2.weight`` ... in order."""
+    """Return weights and biases of the layers ``prefix0.weight``, ``prefix0.bias``, ``prefix2.weight`` ... in order."""
     places = sorted(int(key.split(".")[-2]) for key in state if key.startswith(prefix) and key.endswith(".weight"))
     if not places:
         raise WeightsError(f"no tensors {prefix}*.weight, but {', '.join(sorted(state)[:3])} ...; not this metric's")
@@ -143,7 +143,7 @@ def layers_of(state: Mapping[str, Any], prefix: str) -> tuple[tuple[np.ndarray, 
 
 
 def apply_layers(layers: Sequence[tuple[np.ndarray, np.ndarray]], x: np.ndarray) -> np.ndarray:
-    """Linear layers with nothing between them but dropout, which is off: ``[k, d]`` to ``[k, outputs of the last]``."""
+    """Apply linear layers with nothing between them but disabled dropout: ``[k, d]`` to ``[k, last outputs]``."""
     for weight, bias in layers:
         x = x @ weight.T + bias
     return x

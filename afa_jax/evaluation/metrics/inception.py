@@ -33,10 +33,10 @@ _TIMEOUT = 30  # seconds in which a download must begin, and go on
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Inception:
-    """The network up to its pooled features ``[k, 2048]``, and what is told from them.
+    """The network up to its pooled features ``[k, 2048]``, and the metrics computed from them.
 
-    ``prepare`` makes a float32 ``[3, 299, 299]`` of a uint8 picture. ``classes`` ``[1008, 2048]`` gives the logits of
-    the inception score, without biases as ever since its authors' code.
+    ``prepare`` turns a uint8 picture into float32 ``[3, 299, 299]``. ``classes`` ``[1008, 2048]`` gives the logits of
+    the inception score, without biases, as in its authors' code.
     """
 
     infos: tuple[MetricInfo, ...]
@@ -67,12 +67,12 @@ class Inception:
 
 
 def load_inception(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], device: str) -> Inception:
-    """Inception with pytorch-fid's resizing, from the state dict ``inception``, torch-fidelity's."""
+    """Load Inception with pytorch-fid's resizing, from ``inception``, torch-fidelity's state dict."""
     return _load(infos, paths["inception"], device, bilinear)
 
 
 def load_clean_inception(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], device: str) -> Inception:
-    """Inception with clean-fid's resizing, from the state dict ``inception``, torch-fidelity's."""
+    """Load Inception with clean-fid's resizing, from ``inception``, torch-fidelity's state dict."""
     return _load(infos, paths["inception"], device, clean)
 
 
@@ -98,10 +98,10 @@ def _load(
 
 
 def find_weights() -> Path:
-    """torch-fidelity's Inception weights in torch's cache, where it looks for them itself; downloaded if need be.
+    """Return the path of torch-fidelity's Inception weights in torch's cache; download them if they are missing.
 
     Raises:
-        MetricUnavailable: they are not there and cannot be downloaded.
+        MetricUnavailable: they are missing and cannot be downloaded.
     """
     import torch
     from huggingface_hub import constants
@@ -127,7 +127,7 @@ def find_weights() -> Path:
 
 
 def bilinear(picture: np.ndarray) -> np.ndarray:
-    """pytorch-fid's picture for the network."""
+    """Return the network's input as pytorch-fid makes it from a picture."""
     import torch
 
     image = torch.from_numpy(np.ascontiguousarray(picture.transpose(2, 0, 1)))[None].float() / 255
@@ -136,5 +136,5 @@ def bilinear(picture: np.ndarray) -> np.ndarray:
 
 
 def clean(picture: np.ndarray) -> np.ndarray:
-    """clean-fid's picture for the network."""
+    """Return the network's input as clean-fid makes it from a picture."""
     return (resize_colours(picture, SIZE, SIZE).transpose(2, 0, 1).clip(0, 255) - 128) / 128

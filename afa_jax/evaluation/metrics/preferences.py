@@ -69,7 +69,7 @@ class HPSv2:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ImageReward:
-    """BLIP's prompt encoder, which looks at the encoded picture, and a head on its first token."""
+    """BLIP's prompt encoder, which attends to the encoded picture, and a head on its first token."""
 
     infos: tuple[MetricInfo, ...]
     vision: Any
@@ -107,7 +107,7 @@ class ImageReward:
 
 
 def load_hpsv2(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], device: str) -> HPSv2:
-    """HPSv2 from ``hpsv2``: a state dict of open_clip's ViT-H-14, or a folder with an open_clip model and config."""
+    """Load HPSv2 from ``hpsv2``: a state dict of open_clip's ViT-H-14, or a folder with its own open_clip config."""
     import open_clip
 
     path = paths["hpsv2"]
@@ -125,9 +125,9 @@ def load_hpsv2(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], device:
 
 
 def load_image_reward(infos: tuple[MetricInfo, ...], paths: Mapping[str, Path], device: str) -> ImageReward:
-    """ImageReward from the authors' state dict ``image_reward`` and a folder ``bert_tokenizer`` with BERT's vocabulary.
+    """Load ImageReward from the authors' state dict ``image_reward`` and BERT's vocabulary in ``bert_tokenizer``.
 
-    The sizes of the networks are those of the tensors.
+    The networks' sizes are read from the tensors.
     """
     import torch
     from transformers import BertTokenizer, BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel

@@ -40,12 +40,12 @@ T = TypeVar("T")
 
 
 class MetricUnavailable(InputError):
-    """A metric whose library or weights are not here: the message says what is missing and what brings it."""
+    """A metric's library or weights are missing: the message says what is missing and how to get it."""
 
 
 @runtime_checkable
 class PictureMetric(Protocol):
-    """Scores of single pictures; one network may give several."""
+    """One or more metrics of single pictures, computed by one network."""
 
     @property
     def infos(self) -> tuple[MetricInfo, ...]: ...
@@ -53,39 +53,39 @@ class PictureMetric(Protocol):
     def __call__(
         self, pictures: Sequence[np.ndarray], prompts: Sequence[str], references: Sequence[np.ndarray] | None = None
     ) -> dict[str, np.ndarray]:
-        """One value a picture for each of ``infos``, float64 ``[k]``; it does not depend on the pictures beside it.
+        """Return each picture's value for each of ``infos``, float64 ``[k]``, independent of the other pictures.
 
         Args:
-            pictures: uint8 ``[rows, columns, 3]`` each, k of them, of any sizes.
-            prompts: what each was asked for.
-            references: the real picture of each prompt, for clip_i, which is left out where there are none.
+            pictures: k pictures, each uint8 ``[rows, columns, 3]`` of any size.
+            prompts: each picture's prompt.
+            references: the real picture of each prompt, for clip_i, which is left out without them.
         """
 
 
 @runtime_checkable
 class SetMetric(Protocol):
-    """Figures of sets of pictures, by features of each picture."""
+    """One or more metrics of sets of pictures, computed from features of each picture."""
 
     @property
     def infos(self) -> tuple[MetricInfo, ...]: ...
 
     def features(self, pictures: Sequence[np.ndarray]) -> np.ndarray:
-        """Float32 ``[k, d]`` of k uint8 pictures ``[rows, columns, 3]`` of any sizes."""
+        """Return the features, float32 ``[k, d]``, of k uint8 pictures ``[rows, columns, 3]`` of any sizes."""
 
     def distance(self, features: np.ndarray, real: np.ndarray) -> dict[str, float]:
-        """A value for each of ``infos``: of one set, or between it and the real pictures' features."""
+        """Return a value for each of ``infos``: of one set, or its distance to the real pictures' features."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Weights:
-    """Published weights: ``find`` downloads them unless they are in the cache, and gives a file or a folder."""
+    """Published weights: ``find`` downloads them unless they are in the cache, and returns a file or a folder."""
 
     key: str
     find: Callable[[], Path]
 
 
 def on_hub(key: str, repository: str, *files: str) -> Weights:
-    """Files of a repository on the hub: the folder that has them, or the one file itself if it is no .json or .txt."""
+    """Return the Weights of files in a hub repository: ``find`` returns a single file, or the folder of several."""
 
     def find() -> Path:
         from huggingface_hub import errors, hf_hub_download
@@ -138,7 +138,7 @@ _BERT_TOKENIZER = on_hub("bert_tokenizer", "google-bert/bert-base-uncased", "voc
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Known:
-    """A metric: its figures, the modules it needs, its weights, and ``module:function`` that loads it.
+    """A metric: its infos, the modules that it needs, its weights, and the ``module:function`` that loads it.
 
     The function takes ``(infos, paths by key, device)``; metrics of one ``loader`` share a network.
     """
@@ -207,22 +207,22 @@ WEIGHTS = tuple(dict.fromkeys(weights.key for known in _TABLE for weights in kno
 def load_metrics(
     names: Sequence[str], weights: Mapping[str, str] | None = None, device: str | None = None
 ) -> tuple[list[PictureMetric | SetMetric], dict[str, str]]:
-    """The metrics of these names, each network once.
+    """Load the metrics of these names, each network once.
 
     Args:
-        names: of METRICS.
-        weights: local files or folders in place of the published weights, by a key of WEIGHTS: the same names as in
-            the table above, and ``inception``, ``clip``, ``pickscore_tokenizer`` and ``bert_tokenizer``.
-        device: where torch computes; a GPU where there is one, else the CPU. Between two calls of a metric its network
-            is in the host's memory. Beside JAX on one GPU, JAX must not take all of it first, but what it needs:
-            XLA_PYTHON_CLIENT_PREALLOCATE=false.
+        names: names in METRICS.
+        weights: local files or folders in place of the published weights, by a key of WEIGHTS: the names in the table
+            above, and ``inception``, ``clip``, ``pickscore_tokenizer`` and ``bert_tokenizer``.
+        device: the device where torch computes; by default a GPU if there is one, else the CPU. Between two calls of a
+            metric its network is in the host's memory. If JAX uses the same GPU, it must not preallocate its memory:
+            set XLA_PYTHON_CLIENT_PREALLOCATE=false.
 
     Returns:
-        The metrics, and for each name that cannot be had, one line that says why.
+        The metrics, and for each unavailable one, by its name, one line that says why.
 
     Raises:
-        InputError: a name or a key that is not known; a local path with nothing there.
-        WeightsError: local weights that do not fit; of published ones it is the reason why a metric is absent.
+        InputError: a name or key is unknown, or a local path does not exist.
+        WeightsError: local weights do not fit; if published ones do not, their metric is absent instead.
     """
     local = dict(weights or {})
     _check_known("metric", names, METRICS)
@@ -285,9 +285,9 @@ def _device() -> str:
 
 @contextlib.contextmanager
 def on_device(device: str, *networks: Any) -> Iterator[None]:
-    """Have torch's networks on a device while they compute; else they are in the host's memory, and JAX has the device.
+    """Move torch's networks to a device within this context; outside, they leave its memory to JAX.
 
-    Those that are there already, by a block around this one, stay there.
+    Networks that an outer context has already moved stay there.
     """
     moved = [network for network in networks if not str(next(network.parameters()).device).startswith(device)]
     try:
@@ -304,10 +304,10 @@ def on_device(device: str, *networks: Any) -> Iterator[None]:
 
 
 def read_state(path: Path) -> dict[str, Any]:
-    """The torch tensors of a safetensors file, or of a pickle, of which no code is run.
+    """Read the torch tensors of a safetensors file, or of a pickle without running its code.
 
     Raises:
-        WeightsError: the file is neither, or broken.
+        WeightsError: the file is neither, or is broken.
     """
     import torch
     from safetensors.torch import load_file
@@ -318,17 +318,17 @@ def read_state(path: Path) -> dict[str, Any]:
         if path.suffix == ".safetensors":
             return load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)
-    # Each kind of broken file has its own exception.
+    # Each kind of broken file raises its own exception.
     except Exception as error:
         raise WeightsError(f"{path}: not to be read as weights ({str(error).splitlines()[0]})") from error
     return state.get("state_dict", state)
 
 
 def in_batches(items: Sequence[T], compute: Callable[[Sequence[T]], np.ndarray]) -> np.ndarray:
-    """``compute`` of BATCH items at a time, its rows one after the other.
+    """Apply ``compute`` to BATCH items at a time and concatenate its rows.
 
     Raises:
-        ValueError: there are none.
+        ValueError: there are no items.
     """
     if not len(items):
         raise ValueError("no pictures to score")
@@ -341,6 +341,6 @@ def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:
 
 
 def check_prompts(pictures: Sequence[np.ndarray], prompts: Sequence[str]) -> None:
-    """Raises ValueError unless each picture has its prompt."""
+    """Raise ValueError unless each picture has its prompt."""
     if len(pictures) != len(prompts):
         raise ValueError(f"{len(prompts)} prompts for {len(pictures)} pictures")
