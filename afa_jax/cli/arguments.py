@@ -125,7 +125,7 @@ def add_workdir_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 class _ResumeStep(argparse.Action):
-    """Implies --resume."""
+    """The action of --resume-step, which implies --resume."""
 
     def __call__(self, parser: Any, namespace: argparse.Namespace, values: Any, option_string: Any = None) -> None:
         namespace.resume, namespace.resume_step = True, values
@@ -241,10 +241,10 @@ def check_size(size: tuple[int, int] | None, base: Any) -> tuple[int, int] | Non
 
 
 def checked(name: str, value: Any, kind: Callable[[str], T]) -> T | None:
-    """Return a number that was given in Python as an argument of a command line would be; None as it is.
+    """Check a number given in Python like an argument of the command line, and return it; None stays None.
 
     Raises:
-        InputError: it is none that the argument can be, by its name.
+        InputError: the argument cannot have this value; the error gives the argument's name.
     """
     if value is None:
         return None

@@ -48,8 +48,8 @@ class Section:
     """Fields and sections by name.
 
     Attributes:
-        optional: it stays away unless a config has it; otherwise one that is missing is filled with defaults.
-        open_: fields that are not named here are taken as they are: another part of the program knows them.
+        optional: a config may lack the section; any other section that is missing is filled with defaults.
+        open_: fields that are not named here are accepted unchecked; another part of the program knows them.
     """
 
     fields: Mapping[str, Field | Section]

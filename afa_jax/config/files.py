@@ -140,7 +140,7 @@ def _module(path: str, spec: str) -> ModuleType:
 
 
 class _explained:
-    """Turns whatever a config's own code raises into an InputError with its line; the code is the user's."""
+    """A context that turns any error of a config's own code, which is the user's, into an InputError with its line."""
 
     def __init__(self, path: str, spec: str):
         self.path, self.spec = path, spec

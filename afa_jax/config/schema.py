@@ -328,10 +328,10 @@ def require(config: ConfigDict, section: str) -> None:
 
 
 def complete(config: ConfigDict) -> None:
-    """Fill a config's defaults, and make its values plain data.
+    """Fill in a config's defaults, and make its values plain data.
 
     Raises:
-        InputError: a section that is none.
+        InputError: a field that should be a section is something else.
     """
     as_data(config)
     schema_of(config).filled(config)

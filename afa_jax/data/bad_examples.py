@@ -19,8 +19,8 @@ NAMED = 20  # in the summary; the file names all
 class BadExamples:
     """``bad_examples.jsonl``: a ``{"name", "reason"}`` a line, no name twice, also over resumed runs.
 
-    The file is there as soon as there is one. Of processes that train together process 0 alone has it, and hears of the
-    others' examples at the end of the first epoch.
+    The file is made with the first bad example. Among processes that train together only process 0 writes it, and it
+    learns of the others' examples at the end of the first epoch.
 
     Args:
         path: such as workdir/bad_examples.jsonl; what it holds is read.
@@ -53,7 +53,7 @@ class BadExamples:
         self.reasons |= new
         if not self.writes:
             return
-        # All of it, at once: they are few, and a run that is killed leaves no half of a line.
+        # The whole file at once: the lines are few, and a run that is killed leaves no half of a line.
         lines = (json.dumps(dict(name=name, reason=reason)) + "\n" for name, reason in self.reasons.items())
         replace_text(self.path, "".join(lines))
 

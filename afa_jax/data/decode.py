@@ -24,7 +24,7 @@ PICTURES = frozenset(
 """How files of these formats are called."""
 MAX_PIXELS = 64_000_000
 NARROW = 20  # long side / short side of a picture, at most
-_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a JPEG's next marker that is none within a scan
+_END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a JPEG's next marker that cannot be within a scan
 _BAND = 1 << 20  # pixels that become RGB at a time
 _END = b"\xff\xd9"  # of a JPEG
 _opening = threading.Lock()
@@ -37,7 +37,7 @@ def check_max_pixels(max_pixels: object) -> int:
     """Return ``data.max_pixels`` if it is a number of pixels.
 
     Raises:
-        InputError: it is none.
+        InputError: it is no whole number of 1 or more.
     """
     if not isinstance(max_pixels, int) or isinstance(max_pixels, bool) or max_pixels < 1:
         raise InputError(f"data.max_pixels={max_pixels!r}: choose how many pixels a picture may have, 1 or more")

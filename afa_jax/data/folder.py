@@ -25,7 +25,9 @@ LONGEST_TEXT = 1 << 20  # bytes of a text beside a picture
 
 
 class CaptionedFolder:
-    """Pictures with captions. The captions are one of these, and which is found out.
+    """Pictures of a folder with captions, whose form is found automatically.
+
+    It is one of these:
 
     * ``captions.jsonl`` or, as Hugging Face's imagefolder has it, ``metadata.jsonl``: ``{"file_name": ..., "text":
       ...}`` a line;

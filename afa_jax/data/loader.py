@@ -62,7 +62,7 @@ def loading(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_reading(bad: object, workers: object = 0) -> None:
-    """Raise InputError for a way to treat bad examples that is not known, or a number of processes that is none."""
+    """Raise InputError unless ``bad`` is a known way to treat bad examples and ``workers`` a possible number."""
     if bad not in ("error", "skip"):
         raise InputError(f"data.bad={bad!r}: choose error or skip")
     if not isinstance(workers, int) or isinstance(workers, bool) or not 0 <= workers <= MOST_WORKERS:
@@ -159,10 +159,10 @@ def collate(rows: Sequence[Row]) -> Batch:
 class Loader:
     """Batches of a data set, shuffled anew in each epoch, endless.
 
-    Of process i of p each batch has the rows ``i::p`` of the global one: together the processes read what one would.
+    Process i of p reads the rows ``i::p`` of each global batch: together the processes read what one would.
 
     Args:
-        read: ``(position, index) -> row``; for workers it must pickle.
+        read: ``(position, index) -> row``; with workers it must be picklable.
         length: examples of the data set.
         batch: examples of a step, of all processes together.
         seed: of the order.

@@ -123,8 +123,8 @@ def read_file(fs: FileSystem, path: str, name: str, longest: int) -> bytes:
     """Return a file's bytes.
 
     Raises:
-        BadExample: there is none of that name, or it may not be read, or has more than ``longest`` bytes. A disk or a
-            network that fails is no fault of the example's: that is an OSError.
+        BadExample: there is no such file, it may not be read, or it has more than ``longest`` bytes.
+        OSError: a disk or a network fails, which is no fault of the example's.
     """
     if isinstance(fs, LocalFileSystem) and os.path.exists(path) and not os.path.isfile(path):
         raise BadExample(name, "no file but a folder, a pipe or a device")

@@ -12,14 +12,14 @@ from afa_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Resize (Lanczos) until the picture just covers ``size``, cut that out at random, mirror perhaps.
+    """Resize (Lanczos) until the picture just covers ``size``, crop to it at random, perhaps mirror.
 
     Args:
         size: (rows, columns) in pixels.
         flip: mirror left and right with probability 1/2.
 
     Raises:
-        InputError: a size that is none.
+        InputError: ``size`` is no size in pixels.
     """
 
     size: tuple[int, int]

@@ -56,7 +56,7 @@ def read_in_processes(batches: Any, first: int, count: int, threads: int) -> Ite
 
 
 class _Worker(contextlib.AbstractContextManager["_Worker"]):
-    """A process that reads what ``serve`` is sent."""
+    """A worker process that runs ``serve``."""
 
     def __init__(self, task: Any):
         read, write = os.pipe()

@@ -14,7 +14,7 @@ from afa_jax.types import Latents, Timesteps
 
 @runtime_checkable
 class Denoiser(Protocol):
-    """Any way of turning N checkpoints into one prediction."""
+    """Any combination of N checkpoints into one prediction."""
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
         """Return the prediction, float32, of latents ``[b, h, w, c]`` at timesteps ``[b]``."""
@@ -23,7 +23,7 @@ class Denoiser(Protocol):
 
 @runtime_checkable
 class PathDenoiser(Protocol):
-    """A way that needs each expert's conditional and unconditional prediction, or remembers the path it came."""
+    """A combination that needs each expert's conditional and unconditional prediction, or a memory of the path."""
 
     def start(self, latents: Latents) -> Any:
         """Return what it remembers before the first step: a tree of arrays, ``()`` for nothing."""

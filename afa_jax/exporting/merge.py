@@ -25,9 +25,9 @@ class Merged(NamedTuple):
     """A merge that is not written yet.
 
     Attributes:
-        checkpoint: all of it; its weights are computed when they are read.
+        checkpoint: the merged model; its weights are computed when they are read.
         recipe: how it was made.
-        what: a line that says it.
+        what: a line that describes it.
     """
 
     checkpoint: Checkpoint

@@ -32,7 +32,7 @@ class Part(NamedTuple):
 
     Attributes:
         name: of the expert; "base" for the base model.
-        source: what a reader can get it by: a hub id, or the name of a file.
+        source: where a reader finds it: a hub id, or the name of a file.
         on_hub: whether it is a hub id.
         extras: LoRAs and other options, in words.
         sha256: of its tensors (an expert's U-Net and text encoder, the base's VAE).

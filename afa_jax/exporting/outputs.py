@@ -33,7 +33,7 @@ def check_model(path: Path, overwrite: bool | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """What of an ensemble is exported, one or more of the first three.
+    """The wanted exports of an ensemble, one or more of the first three.
 
     Attributes:
         pair: folder of the trained pair, with its model card.

@@ -38,10 +38,10 @@ _OURS = re.compile(rf"{re.escape(WEIGHTS)}|{re.escape(RECORD)}|{CARD}|{CONFIG}|{
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Publication:
-    """What goes beside the two files.
+    """The options of what is published beside the pair's two files.
 
     Attributes:
-        licence: of the fusion, as the hub spells it; None is said to be unknown.
+        licence: of the fusion, as the hub spells it; None is written as unknown.
         report: a comparison's report.json that this run was part of.
         pictures: PNGs of ``afa_jax.sample``; without any, the run's own samples.
         with_config: whether to write config.py.

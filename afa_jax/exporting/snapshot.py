@@ -21,7 +21,7 @@ from afa_jax.training.noise_error import check_predictions, fixed_draws, noised
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Predictions:
-    """What a Denoiser predicts on fixed pairs, timesteps and noises, float32.
+    """A Denoiser's predictions on fixed pairs, timesteps and noises, float32.
 
     Attributes:
         noise: the true one, ``[pictures, draws, h, w, c]``.

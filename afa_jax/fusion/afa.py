@@ -148,7 +148,7 @@ class SABW(Trunk):
 
 
 class Site(nnx.Module):
-    """What a site has of its own where the trunk is shared."""
+    """The part that each site has of its own if the trunk is shared."""
 
     def __init__(self, in_channels: int, hidden: int, **kwargs: Any):
         self.conv_in = Conv(in_channels, hidden, 1, **kwargs)
@@ -237,10 +237,10 @@ class FusedUNets:
 
     Attributes:
         experts: a stack of N U-Nets.
-        aggregators: Aggregators, or what else has ``site(index)``: what fuses the features of a stage, or None.
-        remat: what a gradient computes again instead of keeping it. "none": nothing; "stage": the inside of the
-            experts' stages, an expert at a time, while their features and the inside of the aggregators are kept;
-            "fused": all of a site, so that only the fused features are kept.
+        aggregators: Aggregators, or another object whose ``site(index)`` returns the fuser of a stage, or None.
+        remat: what a gradient computes again instead of storing it. "none": nothing. "stage": the inside of the
+            experts' stages, one expert at a time; their features and the inside of the aggregators are stored.
+            "fused": all of a site, so that only the fused features are stored.
     """
 
     # Untyped where the leaves may be anything while JAX maps over the tree.

@@ -18,7 +18,7 @@ from afa_jax.types import Feature, Maps, OwnFeatures, TextStates, TimeEmbedding
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rerouted:
-    """Aggregators, or what stands for them, whose fusers' maps are changed before the features are fused."""
+    """Aggregators, or a substitute for them, whose maps are changed before the features are fused."""
 
     aggregators: Any
 
@@ -102,7 +102,7 @@ class Permuted(Rerouted):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Changed:
-    """A fuser with its maps changed: the features are fused by what ``by.change`` makes of them."""
+    """A fuser that fuses the features with its maps as ``by.change`` changes them."""
 
     fuser: Any
     by: Any

@@ -30,7 +30,7 @@ T = TypeVar("T")
 
 @dataclasses.dataclass(frozen=True)
 class Shared:
-    """Something that all experts get as it is, such as the feature that their fusion made."""
+    """A value that all experts get unchanged, such as the fused feature."""
 
     value: Any
 

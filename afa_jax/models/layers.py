@@ -92,7 +92,7 @@ def conv2d(x: Array, kernel: Array, stride: int = 1, padding: tuple[int, int] = 
     """Convolve ``x [b, h, w, i]`` with ``kernel [k, k, i, o]``; the implementation depends on size and backend."""
     size = kernel.shape[0]
     if size == 1 and stride == 1 and padding == (0, 0):
-        # Contracted as it is: a loop over experts would keep a copy of every expert's kernel[0, 0] for the gradient.
+        # Not kernel[0, 0]: a loop over experts would keep a copy of that of every expert for the gradient.
         return jax.lax.dot_general(x, kernel, (((3,), (2,)), ((), ()))).reshape(*x.shape[:3], kernel.shape[3])
     if platform() != "cpu":
         return _conv2d_xla(x, kernel, stride, padding)
@@ -249,7 +249,7 @@ def _normal_cdf(x: Array) -> Array:
 
 
 class Identity(nnx.Module):
-    """Keeps a place in a list, so that indices equal those of the reference implementation."""
+    """A layer that returns its input; it fills a place in a list, so that indices equal the reference's."""
 
     def __call__(self, x: Array) -> Array:
         return x

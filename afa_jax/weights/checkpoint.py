@@ -44,7 +44,7 @@ class Checkpoint(Protocol):
 
     Attributes:
         path: of its folder or file, for messages.
-        metadata: what its weights files say about themselves; of a folder, the first network's.
+        metadata: of its weights file; for a folder, of the first network's file.
     """
 
     @property

@@ -15,7 +15,7 @@ import numpy as np
 from afa_jax.weights.opened import Source, check_network, open_checkpoint, unet_blocks
 from afa_jax.weights.tensors import check_finite
 
-EXPERT = ("unet", "text_encoder")  # what is compared: the components that are an expert's own
+EXPERT = ("unet", "text_encoder")  # the components that are an expert's own, and are compared
 NEAR_IDENTICAL = 2e-3
 """Total relative difference below which two experts are one model stored twice.
 

@@ -67,6 +67,6 @@ def agreed(path: Path, said: Mapping[str, str]) -> str | None:
 
 
 def check_prediction(prediction: str | None) -> None:
-    """Raise InputError for a prediction type that there is not; None is none."""
+    """Raise InputError for an unknown prediction type; None, for no type given, is accepted."""
     if prediction not in (None, *PREDICTIONS.values()):
         raise InputError(f"prediction_type={prediction!r}; choose epsilon or v_prediction")

@@ -67,9 +67,9 @@ def is_floating(dtype: Any) -> bool:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """A tensor whose shape and dtype are known and whose numbers are read each time they are asked for.
+    """A tensor of known shape and dtype whose numbers are read anew at each use.
 
-    ``np.asarray(tensor)`` reads it. What is derived from it (a cast, another layout, a sum) is a Tensor as well, so a
+    ``np.asarray(tensor)`` reads it. Anything derived from it (a cast, another layout, a sum) is a Tensor as well, so a
     checkpoint of any size goes from file to file, or from file to device, one tensor at a time.
     """
 
@@ -200,7 +200,7 @@ def _read(path: Path, begin: int, shape: tuple[int, ...], dtype: np.dtype) -> np
     if not size:
         return np.zeros(shape, dtype)
     try:
-        # Its own map each time: pages that were read do not stay in the process.
+        # A new map at each read, so that pages that were read do not stay in the process.
         data = np.memmap(path, np.uint8, "r", offset=begin, shape=(size,))
     except (OSError, ValueError) as error:
         raise WeightsError(f"{path}: changed since it was opened ({error}); run again") from error

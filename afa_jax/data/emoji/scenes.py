@@ -110,7 +110,7 @@ class Box(NamedTuple):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scene:
-    """What is to be seen: subjects by name ("" is an empty place), their style, and where they lie in their places."""
+    """The contents of a picture: subjects by name ("" is an empty place), their style and their boxes."""
 
     left: str
     right: str
@@ -281,10 +281,7 @@ class SceneSource:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Plan:
-    """What a source chooses from.
-
-    Topics of one subject, topics (left, right) of two, and the subjects by (topic, style).
-    """
+    """The choices of a source: topics of one subject, (left, right) topics of two, subjects by (topic, style)."""
 
     styles: tuple[str, ...]
     topics: tuple[str, ...]

@@ -23,7 +23,7 @@ from afa_jax.types import Latents
 
 @runtime_checkable
 class Sampler(Protocol):
-    """A way from x_T to x_0; a frozen dataclass, of which everything is part of the compiled program."""
+    """A sampler from x_T to x_0: a frozen dataclass, all of whose fields are constants of the compiled program."""
 
     @property
     def schedule(self) -> NoiseSchedule:

@@ -28,7 +28,10 @@ from afa_jax.weights.merging.blocks import block_names
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class BlockWeightsConfig:
-    """Learned block weights have no options: the blocks are the U-Net's stages, and one for what belongs to none."""
+    """The config of learned block weights, which has no options.
+
+    The blocks are the U-Net's stages, and one for all parameters outside them.
+    """
 
 
 class BlockWeights(nnx.Module):

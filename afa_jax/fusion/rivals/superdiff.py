@@ -18,7 +18,7 @@ from afa_jax.types import Features, Latents, Timesteps
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class PathMemory:
-    """What SuperDiff keeps of the path.
+    """SuperDiff's memory of the path.
 
     Attributes:
         log_densities: of the last point under each expert, ``[n, b]``, up to one constant for all.
@@ -101,7 +101,7 @@ class SuperDiff:
             latents: ``[b, h, w, c]``.
             t: ``[b]``.
             conditional, unconditional: ``[n, b, s, d]``.
-            scale: of classifier-free guidance; 1 is none.
+            scale: of classifier-free guidance; 1 means no guidance.
             memory: of the step before, or ``start``'s.
         """
         c, u = predict_both(self.experts, latents, t, conditional, unconditional)

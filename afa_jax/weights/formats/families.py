@@ -24,11 +24,11 @@ _FOLDER = "put it into a diffusers folder, beside its config.json, and give the 
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """What a file is.
+    """The family of models that a file belongs to.
 
     Attributes:
-        name: to follow "this is".
-        advice: why it cannot be read as a checkpoint, and what to do; empty where it can.
+        name: the words after "this is" in a message.
+        advice: why the file cannot be read as a checkpoint, and what to do; empty if it can.
     """
 
     name: str

@@ -69,10 +69,10 @@ _NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # true of the file that was read
 
 @dataclasses.dataclass(frozen=True)
 class FolderCheckpoint:
-    """A diffusers folder as a Checkpoint (which see).
+    """A diffusers folder as a Checkpoint.
 
     Attributes:
-        path: the folder that holds ``unet/``, ``vae/``, ..., or the one of a U-Net or VAE alone.
+        path: the folder that holds ``unet/``, ``vae/``, ..., or the folder of a single U-Net or VAE.
         variant: which of several stored versions of the weights to read, such as ``fp16``; ``weights_name`` says what
             is read without one, or where a component has none of that name.
     """
@@ -255,7 +255,7 @@ def save_folder(
     metadata: Mapping[str, str] | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write modules as a diffusers folder: ``write_folder`` of ``MemoryCheckpoint.of``, which see."""
+    """Write modules as a diffusers folder, with ``MemoryCheckpoint.of`` and ``write_folder``."""
     parts: dict[str, Any] = dict(unet=unet, vae=vae, text_encoder=text_encoder, tokenizer=tokenizer)
     new = MemoryCheckpoint.of(**parts, scheduler=scheduler)
     write_folder(folder, new, dtype=dtype, metadata=metadata, overwrite=overwrite)

@@ -76,11 +76,11 @@ class UnknownPrediction(WeightsError):
 
 @dataclasses.dataclass(frozen=True)
 class SingleFileCheckpoint:
-    """An LDM single file as a Checkpoint (which see).
+    """An LDM single file as a Checkpoint.
 
-    Its components are those it has tensors of, and ``scheduler`` beside a U-Net. A network's hash is that of its own
-    tensors, not the file's: experts are recorded by U-Net and text encoder, which stay the same experts when the file
-    is written again with another VAE or more metadata, or into a MemoryCheckpoint.
+    Its components are those of which it has tensors, and ``scheduler`` if it has a U-Net. A network's hash is of its
+    own tensors, not of the file. Experts are recorded by U-Net and text encoder, so they stay the same experts when the
+    file is written again with another VAE or more metadata, or into a MemoryCheckpoint.
 
     Attributes:
         path: a .safetensors file.

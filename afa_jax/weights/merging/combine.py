@@ -22,10 +22,10 @@ BASES = ("vae", "scheduler", "tokenizer")  # what an ensemble has of its base mo
 
 @dataclasses.dataclass(frozen=True)
 class Composed:
-    """A Checkpoint (which see) whose components are those of others.
+    """A Checkpoint whose components come from several others.
 
     Attributes:
-        parts: for each component the checkpoint that it is of.
+        parts: for each component the checkpoint that it comes from.
     """
 
     parts: Mapping[str, Checkpoint]
@@ -71,7 +71,7 @@ def check_parts(checkpoint: Checkpoint) -> None:
     if "unet" not in checkpoint.components:
         return
     unet = unet_config(checkpoint)
-    # Not what it takes: to that inpainting adds a mask and a picture.
+    # Not its input channels: for inpainting they include a mask and a picture.
     if "vae" in checkpoint.components and (channels := vae_config(checkpoint).latent_channels) != unet.out_channels:
         raise InputError(
             f"{checkpoint.what('vae')} has {channels} latent channels, {checkpoint.what('unet')} makes "

@@ -28,11 +28,11 @@ _VERSION = 1  # of what the kinds compute, part of every merge's hash: raise it 
 
 @dataclasses.dataclass(frozen=True)
 class Merged(MemoryCheckpoint):
-    """A merge in memory, whose hashes follow from its ingredients' and its recipe: it is not computed for them.
+    """A merge in memory; its hashes are made of its ingredients' hashes and its recipe, without computing the merge.
 
     Attributes:
-        ingredients: of each network the sources by name, in order.
-        recipes: of each network kind and options, JSON; of one that is taken as it is none.
+        ingredients: for each network, the sources by name, in order.
+        recipes: for each merged network, kind and options as JSON; a network taken unchanged has none.
     """
 
     ingredients: Mapping[str, Mapping[Any, Checkpoint]] = dataclasses.field(default_factory=dict)

@@ -34,11 +34,11 @@ Rule = Callable[[str], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What a kind of merge works on: one network of the experts, and of the base model where that is needed.
+    """The input of a merge: one network of the experts, and of the base model where it is needed.
 
     Attributes:
         network: its sources are the experts by name, in order, and perhaps the base model as None.
-        stages: the names of the U-Net's.
+        stages: the names of the U-Net's stages.
     """
 
     network: SameNetwork

@@ -44,16 +44,16 @@ _ROLES = dict(
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TokenizerFiles:
-    """A tokenizer as its files say it.
+    """The contents of a tokenizer's files.
 
     Attributes:
         folder: where the files are.
         vocab: the ids of all tokens, no two alike.
-        files: of the tokens that the vocabulary itself lacks, the file that says the id.
-        merges: the pairs that become one token, the first ones first; all of them and what they make are in ``vocab``.
+        files: for each token that the vocabulary itself lacks, the file that gives its id.
+        merges: the pairs that become one token, in order; all pairs' tokens and their results are in ``vocab``.
         added: the tokens that are found in a text before all others.
         roles: the tokens that are bos_token, eos_token, pad_token and unk_token.
-        max_length: tokens of a prompt with both its ends, where the files bound them.
+        max_length: most tokens of a prompt with both its ends, if the files set a limit.
         whole_words: our own field of tokenizer_config.json, for a closed vocabulary: pieces of others mean nothing.
     """
 
@@ -104,10 +104,10 @@ def find_tokenizer(folder: Path | str) -> Path:
 
 
 def read_tokenizer(folder: Path | str) -> TokenizerFiles:
-    """Read the tokenizer of a folder, the one of the files or the one that holds ``tokenizer/``.
+    """Read the tokenizer of a folder, which has its files itself or in ``tokenizer/``.
 
     Raises:
-        InputError: there is none, or one of another kind; a file is damaged, or contradicts another.
+        InputError: there is no tokenizer, or one of another kind; a file is damaged, or contradicts another.
     """
     folder = find_tokenizer(folder)
     config = read_object(folder / CONFIG) or {}
