@@ -83,7 +83,7 @@ class Section:
                 config[name] = field.default
 
     def check(self, config: ConfigDict, where: str = "") -> None:
-        """Put every field as it is used.
+        """Check every field and convert its value to the type in use.
 
         Raises:
             InputError: a field that is unknown, missing or wrong, by its name, with what to write.

@@ -79,7 +79,7 @@ def _one_of(*choices: str) -> Check:
 
 
 def _between(low: float, high: float, say: str) -> Check:
-    """Return the check of a number from low to below or at high; ``say`` is what to choose."""
+    """Return the check of a number from low to below or at high; ``say`` is the error's advice."""
 
     def check(what: str, value: Any, experts: Sequence[str]) -> None:
         if not low <= number(what, value) <= high:
@@ -182,11 +182,11 @@ def check_options(kind: str, options: set[str]) -> None:
 
 
 def check_values(entry: Mapping[str, Any], experts: Sequence[str]) -> None:
-    """Raise InputError for an option's value that makes no sense, whatever the models are.
+    """Raise InputError for a value that an option cannot have, whatever the models are.
 
     Args:
         entry: as check_entry returns it.
-        experts: the names of a config's.
+        experts: the names of the config's experts.
     """
     kind = entry["kind"]
     for option, check in (OPTIONS[kind] or {}).items():

@@ -50,16 +50,16 @@ def longest_file(max_pixels: int) -> int:
 
 
 def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool = False) -> np.ndarray:
-    """Decode a picture file to uint8 ``[h, w, 3]``: turned as its EXIF says, what is transparent on white.
+    """Decode a picture file to uint8 ``[h, w, 3]``, turned as its EXIF says, on white where it is transparent.
 
-    Of an animation the first frame counts. Metadata that is broken or huge does no harm; pixels that are missing do.
+    Of an animation the first frame is taken. Broken or huge metadata does no harm; missing pixels are an error.
     Memory is up to 19 bytes a pixel for a WebP, 12 for an AVIF, 7 to 13 for others.
 
     Args:
         data: the file's bytes.
         name: what messages call it.
         max_pixels: of the picture; the header is asked before anything is decoded.
-        small: only to see whether it can be read: a JPEG is decoded at a fraction of its size, which is faster.
+        small: only check that it can be read: a JPEG is decoded at a fraction of its size, which is faster.
 
     Raises:
         BadExample: not a whole picture of one of FORMATS; more than ``max_pixels``; one of integers or floats of 32
@@ -102,7 +102,7 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
     """Open a picture file, not decoded yet: of FORMATS only, and of at most ``max_pixels``.
 
     Raises:
-        BadExample: it has more.
+        BadExample: it has more pixels.
         OSError, SyntaxError, ValueError ...: as Image.open.
     """
     name = name or str(source)

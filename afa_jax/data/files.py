@@ -116,7 +116,7 @@ def below(folder: str, path: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Return whether a file is none of the user's but the system's: what Macs, Windows and notebooks put beside."""
+    """Say whether a file is not the user's but one that Macs, Windows or notebooks put there."""
     *folders, base = name.split("/")
     return base.lower() in ("thumbs.db", "desktop.ini") or any(
         (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "@eaDir")

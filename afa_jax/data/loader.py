@@ -93,10 +93,10 @@ def make_loader(
             source in its place and says so in the batch.
         workers: processes that read ahead; 0 reads ahead with threads of this one.
         process_index: this process among those that train together.
-        process_count: how many they are.
+        process_count: how many processes train together.
 
     Raises:
-        InputError: as Loader, or another word for ``bad``.
+        InputError: as Loader, or ``bad`` has another value.
     """
     check_reading(bad)
     read = ReadPicture(source, tokenizer, crop, seed, bad == "skip")
@@ -170,7 +170,7 @@ class Loader:
         workers: processes that read ahead; with 0, ``threads`` of this process do.
         threads: batches that are read at the same time, by each worker if there are any.
         process_index: this process among those that train together.
-        process_count: how many they are.
+        process_count: how many processes train together.
 
     Raises:
         InputError: a data set smaller than a batch, or a batch that does not divide among the processes.

@@ -24,9 +24,9 @@ _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
 def pixels_only(data: bytes) -> tuple[bytes, int]:
-    """Return the file with what decides its pixels, and its orientation as EXIF counts them (1 to 8; 1 is upright).
+    """Return the file without data that its pixels do not need, and its EXIF orientation (1 to 8; 1 is upright).
 
-    A format that needs nothing of the kind, and damage that cannot be followed, stay as they are.
+    A file of another format, or damaged beyond parsing, is returned unchanged.
 
     Raises:
         ValueError: a TIFF whose directory claims more data than the file has; a JPEG of more than 100 scans.

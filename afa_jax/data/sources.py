@@ -80,7 +80,7 @@ def make_source(config: ConfigDict) -> PictureSource:
 
 
 def example(name: str, data: bytes, caption: Any, max_pixels: int = MAX_PIXELS) -> dict[str, Any]:
-    """Return what a source gives for a picture file's bytes and a caption.
+    """Return a source's example, made of a picture file's bytes and a caption.
 
     Raises:
         BadExample: no caption, or not a picture.
@@ -92,7 +92,7 @@ def check_caption(name: str, caption: Any) -> str:
     """Return the caption without white space around it.
 
     Raises:
-        BadExample: it is no text, or none is left, or it has characters that no text has, or is no caption but a book.
+        BadExample: it is no text, empty, too long for a caption, or has characters that no text can have.
     """
     if caption is not None and not isinstance(caption, str):
         raise BadExample(name, f"the caption is no text ({caption!r:.40})")

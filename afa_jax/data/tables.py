@@ -20,7 +20,7 @@ def decode_text(data: bytes, where: str) -> str:
     """Return a text file's content: UTF-8 with or without a byte order mark, or UTF-16 with one.
 
     Raises:
-        InputError: it is in another encoding; names the line.
+        InputError: it is in another encoding; the error names the line.
     """
     encoding = _MARKS.get(data[:2], "utf-8-sig")
     try:
@@ -74,8 +74,8 @@ def csv_rows(
         where: the file, for messages.
         needed: groups of names; of each group a column must be there.
         whole: names of columns of free text.
-        names: what a cell of another row would be, such as the pictures' names: a line of a text over several lines
-            that has one shows that its quote was left open.
+        names: cells that only other rows can have, such as the pictures' names. One of them within a quoted text of
+            several lines shows that a quote was left open.
         delimiters: those that are tried: comma, semicolon and tab.
 
     Raises:

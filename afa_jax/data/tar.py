@@ -157,9 +157,9 @@ class _Headers:
 
 
 def _members(fs: FileSystem, path: str) -> list[Member]:
-    """Return the regular files of a tar, hard links with the data of what they link to.
+    """Return the regular files of a tar; a hard link has the data of its target.
 
-    Links to elsewhere, devices and whatever else may be in it hold no data and are passed over; nothing is extracted.
+    Other members (symbolic links, devices, ...) hold no data and are passed over; nothing is extracted.
     """
     members: list[Member] = []
     places: dict[str, tuple[int, int]] = {}

@@ -33,7 +33,7 @@ def read_in_processes(batches: Any, first: int, count: int, threads: int) -> Ite
         threads: of each process.
 
     Raises:
-        InputError: a process was killed; and whatever a process met with.
+        InputError: a process was killed; or any error that a process raised.
     """
     from afa_jax.errors import InputError
 

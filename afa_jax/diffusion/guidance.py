@@ -26,7 +26,7 @@ class PathDenoiser(Protocol):
     """A combination that needs each expert's conditional and unconditional prediction, or a memory of the path."""
 
     def start(self, latents: Latents) -> Any:
-        """Return what it remembers before the first step: a tree of arrays, ``()`` for nothing."""
+        """Return the memory before the first step: a tree of arrays, ``()`` for none."""
         ...
 
     def guided(

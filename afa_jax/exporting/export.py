@@ -84,7 +84,7 @@ def export(config: ConfigDict, options: Wanted) -> None:
 def export_snapshot(
     run: Path, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], config: ConfigDict, options: Wanted
 ) -> None:
-    """Measure the router, average the experts, measure what that loses, write."""
+    """Measure the router, average the experts, measure the average's loss of quality, and write it."""
     source, held_out = router_pairs(config)
     pixels, captions = choose_pairs(source, loading(config.data)["crop"], options.pairs, options.seed)
     experts = load_experts(config, dtype=config.dtype, param_dtype=config.dtype, averaged=True)

@@ -35,7 +35,7 @@ class Merged(NamedTuple):
     what: str
 
     def write(self, out: Path, *, overwrite: bool = False, quiet: bool = False) -> None:
-        """Write it, and unless ``quiet`` print what was written; raise InputError if that cannot be."""
+        """Write the merge, and unless ``quiet`` print what was written; raise InputError if it cannot be written."""
         check_out(out, overwrite)
         if not quiet:
             print(self.what)
@@ -47,10 +47,10 @@ def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str |
 
     Args:
         method: the kind of merge and its options, as ``parse_method`` gives them.
-        dtype: of the weights; None as they are stored.
+        dtype: of the weights; None keeps the stored one.
 
     Raises:
-        InputError: the experts cannot be merged so.
+        InputError: the experts cannot be merged in this way.
     """
     options = dict(method)
     kind = options.pop("kind")

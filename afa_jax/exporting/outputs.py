@@ -66,7 +66,7 @@ class Wanted:
     overwrite: bool = False
 
     def check(self) -> None:
-        """Raise InputError for what does not go together, or cannot be written."""
+        """Raise InputError for options that exclude each other, or outputs that cannot be written."""
         if not (self.pair or self.snapshot or self.bake):
             raise InputError("nothing to export: give --pair, --snapshot or --bake")
         if (self.pair or self.snapshot) and not self.workdir:

@@ -97,7 +97,7 @@ class Trunk(nnx.Module):
         self.conv_out = Conv(hidden, experts, 1, bias=False, zero=True, **kwargs)
 
     def trunk_logits(self, x: Feature, temb: TimeEmbedding, text: TextStates) -> Maps:
-        """Return unnormalised maps ``[n, b, h, w]``, float32, of what conv_in made of the features."""
+        """Return unnormalised maps ``[n, b, h, w]``, float32, from the output of conv_in."""
         x = self.res_block(x, temb if self.config.use_time else None)
         x = self.transformer(x, text)
         logits = jnp.moveaxis(self.conv_out(x).astype(jnp.float32), -1, 0)
@@ -266,7 +266,7 @@ class FusedUNets:
             conditioning: of each expert, ``[n, b, ...]``.
 
         Raises:
-            ValueError: another number of text states than of experts.
+            ValueError: the numbers of text states and experts differ.
         """
         experts = self.experts
         if axis_size(conditioning) != axis_size(experts):

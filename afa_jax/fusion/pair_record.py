@@ -19,7 +19,7 @@ _SHA256 = re.compile("[0-9a-f]{64}")
 
 
 def read_pair_record(path: Path) -> dict[str, Any]:
-    """Read an ``ensemble.json`` and check every field that is read of it; the others may be any JSON.
+    """Read an ``ensemble.json`` and check the fields in use; others may be any JSON.
 
     Raises:
         WeightsError: it is missing, too large, no JSON, of a later format, or a field has another type or value.

@@ -45,7 +45,7 @@ class TrainedFusion(Protocol):
     at: tuple[int, ...]
 
     def site_names(self, unet: UNet) -> list[str]:
-        """Return what each of its maps belongs to."""
+        """Return the names of the sites to which its maps belong."""
         ...
 
     def assemble(self, unet: Any, text_encoder: Any, remat: Remat = "none") -> tuple[Any, Any]:

@@ -41,13 +41,13 @@ jax.tree_util.register_dataclass(Shared, data_fields=["value"], meta_fields=[])
 def map_experts(function: Callable[..., Any], *arguments: Any) -> Any:
     """Return ``function(*arguments)`` of each expert of this device, stacked on a leading axis.
 
-    This means ``jax.vmap`` over the leading axis. The program is a loop (``lax.map``): vmap turns convolutions into
-    grouped ones, which are several times slower, and N copies of a U-Net take N times as long to compile
-    (benchmarks/map_experts.py).
+    The result is that of ``jax.vmap`` over the leading axis. The program is a loop (``lax.map``), as vmap turns
+    convolutions into grouped ones, which are several times slower, and N copies of a U-Net take N times as long to
+    compile (benchmarks/map_experts.py).
 
     Args:
-        function: of one expert's arguments.
-        arguments: trees whose leaves have the leading axis N; what is ``Shared`` goes to every expert as it is.
+        function: takes one expert's arguments.
+        arguments: trees whose leaves have the leading axis N; a ``Shared`` value goes to every expert unchanged.
     """
     own = tuple(None if isinstance(argument, Shared) else argument for argument in arguments)
     shared = for_own_experts(tuple(argument.value if isinstance(argument, Shared) else None for argument in arguments))
@@ -94,9 +94,9 @@ def on_shares(function: Callable[..., Array], share: Array, rows: int, *others: 
     Args:
         function: works row by row.
         share: this device's share of the rows, as ``contract_experts`` gives it.
-        rows: their number in all.
-        others: of all rows, on every device.
-        axis: of the result, that has the rows.
+        rows: the number of all rows.
+        others: more arguments, with all rows on every device.
+        axis: the result's axis of rows.
     """
     return all_rows(function(share, *share_of_rows(others)), rows, axis=axis)
 

@@ -19,7 +19,7 @@ def dumps(value: Any) -> bytes:
     """Return a value, or an error, as bytes that ``loads`` reads.
 
     Raises:
-        TypeError: it is, or holds, something of another type; it is named.
+        TypeError: the value is, or holds, one of another type; the error names the type.
     """
     try:
         return json.dumps(_encoded(value)).encode()

@@ -43,7 +43,7 @@ def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: 
         devices: all by default.
 
     Raises:
-        InputError: sizes that do not fit the devices or the experts; says which would.
+        InputError: the sizes do not fit the devices or the experts; the error says which would.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = resolve_sizes(sizes, len(devices), experts)

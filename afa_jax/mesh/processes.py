@@ -59,7 +59,7 @@ def start(options: argparse.Namespace) -> None:
 
 
 def join(where: dict[str, Any] | None) -> None:
-    """Join the other processes as ``start`` does, by what ``cluster.settings`` gives; None: there are none.
+    """Join the other processes as ``start`` does, by the result of ``cluster.settings``; None means no others.
 
     Raises:
         InputError: as start.
@@ -164,7 +164,7 @@ def first() -> bool:
 
 
 def say(line: object) -> None:
-    """Print a line once, not once a process; what it quotes from files is cleaned."""
+    """Print a line once, not once a process, without control characters that it may quote from files."""
     if first():
         print(printable(line), flush=several())
 
@@ -201,9 +201,9 @@ def gather(value: T) -> list[T]:
 
 
 def together(function: Callable[[], T]) -> T:
-    """Call what may fail in one process only, such as reading a file: then its error is raised in every process.
+    """Call a function that may fail in one process only, such as reading a file; raise its error in every process.
 
-    ``function`` runs nothing that all processes have to run together; ``on_first`` in it does not reach the others.
+    ``function`` must not run anything that all processes run together; ``on_first`` in it does not reach the others.
     """
     if not several() or getattr(_state, "alone", False):
         return function()
@@ -251,7 +251,7 @@ def _attempt(function: Callable[[], T], tell: bool = False) -> tuple[T | None, B
 
 
 def _raise_first(errors: list[BaseException | None], own: BaseException | None) -> None:
-    """Raise the error of the first process that has one: as it is where it happened, as it was told elsewhere."""
+    """Raise the first process's error: the original in that process, its copy in the others."""
     found = next(((i, error) for i, error in enumerate(errors) if error is not None), None)
     if found is None:
         return

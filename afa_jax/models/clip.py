@@ -116,7 +116,7 @@ class TextEncoder(nnx.Module):
         return self.final_layer_norm(self.encoder(self.embeddings(ids).astype(self.dtype)))
 
     def encode(self, ids: TokenIds) -> Conditioning:
-        """Return what a U-Net hears of these prompts."""
+        """Return the conditioning that a U-Net gets for these prompts."""
         return Conditioning(text=self(ids))
 
     def pool(self, ids: TokenIds, states: TextStates) -> Array:

@@ -37,5 +37,5 @@ def join_rows(first: C, second: C) -> C:
 
 
 def encode_prompts(text_encoder: Any, ids: TokenIds) -> Conditioning:
-    """Return what each of N stacked text encoders makes of the same token ids, ``[n, b, ...]``."""
+    """Encode the same token ids with each of N stacked text encoders, ``[n, b, ...]``."""
     return map_experts(lambda encoder, ids: encoder.encode(ids), text_encoder, Shared(ids))

@@ -220,7 +220,7 @@ class UNet(nnx.Module):
         self.stages = nnx.List(_build_stages(config, **kwargs))
 
     def embed(self, t: Timesteps, conditioning: Conditioning) -> TimeEmbedding:
-        """Return what the residual blocks hear: the time embedding ``[b, 4 * first width]``, in the compute dtype."""
+        """Return the time embedding for the residual blocks, ``[b, 4 * first width]``, in the compute dtype."""
         sinusoids = timestep_embedding(
             t,
             self.config.block_out_channels[0],

@@ -32,7 +32,7 @@ def unet_stages(config: UNetConfig) -> dict[str, str]:
 
 
 def check_tensors(wanted: Mapping[str, Shape], tensors: Mapping[str, Any], *, what: str) -> None:
-    """Compare the tensors' names, shapes and kinds to what is wanted; reads none.
+    """Check the tensors' names, shapes and kinds against the wanted ones, without reading any.
 
     Raises:
         WeightsError: missing, surplus or misshapen keys, or a tensor that is not floating point.

@@ -17,13 +17,13 @@ _SCHEDULER = Path("scheduler") / "scheduler_config.json"
 
 
 def said_inside(path: Path, metadata: Mapping[str, str], names: Collection[str]) -> dict[str, str]:
-    """Return what a file says of its prediction type, by what says it.
+    """Return the prediction types that a file gives, by the place that gives them.
 
     Args:
         names: of the file's tensors.
 
     Raises:
-        WeightsError: ModelSpec's field says something else than a prediction type.
+        WeightsError: ModelSpec's field is no prediction type.
     """
     spec = metadata.get("modelspec.prediction_type", "")
     if spec and spec.lower() not in PREDICTIONS:
@@ -42,7 +42,7 @@ def said_inside(path: Path, metadata: Mapping[str, str], names: Collection[str])
 
 
 def said_beside(path: Path) -> dict[str, str]:
-    """Return what lies beside a file and says its prediction type: NAME.yaml, or the configs of its diffusers folder.
+    """Return the prediction types in files beside a file: NAME.yaml, or the configs of its diffusers folder.
 
     Raises:
         WeightsError: one of them cannot be read.
@@ -55,10 +55,10 @@ def said_beside(path: Path) -> dict[str, str]:
 
 
 def agreed(path: Path, said: Mapping[str, str]) -> str | None:
-    """Return the one prediction type that all marks say, None without any.
+    """Return the prediction type on which all places agree, None without any.
 
     Raises:
-        WeightsError: they contradict each other; by each mark and what it says.
+        WeightsError: they contradict each other; the error lists each place and its type.
     """
     if len(set(said.values())) > 1:
         marks = some(f"{mark} says {what}" for mark, what in said.items())

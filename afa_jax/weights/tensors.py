@@ -242,9 +242,9 @@ def write_tensors(
     """Write a safetensors file at once or not at all: to a temporary name beside it, synced, then renamed.
 
     Args:
-        tensors: arrays, or Tensors, of which one at a time is read. The same ones give the same bytes.
+        tensors: arrays, or Tensors, which are read one at a time. The same tensors give the same bytes.
         overwrite: replace a file that is there, or that appears meanwhile.
-        reread: compare every byte to what was to be written before the file gets its name, not the header alone.
+        reread: before the file gets its name, read back and compare every byte, not only the header.
 
     Raises:
         InputError: there is a file, and it is not to be overwritten.
@@ -279,7 +279,7 @@ def _check_written(partial: Path, path: Path, tensors: Mapping[str, Any], crc: i
         crc: of all that was to be written; None reads the header only.
 
     Raises:
-        OSError: it does not hold these tensors, whatever the disk said.
+        OSError: the file does not hold these tensors, though the disk reported no error.
     """
     try:
         with safe_open(partial, "np") as file:

@@ -47,7 +47,7 @@ class Sampler(Protocol):
         ...
 
     def start(self, x: Latents) -> Any:
-        """Return what it remembers before the first evaluation, a tree of arrays; ``()`` for nothing."""
+        """Return the memory before the first evaluation: a tree of arrays, ``()`` for none."""
         ...
 
     def step(self, k: Any, x: Latents, prediction: Latents, memory: Any, noise: Latents | None) -> tuple[Latents, Any]:
@@ -56,7 +56,7 @@ class Sampler(Protocol):
         Args:
             k: the constants of this evaluation, scalars.
             x: the latents that the network saw.
-            prediction: what it said of them, of the noise schedule's prediction type.
+            prediction: the network's prediction for them, of the noise schedule's type.
             noise: fresh and standard normal, where ``adds_noise``.
         """
         ...

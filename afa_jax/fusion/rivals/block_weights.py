@@ -61,7 +61,7 @@ class BlockWeights(nnx.Module):
         return jax.nn.softmax(self.logits[...], axis=-1)
 
     def site_names(self, unet: UNet) -> list[str]:
-        """Return the names of all stages, and ``base`` for what belongs to none."""
+        """Return the names of all stages, and ``base`` for all parameters outside them."""
         return [*(stage.name for stage in unet.stages), "base"]
 
     def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Merged, Any]:

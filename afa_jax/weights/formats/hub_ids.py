@@ -20,10 +20,10 @@ def check_named(path: str, revision: str | None = None) -> None:
 
 
 def parse_id(path: str, revision: str | None) -> tuple[str, str | None, str | None]:
-    """Return the repository, file and revision that a path which is not there names on the hub.
+    """Return the repository, file and revision on the hub that a path names, for a path that is not here.
 
     Raises:
-        InputError: it can be no hub id, or is one of a pickle, or of two revisions.
+        InputError: it can be no hub id, or names a pickle or two revisions.
     """
     match = _ID.fullmatch(path)
     if not match or ".." in path or match["repo"].endswith(_FILES):

@@ -34,7 +34,7 @@ def is_model(folder: Path) -> bool:
 
 
 def explain(folder: Path) -> str:
-    """Say what a folder without any component of a model holds, and what to give."""
+    """Say what a folder without any component of a model holds, and which path to give instead."""
     try:
         entries = sorted(folder.iterdir())[:_MANY]
     except OSError as error:

@@ -14,12 +14,12 @@ _PREDICTIONS = {"v": "v_prediction", "eps": "epsilon"}
 
 
 def yaml_prediction(path: Path) -> str | None:
-    """Return the prediction type that ``model.params.parameterization`` of NAME.yaml beside NAME.safetensors says.
+    """Return the prediction type by ``model.params.parameterization`` of NAME.yaml beside NAME.safetensors.
 
-    None without such a file or such a field; a warning says of a file that is no LDM config that it was not used.
+    It is None without such a file or such a field. A file that is no LDM config is not used, and a warning says so.
 
     Raises:
-        WeightsError: the file cannot be read, or says another one than ``v`` or ``eps``.
+        WeightsError: the file cannot be read, or gives another value than ``v`` or ``eps``.
     """
     file = next((found for end in (".yaml", ".yml") if (found := path.with_suffix(end)).is_file()), None)
     if file is None:

@@ -100,11 +100,12 @@ def average(checkpoints: Sequence[Checkpoint], weights: Mapping[str, Sequence[fl
             A block's weights sum to 1.
 
     Returns:
-        A checkpoint of Tensors that are averaged in float32 when they are read, in the experts' dtype where that is
-        one.
+        A checkpoint of Tensors that are averaged in float32 when they are read. Their dtype is the experts' if it is
+        the same in all, else float32.
 
     Raises:
-        WeightsError: as load_unet and load_text_encoder, without reading a tensor; when one is read, not finite.
+        WeightsError: as load_unet and load_text_encoder, without reading a tensor. Reading one that is not finite
+            raises it, too.
     """
     states = {}
     for component in ("unet", "text_encoder"):

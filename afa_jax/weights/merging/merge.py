@@ -67,13 +67,13 @@ def merge(
         kind: one of KINDS.
         checkpoints: the experts by name, in order; of one architecture.
         base: theta_0, for kinds and options for which ``needs_base`` is true.
-        options: the kind's own, the keyword arguments of its function in KINDS, and ``text_encoder``: ``merge`` as the
-            U-Net (the default), ``base``, or the name of the expert whose it is.
+        options: the kind's own, the keyword arguments of its function in KINDS, and ``text_encoder``: ``merge`` it as
+            the U-Net (the default), or take it from ``base`` or from the expert of this name.
 
     Raises:
         InputError: no such kind, option or expert, or an expert called ``base``; a value that makes no sense; the base
             model is needed and lacks its U-Net or text encoder; networks of several architectures.
-        WeightsError: a network cannot be read; when a tensor is: it is not finite, or too large for the dtype.
+        WeightsError: a network cannot be read. Reading a tensor raises it for values not finite or beyond the dtype.
     """
     own = {name: value.to_dict() if isinstance(value, ConfigDict) else value for name, value in options.items()}
     text_encoder = own.pop("text_encoder", "merge")

@@ -198,7 +198,7 @@ def _read_vocabulary(folder: Path, generic: bool) -> tuple[dict[str, int], list[
 
 
 def _check_made(vocab: Mapping[str, int], merges: Sequence[Merge], added: Collection[str], folder: Path) -> None:
-    """Raise InputError for a token that no merge makes: of a file that was cut, words would become other tokens."""
+    """Raise InputError for a token that no merge makes; the file may be cut, and words would get wrong tokens."""
     made = {first + second for first, second in merges}
     for token in vocab:
         if len(token.removesuffix(END_OF_WORD)) > 1 and token not in made and token not in added:

@@ -60,7 +60,7 @@ def shortened(text: str, length: int = 200) -> str:
 
 
 def unsupported_syntax(prompt: str) -> dict[str, str]:
-    """Find what other programs (AUTOMATIC1111's, ComfyUI, compel, Midjourney) take for an instruction.
+    """Find instructions of other programs (AUTOMATIC1111's, ComfyUI, compel, Midjourney) in a prompt.
 
     Returns:
         The first example of each kind, by the name of the kind.
