@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from afa_jax.errors import InputError
 
 Check = Callable[[Any], Any]
-"""Returns the value, perhaps in another spelling; raises Wrong."""
+"""A function that returns the value, perhaps converted, or raises Wrong."""
 REQUIRED: Any = object()
 """The default of a field that a config must have."""
 ABSENT: Any = object()

@@ -195,7 +195,7 @@ class Loader:
             raise InputError(f"batch={batch} does not divide among {process_count} processes")
         check_reading("error", workers)
         self.length, self.batch, self.workers, self.threads = length, batch, workers, threads
-        # Without a number of epochs its length is the largest of all, of which grain cannot make batches of one.
+        # A number of epochs is given, as an endless dataset has the largest length, which grain cannot batch by one.
         order = grain.MapDataset.range(length).seed(seed).shuffle().repeat(EXAMPLES // length + 1)
         rows = order.map_with_index(read)[process_index::process_count]
         self._batches = rows.batch(batch // process_count, batch_fn=collate)

@@ -153,7 +153,7 @@ class ParquetSource:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        # One at a time: threads that want the same row group, which is likely, would read it twice.
+        # One at a time, as threads often want the same row group and would read it twice.
         with self._lock:
             if number not in self._kept:
                 file, group, _ = self._groups[number]

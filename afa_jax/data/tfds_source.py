@@ -57,8 +57,8 @@ class TFDSSource:
         place = "/".join(filter(None, (data_dir, name)))
         _check_features(place if data_dir else f"{tfds.core.constants.DATA_DIR}/{name}")
         try:
-            # Both read what is on disk; tfds.builder would first look for the code that once made the data set, which
-            # may want tensorflow.
+            # Both read only the files; tfds.builder would first look for the code that made the data set, which may
+            # import tensorflow.
             if name:
                 self._builder = read_only_builder.builder_from_files(name, data_dir=data_dir or None)
             else:

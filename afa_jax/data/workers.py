@@ -63,7 +63,7 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
         with contextlib.suppress(OSError, AttributeError):
             fcntl.fcntl(write, fcntl.F_SETPIPE_SZ, _PIPE)
         self.replies = Connection(read, writable=False)
-        # It is to import what this one would, and leave the accelerator alone.
+        # The worker imports from the same places as this process, and leaves the accelerator alone.
         environment = os.environ | dict(
             PYTHONPATH=os.pathsep.join(path or os.getcwd() for path in sys.path), JAX_PLATFORMS="cpu"
         )
@@ -81,12 +81,12 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
             os.close(write)
         data = pickle.dumps(task)
         assert self.process.stdin is not None
-        with contextlib.suppress(BrokenPipeError):  # it has ended, which is seen where its first batch is read
+        with contextlib.suppress(BrokenPipeError):  # it has ended; reading its first batch reports that
             self.process.stdin.write(len(data).to_bytes(8, "little") + data)
             self.process.stdin.flush()
 
     def __exit__(self, *_: Any) -> None:
-        self.process.kill()  # it has nothing to put in order
+        self.process.kill()  # it has nothing to clean up
         self.process.wait()
         self.replies.close()
         assert self.process.stdin is not None
@@ -97,7 +97,7 @@ class _Worker(contextlib.AbstractContextManager["_Worker"]):
 def serve() -> None:
     """Run a worker process: read its orders from standard input, send batches, and end when standard input does."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # who is sent them with this process will end it in time
+        signal.signal(number, signal.SIG_IGN)  # the parent gets them too and ends this process
     life = os.fdopen(os.dup(0), "rb", buffering=0)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     data = _exactly(life, int.from_bytes(_exactly(life, 8), "little"))

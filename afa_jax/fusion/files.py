@@ -81,7 +81,7 @@ def recorded_fusion(folder: Path) -> Any:
         WeightsError: ensemble.json is missing, or has a kind or option that this project does not know.
     """
     record = read_record(folder)
-    options = dict(record.get("fusion") or dict(kind="afa"))  # the first pairs say nothing: they are AFA's
+    options = dict(record.get("fusion") or dict(kind="afa"))  # the oldest pairs give no kind: they are AFA's
     kind = str(options.pop("kind", None))
     try:
         return fusion_config(kind, dict(record.get("sabw") or {}) if kind == "afa" else options)

@@ -56,7 +56,7 @@ def _numbered(names: tuple[str, ...], values: list[Any]) -> dict[str, Any] | Non
         raise InputError(f"{names[0]}={address}: write HOST:PORT, the host of process 0 and a free port there")
     if count == 1:
         return None
-    # What jax would find in the environment is for processes that it has counted itself.
+    # Not what jax finds in the environment: that is for processes that it has counted itself.
     return dict(
         coordinator_address=address, num_processes=count, process_id=index, cluster_detection_method="deactivate"
     )

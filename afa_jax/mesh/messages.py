@@ -73,7 +73,7 @@ def _decoded(data: Any) -> Any:
         case ["Stopped", int(by), step]:
             return Stopped(signal.Signals(by), step)
         case ["OSError", *arguments]:
-            return OSError(*arguments)  # which makes FileNotFoundError and its like of the number
+            return OSError(*arguments)  # with a number it makes a FileNotFoundError or the like
         case ["InputError", [*names], [*arguments], str(text)]:
             return _input_error(names, arguments, text)
         case ["RuntimeError", str(text)]:
@@ -106,7 +106,7 @@ def _input_error(names: list[str], arguments: list[Any], text: str) -> InputErro
     known = {kind.__name__: kind for kind in _kinds(InputError)}
     kind = next((known[name] for name in names if name in known), InputError)
     for given in (arguments, [text]):
-        with contextlib.suppress(TypeError):  # it is made of other arguments than those it keeps
+        with contextlib.suppress(TypeError):  # the class takes other arguments than it keeps
             error = kind(*given)
             if str(error) == text:
                 return error

@@ -51,8 +51,8 @@ def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: 
     if shape[0] % slices:
         raise InputError(f"mesh.data={shape[0]}: the devices are on {slices} slices; choose a multiple of {slices}")
     within = (shape[0] // slices, *shape[1:])
-    # An axis may be a part of a side of the slice, such as 2 experts by 8 rows on 4 x 4 chips: jax.make_mesh allows
-    # that on v5e alone.
+    # An axis may take only a part of a side of the slice, such as 2 experts by 8 rows on 4 x 4 chips. jax.make_mesh
+    # allows that on v5e only.
     if slices == 1:
         grid = create_device_mesh(within, devices, allow_split_physical_axes=True)
     else:
@@ -95,7 +95,7 @@ def resolve_sizes(sizes: Mapping[str, int], devices: int, experts: int | None = 
     if shape not in fits:
         said = ", ".join(f"{axis}={size}" for axis, size in zip(AXES, asked, strict=True))
         of = "" if experts is None else f" and {experts} experts"
-        # Those that keep what was asked of one axis come first; fsdp is for those who know that they need it.
+        # Meshes that keep most of the sizes asked for come first, then those with little fsdp, which few users need.
         fits.sort(key=lambda fit: (-sum(a == b for a, b in zip(fit, asked, strict=True)), fit[1], fit[2]))
         listed = "; ".join(
             ", ".join(f"{axis}={size}" for axis, size in zip(AXES, fit, strict=True)) for fit in fits[:6]

@@ -72,7 +72,7 @@ def join(where: dict[str, Any] | None) -> None:
             f"{FLAGS[1]} {where['num_processes']}: process 0 was started with {jax.process_count()}; "
             "start all of them with one number"
         )
-    int(everywhere(0))  # CPUs connect here, where all come at the same time: they would not wait long for each other
+    int(everywhere(0))  # CPUs connect here, where all arrive together, as they do not wait long for each other
 
 
 def _connect(where: dict[str, Any]) -> None:
@@ -129,7 +129,7 @@ def finish(status: int, failure: BaseException | None = None) -> int:
     sys.stdout.flush()
     sys.stderr.flush()
     if _starting:
-        os._exit(status)  # it may still be in there, with the end of its patience to come
+        os._exit(status)  # the thread may still wait in initialize, which would end the process at its own limit
     if not jax.distributed.is_initialized():
         return status
     stopped = isinstance(failure, Stopped) and failure.step is not None
@@ -377,7 +377,7 @@ def broadcast_arrays(arrays: Any, like: Any) -> Any:
     if first():
         for leaf, (begin, end) in zip(jax.tree.leaves(arrays), spans, strict=True):
             data[begin:end] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
-    # As whole numbers: it is a sum with the others' zeros, which would take the sign of -0.0.
+    # As whole numbers: the broadcast adds the others' zeros, and as floats -0.0 would lose its sign.
     for part in data.view(np.uint32).reshape(-1, chunk):
         part[:] = broadcast_one_to_all(part)
     received = [

@@ -21,7 +21,7 @@ Implementation = Literal["xla", "blocks", "cudnn", "splash"]
 CUDNN_HEAD = 128  # the widest head that its flash attention takes on every GPU since Ampere
 SPLASH_BLOCK = 128  # the kernel's smallest tile: sequences must be multiples of it
 BLOCK = 512  # queries at a time where logits are many
-MANY_LOGITS = 2**22  # a head's, from which on blocks are faster on a CPU (benchmarks/attention.py)
+MANY_LOGITS = 2**22  # logits of a head from which on blocks are faster on a CPU (benchmarks/attention.py)
 
 
 def attend(
@@ -44,7 +44,7 @@ def attend(
             causal mask or for queries that are not a multiple of BLOCK.
     """
     if query.dtype == jnp.float16 and platform() == "cpu":
-        # XLA's CPU backend has no product of float16 that adds up in float32.
+        # XLA's CPU backend has no float16 product with float32 accumulation.
         wide = (x.astype(jnp.float32) for x in (query, key, value))
         return attend(*wide, causal=causal, implementation=implementation).astype(jnp.float16)
     if implementation is None:

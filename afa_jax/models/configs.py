@@ -117,7 +117,7 @@ class UNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     use_linear_projection: bool = False
-    upcast_attention: bool = False  # our logits are float32 always, which is what it asks for
+    upcast_attention: bool = False  # it asks for logits in float32, which ours always are
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
 
@@ -182,7 +182,7 @@ class UNetConfig:
                 raise ConfigError(f"norm_num_groups {self.norm_num_groups} does not divide block_out_channels[{level}]")
             if width % heads:
                 raise ConfigError(f"{heads} attention heads do not divide block_out_channels[{level}]={width}")
-        if self.freq_shift >= self.block_out_channels[0] // 2:  # sinusoids are divided by what it leaves
+        if self.freq_shift >= self.block_out_channels[0] // 2:  # sinusoids are divided by the difference
             raise ConfigError(f"freq_shift={self.freq_shift} is not below half of block_out_channels[0]")
 
     @property

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-# typing's own, before Python 3.12, reads every property to tell whether it is there: some open files.
+# Before Python 3.12, typing's own isinstance check reads every property, and some of them open files.
 from typing_extensions import Protocol, runtime_checkable
 
 from afa_jax.errors import InputError

@@ -43,7 +43,7 @@ def open_checkpoint(
         return checkpoint
     if not path.exists():
         raise WeightsError(f"{path}: no such file or folder")
-    if path.suffix.lower() not in (".safetensors", *PICKLES):  # which are refused with what to do
+    if path.suffix.lower() not in (".safetensors", *PICKLES):  # pickles are refused later, with advice
         raise WeightsError(f"{path}: not a .safetensors file or a diffusers folder; convert it to one of these")
     if variant is not None:
         raise WeightsError(f"{path}: variant={variant!r} is for folders; name the file itself")
@@ -81,9 +81,9 @@ def check_networks(checkpoint: Source) -> None:
 
 
 def check_network(checkpoint: Source, component: str) -> None:
-    """Compare one network's tensors to its architecture; raises as check_networks."""
+    """Compare one network's tensors to its architecture; raise as check_networks."""
     checkpoint = open_checkpoint(checkpoint)
-    tensors = checkpoint.tensors(component)  # first: what is wrong with a file goes before its architecture
+    tensors = checkpoint.tensors(component)  # first, as a damaged file is reported before a wrong architecture
     check_tensors(expected_shapes(network_config(checkpoint, component)), tensors, what=checkpoint.what(component))
 
 

@@ -46,9 +46,9 @@ _DTYPES = {
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 _EIGHT_BITS = {np.dtype(ml_dtypes.float8_e4m3fn), np.dtype(ml_dtypes.float8_e5m2)}
 _NAMES = {np.dtype(dtype): name for name, dtype in _DTYPES.items()}
-# Of a file that someone sent. A model has some 1100 tensors, and a header of 100 kB besides its metadata.
-# What its texts hold is copied and never looked into (a trainer's tags, a picture's workflow): of them the library's
-# bound holds. The rest takes time and memory by its parts.
+# Bounds for files from strangers. A model has some 1100 tensors, and a header of 100 kB besides its metadata.
+# The metadata's texts (a trainer's tags, a picture's workflow) are only copied, so the library's own bound is enough
+# for them. The rest of the header takes time and memory for each of its parts.
 _LONGEST_HEADER, _LONGEST_REST = 10**8, 2**24
 _MOST_TENSORS, _MOST_DIMENSIONS, _MOST_NUMBERS = 2**16, 32, 2**40
 _MOST_METADATA, _LONGEST_NAME, _MOST_PARTS = 2**14, 2**9, 2**20

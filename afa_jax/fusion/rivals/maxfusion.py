@@ -76,7 +76,7 @@ def agreement(features: Features, threshold: float | int) -> Maps:
     strongest = (variance / jnp.where(whole > 0, whole, 1)).argmax(0)[None]
     covariance = (x * jnp.take_along_axis(x, strongest[..., None], axis=0)).mean(-1)
     scale = jnp.sqrt(variance * jnp.take_along_axis(variance, strongest, axis=0))
-    # A product in place of a quotient: a feature without variance agrees with none but itself.
+    # A product in place of a quotient, so that a feature without variance agrees only with itself.
     experts = jnp.arange(len(x))[:, None, None, None]
     chosen = ((covariance > threshold * scale) | (experts == strongest)).astype(jnp.float32)
     return chosen / chosen.sum(0)

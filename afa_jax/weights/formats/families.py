@@ -50,7 +50,7 @@ class Family:
             raise WeightsError(f"{path}: this is {self.name}: {self.advice}")
 
 
-# The first rule decides that finds a key: what has the parts of another family, and one more, comes before it.
+# The first rule that finds a key decides, so a family with all parts of another one, and more, comes before it.
 _RULES = tuple(
     (re.compile(pattern), Family(name, advice))
     for pattern, name, advice in (

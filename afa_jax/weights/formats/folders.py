@@ -62,9 +62,9 @@ _BARE = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}  # of the confi
 # StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
 _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 _TASKS = {"inpainting": "StableDiffusionInpaintPipeline", "InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline"}
-# All that is in a folder that diffusers wrote.
+# All entries that a folder written by diffusers can have.
 _ENTRIES = ("model_index.json", *_CLASSES, "scheduler", "safety_checker", "feature_extractor", "image_encoder")
-_NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # true of the file that was read only
+_NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # metadata that is only true of the file that was read
 
 
 @dataclasses.dataclass(frozen=True)

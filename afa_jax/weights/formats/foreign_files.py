@@ -13,7 +13,7 @@ LORA_ADVICE = (
     "loras=[(path, weight)] in a config"
 )
 PICKLES = (".ckpt", ".bin", ".pt", ".pth", ".pkl")
-# What whole checkpoints of trainers name beside tensors. A class without content stands in for each: none of it is run.
+# Classes that trainers' whole checkpoints name beside tensors. An empty class stands in for each; no code of it is run.
 _BESIDE = (
     "pytorch_lightning.callbacks.model_checkpoint.ModelCheckpoint",
     "lightning.pytorch.callbacks.model_checkpoint.ModelCheckpoint",

@@ -87,7 +87,7 @@ def fetch(
     if any(part in NETWORKS for part in held):  # a repository may lack one, as a local folder may
         components = held
     wanted = {name.removeprefix(prefix) for name in needed(names, components, variant, path)}
-    # All of it once more: the branch may have moved since the texts were downloaded.
+    # All files again: the branch may have moved since the texts were downloaded.
     return _download(path, repo, revision, sorted(wanted)) if wanted - set(texts) else folder
 
 

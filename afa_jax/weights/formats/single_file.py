@@ -63,7 +63,7 @@ _SCHEDULER = dict(
     clip_sample=False,
     set_alpha_to_one=False,
 )
-# By the steps of the training that published 2.0-base and 2.1.
+# The prediction type by global_step, for the published 2.0-base and 2.1.
 _STEPS: Mapping[float | None, str] = {875000: "epsilon", 110000: "v_prediction"}
 _EMA_COUNTERS = ("model_ema.decay", "model_ema.num_updates")
 _REMOVE = "take them out with the safetensors library (load_file, save_file)"
@@ -218,7 +218,7 @@ class SingleFileCheckpoint:
             ldm_table(config)
         except InputError:
             raise
-        except Exception as error:  # whatever building a network from such numbers ends with
+        except Exception as error:  # any error of building a network from such numbers
             raise WeightsError(f"{what}: not the architecture of a network ({error})".replace("\n", " ")) from error
         return config
 
@@ -310,7 +310,7 @@ def write_single_file(
         try:
             configs["scheduler"] = checkpoint.config("scheduler")
         except UnknownPrediction:
-            pass  # and unknown it stays
+            pass  # the new file does not give it either
         else:
             predicted = prediction_type(checkpoint)
             header["modelspec.prediction_type"] = "v" if predicted == "v_prediction" else predicted

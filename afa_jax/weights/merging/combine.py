@@ -17,7 +17,7 @@ from afa_jax.weights.opened import text_config, unet_config, vae_config
 from afa_jax.weights.tensors import Tensors, WeightsError
 
 COMPONENTS = (*NETWORKS, "scheduler", "tokenizer")
-BASES = ("vae", "scheduler", "tokenizer")  # what an ensemble has of its base model
+BASES = ("vae", "scheduler", "tokenizer")  # the components that an ensemble takes from its base model
 
 
 @dataclasses.dataclass(frozen=True)

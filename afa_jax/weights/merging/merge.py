@@ -23,7 +23,7 @@ from afa_jax.weights.merging.same_network import SameNetwork
 from afa_jax.weights.networks import abstract_network
 from afa_jax.weights.opened import unet_config
 
-_VERSION = 1  # of what the kinds compute, part of every merge's hash: raise it when that changes
+_VERSION = 1  # of the kinds' arithmetic; part of every merge's hash, so raise it when the arithmetic changes
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ from afa_jax.weights.merging.options import fractions, number, numbers, share, w
 from afa_jax.weights.merging.same_network import SameNetwork
 
 OVER_BASE = ("task_arithmetic", "ties", "dare", "model_stock")  # the kinds that start from theta_0
-PARALLEL = 0.9995  # from this cosine on slerp is linear: the sine that it divides by vanishes
+PARALLEL = 0.9995  # above this cosine slerp is linear, as it would divide by a sine near 0
 Rule = Callable[[str], np.ndarray]
 
 

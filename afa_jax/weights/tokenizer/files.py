@@ -137,7 +137,7 @@ def read_tokenizer(folder: Path | str) -> TokenizerFiles:
             )
         tokens[token.content] = dataclasses.replace(tokens.get(token.content, token), special=True)
     said = {role: named[role][0].content for role in _ROLES if role in named}
-    ends = {role: own[role] for role in ("bos_token", "eos_token") if role in own}  # what is put there, however called
+    ends = {role: own[role] for role in ("bos_token", "eos_token") if role in own}  # the tokens at both ends
     roles = _ROLES | own | said | ends
     for role, content in roles.items():
         if content not in vocab:
