@@ -134,15 +134,15 @@ class Ensemble:
 
         Args:
             models: the experts, two or more; by name, or in a list, where each gets its file's name.
-            base: the model whose VAE, tokenizer and noise schedule all share.
+            base: the model whose VAE, tokenizer and noise schedule all experts share.
             tokenizer: a folder or hub id, for a base that has none, such as a single file.
-            names: of the experts, one each.
-            dtype: of computing and weights, "float32" (default), "bfloat16" or "float16".
-            size: rows and columns of pictures in pixels; as the U-Net was trained by default.
+            names: the experts' names, one for each.
+            dtype: the dtype of weights and computation, "float32" (default), "bfloat16" or "float16".
+            size: rows and columns of pictures in pixels; by default those that the U-Net was trained with.
             workdir: a run that was trained with these experts, a folder or a hub id.
 
         Raises:
-            InputError: a model that is not here and that no hub can have, or a field that makes no sense.
+            InputError: a model does not exist and cannot be on the hub, or a field is invalid.
         """
         if isinstance(models, str | os.PathLike):
             raise InputError(f"models={str(models)!r:.80}: write a list, one model an expert")
@@ -183,12 +183,12 @@ class Ensemble:
             Ensemble.from_config("configs/emoji.py", workdir="models/emoji/afa", overrides={"sample.steps": 10})
 
         Args:
-            config: a .py file with ``get_config``, perhaps with ``:VARIANT`` after it, or its fields.
+            config: a .py file with ``get_config``, optionally with ``:VARIANT`` after it, or its fields.
             workdir: a trained run, a folder or a hub id.
             overrides: values by dotted name of the field.
 
         Raises:
-            InputError: no such file, variant or field, or a value that a field cannot have.
+            InputError: the file, variant or a field does not exist, or a value is invalid.
         """
         changes = [override_of(field, value) for field, value in (overrides or {}).items()]
         if isinstance(config, ConfigDict | Mapping):
@@ -210,19 +210,19 @@ class Ensemble:
     ) -> Ensemble:
         """Return the ensemble that a run was trained with, by its config.json, or config.py of a published pair.
 
-        What a run keeps names files that were outside of its folder by their last names: say where these are.
+        A run records files outside its folder only by their last names: say where these are.
 
             Ensemble.from_run("models/emoji/afa")
             Ensemble.from_run("owner/pair", models={"photo": "owner/photo", "anime": "anime.safetensors"})
 
         Args:
             run: a folder, or the hub id of a published pair, of which no code is run.
-            models: where experts are, by name.
-            base: where the base model is.
+            models: places of the experts, by name.
+            base: the place of the base model.
             overrides: values by dotted name of the field.
 
         Raises:
-            InputError: no such run; an expert that is not where its config says.
+            InputError: the run does not exist, or an expert is not where its config says.
         """
         folder = _run(run)
         assert folder is not None
@@ -249,20 +249,20 @@ class Ensemble:
         base: Source | None = None,
         workdir: Place | None = None,
     ) -> Ensemble:
-        """Return the ensemble that made a picture: called without a prompt it makes the same one, bit for bit.
+        """Return the ensemble that made a picture: called without a prompt, it makes the same picture, bit for bit.
 
             again = Ensemble.from_image("picture.png")
             again.recipe["prompt"], again().images[0]
 
         Args:
             picture: a PNG of ``afa_jax.sample``, or of ``Pictures.save``.
-            models: where experts are, by name, if they are not where the picture's recipe says.
-            base: where the base model is.
-            workdir: where the trained run is.
+            models: places of experts, by name, if they are not where the picture's recipe says.
+            base: the place of the base model.
+            workdir: the place of the trained run.
 
         Raises:
-            InputError: no picture, or no recipe in it; a model that is not found. When it is called: models or a run
-                that are others than those that made the picture, by their hashes.
+            InputError: the file is no picture or has no recipe, or a model is not found. The ensemble's call raises it
+                if the hashes of the models or the run differ from those that made the picture.
         """
         from afa_jax.data.pictures import read_recipe
 
@@ -318,35 +318,36 @@ class Ensemble:
         width: int | None = None,
         guidance: float | None = None,
     ) -> Pictures:
-        """Make pictures of one prompt or several.
+        """Make pictures of one or several prompts.
 
             ens("fox, blob style", num_images=4, seed=1).images
             ens(["fox", "owl"], negative_prompt="text", steps=25, guidance_scale=5, size=(512, 768), maps=True).maps
 
-        A picture is a function of these arguments and of its number among those of its prompt, not of the others that
-        are made with it. The first call of a shape compiles; prompts, seeds, steps and guidance do not compile again.
+        A picture depends on these arguments and on its number among those of its prompt, not on the other pictures that
+        are made with it. The first call with a size compiles; new prompts, seeds, steps and guidance do not.
 
         Args:
-            prompt: None only after ``from_image``, for the picture's own; what is None below is the picture's, too.
+            prompt: one or several prompts. It may be None only after ``from_image``: None, here and below, then takes
+                the picture's own value.
             negative_prompt: what not to draw; none by default.
-            num_images: of each prompt; 1 by default. Also num_images_per_prompt.
-            seed: of the noise, 0 to 2**32 - 1; 0 by default, -1 for a random one, which the recipe says.
-            steps: of the sampler; the config's by default. Also num_inference_steps.
+            num_images: the number of pictures of each prompt; 1 by default. Also num_images_per_prompt.
+            seed: the noise's seed, 0 to 2**32 - 1; 0 by default. -1 draws a random one, which the recipe records.
+            steps: the number of the sampler's steps; the config's by default. Also num_inference_steps.
             guidance_scale: 1 (none) or more; the config's by default. Also guidance.
             size: rows and columns in pixels; the config's by default. Also height and width.
-            sampler: its name, "ddim" by default.
+            sampler: the sampler's name, "ddim" by default.
             eta: 0 (default) is deterministic, 1 has as much noise as DDPM.
             method: as ``--method`` of the command, ``KIND[:EXPERT][,OPTION=VALUE]...``; a name of the config's list; or
-                a dict with ``kind``. By default what the run was trained as, and "uniform" without a run.
+                a dict with ``kind``. By default the method that the run was trained as, or "uniform" without a run.
             maps: keep each expert's weight at each pixel, site and step.
-            callback: is called with how many pictures there are, of how many, and the last one.
-            out: a folder to write each picture into as soon as it is there, with their grid; as ``Pictures.save``.
+            callback: is called with the number of pictures made, their total number, and the last picture.
+            out: a folder to write each picture into as soon as it is made, with their grid; as ``Pictures.save``.
             overwrite: replace files of the same name there.
             quiet: show no bar.
 
         Raises:
-            InputError: something that cannot be used; models that do not fit each other or the run; two spellings of
-                one argument; a picture that is not finite.
+            InputError: an argument cannot be used or is given in both spellings, models do not fit each other or the
+                run, or a picture is not finite.
         """
         count = _one(num_images=num_images, num_images_per_prompt=num_images_per_prompt)
         steps = _one(steps=steps, num_inference_steps=num_inference_steps)
@@ -408,11 +409,11 @@ class Ensemble:
         """Make the pictures of a file of prompts that are not in a folder yet, over all devices and processes.
 
         Args:
-            prompts: a prompt a line, or .jsonl with ``prompt`` and ``negative_prompt``.
-            out: folder; afa_jax/sampling/sample_many.py says what is in it.
-            overwrite: remove the pictures that are there first.
+            prompts: a file with one prompt per line, or .jsonl with ``prompt`` and ``negative_prompt``.
+            out: the folder; afa_jax/sampling/sample_many.py describes its contents.
+            overwrite: remove the existing pictures first.
 
-        The others are those of a call. Raises InputError as a call, also for a folder of another recipe.
+        The other arguments and the errors are those of ``__call__``; a folder with another recipe is an error, too.
         """
         file, folder = Path(prompts), Path(out)
         asked = self._asked(
@@ -444,20 +445,20 @@ class Ensemble:
         resamples: int = 2000,
         quiet: bool = False,
     ) -> Compared:
-        """Make pictures of the same prompts and seeds by several methods.
+        """Make pictures of the same prompts and seeds with several methods.
 
             ens.compare(["fox and pizza", "owl"], ["afa", "average", "expert:food"], seeds=3).grid
             ens.compare(prompts, ["afa", "average"], judge=score).difference("afa", "average")
 
         Args:
-            methods: as a call's; by default each expert alone, "uniform", and with a run what it was trained as.
-            seeds: how many, from 0, or a list of them.
-            judge: given a PIL picture and its prompt, returns a number; then there are figures with paired 95 %
-                intervals over prompts.
-            resamples: of the intervals.
+            methods: as in ``__call__``; by default each expert alone, "uniform", and the method of the trained run.
+            seeds: the number of seeds, from 0 on, or a list of them.
+            judge: a function of a PIL picture and its prompt that returns a number; the result then has figures with
+                paired 95 % intervals over prompts.
+            resamples: the number of resamples for the intervals.
 
         Raises:
-            InputError: as a call; two methods of one name.
+            InputError: as ``__call__``, or two methods have the same name.
         """
         texts = [prompts] if isinstance(prompts, str) else [*prompts]
         if methods is None:
@@ -507,16 +508,16 @@ class Ensemble:
         size: Sequence[int] | None = None,
         overwrite: bool = False,
     ) -> Path:
-        """Write who painted what, when: pictures, sheets and animations of the maps, maps.json; return maps.html.
+        """Write pictures, sheets and animations of the experts' maps, and maps.json; return the path of maps.html.
 
             ens.maps("octopus and pizza, noto style", out="maps")
 
         Args:
-            statistics: "FILE" or "emoji:N", prompts over which it is measured whom each site trusts.
-            out: folder.
+            statistics: "FILE" or "emoji:N", the prompts over which each site's weights are averaged.
+            out: the folder.
             overwrite: replace files of the same name.
 
-        The others are those of a call. Raises InputError as a call, also for a method without maps.
+        The other arguments and the errors are those of ``__call__``; a method without maps is an error, too.
         """
         prompts = [prompt] if isinstance(prompt, str) else [*prompt]
         if not prompts and not statistics:
@@ -540,19 +541,19 @@ class Ensemble:
     def screen(
         self, *, pairs: int = 64, draws: int = 4, seed: int = 0, out: Place | None = None, quiet: bool = True
     ) -> Screening:
-        """Return whether the experts can be fused, and whether there is anything to learn: the routing gain.
+        """Measure whether the experts can be fused, and whether training is worth it: the routing gain.
 
             ens.screen().verdict
 
         Args:
-            pairs: held-out pictures with captions, of the config's data.
-            draws: of noise for each pair and timestep.
-            seed: of pairs, timesteps, noise and intervals.
+            pairs: the number of held-out pictures with captions from the config's data.
+            draws: the number of noise draws for each pair and timestep.
+            seed: the seed of pairs, timesteps, noise and intervals.
             out: a new JSON file for all figures.
             quiet: print no tables.
 
         Raises:
-            InputError: the config has no data; experts that cannot be read; ``out`` is there.
+            InputError: the config has no data, experts cannot be read, or ``out`` exists.
         """
         require(self.config, "data")
         pairs, draws = checked("pairs", pairs, COUNT) or 0, checked("draws", draws, COUNT) or 0
@@ -583,26 +584,26 @@ class Ensemble:
         overwrite: bool = False,
         quiet: bool = False,
     ) -> Ensemble:
-        """Train what weighs the experts into a workdir, whose run is then this ensemble's; return the ensemble.
+        """Train a fusion of the experts in a workdir, which becomes this ensemble's run; return the ensemble.
 
             ens.train("runs/afa", data="pictures/", steps=2000)("fox and pizza").images[0]
 
         Args:
-            workdir: folder of the run: metrics, checkpoints, and in the end the trained pair.
+            workdir: the run's folder: metrics, checkpoints, and in the end the trained pair.
             data: pictures with captions, as a config's ``data`` or as the folder that holds them; the config's by
                 default.
             method: "afa" (default), "gate", "router" or "mbw", with the fusion's own options.
-            steps: of training.
-            overrides: of the config, values by dotted name of the field.
-            resume: continue the run that is there; it goes on as if it had never stopped.
+            steps: the number of training steps.
+            overrides: values of the config by dotted name of the field.
+            resume: continue the existing run, as if it had never stopped.
             resume_step: continue it from the checkpoint of this step.
             resume_if_any: continue if there is a run, else begin.
-            overwrite: replace the run that is there.
+            overwrite: replace the existing run.
             quiet: show no bar.
 
         Raises:
-            InputError: something of the config, its models, its data or the workdir cannot be used.
-            Stopped: by SIGTERM or SIGINT, after saving.
+            InputError: the config, its models, its data or the workdir cannot be used.
+            Stopped: SIGTERM or SIGINT stopped the run, which was saved.
         """
         changes = {"fusion.kind": method, "train.steps": steps}
         changes = {field: value for field, value in changes.items() if value is not None} | dict(overrides or {})
@@ -644,17 +645,17 @@ class Ensemble:
         prompts: int | None = None,
         pictures_only: bool = False,
     ) -> dict[str, Any] | None:
-        """Compare all methods of the config's ``evaluation``, write report.html, and return what report.json says.
+        """Compare all methods of the config's ``evaluation``, write report.html, and return report.json's contents.
 
         Args:
-            out: folder of pictures and report; ``evaluation`` in the workdir by default.
-            methods: only these, of the config's list or KIND[,OPTION=VALUE]...; then the report is in ``part``.
-            prompts: only so many.
+            out: the folder of pictures and report; ``evaluation`` in the workdir by default.
+            methods: only these, named in the config's list or KIND[,OPTION=VALUE]...; the report is then in ``part``.
+            prompts: only so many prompts.
             pictures_only: make pictures and no report; returns None.
 
         Raises:
-            InputError: the config has no evaluation, or something of it cannot be used.
-            NotFinite: in the end, when all other methods are there: one has no pictures.
+            InputError: the config has no evaluation, or it cannot be used.
+            NotFinite: a method computes no finite pictures; raised at the end, after all other methods.
         """
         config = self.config
         if "evaluation" not in config:
@@ -688,16 +689,16 @@ class Ensemble:
     # Models of it.
 
     def merge(self, method: str | Mapping[str, Any], *, dtype: str | None = None) -> Merge:
-        """Return the experts merged into one ordinary model, which is made when it is saved.
+        """Return the experts merged into one ordinary model, which is computed when it is saved.
 
             ens.merge("ties,density=0.2").save("merged.safetensors")
 
         Args:
             method: a kind and its options, as ``--method`` of ``afa_jax.merge``, or a dict with ``kind``.
-            dtype: of the weights; as they are stored by default.
+            dtype: the dtype of the weights; by default that in which they are stored.
 
         Raises:
-            InputError: no such kind or option, or a value that it cannot have.
+            InputError: the kind or an option is unknown, or a value is invalid.
         """
         entry = parse_method(method) if isinstance(method, str) else dict(method)
         if entry.get("kind") not in MERGE_KINDS:
@@ -729,18 +730,18 @@ class Ensemble:
         write: Place | None = None,
         quiet: bool = True,
     ) -> dict[str, Any]:
-        """Search for the merge weights of the best score, and return the best ones with every trial's score.
+        """Search for the merge weights with the best score; return them with every trial's score.
 
         Args:
-            workdir: folder of this search; every trial is on the disk before the next one begins.
-            write: where to write the best merge, as ``merge(...).save``.
+            workdir: the search's folder; every trial is on the disk before the next one begins.
+            write: the path to write the best merge to, as in ``merge(...).save``.
             quiet: print nothing.
 
-        The others are those of ``afa_jax.evaluation.search_options.SearchOptions``.
+        The other arguments are those of ``afa_jax.evaluation.search_options.SearchOptions``.
 
         Raises:
-            InputError: something of the config, the metric or the workdir cannot be used.
-            Stopped: by SIGTERM or SIGINT; all finished trials are in the log.
+            InputError: the config, the metric or the workdir cannot be used.
+            Stopped: SIGTERM or SIGINT stopped the search; all finished trials are in the log.
         """
         from afa_jax.evaluation.search_options import SearchOptions
         from afa_jax.evaluation.trials_log import check_result
@@ -800,15 +801,15 @@ class Ensemble:
             ens.export(snapshot="static.safetensors", bake=("photo", "photo.safetensors"))
 
         Args:
-            pair: folder of the trained pair, with its model card.
-            snapshot: one static model, a file or folder.
-            bake: the name of an expert, and a file or folder.
+            pair: the folder for the trained pair, with its model card.
+            snapshot: the file or folder for one static model.
+            bake: the name of an expert, and the file or folder for it.
             pictures: PNGs for the card, instead of the run's samples.
 
-        The others are those of ``afa_jax.exporting.outputs.Wanted``.
+        The other arguments are those of ``afa_jax.exporting.outputs.Wanted``.
 
         Raises:
-            InputError: nothing is asked for, or what does not go together; an output that is there.
+            InputError: no output is requested, arguments exclude each other, or an output exists.
         """
         checked("pairs", pairs, COUNT)
         checked("draws", draws, COUNT)
@@ -851,7 +852,7 @@ class Ensemble:
         maps: bool = False,
         overwrite: bool = False,
     ) -> dict[str, Any]:
-        """Return the fields of ``Asked``, checked; None is as the config or the method has it."""
+        """Return the checked fields of ``Asked``; None stands for the config's or the method's value."""
         check_prompt(negative_prompt or "", "--negative_prompt")
         method = self._default_method() if method is None else method
         check_method(method, self.config)
@@ -875,7 +876,7 @@ class Ensemble:
         )
 
     def _default_method(self) -> str:
-        """Return what the run was trained as; "uniform" without a run."""
+        """Return the method that the run was trained as; "uniform" without a run."""
         if self.workdir is None:
             return "uniform"
         path = self.workdir / PAIR[1]
@@ -884,7 +885,7 @@ class Ensemble:
         return _BY_KIND.get(str(fusion.get("kind")), "afa") if isinstance(fusion, Mapping) else "afa"
 
     def _heavy(self) -> Loaded:
-        """Import JAX, join the other processes, and return the models, which are loaded when they are used."""
+        """Import JAX, join the other processes, and return the models, which are loaded when they are first used."""
         keep_programs()
 
         from afa_jax.mesh.processes import join
@@ -908,7 +909,7 @@ class Ensemble:
         return self._loaded
 
     def _check_same(self, method: Any, recipe: Mapping[str, Any]) -> None:
-        """Raise InputError if the picture of ``from_image`` would be another one."""
+        """Raise InputError if the picture of ``from_image`` would not be reproduced."""
         from afa_jax.sampling.sample_many import first_difference
 
         old = self.recipe or {}
@@ -933,15 +934,15 @@ class Merge:
         return self._merged().checkpoint
 
     def save(self, path: Place, *, overwrite: bool = False, quiet: bool = True) -> Path:
-        """Write the model and return where.
+        """Write the model and return its path.
 
         Args:
             path: NAME.safetensors for a single file, else a diffusers folder.
-            overwrite: replace it if it is there.
+            overwrite: replace an existing model.
             quiet: print nothing.
 
         Raises:
-            InputError: the experts cannot be merged so; it is there already, or cannot be written.
+            InputError: the experts cannot be merged like this, or the output exists or cannot be written.
         """
         out = Path(path)
         check_model(out, overwrite)
@@ -962,7 +963,7 @@ class Merge:
 
 
 def _one(**values: Any) -> Any:
-    """Return the one of two spellings of an argument that is given, or None; raise InputError for both."""
+    """Return the value of an argument that has two spellings, or None; raise InputError if both are given."""
     given = [value for value in values.values() if value is not None]
     if len(given) > 1:
         raise InputError(f"{' and '.join(values)} are one argument; give one of them")
@@ -982,7 +983,7 @@ def _entry(source: Source) -> dict[str, Any]:
 
 
 def _names(paths: Sequence[str]) -> list[str]:
-    """Return a name for each model: that of its file or repository, with a number where two are alike."""
+    """Return a name for each model: that of its file or repository, with a number added to duplicates."""
     names: list[str] = []
     for path in paths:
         last = os.path.basename(path.partition("@")[0].rstrip("/\\")).removesuffix(".safetensors")
@@ -993,14 +994,14 @@ def _names(paths: Sequence[str]) -> list[str]:
 
 
 def _run(workdir: Place | None) -> Path | None:
-    """Return the place of a run; raise InputError for one that is not there and that no hub can have."""
+    """Return the place of a run; raise InputError if it does not exist and cannot be a hub id."""
     run = None if workdir is None else Path(workdir)
     check_run(run)
     return run
 
 
 def _kept_config(run: Path) -> dict[str, Any]:
-    """Return the config that a run, or a published pair, was trained by."""
+    """Return the config that a run, or a published pair, was trained with."""
     if (run / CONFIG).is_file():
         return read_object(run / CONFIG, "name the folder of a run")
     from afa_jax.weights.formats.hub import fetch_run
@@ -1016,7 +1017,7 @@ def _kept_config(run: Path) -> dict[str, Any]:
 
 
 def _moved(fields: Mapping[str, Any], models: Mapping[str, Source] | None, base: Source | None) -> dict[str, Any]:
-    """Return a config's fields with the experts and the base model where they are said to be."""
+    """Return a config's fields with the given places of the experts and the base model."""
     experts = [dict(entry) for entry in fields.get("experts", ())]
     known = [str(entry.get("name")) for entry in experts]
     for name, source in (models or {}).items():
@@ -1033,7 +1034,7 @@ def _moved(fields: Mapping[str, Any], models: Mapping[str, Source] | None, base:
 
 
 def _check_found(config: ConfigDict, what: str) -> None:
-    """Raise InputError for a model that is not where ``what`` says, with what to do."""
+    """Raise InputError if a model is not where ``what`` says; the error says what to do."""
     base = config.base if isinstance(config.base, str) else config.base.path
     for field, path in [("base", base), *((f"models={{{own['name']!r}: ...}}", own["path"]) for own in config.experts)]:
         try:
@@ -1043,7 +1044,7 @@ def _check_found(config: ConfigDict, what: str) -> None:
 
 
 def _check_place(out: Path, place: Path) -> None:
-    """Raise InputError for a folder with files of the names that are written there, but of no comparison."""
+    """Raise InputError if a folder has files with the names that are written there, but holds no comparison."""
     COMPARISON.check(place / "report.json")
     if not os.path.lexists(place / "report.json") and not (out / "pictures").is_dir():
         for name in ("report.html", "grid.png"):
@@ -1056,7 +1057,7 @@ def _check_dtype(dtype: str | None) -> None:
 
 
 def _check_license(name: str) -> None:
-    """Raise InputError for what is no name of a licence as the hub spells them."""
+    """Raise InputError unless a text is the name of a licence as the hub spells it."""
     try:
         license_name(name)
     except argparse.ArgumentTypeError as error:

@@ -58,7 +58,7 @@ def cost_of(
 
 
 def _timer(method: Method, options: SampleOptions) -> Callable[[], tuple[float, float]]:
-    """A function that samples one batch and returns its seconds and its seconds of CPU time."""
+    """Return a function that samples one batch and returns its seconds and its seconds of CPU time."""
     requests = [Request(prompt="", number=i) for i in range(options.batch)]
 
     def run() -> tuple[float, float]:
