@@ -25,12 +25,12 @@ _LEFT = r"(?s)\.(?P<name>.+)\.(?P<pid>\d{1,9})(-(?P<place>[0-9a-f]{8}))?\.partia
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a text file at once or not at all; processes that write the same one do not meet."""
+    """Write a text file atomically; several processes may write the same file at once."""
     replace_bytes(path, text.encode())
 
 
 def replace_bytes(path: Path, data: bytes) -> None:
-    """Write a file at once or not at all; processes that write the same one do not meet."""
+    """Write a file atomically; several processes may write the same file at once."""
     with partial_file(path) as partial, open(partial, "wb") as file:
         file.write(data)
         file.flush()
@@ -38,7 +38,7 @@ def replace_bytes(path: Path, data: bytes) -> None:
 
 
 def write_output(path: Path, data: bytes) -> None:
-    """Write a file that a command was asked for, with the folder that it is to be in, and print its name."""
+    """Write a command's output file, create its folder if needed, and print its path."""
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_bytes(path, data)
@@ -47,10 +47,10 @@ def write_output(path: Path, data: bytes) -> None:
 
 @contextlib.contextmanager
 def partial_file(path: Path) -> Iterator[Path]:
-    """Give a name to write to, which becomes ``path`` afterwards; what was written goes if that fails.
+    """Yield a temporary path to write to and rename it to ``path`` at the end; remove it if anything fails.
 
     Raises:
-        OSError: of the system, with the name ``path``.
+        OSError: the system refused to write; the error names ``path``.
     """
     with partial_output(path) as partial, naming(path):
         yield partial
@@ -59,9 +59,9 @@ def partial_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def partial_output(path: Path) -> Iterator[Path]:
-    """Give a name beside ``path`` to make a file or a folder at; what is still there in the end goes.
+    """Yield a temporary path beside ``path`` for a file or folder; remove what is still there at the end.
 
-    Killed within it, a process leaves what it made. The first output of the next one there removes that.
+    A process killed in this context leaves its partial output; the next process that writes there removes it first.
     """
     partial = partial_name(path)
     with _lock:
@@ -78,7 +78,7 @@ def partial_output(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def naming(path: Path) -> Iterator[None]:
-    """Let errors of the system name the file that is written: that of a full disk has no name, or a source's."""
+    """Make the system's errors name ``path``: a full disk's error has no name, or that of a source."""
     try:
         yield
     except OSError as error:
@@ -102,7 +102,7 @@ class Kind:
     mark: bytes = b""
 
     def check_name(self, path: Path) -> None:
-        """Raise InputError for a name that ends like another kind's."""
+        """Raise InputError if a name has another kind's ending."""
         if path.suffix.lower() != self.ending:
             raise InputError(f"{path}: {self.what} ends in {self.ending}; choose such a name")
 
@@ -176,7 +176,7 @@ def check_folder(path: Path) -> None:
 
 
 def _check_place(path: Path) -> None:
-    """Raise InputError for a name that no file can have, or a place where none can be made."""
+    """Raise InputError for a name that no file can have, or a place where no file can be created."""
     if "\0" in str(path):
         raise InputError(f"{path} cannot be written (a name has no NUL); choose another name")
     for name in (path, partial_name(path)) if path.name else (path,):
@@ -198,7 +198,7 @@ def _check_writable(folder: Path, path: Path) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Turn what the system has against an output's name or place into an InputError; a full disk's gets its name."""
+    """Turn the system's errors about an output's name or place into InputError; a full disk's error gets the name."""
     try:
         yield
     except OSError as error:
@@ -234,7 +234,7 @@ _entered = set[tuple[int, int]]()
 
 
 def _remove_left(folder: Path) -> None:
-    """Remove what killed processes left of outputs of any name, where this process writes for the first time."""
+    """Remove all partial outputs of killed processes from a folder when this process first writes there."""
     with contextlib.suppress(OSError, ValueError):
         found = folder.stat()
         if (found.st_dev, found.st_ino) not in _entered:
@@ -246,7 +246,7 @@ def sweep(folder: Path, patience: float = 60) -> None:
     """Remove the partial outputs of any name that killed processes left in a folder.
 
     Args:
-        patience: seconds that what another machine makes there may be at rest.
+        patience: seconds that another machine's partial output must be unchanged before it may be removed.
     """
     for left in folder.glob(".*.partial"):
         match = re.fullmatch(_LEFT, left.name)
@@ -260,7 +260,7 @@ def is_partial(path: Path) -> bool:
 
 
 def remove_leftovers(path: Path) -> None:
-    """Remove the partial outputs at ``partial_name`` of processes that were killed, and of this number's."""
+    """Remove the partial outputs of a path that killed processes, or an earlier one with this process's id, left."""
     for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
         match = re.fullmatch(_LEFT, left.name)
         if match and match["name"] == path.name:
@@ -306,11 +306,11 @@ def _gone(pid: int) -> bool:
 
 
 def replace_folder(folder: Path, new: Path, overwrite: bool = True) -> None:
-    """Put a complete folder where another one may be, which stays until then.
+    """Move a complete folder to a path and replace an existing folder, which stays until then.
 
     Raises:
-        InputError: something is there that is not to be overwritten, even if it came while ``new`` was made.
-        OSError: it could not be renamed; what was there is there again.
+        InputError: the path exists and may not be overwritten, even if it appeared while ``new`` was made.
+        OSError: the folder could not be renamed; the old one is restored.
     """
     check_new(folder, overwrite)
     old = aside(folder)
@@ -333,7 +333,7 @@ def aside(folder: Path) -> Path:
 
 
 def bring_back(folder: Path) -> None:
-    """Give a folder its name again that replace_folder was killed over, between its two renames."""
+    """Restore the name of a folder whose replace_folder was killed between its two renames."""
     if folder.name and not os.path.lexists(folder) and aside(folder).is_dir():
         with contextlib.suppress(OSError):  # whoever cannot have it back cannot write there either
             aside(folder).rename(folder)
@@ -341,9 +341,9 @@ def bring_back(folder: Path) -> None:
 
 @contextlib.contextmanager
 def alone_in(folder: Path) -> Iterator[None]:
-    """Wait until no other process is within this for the same folder: what is read there and written again is whole.
+    """Lock a folder against other processes that use this context: reading and rewriting there is not interrupted.
 
-    The system lets go of it when a process ends, however it ends; nothing is written.
+    The system releases the lock when a process ends in any way; nothing is written.
     """
     descriptor = os.open(folder, os.O_RDONLY)
     try:
@@ -355,7 +355,7 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 
 def sync(path: Path) -> None:
-    """Wait until a file, or the names in a folder, are on the disk: they outlive a power cut, too."""
+    """Wait until a file, or the names in a folder, are on the disk, so that they survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         with naming(path):

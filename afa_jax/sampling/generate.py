@@ -68,16 +68,16 @@ def generate(
     options: SampleOptions,
     announce: bool = False,
 ) -> Iterator[Picture]:
-    """Sample the requests in order, a batch at a time; the devices work at the next one while a batch is used.
+    """Sample the requests in order, a batch at a time; the devices compute the next batch while one is used.
 
-    On the experts' mesh each device samples its rows of a batch, whose size is rounded up to a multiple of these; every
-    process gets all pictures.
+    On the experts' mesh each device samples its share of a batch's rows; the batch size is rounded up to a multiple of
+    the shares. Every process gets all pictures.
 
     Args:
-        announce: say so where the sampler takes long to compile.
+        announce: print a line if the sampler takes long to compile.
 
     Raises:
-        InputError: at once, for options that cannot be sampled, a prompt with unknown characters, maps from a
+        InputError: immediately, for options that cannot be sampled, a prompt with unknown characters, maps from a
             Denoiser without them, or a Denoiser that cannot be spread over the mesh; later, for a picture that is not
             finite.
     """
@@ -146,7 +146,7 @@ def in_float32(vae: VAE) -> VAE:
 
 
 def _check_finite(request: Request, finite: np.ndarray, experts: Experts) -> None:
-    """Raise NotFinite for a picture whose latents or pixels hold NaN or infinity: it would be black."""
+    """Raise NotFinite if a picture's latents or pixels hold NaN or infinity: it would be black."""
     if finite.all():
         return
     what, dtype = ("the VAE's pixels" if finite[0] else "the latents"), jnp.dtype(experts.text_encoder.dtype).name
@@ -213,11 +213,11 @@ class StepNumbers(NamedTuple):
 def program_of(
     options: SampleOptions, schedule: NoiseSchedule, *, any_steps: bool = True
 ) -> tuple[Program, StepNumbers]:
-    """Return what of the options is compiled, and what is given to the program.
+    """Split the options into those that are compiled and those that are the program's arguments.
 
     Args:
-        any_steps: one program for any number of steps up to the next power of two, 64 at least, where nothing is kept
-            of each. Without it the program says how many steps it does, which is what one counts its work by.
+        any_steps: if no step keeps anything, make one program for all numbers of steps up to the next power of two, at
+            least 64. Otherwise the number of steps is part of the program, so that its work can be counted.
     """
     sampler = options.make_sampler(schedule)
     constants, count = sampler.constants(options.steps), None

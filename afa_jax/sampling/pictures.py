@@ -108,11 +108,11 @@ class Pictures:
         """Write the pictures, the sheets of their maps and the grid, as ``afa_jax.sample`` does, and return the files.
 
         Args:
-            folder: is made if it is not there.
+            folder: the folder, created if it does not exist.
             overwrite: replace files of the same name.
 
         Raises:
-            InputError: a file is there already, or cannot be written; then nothing is written.
+            InputError: a file exists already or cannot be written; then nothing is written.
         """
         out = Path(folder)
         check_folder(out)
@@ -136,7 +136,7 @@ class Pictures:
 
 
 def output_paths(out: Path, names: Sequence[str], title: str, *, maps: bool) -> list[Path]:
-    """Return the files of pictures of these names, the grid last."""
+    """Return the paths of the pictures with these names, the grid last."""
     ends = (".png", "_maps.png") if maps else (".png",)
     return [*(out / (name + end) for name in names for end in ends), out / f"{title}.png"]
 
@@ -150,7 +150,7 @@ def write_picture(
     timesteps: Sequence[int],
     experts: Sequence[str],
 ) -> list[Path]:
-    """Write a picture with its recipe, and if there are maps a sheet of them; return the files."""
+    """Write a picture with its recipe, and a sheet of its maps if it has any; return the files."""
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     written = [out / f"{name}.png"]
@@ -175,14 +175,14 @@ def sample_prompts(
     """Make each picture of each prompt.
 
     Args:
-        out: where each is written as soon as it is there, with a grid of all in the end; None: nowhere.
-        numbers: of the pictures of a prompt; ``range(num_images)`` by default.
-        check: may raise for the method and the first recipe before anything is sampled.
-        callback: is given how many pictures there are, of how many, and the last one.
+        out: the folder to write each picture into as soon as it is made, and a grid of all at the end; None for none.
+        numbers: the numbers of a prompt's pictures; ``range(num_images)`` by default.
+        check: is called with the method and the first recipe before anything is sampled, and may raise.
+        callback: is called with the number of pictures made, their total number, and the last picture.
         quiet: show no bar.
 
     Raises:
-        InputError: a prompt, a model or the method cannot be used, or a picture is there already.
+        InputError: a prompt, a model or the method cannot be used, or a picture exists already.
     """
     config = loaded.config
     if out is not None:
@@ -249,10 +249,10 @@ def sample_prompts(
 
 
 def sample_file(prompts: Path, out: Path, asked: Asked, loaded: Loaded) -> None:
-    """Write the pictures of a file of prompts, over all devices and processes, as afa_jax/sampling/sample_many.py says.
+    """Write the pictures of a file of prompts over all devices and processes; see afa_jax/sampling/sample_many.py.
 
     Raises:
-        InputError: as sample_prompts; a line of the file.
+        InputError: as sample_prompts, or a line of the file cannot be used.
     """
     config = loaded.config
     together(lambda: check_folder(out))
@@ -275,7 +275,7 @@ def sample_file(prompts: Path, out: Path, asked: Asked, loaded: Loaded) -> None:
 
 
 def sample_options(config: ConfigDict, asked: Asked) -> SampleOptions:
-    """Return how a config samples, but for what is asked for."""
+    """Return a config's sampling options, with the requested ones in place of its own."""
     defaults = config.sample
     return SampleOptions(
         size=asked.size or tuple(defaults.size),
@@ -311,10 +311,10 @@ class Loaded:
         return self._models[many]
 
     def method(self, asked: Asked, sampling: SampleOptions, *, many: bool = False) -> Method:
-        """Return the method that is asked for, with its weights.
+        """Return the requested method with its weights.
 
         Raises:
-            InputError: something of it is not there, or does not fit.
+            InputError: a part of it is missing or does not fit.
         """
         models = self.models(many)
         sampling.check(models.experts)
@@ -328,14 +328,14 @@ class Loaded:
         return method
 
     def sources(self, asked: Asked) -> dict[str, Any]:
-        """Return where the parts of a picture were, for its recipe."""
+        """Return the places of a picture's parts, for its recipe."""
         entry = find_method(asked.method, self.config, asked.sampling)
         method = {field: value for field, value in entry.items() if field not in SAMPLING}
         return dict(experts=self.config.experts, workdir=self.workdir, method=method)
 
 
 def check_outputs(paths: Sequence[Path], overwrite: bool) -> None:
-    """Raise InputError for the first of the files that cannot be written, or is there already."""
+    """Raise InputError for the first file that cannot be written or exists already."""
     for path in paths:
         if os.path.lexists(path) and not overwrite:
             raise InputError(f"{path} exists; choose another --out, or --overwrite")

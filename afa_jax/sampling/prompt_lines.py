@@ -28,15 +28,15 @@ class Line(NamedTuple):
 
 
 def read_lines(path: Path, negative_prompt: str = "", *, quiet: bool = False) -> tuple[list[Line], str]:
-    """Return lines and sha256 of a text file, a prompt a line, or of a .jsonl file with prompt and negative_prompt.
+    """Read a text file with one prompt per line, or .jsonl with prompt and negative_prompt; return lines and sha256.
 
     Args:
-        path: of the file, in UTF-8.
-        negative_prompt: of the lines that have none.
-        quiet: without warnings, which who reads the file again will give.
+        path: the file, in UTF-8.
+        negative_prompt: the negative prompt of lines that have none.
+        quiet: give no warnings, because a second reading of the file will give them.
 
     Raises:
-        InputError: no such file; a line that is empty or cannot be read, by its number.
+        InputError: the file does not exist, or a line is empty or cannot be read; the error has its number.
     """
     if path.suffix == ".json":
         raise InputError(f"--prompts {path}: write an object a line into a .jsonl file, or a prompt a line into a .txt")

@@ -58,15 +58,15 @@ def sample_all(
     recipe_of: Callable[[Request], dict[str, Any]],
     overwrite: bool = False,
 ) -> None:
-    """Make those of the pictures that are not in ``out``; every process calls it alike.
+    """Make the pictures that are missing in ``out``; every process makes the same call.
 
     Args:
-        num_images: K, pictures of each prompt.
-        recipe_of: what makes a picture again; of all pictures but for prompt, negative prompt and number.
-        overwrite: remove those that are there first.
+        num_images: K, the number of pictures of each prompt.
+        recipe_of: makes a picture's recipe; recipes differ only in prompt, negative prompt and number.
+        overwrite: remove the existing pictures first.
 
     Raises:
-        InputError: ``out`` has pictures of another recipe, or cannot be written; a prompt that cannot be sampled.
+        InputError: ``out`` has pictures of another recipe or cannot be written, or a prompt cannot be sampled.
     """
     check_words(prompts, method.experts.tokenizer)
     total = len(prompts.requests) * num_images
@@ -114,12 +114,12 @@ def path_of(out: Path, p: int) -> Path:
 
 
 def enter(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> None:
-    """Make or enter the folder of a recipe.
+    """Create or open the folder of a recipe.
 
-    Process 0 goes first; then the others, if the folder is on a disk of each host, find none and do the same.
+    Process 0 goes first. If each host has its own disk, the other processes then find no folder and create it, too.
 
     Raises:
-        InputError: there are pictures of another recipe in it, or of none; the processes do not have one recipe.
+        InputError: it has pictures of another recipe or without one, or the processes have different recipes.
     """
     recipe = recorded(recipe, "the recipe")
     same(recipe, "--prompts, the config or what it names")
@@ -171,10 +171,10 @@ def first_difference(old: Any, new: Any, path: str = "") -> str | None:
 
 
 def clear(out: Path) -> None:
-    """Remove the pictures that this command made in a folder, then their recipe; whatever else is there stays.
+    """Remove the pictures that this command made in a folder, then their recipe; other files stay.
 
     Raises:
-        InputError: it cannot be done.
+        InputError: a file cannot be removed.
     """
     if _read_recipe(out) is None:
         return
@@ -187,7 +187,7 @@ def clear(out: Path) -> None:
 
 
 def remove_partial(out: Path) -> None:
-    """Remove what is left of pictures by processes that were killed while they wrote."""
+    """Remove partial pictures that were left by processes killed while writing."""
     for folder in (out, *{path.parent for path in _files(out, _PARTIAL)}):
         sweep(folder)
 
@@ -224,10 +224,10 @@ def agreed(there: np.ndarray) -> np.ndarray:
 
 
 def write_all(pictures: Iterator[tuple[Path, np.ndarray, Mapping[str, Any]]], ahead: int) -> None:
-    """Write pictures, by path, pixels and recipe, in a few threads while the next ones are made.
+    """Write pictures, given as path, pixels and recipe, in a few threads while the next ones are made.
 
     Args:
-        ahead: how many may wait for a thread.
+        ahead: the number of pictures that may wait for a thread.
     """
     with ThreadPoolExecutor(WRITERS) as pool:
         waiting = deque[Future[None]]()

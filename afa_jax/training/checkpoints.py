@@ -107,13 +107,13 @@ class Checkpoints:
 
     @by_first
     def rate(self, step: int, score: float) -> None:
-        """Give a checkpoint, or one about to be saved, its score: lower is better, and NaN is none."""
+        """Set the score of a checkpoint, or of one about to be saved: lower is better, and NaN means no score."""
         if math.isfinite(score):
             self._scores = {s: self._scores[s] for s in self.steps() if s in self._scores} | {step: score}
             replace_text(self.folder / "scores.json", json.dumps(self._scores, indent=2) + "\n")
 
     def save(self, step: int, trees: Mapping[str, Any], facts: Mapping[str, Any], score: float | None = None) -> None:
-        """Save pytrees by name and JSON facts; returns as soon as the arrays are copied.
+        """Save named pytrees and JSON facts; return as soon as the arrays are copied.
 
         Args:
             score: lower is better; the checkpoint with the lowest one is kept.
@@ -121,7 +121,7 @@ class Checkpoints:
         Raises:
             NonFiniteError: an array holds NaN or infinity; nothing is saved.
             SaveError: this save could not begin, or the one before it failed.
-            ValueError: there is a checkpoint of this step.
+            ValueError: a checkpoint of this step exists.
         """
         flat = {name: flatten(tree) for name, tree in trees.items()}
         self._save(step, fetch(flat) if several() else flat, facts, score)
@@ -147,12 +147,12 @@ class Checkpoints:
             )
 
     def check(self) -> None:
-        """Raise what the save in the background met with, and remove old checkpoints after one that is complete.
+        """Raise the background save's error; if the save is complete, remove old checkpoints.
 
-        The other processes do not wait for it, and do not hear of its error.
+        The other processes neither wait for the save nor learn of its error.
 
         Raises:
-            SaveError: the step that was not saved, why, and the last one that was.
+            SaveError: a save failed; the error names the step, the reason and the last saved step.
         """
         if self._saving is not None and first():
             with alone():
@@ -236,7 +236,7 @@ class Checkpoints:
 
     @by_first
     def delete_after(self, step: int) -> list[int]:
-        """Remove the checkpoints of later steps, of a run that goes on from ``step``; returns their steps."""
+        """Remove the checkpoints after ``step``, from which a run continues; return their steps."""
         later = [s for s in self.steps() if s > step]
         self._delete(later)
         return later
@@ -249,7 +249,7 @@ class Checkpoints:
 
     @by_first
     def close(self) -> None:
-        """Wait for the last save to be on disk.
+        """Wait until the last save is on disk, then close.
 
         Raises:
             SaveError: as check.

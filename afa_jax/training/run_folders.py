@@ -58,10 +58,10 @@ def check_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = 
 
 
 def _entry_of(workdir: Path, cache: str) -> str | None:
-    """Return the name of what holds the cache in a workdir: it is made before the run has written anything there.
+    """Return the entry of a workdir that holds the cache, which is created before the run writes anything there.
 
     Raises:
-        InputError: the workdir itself, or a folder that a run writes, is to be the cache's.
+        InputError: the cache's folder would be the workdir itself, or a folder that a run writes.
     """
     try:
         parts = Path(os.path.realpath(cache)).relative_to(os.path.realpath(workdir)).parts if cache else None

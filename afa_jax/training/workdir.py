@@ -28,43 +28,43 @@ check_workdir = by_first(run_folders.check_workdir)
 
 
 def resume_if_any(options: argparse.Namespace) -> None:
-    """Turn ``--resume_if_any`` into ``--resume``, nothing, or an ``--overwrite`` that was begun, as the workdir is."""
+    """Turn ``--resume_if_any`` into ``--resume``, nothing or ``--overwrite``, whichever the workdir needs."""
     if options.resume_if_any:
         options.resume, options.overwrite = found_run(options.workdir)
 
 
 def found_run(workdir: Path) -> tuple[bool, bool]:
-    """Return whether to resume, and whether to overwrite, as a workdir is."""
+    """Return whether to resume and whether to overwrite, according to the workdir."""
     resume, overwrite = on_first(lambda: [holds_run(workdir), is_removed(workdir)])
     return resume, overwrite
 
 
 @by_first
 def check_model(workdir: Path, *, resume: bool) -> None:
-    """Raise InputError for a ``model`` in a run that goes on which could not be replaced in the end."""
+    """Raise InputError if a resumed run has a ``model`` that could not be replaced at its end."""
     if resume:
         check_target(workdir / MODEL, overwrite=True)
 
 
 def save_model(workdir: Path, **parts: Any) -> Path:
-    """Write what was trained, by save_folder, over what the same run wrote before it went on; returns the folder."""
+    """Write the trained model by save_folder, over an earlier one of the same run; return the folder."""
     save_folder(workdir / MODEL, **parts, overwrite=True)
     return workdir / MODEL
 
 
 @by_first
 def open_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "") -> None:
-    """Make or enter a run's folder. Continuing and overwriting are asked for, never guessed.
+    """Create or open a run's folder; it is resumed or overwritten only on request.
 
-    Overwriting removes what a run writes and leaves what else is there. Killed at any moment, what is left is a whole
-    run, none, or one that ``--overwrite`` and ``--resume_if_any`` go on to remove.
+    Overwriting removes what a run writes and leaves other files. If it is killed at any moment, it leaves a complete
+    run, none, or one that ``--overwrite`` and ``--resume_if_any`` finish removing.
 
     Args:
-        cache: where the run's data are cached, which may be in its folder.
+        cache: the folder of the data cache, which may be in the run's folder.
 
     Raises:
-        InputError: the folder holds something and neither was asked for; or both were; or there is nothing to resume;
-            or another process trains in the folder that is to be replaced.
+        InputError: the folder is not empty and neither was requested, both were, there is nothing to resume, or another
+            process trains in the folder that is to be replaced.
     """
     check_workdir(workdir, resume=resume, overwrite=overwrite, cache=cache)
     with writing(workdir):
@@ -90,10 +90,10 @@ def _remove_run(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def locked(workdir: Path) -> Iterator[None]:
-    """Hold a run's folder against other processes. The system lets go of it when this one ends, however it ends.
+    """Lock a run's folder against other processes; the system releases the lock when this process ends in any way.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds the lock.
     """
     with open(workdir / LOCK, "a") as file:
         try:
@@ -106,7 +106,7 @@ def locked(workdir: Path) -> Iterator[None]:
 
 
 def check_positive(config: ConfigDict, *fields: str) -> None:
-    """Raise InputError for a number of steps, a batch or an interval below one."""
+    """Raise InputError if a number of steps, a batch or an interval is below one."""
     for field in fields:
         if config[field] < 1:
             raise InputError(f"{field}={config[field]}; choose 1 or more")
@@ -114,7 +114,7 @@ def check_positive(config: ConfigDict, *fields: str) -> None:
 
 @by_first
 def write_config(workdir: Path, config: ConfigDict) -> None:
-    """Keep the config with the run, as records.py says."""
+    """Write the config into the run's folder in the form of records.py."""
     begin_run(workdir, record_text(config))
 
 
@@ -126,7 +126,7 @@ def begin_run(workdir: Path, text: str) -> None:
 
 @by_first
 def keep_config(workdir: Path, config: ConfigDict) -> None:
-    """Write the config of a run that begins; one that goes on keeps its own until it is found to fit."""
+    """Write the config of a new run; a resumed run keeps its own until the new one is found to fit."""
     if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):
         write_config(workdir, config)
 

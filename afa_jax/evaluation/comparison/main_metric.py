@@ -13,7 +13,7 @@ from afa_jax.evaluation.metrics.table import METRICS, check_weights
 
 
 def figures_of_metric(name: str) -> list[str]:
-    """Return the names of a metric's figures: the judge has several, any other one its own."""
+    """Return the names of a metric's figures: the judge has several, any other metric one."""
     return [info.name for info in EMOJI_INFOS] if name == EMOJI else [name]
 
 
@@ -21,7 +21,7 @@ def check_metrics(own: ConfigDict) -> None:
     """Check the names in ``evaluation``: ``metrics``, ``weights``, ``main`` and ``stand_out``.
 
     Raises:
-        InputError: one that no metric has, a main one that was not asked for, or weights that are not there.
+        InputError: a name is unknown, the main metric is not among ``metrics``, or weights do not exist.
     """
     for name in own.metrics:
         if name not in (EMOJI, *METRICS):
@@ -46,20 +46,20 @@ def _check_figure(field: str, names: Sequence[str], known: Collection[str]) -> N
 
 
 def given_weights(own: ConfigDict) -> dict[str, str]:
-    """Return ``evaluation.weights`` without those that are empty."""
+    """Return ``evaluation.weights`` without the empty ones."""
     return {key: path for key, path in (own.get("weights") or {}).items() if path}
 
 
 def main_metric(name: str, infos: Sequence[MetricInfo], *, noise: bool) -> str:
-    """Return the metric that chooses the best methods: ``name``, or where it is absent the first one that is there.
+    """Return the metric that chooses the best methods: ``name``, or the first available one if that is absent.
 
     Args:
-        name: ``evaluation.main``, as check_metrics has checked it, or nothing.
-        infos: of the metrics that are there.
-        noise: whether the noise MSE is measured, which takes the place of metrics where there are none.
+        name: ``evaluation.main``, as check_metrics has checked it, or empty.
+        infos: the infos of the available metrics.
+        noise: whether the noise MSE is measured, which is the metric if there is no other.
 
     Returns:
-        Nothing where there is nothing to choose by.
+        The metric's name; empty if there is no metric.
     """
     there = [info.name for info in infos]
     if name in there or (name == NOISE.name and noise):

@@ -26,20 +26,20 @@ _AGAIN = "remove it, and make it again with afa_jax.evaluate"
 
 
 def slug(text: str) -> str:
-    """Return text as part of a file's name: letters and digits of ASCII, "_" between them, at most 60; maybe none."""
+    """Return text as part of a file name: at most 60 ASCII letters and digits with "_" between them; may be empty."""
     plain = unicodedata.normalize("NFKD", text[: 4 * _LONGEST]).encode("ascii", "ignore").decode()
     return re.sub(r"[^0-9A-Za-z.+=]+", "_", plain).strip("_.")[:_LONGEST].rstrip("_.")
 
 
 def find_picture(folder: Path, prompt: str, seed: int) -> Path:
-    """Return where a picture is, or will be; one that a former version of the project made has a shorter name."""
+    """Return a picture's path, whether it exists or not; pictures of earlier project versions have shorter names."""
     digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
     former = folder / f"{digest}_{seed}.png"
     return former if former.is_file() else folder / f"{_joined(slug(prompt), digest)}_seed{seed}.png"
 
 
 def find_folder(root: Path, name: str, digest: str) -> Path:
-    """Return the folder of the pictures that ``digest`` stands for: the one that is there, or that of this name."""
+    """Return the folder of the pictures with this ``digest``: the existing one, or a new one with this name."""
     there = sorted(path for path in root.glob(f"*-{digest[:12]}") if path.is_dir())
     return there[0] if there else root / _joined(slug(name), digest[:12])
 
@@ -51,13 +51,13 @@ def _joined(words: str, digest: str) -> str:
 def write_index(
     root: Path, *, methods: Sequence[str], prompts: Sequence[str], examples: Sequence[str], seeds: Sequence[int]
 ) -> None:
-    """Write what the pictures below ``root`` are: the same for every process that makes some of them.
+    """Write an index of the pictures below ``root``, the same for every process that makes some of them.
 
     Args:
-        methods: names in the order of the comparison; those that an earlier process named besides stay after them.
-        prompts: all of them.
-        examples: prompts that are shown.
-        seeds: the first one is shown.
+        methods: names in the order of the comparison; other names from an earlier process stay after them.
+        prompts: all prompts.
+        examples: the prompts that are shown.
+        seeds: all seeds; the first one is shown.
     """
     with writing(root):
         root.mkdir(parents=True, exist_ok=True)
@@ -74,10 +74,10 @@ def write_index(
 
 
 def read_index(root: Path) -> dict[str, list[Any]]:
-    """Return what write_index wrote.
+    """Return the index that write_index wrote.
 
     Raises:
-        InputError: there is none, or something else.
+        InputError: there is no index, or the file is something else.
     """
     found = read_object(root / INDEX, "name a folder that afa_jax.evaluate made, its --out")
     kinds = dict(methods=str, examples=str, prompts=str, seeds=int)
@@ -90,7 +90,7 @@ def read_index(root: Path) -> dict[str, list[Any]]:
 
 
 def write_method(folder: Path, name: str, record: Mapping[str, Any]) -> None:
-    """Write what a folder's pictures are made by, and what the method is called, here or in an earlier comparison."""
+    """Write the record of a folder's pictures, and the method's names in this and earlier comparisons."""
     path = folder / METHOD
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
@@ -103,12 +103,12 @@ def write_method(folder: Path, name: str, record: Mapping[str, Any]) -> None:
 
 
 def folders_by_name(root: Path) -> dict[str, Path]:
-    """Return the folders of pictures below ``root`` by what their methods are called.
+    """Return the folders of pictures below ``root`` by the names of their methods.
 
-    Of several, as there are when a method was changed, the one that was taken last.
+    If several folders have one name, because a method was changed, return the one used last.
 
     Raises:
-        InputError: a method.json that cannot be read.
+        InputError: a method.json cannot be read.
     """
     found: dict[str, Path] = {}
     for path in sorted(root.glob(f"*/{METHOD}"), key=lambda path: (path.stat().st_mtime_ns, path)):

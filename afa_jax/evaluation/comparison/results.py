@@ -135,7 +135,7 @@ def write(
 
 
 def print_table(report: Mapping[str, Any]) -> None:
-    """Print the main figures, a method a line."""
+    """Print the main figures, one line per method."""
     metrics = [metric["name"] for metric in report["metrics"]]
     names = [printable(row["name"], 80) for row in report["methods"]]
     width = max(map(len, names)) + 2
@@ -154,9 +154,9 @@ def example_prompts(protocol: Protocol, config: ConfigDict) -> list[str]:
 
 
 def write_sheet(out: Path, place: Path, methods: Sequence[str]) -> None:
-    """Write the grid of the example pictures, a row for each method whose pictures are there, into ``place``.
+    """Write the grid of the example pictures, a row for each method with pictures, into ``place``.
 
-    Nothing if the comparison has no examples.
+    Nothing is written if the comparison has no examples.
     """
     if not read_index(out / PICTURES)["examples"]:
         return

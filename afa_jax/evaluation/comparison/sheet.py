@@ -47,18 +47,18 @@ class _Comparison:
 
 
 def comparison_sheet(folder: Path, methods: Sequence[str] = (), prompts: int | None = None) -> Image.Image:
-    """Draw what ``afa_jax.evaluate`` left in a folder: report.json and pictures/, or the pictures alone.
+    """Draw the pictures of a folder of ``afa_jax.evaluate``, which has report.json and pictures/, or only the latter.
 
-    Below the pictures of a method is whom its maps trusted where, if they were kept. Of pictures alone, and no methods
-    named, those are drawn that are there.
+    A method's maps are drawn below its pictures if they were kept. Without a report and without ``methods``, all
+    existing pictures are drawn.
 
     Args:
-        folder: with both; the report of a selection takes the pictures of the folder above it.
-        methods: names, in the order of the rows; the comparison's if there are none.
-        prompts: how many columns; all of the examples for None.
+        folder: the folder; the report of a selection uses the pictures of its parent folder.
+        methods: names in the order of the rows; those of the comparison if empty.
+        prompts: the number of columns; None for all examples.
 
     Raises:
-        InputError: neither report nor pictures, a method that is not there, or pictures that are not.
+        InputError: there is neither a report nor pictures, or a method or its pictures are missing.
     """
     found = _read(folder)
     if prompts is not None and prompts < 1:
@@ -94,10 +94,10 @@ def comparison_sheet(folder: Path, methods: Sequence[str] = (), prompts: int | N
 
 
 def pictures_sheet(root: Path, methods: Sequence[str]) -> Image.Image:
-    """Draw the example pictures below ``root`` by its index: a row for each of the methods that has any.
+    """Draw the example pictures below ``root`` by its index: a row for each method that has pictures.
 
     Raises:
-        InputError: no index, or no pictures.
+        InputError: there is no index, or there are no pictures.
     """
     index, folders = read_index(root), folders_by_name(root)
     prompts, seed = index["examples"], index["seeds"][0]
