@@ -61,7 +61,7 @@ class SampleOptions:
 
         Warns, once in a process, where the base model names a sampler that is not this project's.
         """
-        experts.check_size(self.size)
+        experts.vae.config.check_size(self.size)
         if self.batch < 1:
             raise InputError(f"a batch of {self.batch}; choose 1 or more")
         if self.guidance < 1:
