@@ -29,14 +29,14 @@ def printable(text: object, longest: int = LONGEST) -> str:
 
 
 def some(names: Iterable[str], most: int = 5) -> str:
-    """Return ``a, b, c``, or of many the first ones and how many more: what a message says of a list of any length."""
+    """Return ``a, b, c`` for a message; of a long list only the first ones and the number of the others."""
     every = list(names)
     rest = f" and {len(every) - most:,} more" if len(every) > most else ""
     return ", ".join(printable(name, 200) for name in every[:most]) + rest
 
 
 def why(error: BaseException) -> str:
-    """Return what is wrong with a file's text or numbers in a reader's words, where a library's are for programmers."""
+    """Return what is wrong with a file's text or numbers in plain words instead of a library's."""
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     if isinstance(error, UnicodeDecodeError):

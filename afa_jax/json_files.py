@@ -36,14 +36,14 @@ def read_object(path: Path, advice: str) -> dict[str, Any]:
 
 
 def read_lines(path: Path, good: Callable[[dict[str, Any]], bool], *, keep: bool = False) -> list[dict[str, Any]]:
-    """Read the JSON objects of a file of ours that has one a line; none if there is no file.
+    """Read the JSON objects of a file of this project, one per line; return none if the file does not exist.
 
-    A last line without its end, which a process that was killed leaves, is left out. So are other lines that are no
-    objects of this kind, with a warning.
+    An unfinished last line, which a killed process leaves, is left out. So are other lines that are no objects of this
+    kind, with a warning.
 
     Args:
         good: whether an object has the fields that such a line has.
-        keep: the file will be written again without them: then it stays as it was in a copy.
+        keep: whether to keep a copy of the file if lines are left out, because the caller will rewrite it without them.
 
     Raises:
         InputError: the file cannot be read.
@@ -78,7 +78,7 @@ def is_number(value: Any) -> bool:
 
 
 def keep_damaged(path: Path) -> Path:
-    """Copy a file that is about to be written again; returns the copy's name, ``<name>.damaged``."""
+    """Copy a file that is about to be rewritten; return the copy's name, ``<name>.damaged``."""
     copy = path.with_name(f"{path.name}.damaged")
     replace_bytes(copy, path.read_bytes())
     return copy
@@ -88,7 +88,7 @@ def append(file: FileIO, data: bytes) -> None:
     """Append to an unbuffered file, all or nothing.
 
     Raises:
-        InputError: the disk is full, or gone.
+        InputError: the disk is full or cannot be written.
     """
     reason, before = "No space left on device", os.fstat(file.fileno()).st_size
     try:

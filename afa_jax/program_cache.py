@@ -36,7 +36,7 @@ def keep_programs(environ: MutableMapping[str, str] = os.environ) -> None:
 
 
 def calm_compiler(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Keep XLA from printing "Very slow compile?", as an error, of all that it compiles for two minutes.
+    """Keep XLA from printing the error "Very slow compile?" for everything that takes two minutes to compile.
 
     To be called before JAX is imported. XLA has no switch for this one message. What goes wrong in XLA comes back to
     Python as an exception all the same; TF_CPP_MIN_LOG_LEVEL in the environment decides otherwise.
@@ -47,7 +47,7 @@ def calm_compiler(environ: MutableMapping[str, str] = os.environ) -> None:
 def cache_folder(environ: MutableMapping[str, str] = os.environ) -> Path:
     """Return where programs are kept for this kind of processor: under $XDG_CACHE_HOME, by default ~/.cache.
 
-    XLA compiles for all that the processor can do. A home folder may be shared by machines of which one cannot do it.
+    XLA uses all instructions of the processor, and machines with other processors may share the home folder.
     """
     features = platform.machine()
     with contextlib.suppress(OSError):

@@ -36,7 +36,7 @@ def progress(items: Iterable[Any] | None = None, *, quiet: bool = False, **optio
 
 
 def leave_out(bar: Any, seconds: float) -> None:
-    """Take seconds out of a bar's time: they say nothing of how long the rest will take."""
+    """Leave seconds out of a bar's time, because they do not tell how long the rest will take."""
     if not bar.disable:
         bar.start_t += seconds
         bar.last_print_t += seconds

@@ -18,7 +18,7 @@ _WITHOUT_EFFECT = ("sample_size", "upcast_attention")
 
 
 def different_architectures(configs: Sequence[UNetConfig], names: Sequence[str]) -> Iterator[tuple[str, str]]:
-    """Yield each expert that is not built as the first one: its name, and for each field a line that says so."""
+    """Yield the name and a message for each field in which an expert's architecture differs from the first one's."""
     first = configs[0]
     for name, config in zip(names[1:], configs[1:], strict=True):
         for field in dataclasses.fields(config):

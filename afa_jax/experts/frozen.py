@@ -64,7 +64,7 @@ class Experts:
         return self.names.index(name)
 
     def check_size(self, size: Sequence[int]) -> None:
-        """Raise InputError for pictures whose sides, in pixels, are no multiples of the VAE's factor."""
+        """Raise InputError if the pictures' sides, in pixels, are not multiples of the VAE's factor."""
         self.vae.config.check_size(size)
 
     @property
@@ -86,11 +86,11 @@ def load_experts(
     Args:
         mesh: the devices to spread the networks over. A process reads the experts that its devices hold; no device
             ever holds more than its own.
-        averaged: their weights are to be averaged, so that their text encoders must have the same layers, too.
+        averaged: whether their weights will be averaged; then their text encoders must have the same layers, too.
 
     Raises:
-        InputError: a missing or damaged file; two experts with one name or of different architectures, text encoders
-            or prediction types.
+        InputError: a file is missing or damaged, or experts share a name or differ in architecture, text encoder or
+            prediction type.
     """
     base, checkpoints = find_checkpoints(config)
     words = check_base(base, f"base: {base.path}", "name one, base=dict(path=..., tokenizer=FOLDER)")
@@ -139,7 +139,7 @@ def find_checkpoints(config: ConfigDict) -> tuple[Checkpoint, dict[str, Checkpoi
     """Return the checkpoint of a config's ``base``, and those of its ``experts`` by name; see experts/sources.py.
 
     Raises:
-        InputError: no experts, two with one name, or one that is not there or cannot be read.
+        InputError: there are no experts, two share a name, or one is missing or cannot be read.
     """
     return sources.find_checkpoints(config.base, config.experts)
 
@@ -156,7 +156,7 @@ def check_base(base: Checkpoint, what: str, advice: str) -> Path:
     """Return a base model's tokenizer.
 
     Raises:
-        InputError: it has no VAE or no tokenizer, which ``advice`` says how to give.
+        InputError: it has no VAE or no tokenizer; ``advice`` says how to provide one.
     """
     lacking = {} if "vae" in base.components else {"VAE": "take a base model that has one"}
     if base.tokenizer is None:
@@ -231,7 +231,7 @@ def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]]
     """Compare the experts that ``what`` was trained with to those at hand, as ``Experts.record`` lists them.
 
     Raises:
-        InputError: another number, order or content; or a list that is none.
+        InputError: the number, order or content differs, or the record is no such list.
     """
     stored = check_experts(record.get("experts", []), f"{what}: experts")
     theirs, ours = ([expert["name"] for expert in some] for some in (stored, experts))

@@ -44,13 +44,13 @@ class Source:
     ema: bool = False
 
     def open(self, components: Sequence[str], *, weights: bool = True) -> Checkpoint:
-        """Open it; of a model on the hub, these components are downloaded before.
+        """Open the model; if it is on the hub, first download these components.
 
         Args:
-            weights: without, only what describes a model on the hub is downloaded.
+            weights: if False, only the files that describe a model on the hub are downloaded.
 
         Raises:
-            InputError: it is not there, or cannot be read.
+            InputError: the model does not exist or cannot be read.
         """
         path = fetch(self.path, components, revision=self.revision, variant=self.variant, weights=weights)
         return open_checkpoint(path, variant=self.variant, prediction_type=self.prediction_type, ema=self.ema)

@@ -57,9 +57,9 @@ class SampleOptions:
     one_by_one: bool | None = None
 
     def check(self, experts: Experts) -> None:
-        """Raise InputError for what cannot be sampled with these experts.
+        """Raise InputError if these experts cannot be sampled with these options.
 
-        Warns, once in a process, where the base model names a sampler that is not this project's.
+        Warn, once in a process, if the base model names a sampler that this project does not implement.
         """
         experts.vae.config.check_size(self.size)
         if self.batch < 1:
@@ -74,7 +74,7 @@ class SampleOptions:
         """Return the sampler of a noise schedule.
 
         Raises:
-            InputError: there is none of this name, or it cannot have this eta.
+            InputError: there is no sampler of this name, or it cannot have this eta.
         """
         if self.sampler not in SAMPLERS:
             raise InputError(f"sampler={self.sampler!r}; choose {', '.join(SAMPLERS)}")

@@ -87,7 +87,7 @@ def drawable(value: Any, *, log: bool = False) -> TypeGuard[float]:
 
 
 def points_of(lines: Sequence[Mapping[str, Any]], key: str) -> list[tuple[float, float]]:
-    """Return (step, value) of the lines of a run's metrics that have this one; NaN for what is no number."""
+    """Return (step, value) for the lines of a run's metrics that have this value; NaN if it is no number."""
     found = [(line["step"], line[key]) for line in lines if key in line and drawable(line.get("step"))]
     return [(float(step), float(value) if drawable(value) else math.nan) for step, value in found]
 
@@ -150,7 +150,7 @@ def scatter_chart(
     Args:
         named: (name, CSS colour, point).
         log_x: logarithmic horizontal axis.
-        shown: whose names and intervals are drawn; a pointer on one of the other points, small and pale, says them.
+        shown: the names that are drawn with their intervals; the other points are small and pale, with tooltips.
     """
     there = [row for row in named if _has_place(row[2], log_x)]
     chosen = sorted((row for row in there if shown is None or row[0] in shown), key=lambda row: row[2].y)
@@ -184,8 +184,8 @@ def forest_chart(rows: Sequence[Row], *, label: str, width: int = 760) -> Markup
     """Draw differences with their intervals, a line each in the order given, around a line at zero.
 
     Args:
-        label: of the axis.
-        width: in pixels, or more where names and notes leave the differences no room.
+        label: the axis's label.
+        width: the width in pixels; wider if names and notes leave no room for the differences.
     """
     there = [row for row in rows if drawable(row.value)]
     names, notes = [_shortened(row.name) for row in there], [printable(row.note) for row in there]
@@ -223,7 +223,7 @@ def _chart(
     keys: Sequence[tuple[str, str]] = (),
     left_out: int = 0,
 ) -> Markup:
-    """Return the drawing with its keys and how many values are not in it; without a drawing, that there is no data."""
+    """Return the drawing with its legend and the number of values left out; without a drawing, a note of no data."""
     svg = _svg(size, draw) if size and draw else ""
     return Markup(render("chart.html", svg=Markup(svg), keys=keys, left_out=left_out))
 
@@ -247,7 +247,7 @@ def _svg(size: tuple[int, int], draw: Callable[[Axes], None]) -> str:
 
 
 def _dots(axes: Axes, named: Sequence[tuple[str, str, Mark]], area: float, *, whole: bool = True) -> None:
-    """Draw points that say their name and value, ``whole`` with their intervals, otherwise pale."""
+    """Draw points with tooltips of name and value; ``whole`` adds their intervals, otherwise they are pale."""
     if not named:
         return
     colours, marks = [colour for _, colour, _ in named], [mark for _, _, mark in named]
@@ -271,7 +271,7 @@ def _logarithmic(axes: Axes, xs: Sequence[float]) -> None:
 
 
 def _apart(places: Sequence[float], gap: float) -> list[float]:
-    """Return ascending places between 0 and 1, moved as little as leaves ``gap`` between every two."""
+    """Move ascending places between 0 and 1 as little as possible, so that neighbours are ``gap`` apart."""
     up = list(itertools.accumulate(places, lambda below, own: max(below + gap, own)))
     down = itertools.accumulate(up[::-1], lambda above, own: min(above - gap, own), initial=1 + gap)
     return list(down)[:0:-1]

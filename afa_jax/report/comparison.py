@@ -29,9 +29,9 @@ def write_comparison(
     """Write ``out/report.html``.
 
     Args:
-        out: a folder that is there.
-        report: report.json.
-        pictures: (method, prompt) -> uint8 ``[rows, columns, 3]``, or None where there is no such picture.
+        out: an existing folder.
+        report: the contents of report.json.
+        pictures: (method, prompt) -> uint8 ``[rows, columns, 3]``, or None if there is no such picture.
         maps: (method, prompt) -> ``[n, h, w]``, the mean of a picture's maps, or None; drawn below the picture.
         experts: names of the n experts, for the maps' legend.
     """
@@ -150,7 +150,7 @@ def _noise(methods: Sequence[Method]) -> tuple[list[Column], list[list[Cell]]] |
 
 
 def _grid(report: Report, methods: Sequence[Method], pictures: Pictures, maps: Pictures | None) -> dict[str, Any]:
-    """Return the examples: a method a row, a prompt a column, maps below the pictures."""
+    """Return the examples: a row per method, a column per prompt, maps below the pictures."""
     examples = report.get("examples") or {}
     prompts = examples.get("prompts") or []
     known = {method["name"]: method for method in methods}
@@ -201,11 +201,11 @@ def _figure(found: Figure | None, metric: Metric, top: float | None = None) -> C
 
 
 def _first(metric: Metric) -> str:
-    """Return the order of a column whose best is above."""
+    """Return the sorting order that puts a column's best value at the top."""
     return "descending" if metric["better"] == "higher" else "ascending"
 
 
 def _range(method: Method, key: str) -> str:
-    """Return the least and the greatest of what was measured, where the method says them."""
+    """Return the least and the greatest measured value, if the method has them."""
     low, high = (number(method.get(f"{key}_{end}")) for end in ("low", "high"))
     return "" if low is None or high is None else f"{figures.seconds(low)} to {figures.seconds(high)}"

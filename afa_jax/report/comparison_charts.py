@@ -110,7 +110,7 @@ def curves(report: Report) -> list[Titled]:
 
 
 def of_which(report: Report) -> str:
-    """Return what the curves are measured on, where that is not what the tables are."""
+    """Return a text on what the curves are measured on, if that differs from the tables."""
     found = next((curve for curve in report.get("curves") or [] if curve.get("prompts")), None)
     if found is None:
         return ""

@@ -101,7 +101,7 @@ def _sample(method: Method, config: ConfigDict, out: Path, seed: int) -> list[Pi
 
 
 def write_comparison(out: Path, pictures: dict[str, list[Picture]]) -> None:
-    """Write ``out/comparison.png``: a prompt a row, a method a column, and whom AFA's last site trusted where."""
+    """Write ``out/comparison.png``: a row per prompt, a column per method, and the maps of AFA's last site."""
     rows = [
         [*(made[i].pixels for made in pictures.values()), paint(mean_maps(pictures["afa"][i].maps[-1:]).mean(0))]
         for i in range(len(PROMPTS))
@@ -123,12 +123,12 @@ def write_page(
     """Write ``out/index.html`` from the pictures of each method and the run's metrics.
 
     Args:
-        out: folder of the run.
-        pictures: by method; those of afa with maps.
-        experts, stages: names.
-        timesteps: of the sampling steps.
-        batch: of the training.
-        seconds: of training and of sampling.
+        out: the run's folder.
+        pictures: the pictures by method; those of afa have maps.
+        experts, stages: the names of the experts and stages.
+        timesteps: the timesteps of the sampling steps.
+        batch: the batch size of the training.
+        seconds: the seconds of training and of sampling.
     """
     metrics = read_metrics(out)
     afa = pictures["afa"]

@@ -43,15 +43,15 @@ def draw_maps(
     """Write pictures, sheets, animations, maps.html and maps.json into ``out``; return maps.html.
 
     Args:
-        prompts: to draw.
-        statistics: "FILE" or "emoji:N", prompts to measure on.
+        prompts: the prompts to draw.
+        statistics: "FILE" or "emoji:N", the prompts to measure on.
         workdir: a trained run, a folder or a hub id.
-        method: one that has maps.
-        size, steps, guidance: None for the config's.
+        method: a method that has maps.
+        size, steps, guidance: options of sampling; None takes the config's.
         overwrite: replace files of the same name.
 
     Raises:
-        InputError: a prompt, a model or the method cannot be used, or a file is there already.
+        InputError: a prompt, a model or the method cannot be used, or a file exists already.
     """
     flags = {name: value for name, value in dict(steps=steps, guidance=guidance).items() if value is not None}
     many = read_prompts(statistics, seed) if statistics else []

@@ -35,17 +35,17 @@ _BEGIN, _END = re.compile(r"<!-- table: (?P<spec>.*?) ?-->"), "<!-- end table --
 
 
 def update_tables(path: Path, report: Path | None = None, *, check: bool = False) -> bool:
-    """Write every table of a Markdown file anew.
+    """Regenerate every table of a Markdown file.
 
     Args:
-        report: only tables of this one.
-        check: leave the file as it is.
+        report: only update tables of this report.
+        check: leave the file unchanged.
 
     Returns:
-        Whether the file was as it should be.
+        Whether the file was up to date.
 
     Raises:
-        InputError: no such file, no table in it, a marker without its end, or one that asks for what is not there.
+        InputError: the file does not exist or has no table, or a marker has no end or asks for something missing.
     """
     try:
         text = path.read_text()

@@ -76,7 +76,7 @@ _REPORT = with_fields(
 
 
 def check_report(report: Any, where: str) -> None:
-    """Raise InputError for what is no report of afa_jax.evaluate, with the field that is not as one of those.
+    """Raise InputError unless a value is a report of afa_jax.evaluate; the error names the wrong field.
 
     Args:
         where: the file, for the message.

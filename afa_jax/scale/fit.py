@@ -46,20 +46,20 @@ def check(
     quick: bool = False,
     output: Path | None = None,
 ) -> int:
-    """Compile a run's program for devices and print what is known of it.
+    """Compile a run's program for devices and print its costs.
 
     Args:
         mode: "train" or "sample".
         architecture: one of ``names.ARCHITECTURES``; otherwise that of the config's models.
-        experts: N, otherwise the config's.
-        quick: compile at level O0: sooner done, and temporaries differ a little from the program's that will run.
-        output: a JSON file with all of it.
+        experts: the number N of experts; otherwise the config's.
+        quick: compile at level O0, which is faster; temporaries then differ a little from those of the real program.
+        output: a JSON file for all figures.
 
     Returns:
         The exit status: 0 if it fits, 1 if it does not.
 
     Raises:
-        InputError: the config cannot be run on these devices, or its models are not there.
+        InputError: the config cannot be run on these devices, or its models do not exist.
     """
     if output is not None:
         FITTING.check(output)

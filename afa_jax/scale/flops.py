@@ -35,7 +35,7 @@ class Flops:
 
 
 def flops(text: str) -> Flops:
-    """Count those of ``compiled.as_text()``."""
+    """Count the operations of ``compiled.as_text()``."""
     total, exact, unknown = 0, True, []
     for executed in parse(text).executed():
         count = _operations(executed)

@@ -77,7 +77,7 @@ def examine(compiled: Any, shape: Mapping[str, int], chip: Chip | None, held: in
     """Read a compiled program.
 
     Args:
-        shape: of the mesh that it was compiled for.
+        shape: the shape of the mesh that it was compiled for.
         chip: what a device is, if that is known.
         held: bytes that a run holds on a device while the program runs. jax does not hand over what it does not use.
     """

@@ -88,11 +88,11 @@ class TrainingData:
 def read_held_out(
     held_out: PictureSource, crop: Crop, tokenizer: Tokenizer, count: int, skip: bool
 ) -> tuple[tuple[np.ndarray, list[str]], list[tuple[str, str]]]:
-    """Return the first ``count`` good pictures and captions, each cut at random but always alike, and the bad ones.
+    """Return the first ``count`` good pictures and captions, and the bad ones; each random crop is always the same.
 
     Raises:
-        InputError: there is not one.
-        BadExample: unless bad ones are skipped.
+        InputError: there is no good example.
+        BadExample: an example is bad, and bad ones are not skipped.
     """
     images: list[np.ndarray] = []
     captions: list[str] = []
@@ -118,7 +118,7 @@ def read_held_out(
 
 
 def check_identity(stored: Mapping[str, Any], identity: Mapping[str, Any], what: str) -> None:
-    """Raise InputError if ``what`` was trained on other data, or in another order, than this run would go on with."""
+    """Raise InputError if ``what`` was trained on other data, or in another order, than this run."""
     changed = [name for name, value in identity.items() if stored.get(name) != value]
     if changed:
         raise InputError(
@@ -151,7 +151,7 @@ def split_data(config: ConfigDict) -> Split:
     goes without them.
 
     Raises:
-        InputError: as make_source; too few pictures or pairs.
+        InputError: as make_source, or there are too few pictures or pairs.
     """
     train, validation = config.train, config.validation
     source, held_out = make_source(config.data), None
@@ -172,12 +172,12 @@ def split_data(config: ConfigDict) -> Split:
 
 
 def make_training_data(config: ConfigDict, split: Split, experts: Experts, *, progress: bool = True) -> TrainingData:
-    """Read and if asked for cache a config's data.
+    """Read a config's data, and cache them if it asks for that.
 
-    The cache is of the whole source: it serves every seed and every choice of validation pairs.
+    The cache holds the whole source, so it serves every seed and every choice of validation pairs.
 
     Raises:
-        InputError: as build_cache and Loader; a size the networks cannot take.
+        InputError: as build_cache and Loader, or the networks cannot take the size.
     """
     train, validation, cache = config.train, config.validation, config.cache
     options, crop = loading(config.data), split.crop

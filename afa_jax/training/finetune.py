@@ -57,8 +57,8 @@ def finetune(
     """Train and write ``workdir/model``, a diffusers folder with the averaged weights in float16.
 
     Raises:
-        InputError: something of the config, its models, its data or the workdir cannot be used.
-        Stopped: by SIGTERM or SIGINT, after saving.
+        InputError: the config, its models, its data or the workdir cannot be used.
+        Stopped: SIGTERM or SIGINT stopped the run, which was saved.
     """
     check_start(config, workdir, resume=resume, overwrite=overwrite)
     trained_by = f"afa_jax.finetune, {config.name}, {config.steps} steps of {config.batch}"

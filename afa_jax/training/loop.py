@@ -76,40 +76,42 @@ def run_loop(
     keep: int = 2,
     quiet: bool = False,
 ) -> State:
-    """Train from the state given, or from a checkpoint, to ``steps``; returns the final state.
+    """Train from the given state, or from a checkpoint, to ``steps``; return the final state.
 
     The key of step k (the first is 0) is ``fold_in(key(seed), k)`` and its batch is the first of ``batches(k)``: a
-    resumed run continues bit for bit, also its metrics.jsonl but for the timings. Everywhere else a step is counted
-    when it is done, so that a checkpoint, a line or a message of step 1 is of the state after the first.
+    resumed run continues bit for bit, and so does its metrics.jsonl except for the timings. Everywhere else a step is
+    counted when it is done: a checkpoint, a line or a message of step 1 describes the state after the first step.
 
-    SIGTERM and SIGINT end the step (or leave a wait for data, or a callback), save and raise Stopped.
+    On SIGTERM or SIGINT the loop finishes the step (or interrupts a wait for data, or a callback), saves and raises
+    Stopped.
 
     A run that was killed before its first checkpoint is resumed from the state given, at step 0.
 
-    Several processes run one loop (mesh/processes.py): a signal to any of them stops all after the same step, and
-    what ends one that all can know of ends all with the same error. Process 0 alone has a workdir.
+    Several processes run one loop (mesh/processes.py). A signal to any of them stops all after the same step, and an
+    error that all can learn of ends all with the same error. Only process 0 has a workdir.
 
     Args:
         state: named pytrees, all of them saved.
-        batches: from the first step on; its iterator may be closed early. An array, or a pytree of arrays, whose first
-            axis is the batch's.
-        resume_step: the checkpoint to go on from instead of the last one; those after it are removed.
+        batches: a function that returns an iterator of batches from a step on, which may be closed early. A batch is an
+            array, or a pytree of arrays, whose first axis is the batch's.
+        resume_step: the checkpoint to continue from instead of the last one; later ones are removed.
         facts: JSON values stored in each checkpoint, such as the hashes of frozen weights; the same in all processes.
         on_resume: called with the facts of the checkpoint, if there is one; raises InputError if they do not fit this
             run.
         describe: the names of a batch's examples, for the message of a loss that is not finite.
         every: callbacks. A checkpoint is saved after one whose score is the best so far, too.
         writers: see afa_jax.training.writers.
-        shares: of how many such batches a step's is made: what processes read apart from each other.
+        shares: the number of such batches that make up a step's batch, which the processes read separately.
         log_every: steps between lines of metrics.jsonl; a line has the mean of the loss since the last one.
-        keep: how many of the last checkpoints stay, beside the best one.
+        keep: the number of latest checkpoints that stay, besides the best one.
 
     Raises:
-        NonFiniteError: with the step, its examples and the last good checkpoint. Nothing after it was saved.
+        NonFiniteError: a number is not finite; the error names the step, its examples and the last good checkpoint.
+            Nothing after that was saved.
         SaveError: a checkpoint could not be written.
-        InputError: no checkpoint ``resume_step``, or one that is damaged or of another run; or another process trains
-            in the workdir; or the facts of another process are others.
-        Stopped: by a signal, after saving.
+        InputError: the checkpoint ``resume_step`` is missing, damaged or of another run; another process trains in the
+            workdir; or the processes have different facts.
+        Stopped: a signal stopped the run, which was saved.
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
@@ -218,7 +220,7 @@ class _Run:
         return state
 
     def call(self, name: Any, function: Callable[[], T]) -> T:
-        """Call what compiles when it is called for the first time; Interrupted by a signal that comes meanwhile."""
+        """Call a function whose first call compiles; raise Interrupted if a signal comes meanwhile."""
         if name in self.compiled:
             return function()
         result = self.stop.compiling(function)
@@ -226,7 +228,7 @@ class _Run:
         return result
 
     def first_step(self, function: Callable[[], T]) -> T:
-        """Call the step for the first time: the minutes that this may take are announced, and no step's."""
+        """Call the step for the first time; announce that it compiles, and leave that time out of the timings."""
         started = time.perf_counter()
         with announced("compiling the training step", quiet=self.log.quiet):
             result = self.call(STEP, function)
@@ -266,7 +268,7 @@ class _Run:
                 self.failure = error
 
     def tell(self) -> None:
-        """Raise in all processes what process 0 has met with."""
+        """Raise process 0's error in all processes."""
 
         def fail() -> None:
             if self.failure is not None:
@@ -282,7 +284,7 @@ class _Run:
             self.stop.asked = signal.Signals(told)
 
     def milestone(self, state: State, step: int) -> bool:
-        """Call back and save at a settled step; whether the callbacks were called, which a signal prevents."""
+        """Run callbacks and save at a settled step; return whether the callbacks ran, which a signal prevents."""
         started = time.perf_counter()
         due = [e for e in self.every if step % e.steps == 0]
         extra = [e for e in self.every if e not in due] if step == self.steps else []

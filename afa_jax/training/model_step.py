@@ -39,7 +39,7 @@ def make_model_step(
     accumulate: int = 1,
     remat: Literal["none", "stage"] = "none",
 ) -> Callable[[State, dict[str, Array], Array], tuple[State, dict[str, Array]]]:
-    """Return the jitted step ``(state, batch, key) -> (state, metrics)``; it takes the state's memory for the new one.
+    """Return the jitted step ``(state, batch, key) -> (state, metrics)``; it reuses (donates) the state's memory.
 
     A batch has ``latents`` ``[b, h, w, c]`` and ``ids`` ``[b, tokens]``; metrics are loss and norm of the gradient.
 
@@ -49,8 +49,9 @@ def make_model_step(
             ``caption_dropout``.
         timesteps: ``(low, high)``, of which ``low <= t < high`` are learnt; None for all.
         ema: decay of the parameters' average; 0 keeps none.
-        accumulate: parts that a batch is worked on in, one after another; the same step in less memory. It divides b.
-        remat: "stage" computes the inside of the U-Net's stages again for the gradient instead of keeping it.
+        accumulate: the number of parts, processed one after another, of a batch; the same step in less memory. It must
+            divide b.
+        remat: "stage" recomputes the inside of the U-Net's stages for the gradient instead of keeping it.
     """
 
     def loss_of(params: dict[str, Array], batch: dict[str, Array]) -> Array:
@@ -91,9 +92,9 @@ def make_model_step(
 
 
 def rows_at(step: int, batch: int, count: int, seed: int) -> np.ndarray:
-    """Return which of ``count`` pictures are the batch of a step: each epoch takes all, in an order of its own.
+    """Return the indices of a step's batch among ``count`` pictures: each epoch takes all, in its own order.
 
-    Fewer pictures than a batch are there several times, and each time meet another noise.
+    If there are fewer pictures than a batch has rows, they repeat, each time with another noise.
     """
     epochs, places = np.divmod(np.arange(step * batch, (step + 1) * batch), count)
     orders = {epoch: np.random.default_rng((seed, epoch)).permutation(count) for epoch in np.unique(epochs).tolist()}

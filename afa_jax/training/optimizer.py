@@ -17,7 +17,7 @@ SCHEDULES = ("constant", "cosine")
 
 
 def check_optimizer(config: ConfigDict, where: str = "optimizer") -> None:
-    """Raise InputError for a schedule that is not known, or a number that no optimizer takes."""
+    """Raise InputError for an unknown schedule, or a number that no optimizer takes."""
     if config.schedule not in SCHEDULES:
         raise InputError(f"{where}.schedule={config.schedule!r}: choose {' or '.join(SCHEDULES)}")
     ranges: dict[str, tuple[str, Callable[[float], bool]]] = dict(

@@ -46,11 +46,11 @@ def train(
     quiet: bool = False,
     arguments: Sequence[str] = (),
 ) -> None:
-    """Train from a config into a workdir, whose published pair keeps the arguments that made it.
+    """Train from a config into a workdir; the published pair records ``arguments``.
 
     Raises:
-        InputError: something of the config, its models, its data or the workdir cannot be used.
-        Stopped: by SIGTERM or SIGINT, after saving.
+        InputError: the config, its models, its data or the workdir cannot be used.
+        Stopped: SIGTERM or SIGINT stopped the run, which was saved.
     """
     settings = config.train
 
@@ -162,7 +162,7 @@ def train(
 
 
 def check_options(config: ConfigDict) -> None:
-    """Raise InputError for numbers and choices that a run would stumble over later."""
+    """Raise InputError for numbers and choices that would fail later in the run."""
     check_positive(config.train, "steps", "batch", "accumulate", "log_every", "save_every", "keep")
     train = config.train
     if train.batch % train.accumulate:

@@ -91,10 +91,11 @@ def latents_and_conditioning(
     caption_dropout: float,
     no_caption: Any,
 ) -> tuple[Latents, Conditioning]:
-    """Return sampled, scaled latents and the experts' conditioning, some captions dropped; pure.
+    """Return sampled, scaled latents and the experts' conditioning, with some captions dropped; a pure function.
 
-    A row key gives the same sample and the same fate of the caption with the cache as without it. It is used up to the
-    first two of ``jax.random.split(key, 3)``; the third is for what comes after, such as the loss.
+    With the same row key, a row gets the same sample, and its caption is dropped or kept alike, with the cache and
+    without it. This function uses the first two of ``jax.random.split(key, 3)``; the third is for later use, such as
+    the loss.
 
     Args:
         frozen: ``vae`` and ``text_encoder`` (a stack). A cached batch reads none of their arrays: ``vae`` may hold
@@ -121,10 +122,10 @@ def latents_and_conditioning(
 def loss(
     setting: Setting, params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array
 ) -> tuple[Array, dict[str, Array]]:
-    """Return the loss of a batch, and whom the maps trust: means over rows and sites of ``routing_of``.
+    """Return the loss of a batch, and the means of ``routing_of`` over its rows and sites.
 
-    All that is random about an example comes from ``fold_in(key, position)``, so it depends neither on the step nor on
-    the batch-mates.
+    Everything random about an example comes from ``fold_in(key, position)``, so it depends neither on the step nor on
+    the other rows of the batch.
     """
     fusion = unflatten(setting.fusion, params)
     frozen = dict(vae=setting.vae) | unflatten(setting.frozen, arrays)
@@ -148,7 +149,7 @@ def loss(
 def gradient(
     setting: Setting, params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array
 ) -> tuple[tuple[Array, dict[str, Array]], dict[str, Array]]:
-    """Return ``loss`` of all devices' rows, and its gradient; ``accumulate`` parts of the rows after one another."""
+    """Return ``loss`` over all devices' rows, and its gradient, from ``accumulate`` parts of the rows in turn."""
     # Each device differentiates its own copy of the parameters, and what all of them found is summed once.
     own, rows, parts = on_each_device(params), len(batch["position"]), setting.accumulate
     of_part = jax.value_and_grad(functools.partial(loss, setting), has_aux=True)
@@ -171,7 +172,7 @@ def gradient(
 def update(
     setting: Setting, state: State, batch: dict[str, Array], arrays: dict[str, Array], key: Array
 ) -> tuple[State, dict[str, Array]]:
-    """Return the state after a step, and its metrics: ``gradient`` on every device, then the optimizer."""
+    """Return the state after a step and its metrics: run ``gradient`` on every device, then the optimizer."""
     same, mesh = PartitionSpec(), setting.mesh
     specs = None if mesh is None else (same, batch_specs(batch), specs_of(arrays, mesh), same)
     of_devices = on_mesh(functools.partial(gradient, setting), mesh, specs, same, gradients=True)
@@ -208,20 +209,20 @@ def make_train_step(
 ) -> Callable[[State, dict[str, Array], dict[str, Any], Array], tuple[State, dict[str, Array]]]:
     """Return the jitted step ``(state, batch, flatten(frozen), key) -> (state, metrics)``; ``key`` is that of the run.
 
-    Gradient and optimizer see the fusion only. Metrics: loss, norms of gradient, parameters and update, and over all
+    Only the fusion is trained. Metrics: loss, norms of gradient, parameters and update, and over all
     sites and pixels the mean weight of each expert and the maps' entropy.
 
     Args:
         fusion: a TrainedFusion; only its structure is used, its leaves may be shapes.
-        frozen: likewise; holds unet (a stack) and, unless batches are cached, text_encoder (a stack) and vae. Block
-            weights cannot have cached batches: the text encoder is theirs.
+        frozen: likewise only used for its structure; holds unet (a stack) and, unless batches are cached, text_encoder
+            (a stack) and vae. Block weights cannot have cached batches, because they train the text encoder, too.
         vae: for cached batches, which need its configuration only; its leaves may be shapes.
         no_caption: token ids of the empty prompt ``[tokens]``, or for cached batches its text states ``[n, s, d]``.
-        accumulate: parts that a batch is worked on in, one after another; the same step in less memory.
+        accumulate: the number of parts, processed one after another, of a batch; the same step in less memory.
         ema: decay of the parameters' average; 0 keeps none.
-        remat: of the ensemble.
-        mesh: the devices to spread experts and rows over; the arguments are then placed as ``spec_of`` and
-            ``batch_specs`` say, and each device works at its part of every part of ``accumulate``.
+        remat: the ensemble's rematerialisation.
+        mesh: the devices to spread experts and rows over. The arguments are then placed by ``spec_of`` and
+            ``batch_specs``, and each device processes its share of every part of a batch.
 
     Raises:
         InputError: when traced with a batch that ``accumulate`` does not divide.

@@ -42,8 +42,8 @@ def train_vae(
     """Train and write ``workdir/model``, a diffusers folder with a VAE whose scaled latents have unit variance.
 
     Raises:
-        InputError: something of the config, its models, its data or the workdir cannot be used.
-        Stopped: by SIGTERM or SIGINT, after saving.
+        InputError: the config, its models, its data or the workdir cannot be used.
+        Stopped: SIGTERM or SIGINT stopped the run, which was saved.
     """
     check_start(config, workdir, resume=resume, overwrite=overwrite, untrained="which only whitens")
     source = make_source(data_of(config))

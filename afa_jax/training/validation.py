@@ -68,7 +68,7 @@ class Pairs:
 
 
 class Validation:
-    """Measures a fusion on ``pairs`` and writes ``validation.jsonl`` and ``samples/step_<step>.png``.
+    """A callback that measures a fusion on ``pairs`` and writes ``validation.jsonl`` and ``samples/step_<step>.png``.
 
     Each pair gets one noise in every timestep bucket, drawn from ``fold_in(fold_in(key(seed), pair), bucket)``, and its
     own timestep in the bucket. Both are the same in every validation, so that small differences show.
@@ -141,9 +141,9 @@ class Validation:
         self._measure = compiled_together(jax.jit(on_mesh(measure, mesh, specs, split), out_shardings=replicated))
 
     def __call__(self, params: dict[str, Array], step: int) -> dict[str, Any]:
-        """Measure, write, and return what a run logs.
+        """Measure the fusion, write the results, and return the values for the run's log.
 
-        That is ``val_loss`` (as ``score`` too), also by bucket, the maps' entropy, each expert's mean weight, and the
+        These are ``val_loss`` (also as ``score``, and by bucket), the maps' entropy, each expert's mean weight, and the
         grid of ``samples``.
         """
         count, total = len(self.pairs.latents), self.experts.schedule.num_train_timesteps

@@ -34,7 +34,7 @@ class Writer(Protocol):
 
 
 def check_writers(names: Sequence[str]) -> None:
-    """Raise InputError for a writer that does not exist or is not installed; ask before the workdir is touched."""
+    """Raise InputError for a writer that does not exist or is not installed; call before the workdir is touched."""
     for name in names:
         if name not in NAMES:
             raise InputError(f"writers: no {name!r}; choose from {', '.join(NAMES)}, or none")

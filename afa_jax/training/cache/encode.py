@@ -32,7 +32,7 @@ def crop_random(seed: int, index: int, crop: int) -> np.random.Generator:
 
 
 def read_row(source: PictureSource, tokenizer: Tokenizer, crop: Crop | None, crops: int, seed: int, index: int) -> Row:
-    """Read an example, cut its crops and tokenize its caption; the error instead, where it is a bad one."""
+    """Read an example, cut its crops and tokenize its caption; return the error instead if the example is bad."""
     try:
         example = source[index]
         (ids,) = tokenizer([example["caption"]], quiet=True)
@@ -96,15 +96,15 @@ class Encoder:
 
 
 def check_finite(values: Arrays, name: Callable[[int], str], examples: Sequence[int]) -> None:
-    """Refuse values that a cache must not keep.
+    """Raise InputError for values that a cache must not keep.
 
     Args:
         values: arrays ``[m, ...]``.
-        name: of an example.
-        examples: whose values these are; some more do no harm.
+        name: returns the name of an example.
+        examples: the examples that the values belong to; more of them do no harm.
 
     Raises:
-        InputError: NaN or infinity; names the examples.
+        InputError: a value is NaN or infinity; the error names the examples.
     """
     finite = np.all([np.isfinite(array.reshape(len(array), -1)).all(1) for array in values.values()], axis=0)
     if not finite.all():

@@ -98,15 +98,15 @@ class Shards:
         process_count: int = 1,
         others: Callable[[int], Any] = lambda number: None,
     ) -> None:
-        """Make what is missing. Afterwards every shard is there, whichever process made it.
+        """Make the missing shards; afterwards every shard exists, whichever process made it.
 
-        A process begins with its share; then it helps with what no other one is writing; then it waits for the rest,
-        and makes what a process that died has left. Locks are flock's, which the kernel releases when a process ends:
+        A process first makes its share, then shards that no other process is writing. Then it waits for the rest, and
+        makes those that a process left when it died. Locks are flock's, which the kernel releases when a process ends:
         processes on several machines need a file system that shares them.
 
         Args:
-            make: values (VALUES) and bad ones of these examples.
-            others: called with the number of each shard that another process made meanwhile.
+            make: returns the values (VALUES) of examples, and the bad ones among them.
+            others: is called with the number of each shard that another process made meanwhile.
 
         Raises:
             InputError: the folder cannot be written, or has no locks.
@@ -165,7 +165,7 @@ class Shards:
 
     @contextlib.contextmanager
     def _locked(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Hold a shard's lock; False where another process has it and ``wait`` is false."""
+        """Hold a shard's lock; yield False if another process has it and ``wait`` is false."""
         path = Path(f"{self.path(number)}.lock")
         with writing(self.folder):
             file = open(path, "a")  # noqa: SIM115 - closed below; what the caller does is not this disk's fault
