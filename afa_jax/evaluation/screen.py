@@ -94,7 +94,7 @@ def route(errors: Float[np.ndarray, "n b buckets draws *element"]) -> Routing:
     """Choose an expert at every element by the other draws' errors.
 
     Raises:
-        ValueError: fewer than two draws.
+        ValueError: there are fewer than two draws.
     """
     experts, pictures, buckets, draws = errors.shape[:4]
     if draws < 2:

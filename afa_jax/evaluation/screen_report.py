@@ -24,7 +24,7 @@ def print_mismatches(names: Sequence[str], found: Sequence[Mismatch]) -> None:
 
 
 def print_weights(pairs: Mapping[tuple[str, str], Difference]) -> None:
-    """Print the relative differences of the weights, a block a line and a pair a column."""
+    """Print the relative differences of the weights, with one line per block and one column per pair."""
     heads = [f"{printable(one, NAME)} - {printable(other, NAME)}" for one, other in pairs]
     found = list(pairs.values())
     widths = [max(16, len(head) + 2) for head in heads]
@@ -43,7 +43,7 @@ def print_weights(pairs: Mapping[tuple[str, str], Difference]) -> None:
 
 
 def print_gain(names: Sequence[str], gain: RoutingGain, conditions: str) -> None:
-    """Print gains, errors and shares, a bucket of timesteps a line; bucket 0 has the least noise."""
+    """Print gains, errors and shares, one line per bucket of timesteps; bucket 0 has the least noise."""
     names = [printable(name, NAME) for name in names]
     width = max(9, *(len(name) + 2 for name in names))
 

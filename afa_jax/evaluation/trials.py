@@ -29,11 +29,11 @@ from afa_jax.training.workdir import begin_run, check_workdir, locked, open_work
 
 
 def run_search(config: ConfigDict, options: SearchOptions) -> dict[str, Any]:
-    """Run the trials that are missing, write the best weights, and return their summary.
+    """Run the missing trials, write the best weights, and return their summary.
 
     Raises:
-        InputError: something of the config, the metric or the workdir cannot be used.
-        Stopped: by SIGTERM or SIGINT; all finished trials are in the log.
+        InputError: the config, the metric or the workdir cannot be used.
+        Stopped: SIGTERM or SIGINT stopped the search; all finished trials are in the log.
     """
     optuna()
     check_workdir(options.workdir, resume=options.resume, overwrite=options.overwrite)
@@ -103,11 +103,11 @@ def search(
     minutes: float | int | None = None,
     on_trial: Callable[[Any], object] = lambda study: None,
 ) -> Any:
-    """Evaluate until ``trials`` are finished or the time is over; the study, which ``log`` holds.
+    """Evaluate until ``trials`` trials are finished or the time is over; return the study, which ``log`` holds.
 
-    A trial's parameters follow from the seed, its number and the trials before it, so a search that was stopped and
-    goes on meets the same ones. A trial that was under way is evaluated again. A score that is no number, such as that
-    of a merge whose pictures are none, is the worst of all.
+    A trial's parameters depend only on the seed, its number and the trials before it, so a resumed search gets the same
+    ones. An interrupted trial is evaluated again. A score that is not finite, such as that of a merge whose pictures
+    are not, counts as the worst.
 
     Raises:
         Stopped: SIGTERM or SIGINT; all finished trials are in the log.
@@ -228,7 +228,7 @@ def _settings(
 
 
 def _keep_settings(path: Path, settings: dict[str, Any], config: ConfigDict, *, resume: bool) -> None:
-    """Write them for a new search, compare them to those of one that goes on."""
+    """Write the settings of a new search; for a resumed one, compare them to the recorded ones."""
     if not resume:
         begin_run(path.parent, record_text(dict(search=settings, config=config)))
         return

@@ -56,17 +56,17 @@ def check_result(out: Path, workdir: Path, *, again: bool) -> None:
 
 
 def open_study(log: Path, direction: str, first: Mapping[str, float]) -> Any:
-    """Open the study that a log holds, or begin one; only one process may do so at a time.
+    """Open the study in a log, or begin a new one; only one process may do so at a time.
 
-    A log that ends within a record, as a full disk or a power cut leaves it, is cut to the records before it: the trial
-    that was lost is evaluated again.
+    A log that ends within a record, as a full disk or a power cut leaves it, is cut to the complete records: the lost
+    trial is evaluated again.
 
     Args:
         direction: "maximize" or "minimize".
         first: the parameters of a search's first trial.
 
     Raises:
-        InputError: the log cannot be read, holds something else, or the trials of another search.
+        InputError: the log cannot be read, or holds something else or the trials of another search.
     """
     library = optuna()
     log.with_name(log.name + ".lock").unlink(missing_ok=True)  # optuna's, of a process that was killed

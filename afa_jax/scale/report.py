@@ -78,8 +78,8 @@ def examine(compiled: Any, shape: Mapping[str, int], chip: Chip | None, held: in
 
     Args:
         shape: the shape of the mesh that it was compiled for.
-        chip: what a device is, if that is known.
-        held: bytes that a run holds on a device while the program runs. jax does not hand over what it does not use.
+        chip: the kind of device, if it is known.
+        held: bytes that a run holds on a device while the program runs; jax passes only the arguments that it uses.
     """
     text, memory = compiled.as_text(), memory_of(compiled)
     found = [

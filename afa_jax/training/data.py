@@ -28,7 +28,7 @@ from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """Batches, and the frozen parts that a step on them needs.
+    """The batches of a run, and the frozen networks that a step on them needs.
 
     Attributes:
         source: the pictures that ``index`` in a batch refers to.
@@ -37,7 +37,7 @@ class TrainingData:
         crop: from any picture to the size of training.
         skip: whether bad examples are left out.
         loader: makes the batches.
-        length: examples that training could draw, the bad ones among them.
+        length: the number of examples that training could draw, including bad ones.
         seed: for the order, and for everything that is random about an example.
         bad: (name, reason) of examples that the cache or validation left out.
         frozen: ``unet``, and unless batches are cached ``text_encoder`` and ``vae``.

@@ -30,9 +30,9 @@ def diffusion_loss(
 
     Args:
         latents: clean, scaled latents.
-        keys: ``[b]``, one a row: what an example meets does not depend on its batch-mates.
+        keys: ``[b]``, one per row: an example's noise and timestep do not depend on the other rows.
         min_snr_gamma: weights min(SNR, gamma) / SNR of Hang et al. 2023 (arXiv 2303.09556) if positive.
-        timesteps: ``(low, high)``, of which ``low <= t < high`` are drawn; None draws all.
+        timesteps: ``(low, high)``, to draw only ``low <= t < high``; None draws all timesteps.
         has_aux: ``predict`` returns ``(prediction, aux)``; the result is then ``(loss, aux)``.
     """
     low, high = timesteps or (0, schedule.num_train_timesteps)

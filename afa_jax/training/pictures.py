@@ -42,18 +42,18 @@ def encode_scenes(
     crop: Crop | None = None,
     bad: str = "error",
 ) -> dict[str, np.ndarray]:
-    """Return the latents and token ids of the first ``count`` pictures, ``[count, ...]``: training then spares the VAE.
+    """Return latents and token ids of the first ``count`` pictures, ``[count, ...]``, so that training needs no VAE.
 
     Args:
-        count: 0 takes all that can be read.
-        crop: to one size, each picture always alike; None takes pictures that are of one size as they are.
+        count: the number of pictures; 0 takes all that can be read.
+        crop: the crop to one size, always the same for each picture; None takes pictures of one size as they are.
         bad: "skip" leaves out pictures that cannot be read.
 
     Raises:
-        InputError: fewer pictures that can be read; unless they are skipped, the first one that cannot.
+        InputError: too few pictures can be read, or one cannot be read and bad ones are not skipped.
     """
     vae = place(vae, mesh, PartitionSpec())
-    # Every process needs them all: which ones make a batch is another matter.
+    # Every process needs all pictures, because a batch may have any of them.
     encode = jax.jit(
         lambda vae, pixels: vae.encode(to_images(pixels)), out_shardings=NamedSharding(mesh, PartitionSpec())
     )
@@ -79,7 +79,7 @@ def encode_scenes(
 
 
 def _at_once(image: np.ndarray, wanted: int, devices: int) -> int:
-    """Return how many pictures of this size are encoded together: as many on each device, one at least."""
+    """Return how many pictures of this size are encoded together: equally many on each device, at least one."""
     fitting = min(AT_ONCE, PIXELS_AT_ONCE // (image.shape[0] * image.shape[1])) // devices
     return devices * max(1, min(fitting, -(-wanted // devices)))
 

@@ -32,5 +32,5 @@ def check_start(config: ConfigDict, workdir: Path, *, resume: bool, overwrite: b
 
 
 def data_of(config: ConfigDict) -> ConfigDict:
-    """Return ``data`` of a config; where it names no kind it is emoji scenes."""
+    """Return ``data`` of a config; its default kind is emoji scenes."""
     return ConfigDict(dict(kind="emoji") | config.data.to_dict())

@@ -99,7 +99,7 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
     """Make a method's missing pictures, score them, and take its cost and noise MSE.
 
     Raises:
-        NotTrained: its trained part is not there.
+        NotTrained: its trained part is missing.
     """
     method = make_method(entry, models)
     options, folder = protocol.options_of(method), protocol.make(method)
@@ -181,7 +181,7 @@ def references(measured: Sequence[Measured], protocol: Protocol) -> dict[str, st
 
 
 def compare(measured: Sequence[Measured], protocol: Protocol) -> dict[str, str]:
-    """Add to each row its paired differences to the references; returns the references' names."""
+    """Add to each row its paired differences to the references; return the references' names."""
     named, by_name = references(measured, protocol), {m.row["name"]: m for m in measured}
     for one in measured:
         one.row["against"] = {}
@@ -271,8 +271,8 @@ def curves(
 def with_seconds(rows: Sequence[dict[str, Any]]) -> None:
     """Add to rows and points of curves their seconds a picture: their ratio times the seconds of one expert.
 
-    These are the median of what was measured beside each of them: hours lie between the first and the last, in which a
-    machine that others share may become twice as fast, and what is compared is the methods.
+    The seconds of one expert are the median over all measurements, one beside each method. Hours lie between the first
+    and the last, and a shared machine's speed may double in between, which must not count as a difference of methods.
     """
     common = float(np.median([row["reference_seconds"] for row in rows]))
     for row in rows:

@@ -174,7 +174,7 @@ class Absent:
                 self.broken.append(name)
 
     def check(self) -> None:
-        """Raise NotFinite in the end, when all others are written, where a method is broken."""
+        """Raise NotFinite if a method is broken; called at the end, when all others are written."""
         if self.broken:
             raise NotFinite(
                 f"{some(self.broken)}: left out, for {self.why[self.broken[0]]}; all the other methods are there"
@@ -182,7 +182,7 @@ class Absent:
 
 
 def check_methods(entries: Mapping[str, Entry], curves: ConfigDict, models: Models) -> None:
-    """Raise InputError for a method that cannot be made of these models, before the first one's pictures are."""
+    """Raise InputError for a method that cannot be built from these models, before any pictures are made."""
     if curves.get("methods"):
         for field in ("steps", "prompts", "seeds"):
             if not curves.get(field):
@@ -196,7 +196,7 @@ def check_methods(entries: Mapping[str, Entry], curves: ConfigDict, models: Mode
 
 
 def check_fields(own: ConfigDict) -> None:
-    """Raise InputError for a field that every ``evaluation`` must have and this one has not."""
+    """Raise InputError if ``evaluation`` lacks a required field."""
     for field in ("prompts", "seeds", "metrics", "resamples", "methods"):
         if field not in own:
             raise InputError(f"evaluation.{field} is missing; configs/emoji.py shows what it says")

@@ -64,7 +64,7 @@ class PictureFolder:
         self.folder = find_folder(root, self.name, self.digest)
 
     def path(self, item: Item, seed: int) -> Path:
-        """Return where a picture is, or will be."""
+        """Return the path of a picture, whether it exists or not."""
         return find_picture(self.folder, item.prompt, seed)
 
     def missing(self, items: Sequence[Item], seeds: Sequence[int]) -> list[tuple[Item, int]]:
@@ -72,11 +72,11 @@ class PictureFolder:
         return [(item, seed) for seed in seeds for item in items if not _readable(self.path(item, seed))]
 
     def make(self, method: Method, options: SampleOptions, items: Sequence[Item], seeds: Sequence[int]) -> int:
-        """Make what is missing, with progress, each picture whole or not at all; returns how many that were.
+        """Make the missing pictures, each written atomically, and show progress; return the number made.
 
         Args:
-            method, options: whose record this folder has; it does not keep the method, whose networks are large.
-            items, seeds: a picture of each item with each seed.
+            method, options: those of this folder's record; the method is not kept, because its networks are large.
+            items, seeds: the prompts and seeds; each prompt gets a picture with each seed.
         """
         write_method(self.folder, self.name, self.record)
         missing = self.missing(items, seeds)

@@ -154,7 +154,7 @@ def references_of(items: Sequence[Item], size: tuple[int, int]) -> list[np.ndarr
 
 
 def check_references(items: Sequence[Item], size: tuple[int, int]) -> None:
-    """Raise InputError for a real picture that is not there or cannot be read, before any is made to compare to it."""
+    """Raise InputError for a real picture that is missing or cannot be read, before any pictures are made."""
     for item in items:
         if item.reference is not None and not item.reference.is_file():
             raise InputError(
@@ -294,7 +294,7 @@ class _Kept:
             return None
 
     def write(self, scores: Mapping[str, np.ndarray]) -> None:
-        """Keep them, at once or not at all."""
+        """Write the scores atomically."""
         names, stamps = np.asarray([*self.stamps]), np.asarray([*self.stamps.values()], np.int64)
         own: Any = {f"_{key}": array for key, array in scores.items()}
         with partial_file(self.path) as partial, open(partial, "wb") as file:

@@ -121,7 +121,7 @@ def load_judge(path: Path = WEIGHTS) -> Judge:
 
 
 def _names(text: str) -> Any:
-    """Return the names that a file says its head was trained for, or None."""
+    """Return the class names that a file records for its head, or None."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError):

@@ -255,7 +255,7 @@ def load_metrics(
 
 
 def check_weights(weights: Mapping[str, str]) -> None:
-    """Raise InputError for a key of ``evaluation.weights`` that no metric has, or a path with nothing there."""
+    """Raise InputError for a key of ``evaluation.weights`` that no metric has, or a path that does not exist."""
     _check_known("evaluation.weights", weights, WEIGHTS)
     for key, path in weights.items():
         if not os.path.exists(path):

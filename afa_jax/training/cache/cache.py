@@ -117,7 +117,7 @@ class Cache:
 
 
 def check_cache(path: str | Path, **numbers: int) -> None:
-    """Raise InputError for a place where no cache can be, or a number below one."""
+    """Raise InputError for a place where no cache can be made, or a number below one."""
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"cache.{name}={number}; choose 1 or more")
@@ -145,19 +145,20 @@ def build_cache(
     process_count: int = 1,
     progress: bool = True,
 ) -> Cache:
-    """Open the cache of these experts and this source below ``path``, after making what is missing of it.
+    """Make the missing parts of the cache of these experts and this source below ``path``, and open it.
 
-    Killed at any moment, it goes on with the missing shards. Any number of processes may do this at once.
+    If it is killed at any moment, the next call continues with the missing shards. Any number of processes may run it
+    at once.
 
     Args:
-        crop: how pictures get one size; None takes them as they are, which are then of one size.
-        crops: of each picture; crop j of example i is ``crop(image, crop_random(seed, i, j))``.
-        shard: examples a file; a cache that is there keeps its own.
+        crop: how pictures are cut to one size; None takes them as they are, and they must have one size.
+        crops: the number of crops of each picture; crop j of example i is ``crop(image, crop_random(seed, i, j))``.
+        shard: examples per file; an existing cache keeps its own number.
         batch: pictures encoded at once; best a divisor of ``shard``.
         bad: what an example without a readable picture or caption does: "error" stops, "skip" leaves it out of
             ``Cache.indices``.
-        workers: threads that read and crop pictures meanwhile.
-        process_index: the share of the shards this process begins with, of ``process_count``.
+        workers: the number of threads that read and crop pictures meanwhile.
+        process_index: the share of the shards, out of ``process_count``, that this process begins with.
 
     Raises:
         InputError: a number below one; a size the networks cannot take; a URL as ``path``, or a folder that cannot be
@@ -246,7 +247,7 @@ def make_cached_loader(
     """Return a loader of the good examples of a cache; the other arguments are those of make_loader.
 
     Args:
-        cache: of the whole source.
+        cache: the cache of the whole source.
         among: indices to choose from; all of them by default.
 
     Raises:
