@@ -136,9 +136,9 @@ def _unexpected(error: BaseException) -> int | None:
 
     If the error were raised, the process would wait for the others at its exit.
     """
-    from afa_jax.mesh.processes import lost, several
+    from afa_jax.mesh.processes import is_multiprocess, lost
 
-    if not several():
+    if not is_multiprocess():
         return None
     if lost(error):
         reason = str(error).strip().splitlines()[0]

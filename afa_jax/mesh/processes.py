@@ -150,23 +150,23 @@ def lost(error: BaseException) -> bool:
     """Say whether an error of JAX means that another process is gone; on some devices only the heartbeat reports it."""
     told = ("Gloo", "NCCL", "Connection closed", "Connection reset", "Socket closed", "UNAVAILABLE", "heartbeat")
     raised = isinstance(error, ValueError | RuntimeError) and not isinstance(error, InputError)
-    return several() and raised and any(word in str(error) for word in told)
+    return is_multiprocess() and raised and any(word in str(error) for word in told)
 
 
-def several() -> bool:
-    """Say whether other processes run this program, too."""
+def is_multiprocess() -> bool:
+    """Return whether other processes run this program too."""
     return jax.distributed.is_initialized() and jax.process_count() > 1
 
 
-def first() -> bool:
-    """Say whether this is process 0."""
-    return not several() or jax.process_index() == 0
+def is_process_0() -> bool:
+    """Return whether this is process 0."""
+    return not is_multiprocess() or jax.process_index() == 0
 
 
-def say(line: object) -> None:
+def print_once(line: object) -> None:
     """Print a line once, not once a process, without control characters that it may quote from files."""
-    if first():
-        print(printable(line), flush=several())
+    if is_process_0():
+        print(printable(line), flush=is_multiprocess())
 
 
 @contextlib.contextmanager
@@ -186,7 +186,7 @@ def gather(value: T) -> list[T]:
     Raises:
         TypeError: the value is of a type that afa_jax.mesh.messages cannot encode.
     """
-    if not several() or getattr(_state, "alone", False):
+    if not is_multiprocess() or getattr(_state, "alone", False):
         return [value]
     from jax.experimental.multihost_utils import process_allgather
 
@@ -200,40 +200,41 @@ def gather(value: T) -> list[T]:
     return [loads(row[8:length].tobytes()) for row, length in zip(rows, lengths, strict=True)]
 
 
-def together(function: Callable[[], T]) -> T:
+def raise_on_all(function: Callable[[], T]) -> T:
     """Call a function that may fail in one process only, such as reading a file; raise its error in every process.
 
-    ``function`` must not run anything that all processes run together; ``on_first`` in it does not reach the others.
+    ``function`` must not run anything that all processes run together. ``on_process_0`` within it does not reach the
+    others.
     """
-    if not several() or getattr(_state, "alone", False):
+    if not is_multiprocess() or getattr(_state, "alone", False):
         return function()
     value, error = _attempt(function)
     _raise_first(gather(error), error)
     return value  # type: ignore[return-value]  # without an error there is one
 
 
-def on_first(function: Callable[[], T]) -> T:
+def on_process_0(function: Callable[[], T]) -> T:
     """Call a function on process 0; return its value, or raise its error with the same message, on every process.
 
     Args:
-        function: as in ``together``; its value must be one that afa_jax.mesh.messages can encode.
+        function: as in ``raise_on_all``; its value must be one that afa_jax.mesh.messages can encode.
     """
-    if not several():
+    if not is_multiprocess():
         return function()
     if getattr(_state, "alone", False):
-        return function() if first() else None  # type: ignore[return-value]  # the others go without
-    value, error = _attempt(function, tell=True) if first() else (None, None)
+        return function() if is_process_0() else None  # type: ignore[return-value]  # the others go without
+    value, error = _attempt(function, tell=True) if is_process_0() else (None, None)
     value, told = gather((value, error))[0]
     _raise_first([told], error)
     return value  # type: ignore[return-value]  # of process 0
 
 
-def by_first(function: Callable[P, T]) -> Callable[P, T]:
-    """Make a function or method that process 0 carries out for all; see ``on_first``."""
+def runs_on_process_0(function: Callable[P, T]) -> Callable[P, T]:
+    """Wrap a function or method so that process 0 runs it for all; see ``on_process_0``."""
 
     @functools.wraps(function)
     def call(*args: P.args, **kwargs: P.kwargs) -> T:
-        return on_first(lambda: function(*args, **kwargs))
+        return on_process_0(lambda: function(*args, **kwargs))
 
     return call
 
@@ -283,7 +284,7 @@ def meet(where: str) -> None:
 
     A collective operation cannot be used to wait: on CPUs it gives up after half a minute.
     """
-    if several():
+    if is_multiprocess():
         from orbax.checkpoint.multihost import get_barrier_sync_fn
 
         get_barrier_sync_fn()(key=f"afa_jax {where}", timeout_ms=3_600_000)
@@ -298,7 +299,7 @@ def everywhere(value: int) -> Any:
     Args:
         value: one of a few, from 0 to 255.
     """
-    return _largest()(_flags(value)) if several() else value
+    return _largest()(_flags(value)) if is_multiprocess() else value
 
 
 @functools.cache
@@ -322,7 +323,7 @@ def compiled_together(jitted: Any) -> Callable[..., Any]:
 
     CPUs that exchange data for the first time wait for each other for 30 seconds, and compiling takes longer.
     """
-    met = not several()
+    met = not is_multiprocess()
 
     def call(*args: Any, **kwargs: Any) -> Any:
         nonlocal met
@@ -340,14 +341,14 @@ def place(array: np.ndarray, sharding: Any) -> jax.Array:
     return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
 
-def fetch(tree: Any) -> Any:
+def gather_arrays(tree: Any) -> Any:
     """Gather a tree of arrays from the devices of all processes as NumPy arrays; for process 0 only."""
     from jax.experimental.multihost_utils import process_allgather
 
     def whole(leaf: Any) -> np.ndarray | None:
         if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable and not leaf.is_fully_replicated:
             leaf = process_allgather(leaf, tiled=True)
-        elif not first():
+        elif not is_process_0():
             return None
         elif isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
             leaf = leaf.addressable_data(0)
@@ -363,7 +364,7 @@ def broadcast_arrays(arrays: Any, like: Any) -> Any:
         arrays: a tree of NumPy arrays; of process 0 only.
         like: a tree of the same shapes and dtypes, in every process.
     """
-    if not several():
+    if not is_multiprocess():
         return jax.tree.map(np.asarray, arrays)
     from jax.experimental.multihost_utils import broadcast_one_to_all
 
@@ -374,7 +375,7 @@ def broadcast_arrays(arrays: Any, like: Any) -> Any:
     words = max(begins[-1] // 4, 1)
     chunk = min(CHUNK, 1 << (words - 1).bit_length())
     data = np.zeros(4 * chunk * -(-words // chunk), np.uint8)
-    if first():
+    if is_process_0():
         for leaf, (begin, end) in zip(jax.tree.leaves(arrays), spans, strict=True):
             data[begin:end] = np.ascontiguousarray(leaf).reshape(-1).view(np.uint8)
     # As whole numbers: the broadcast adds the others' zeros, and as floats -0.0 would lose its sign.

@@ -11,7 +11,7 @@ from afa_jax.diffusion.samplers.sampler import Sampler
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts
-from afa_jax.mesh.processes import first as first_process
+from afa_jax.mesh.processes import is_process_0
 
 _DDIM = ("DDIM", "DDIMScheduler", "FlaxDDIMScheduler")
 """What a base model calls the sampler that there is."""
@@ -67,7 +67,7 @@ class SampleOptions:
         if self.guidance < 1:
             raise InputError(f"guidance {self.guidance}; choose 1 (none) or more")
         self.make_sampler(experts.schedule).constants(self.steps)
-        if experts.sampler not in _DDIM and first_process():
+        if experts.sampler not in _DDIM and is_process_0():
             _warn_of_sampler(experts.sampler)
 
     def make_sampler(self, schedule: NoiseSchedule) -> Sampler:

@@ -21,7 +21,7 @@ from afa_jax.data.pictures import grid, save_picture, save_png
 from afa_jax.errors import InputError
 from afa_jax.files import check_file, check_folder, writing
 from afa_jax.mesh.parallel import make_mesh, mesh_of
-from afa_jax.mesh.processes import first, on_first, together
+from afa_jax.mesh.processes import is_process_0, on_process_0, raise_on_all
 from afa_jax.methods.entries import entries_of
 from afa_jax.methods.method import Method, Models, make_method, method_name
 from afa_jax.methods.options import SampleOptions
@@ -186,11 +186,11 @@ def sample_prompts(
     """
     config = loaded.config
     if out is not None:
-        on_first(lambda: check_folder(out))
+        on_process_0(lambda: check_folder(out))
     sampling = sample_options(config, asked)
-    method = together(lambda: loaded.method(asked, sampling))
+    method = raise_on_all(lambda: loaded.method(asked, sampling))
     sampling = method.sampled_with(sampling)
-    if first():
+    if is_process_0():
         warn_of_syntax([*prompts, asked.negative_prompt])
     numbers = range(asked.num_images) if numbers is None else numbers
     requests = [
@@ -206,7 +206,7 @@ def sample_prompts(
     title = f"{file_name(method)}_grid"
     if out is not None:
         paths = output_paths(out, names, title, maps=asked.maps)
-        on_first(lambda: check_outputs(paths, asked.overwrite))
+        on_process_0(lambda: check_outputs(paths, asked.overwrite))
 
     def recipe_for(request: Request) -> dict[str, Any]:
         recipe = recipe_of(request, method, asked.seed, sampling, config, sources=loaded.sources(asked))
@@ -218,13 +218,18 @@ def sample_prompts(
     images, recipes, maps = list[Image.Image](), list[dict[str, Any]](), list[dict[str, np.ndarray]]()
     files: list[Path] = []
     made = generate(
-        requests, method.denoiser, method.experts, seed=asked.seed, options=sampling, announce=first() and not quiet
+        requests,
+        method.denoiser,
+        method.experts,
+        seed=asked.seed,
+        options=sampling,
+        announce=is_process_0() and not quiet,
     )
-    bar = progress(made, total=len(requests), unit="image", quiet=quiet or not first())
+    bar = progress(made, total=len(requests), unit="image", quiet=quiet or not is_process_0())
     for picture, name in zip(bar, names, strict=True):
         recipe = recipe_for(picture.request)
         own = dict(zip(method.sites, picture.maps, strict=True)) if asked.maps else {}
-        if out is not None and first():
+        if out is not None and is_process_0():
             files += write_picture(out, name, picture.pixels, recipe, own, timesteps, method.experts.names)
         image = Image.fromarray(picture.pixels)
         image.info["afa_jax"] = json.dumps(recipe)
@@ -243,7 +248,7 @@ def sample_prompts(
         title=title,
         experts=method.experts.names,
     )
-    if out is not None and first():
+    if out is not None and is_process_0():
         files.append(pictures.write_grid(out))
     return dataclasses.replace(pictures, files=tuple(files))
 
@@ -255,10 +260,10 @@ def sample_file(prompts: Path, out: Path, asked: Asked, loaded: Loaded) -> None:
         InputError: as sample_prompts, or a line of the file cannot be used.
     """
     config = loaded.config
-    together(lambda: check_folder(out))
-    read = together(lambda: read_prompts(prompts, asked.negative_prompt))
+    raise_on_all(lambda: check_folder(out))
+    read = raise_on_all(lambda: read_prompts(prompts, asked.negative_prompt))
     sampling = sample_options(config, asked)
-    method = together(lambda: loaded.method(asked, sampling, many=True))
+    method = raise_on_all(lambda: loaded.method(asked, sampling, many=True))
     sampling = method.sampled_with(sampling)
     sample_all(
         read,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from afa_jax.errors import InputError
-from afa_jax.mesh.processes import first
+from afa_jax.mesh.processes import is_process_0
 from afa_jax.sampling.generate import Request
 from afa_jax.sampling.prompt_lines import read_lines
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
@@ -51,6 +51,6 @@ def check_words(prompts: Prompts, tokenizer: Tokenizer) -> None:
                 except InputError as error:
                     raise InputError(f"{prompts.path}:{number}: {error}") from error
             cut += [f"{prompts.path}:{number}: {warning.message}" for warning in caught]
-    if cut and first():
+    if cut and is_process_0():
         more = f"; {len(cut) - 1} more are too long" if len(cut) > 1 else ""
         warnings.warn(cut[0] + more, UserWarning, stacklevel=2)

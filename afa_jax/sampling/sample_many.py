@@ -30,7 +30,7 @@ import numpy as np
 from afa_jax.data.pictures import save_png
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text, sweep, writing
-from afa_jax.mesh.processes import first, gather, meet, on_first, same, say, together
+from afa_jax.mesh.processes import gather, is_process_0, meet, on_process_0, print_once, raise_on_all, same
 from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
@@ -73,7 +73,7 @@ def sample_all(
     own = ("prompt", "negative_prompt", "number", "sources")  # of which hashes say more
     shared = {field: value for field, value in recipe_of(Request(prompt="")).items() if field not in own}
     enter(out, dict(prompts_sha256=prompts.sha256, num_images=num_images) | shared, overwrite)
-    there = agreed(together(lambda: existing(out, total)))
+    there = agreed(raise_on_all(lambda: existing(out, total)))
     missing = [int(p) for p in np.flatnonzero(~there)]
     # The size of a batch is the same however many are missing: it is compiled in.
     options = dataclasses.replace(options, batch=min(options.batch, total))
@@ -84,10 +84,10 @@ def sample_all(
             with warnings.catch_warnings():  # check_words has said it
                 warnings.filterwarnings("ignore", r"prompt .* tokens, \d+ fit", UserWarning)
                 pictures = generate(
-                    requests, method.denoiser, method.experts, seed=seed, options=options, announce=first()
+                    requests, method.denoiser, method.experts, seed=seed, options=options, announce=is_process_0()
                 )
             begun = total - len(missing)
-            bar = progress(pictures, total=total, initial=begun, unit="picture", quiet=not first())
+            bar = progress(pictures, total=total, initial=begun, unit="picture", quiet=not is_process_0())
             write_all(
                 (
                     (path_of(out, p), picture.pixels, recipe_of(picture.request))
@@ -98,11 +98,11 @@ def sample_all(
             )
     seconds, compiling = time.perf_counter() - began, covered(spans)
     meet("pictures")  # a host may write slowly
-    together(lambda: remove_partial(out))
+    raise_on_all(lambda: remove_partial(out))
     devices = 1 if method.experts.mesh is None else method.experts.mesh.size
     rate = len(missing) / max(seconds - compiling, 1e-9)
     speed = f"; {rate:.3g} pictures/s, {rate / devices:.3g} on each of {devices} devices" if missing else ""
-    say(
+    print_once(
         f"{out}: {len(missing)} pictures made, {total - len(missing)} were there already; "
         f"{seconds:.1f} s, {compiling:.1f} s of it compilation{speed}"
     )
@@ -124,11 +124,11 @@ def enter(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> None:
     recipe = recorded(recipe, "the recipe")
     same(recipe, "--prompts, the config or what it names")
     if overwrite:
-        on_first(lambda: clear(out))
-        together(lambda: clear(out))
-    together(lambda: _check(out, recipe))
-    on_first(lambda: _keep(out, recipe))
-    together(lambda: _keep(out, recipe))
+        on_process_0(lambda: clear(out))
+        raise_on_all(lambda: clear(out))
+    raise_on_all(lambda: _check(out, recipe))
+    on_process_0(lambda: _keep(out, recipe))
+    raise_on_all(lambda: _keep(out, recipe))
 
 
 def _read_recipe(out: Path) -> dict[str, Any] | None:

@@ -31,7 +31,16 @@ import numpy as np
 
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text, sweep, sync
-from afa_jax.mesh.processes import alone, broadcast_arrays, by_first, fetch, first, on_first, place, several
+from afa_jax.mesh.processes import (
+    alone,
+    broadcast_arrays,
+    gather_arrays,
+    is_multiprocess,
+    is_process_0,
+    on_process_0,
+    place,
+    runs_on_process_0,
+)
 from afa_jax.trees import flatten, unflatten
 
 _DELETED = ".deleted"  # suffix of a checkpoint that is being removed
@@ -62,7 +71,7 @@ class Checkpoints:
         self._checkpointer: Any = None
         self._open()
 
-    @by_first
+    @runs_on_process_0
     def _open(self) -> None:
         import orbax.checkpoint as ocp
 
@@ -77,35 +86,35 @@ class Checkpoints:
         sweep(self.folder)
         self._scores = _read_scores(self.folder / "scores.json")
         # Orbax must not wait for the other processes.
-        mine = ocp.options.MultiprocessingOptions(active_processes={0} if several() else None)
+        mine = ocp.options.MultiprocessingOptions(active_processes={0} if is_multiprocess() else None)
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler(composite_options=ocp.CompositeOptions(multiprocessing_options=mine)),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._seal),
             multiprocessing_options=mine,
         )
 
-    @by_first
+    @runs_on_process_0
     def steps(self) -> list[int]:
         """Return the steps of the complete checkpoints, ascending."""
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    @by_first
+    @runs_on_process_0
     def has(self, step: int) -> bool:
         """Return whether a step's checkpoint is saved or being saved."""
         return step == self._saving or step in self.steps()
 
-    @by_first
+    @runs_on_process_0
     def best(self) -> int | None:
         """Return the step of the checkpoint with the lowest score, the earliest of equals; None if none has a score."""
         return min((step for step in self.steps() if step in self._scores), key=self._rank, default=None)
 
-    @by_first
+    @runs_on_process_0
     def improves(self, score: float) -> bool:
         """Return whether a score is finite and lower than that of every checkpoint."""
         best = self.best()
         return math.isfinite(score) and (best is None or score < self._scores[best])
 
-    @by_first
+    @runs_on_process_0
     def rate(self, step: int, score: float) -> None:
         """Set the score of a checkpoint, or of one about to be saved: lower is better, and NaN means no score."""
         if math.isfinite(score):
@@ -124,9 +133,9 @@ class Checkpoints:
             ValueError: a checkpoint of this step exists.
         """
         flat = {name: flatten(tree) for name, tree in trees.items()}
-        self._save(step, fetch(flat) if several() else flat, facts, score)
+        self._save(step, gather_arrays(flat) if is_multiprocess() else flat, facts, score)
 
-    @by_first
+    @runs_on_process_0
     def _save(self, step: int, flat: Mapping[str, Any], facts: Mapping[str, Any], score: float | None) -> None:
         import orbax.checkpoint as ocp
 
@@ -154,7 +163,7 @@ class Checkpoints:
         Raises:
             SaveError: a save failed; the error names the step, the reason and the last saved step.
         """
-        if self._saving is not None and first():
+        if self._saving is not None and is_process_0():
             with alone():
                 self._check()
 
@@ -168,7 +177,7 @@ class Checkpoints:
             kept = {*self.steps()[-self.keep :], self.best()}
             self._delete([step for step in self.steps() if step not in kept])
 
-    @by_first
+    @runs_on_process_0
     def wait(self) -> None:
         """Wait until the last save is on disk.
 
@@ -191,7 +200,7 @@ class Checkpoints:
         """
         wanted = {name: flatten(tree) for name, tree in trees.items()}
         shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding), wanted)
-        if not several():
+        if not is_multiprocess():
             step, facts, arrays = self._restore(shapes, step)
         else:
             read = dict[str, Any]()
@@ -201,7 +210,7 @@ class Checkpoints:
                 found, facts, read["arrays"] = self._restore(like, step)
                 return found, facts
 
-            step, facts = on_first(on_host)
+            step, facts = on_process_0(on_host)
             arrays = broadcast_arrays(read.get("arrays"), shapes)
             arrays = jax.tree.map(lambda array, leaf: place(array, leaf.sharding), arrays, shapes)
         return step, {name: unflatten(tree, arrays[name]) for name, tree in trees.items()}, facts
@@ -234,20 +243,20 @@ class Checkpoints:
                 raise ValueError(changed)
         return step, facts, arrays
 
-    @by_first
+    @runs_on_process_0
     def delete_after(self, step: int) -> list[int]:
         """Remove the checkpoints after ``step``, from which a run continues; return their steps."""
         later = [s for s in self.steps() if s > step]
         self._delete(later)
         return later
 
-    @by_first
+    @runs_on_process_0
     def listing(self) -> str:
         """Return the steps as text for a message: ``10, 20 (best), 30``."""
         best = self.best()
         return ", ".join(f"{step} (best)" if step == best else str(step) for step in self.steps())
 
-    @by_first
+    @runs_on_process_0
     def close(self) -> None:
         """Wait until the last save is on disk, then close.
 

@@ -22,7 +22,7 @@ from afa_jax.errors import InputError
 from afa_jax.experts.sources import parse_base
 from afa_jax.mesh.collectives import DATA
 from afa_jax.mesh.parallel import make_mesh, place
-from afa_jax.mesh.processes import compiled_together, fetch, on_first, say
+from afa_jax.mesh.processes import compiled_together, gather_arrays, on_process_0, print_once
 from afa_jax.models.attention import Attention
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig
@@ -141,7 +141,7 @@ def finetune(
         log_every=config.log_every,
         save_every=config.save_every,
     )
-    average = fetch(state["average" if config.ema else "params"])
+    average = gather_arrays(state["average" if config.ema else "params"])
 
     def publish() -> None:
         unet, text_encoder = unflatten(shapes, average)
@@ -157,8 +157,8 @@ def finetune(
             | (dict(timesteps=f"{timesteps[0]} <= t < {timesteps[1]}") if timesteps else {}),
         )
 
-    on_first(publish)
-    say(workdir / MODEL)
+    on_process_0(publish)
+    print_once(workdir / MODEL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

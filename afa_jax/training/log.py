@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from afa_jax.mesh.processes import first as is_first
+from afa_jax.mesh.processes import is_process_0
 from afa_jax.progress import leave_out, progress
 from afa_jax.training.workdir import Metrics
 from afa_jax.training.writers import make_writers
@@ -43,7 +43,7 @@ class Log:
         past = past or dict(losses=[], last={}, lines=None)
         self.losses: list[float] = list(past["losses"])
         self._last: dict[str, float] = dict(past["last"])
-        writes = is_first()
+        writes = is_process_0()
         self._writers = make_writers(writers if writes else (), workdir, first)
         self._metrics = Metrics(workdir, first, past["lines"]) if writes else None
         self._progress = progress(initial=first, total=steps, quiet=quiet or not writes, unit="step")

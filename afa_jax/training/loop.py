@@ -18,7 +18,16 @@ import numpy as np
 
 from afa_jax.errors import InputError, Stopped
 from afa_jax.json_files import is_number
-from afa_jax.mesh.processes import alone, everywhere, gather, on_first, same, say, several, together
+from afa_jax.mesh.processes import (
+    alone,
+    everywhere,
+    gather,
+    is_multiprocess,
+    on_process_0,
+    print_once,
+    raise_on_all,
+    same,
+)
 from afa_jax.progress import announced
 from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
 from afa_jax.training.log import Log
@@ -115,24 +124,26 @@ def run_loop(
     """
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
-        on_first(lambda: stack.enter_context(locked(workdir)))
+        on_process_0(lambda: stack.enter_context(locked(workdir)))
         same(facts, "experts or data")
         checkpoints = stack.enter_context(Checkpoints(workdir, keep))
         first, past, state = 0, dict[str, Any](log=None, called=True), jax.tree.map(_committed, state)
         if resume and resume_step is None and not checkpoints.steps():
-            say(f"{workdir} has no checkpoint yet; starting at step 0")
+            print_once(f"{workdir} has no checkpoint yet; starting at step 0")
         elif resume or resume_step is not None:
             first, state, stored = checkpoints.restore(state, resume_step)
             past = _past(stored.pop("loop", None), f"{checkpoints.folder / str(first)}")
             if first > steps:
                 raise InputError(f"{workdir} is at step {first} already; steps={steps} would go back")
-            together(functools.partial(on_resume, stored))
+            raise_on_all(functools.partial(on_resume, stored))
             if removed := checkpoints.delete_after(first):
-                say(f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}")
+                print_once(
+                    f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}"
+                )
         done = first == steps and past["called"]
         # The past leaves out the last lines of a run to this step, which stay if there is nothing left to do.
         past_lines = None if done else past["log"]
-        log = stack.enter_context(together(lambda: Log(workdir, first, steps, past_lines, writers, quiet)))
+        log = stack.enter_context(raise_on_all(lambda: Log(workdir, first, steps, past_lines, writers, quiet)))
         if done:
             return state
         run = _Run(checkpoints, log, stop, steps, log_every, save_every, every, dict(facts or {}), describe, shares)
@@ -202,7 +213,7 @@ class _Run:
                 told = everywhere(FAILED if self.failure else int(self.stop.come or 0))
                 self.running.append((step, batch, waited, values, told))
                 self.settle(BEHIND)
-                self.on_first(self.checkpoints.check)
+                self.on_process_0_alone(self.checkpoints.check)
                 if step == self.steps or any(step % n == 0 for n in (self.save_every, *(e.steps for e in self.every))):
                     self.settle(0)
                     called = self.milestone(state, step)
@@ -252,13 +263,13 @@ class _Run:
                     raise self.not_finite(f"{name} is {numbers[name]}", step)
             self.log.add(numbers, images=self.shares * len(jax.tree.leaves(self.batch)[0]), waited=waited)
             if step % self.log_every == 0:
-                self.on_first(self.log.flush, step)
-            if several():
+                self.on_process_0_alone(self.log.flush, step)
+            if is_multiprocess():
                 self.hear(int(told))
 
-    def on_first(self, function: Callable[..., None], *args: Any) -> None:
+    def on_process_0_alone(self, function: Callable[..., None], *args: Any) -> None:
         """Call a function that acts on process 0 only; the other processes learn of its error with a later step."""
-        if not several():
+        if not is_multiprocess():
             function(*args)
         elif self.failure is None:
             try:
@@ -274,7 +285,7 @@ class _Run:
             if self.failure is not None:
                 raise self.failure
 
-        on_first(fail)
+        on_process_0(fail)
 
     def hear(self, told: int) -> None:
         """Act on what the processes told each other along with a step: an error or a signal to stop."""
@@ -298,13 +309,13 @@ class _Run:
         score = next((float(values["score"]) for values in results if "score" in values), None)
         results = [{name: value for name, value in values.items() if name != "score"} for values in results]
         for values in results[: len(due)]:
-            self.on_first(self.log.write, step, values)
-        past = dict(log=together(self.log.past), called=called)
+            self.on_process_0_alone(self.log.write, step, values)
+        past = dict(log=raise_on_all(self.log.past), called=called)
         # A run to more steps would not have what follows: it is not in the past that such a run goes on from.
         for values in results[len(due) :]:
-            self.on_first(self.log.write, step, values)
+            self.on_process_0_alone(self.log.write, step, values)
         if step == self.steps and called and self.log.losses:
-            self.on_first(self.log.flush, step)
+            self.on_process_0_alone(self.log.flush, step)
         self.tell()
         if self.checkpoints.has(step):  # resumed from here to call back
             if score is not None:

@@ -14,7 +14,7 @@ from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.mesh.collectives import DATA
 from afa_jax.mesh.parallel import place
-from afa_jax.mesh.processes import first
+from afa_jax.mesh.processes import is_process_0
 from afa_jax.models.vae import VAE, to_images
 from afa_jax.progress import progress
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
@@ -64,7 +64,7 @@ def encode_scenes(
     begun = list(itertools.islice(examples, 1))
     examples = itertools.chain(begun, examples)
     at_once = _at_once(begun[0][0], wanted, mesh.size) if begun else 1
-    for begin in progress(range(0, wanted, at_once), desc="encoding scenes", quiet=not first()):
+    for begin in progress(range(0, wanted, at_once), desc="encoding scenes", quiet=not is_process_0()):
         scenes = list(itertools.islice(examples, min(at_once, wanted - begin)))
         if not scenes or (count and len(scenes) < min(at_once, wanted - begin)):
             if count or not captions:

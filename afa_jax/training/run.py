@@ -20,7 +20,15 @@ from afa_jax.fusion.files import RECORD, save_fusion
 from afa_jax.fusion.registry import fusion_class, fusion_config, init_fusion, kind_of
 from afa_jax.mesh.collectives import DATA, EXPERT, FSDP
 from afa_jax.mesh.parallel import mesh_of, place, place_rows, row_share
-from afa_jax.mesh.processes import compiled_together, fetch, first, on_first, say, several, together
+from afa_jax.mesh.processes import (
+    compiled_together,
+    gather_arrays,
+    is_multiprocess,
+    is_process_0,
+    on_process_0,
+    print_once,
+    raise_on_all,
+)
 from afa_jax.methods.options import SampleOptions
 from afa_jax.records import public_arguments, record_text, recorded
 from afa_jax.training.cache.cache import check_cache
@@ -62,18 +70,18 @@ def train(
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     with nothing_to_save():
         mesh = configured_mesh(config, fusing)
-        split = together(lambda: split_data(config))
-        experts = together(
+        split = raise_on_all(lambda: split_data(config))
+        experts = raise_on_all(
             lambda: load_experts(
                 config, dtype=config.dtype, param_dtype=config.dtype, mesh=mesh, averaged=fusion_class(fusing).merges
             )
         )
         fusion = init_fusion(fusing, experts.unet, len(experts.names), settings.seed)
         sampling = validation_sampling(config, experts)
-        data = together(lambda: make_training_data(config, split, experts, progress=first() and not quiet))
+        data = raise_on_all(lambda: make_training_data(config, split, experts, progress=is_process_0() and not quiet))
         pairs = None
         if config.validation.every:
-            pairs = together(
+            pairs = raise_on_all(
                 lambda: data.validation_pairs(with_encoders_here(experts, config), config.validation.batch)
             )
     open_workdir(workdir, resume=resume, overwrite=overwrite, cache=config.cache.path)
@@ -112,7 +120,7 @@ def train(
         check_identity(facts.get("data", {}), identity, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 
-    say(
+    print_once(
         f"{len(experts.names)} experts ({', '.join(experts.names)}), "
         f"{parameter_count(fusion):,} trainable parameters ({kind_of(fusing)}) at {len(fusion.at)} sites, "
         f"{data.loader.length:,} pictures"
@@ -148,8 +156,8 @@ def train(
     )
 
     def publish(folder: Path, state: Any) -> None:
-        params = fetch(published(state))
-        on_first(lambda: save_fusion(folder, unflatten(like, params), record))
+        params = gather_arrays(published(state))
+        on_process_0(lambda: save_fusion(folder, unflatten(like, params), record))
 
     publish(workdir, state)
     with Checkpoints(workdir, settings.keep) as checkpoints:
@@ -158,7 +166,7 @@ def train(
             state = checkpoints.restore(state, best)[1]
             record["training"]["steps"] = best
             publish(workdir / "best", state)
-    say(workdir)
+    print_once(workdir)
 
 
 def check_options(config: ConfigDict) -> None:
@@ -187,7 +195,7 @@ def configured_mesh(config: ConfigDict, fusion: Any, devices: Sequence[Any] | No
     """
     mesh = mesh_of(config, devices)
     if mesh is None:
-        if several():
+        if is_multiprocess():
             raise InputError("mesh: several processes need one; write mesh=dict(expert=1, data=-1, fsdp=1)")
         return None
     if not fusion_class(fusion).spreads and mesh.shape[EXPERT] * mesh.shape[FSDP] > 1:

@@ -19,7 +19,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from afa_jax.errors import COMPILING, Stopped
-from afa_jax.mesh.processes import several
+from afa_jax.mesh.processes import is_multiprocess
 
 T = TypeVar("T")
 
@@ -40,7 +40,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
     def __init__(self) -> None:
         self.come: signal.Signals | None = None
         self.asked: signal.Signals | None = None
-        self._several = several()
+        self._is_multiprocess = is_multiprocess()
         self._at_once = False
         self._before: dict[signal.Signals, Any] = {}
 
@@ -72,7 +72,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
         ``Stopped`` then ends the process without waiting either (afa_jax.cli.commands.run). A run of several processes
         waits for it.
         """
-        if self._several:
+        if self._is_multiprocess:
             with self.at_once():
                 return function()
         done: Future[T] = Future()
@@ -91,7 +91,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
         if self.come is signal.SIGINT and number == signal.SIGINT:
             raise KeyboardInterrupt
         self.come = signal.Signals(number)
-        if self._several:
+        if self._is_multiprocess:
             return
         self.asked = self.come
         if self._at_once:

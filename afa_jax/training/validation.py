@@ -26,7 +26,7 @@ from afa_jax.fusion.afa import routing_of
 from afa_jax.json_files import read_lines
 from afa_jax.mesh.collectives import DATA, EXPERT, FSDP, ROWS, on_mesh
 from afa_jax.mesh.parallel import place, specs_of
-from afa_jax.mesh.processes import by_first, compiled_together, first
+from afa_jax.mesh.processes import compiled_together, is_process_0, runs_on_process_0
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.conditioning import Conditioning, encode_prompts
 from afa_jax.models.vae import to_images
@@ -178,7 +178,7 @@ class Validation:
             | self._sample(params, step)
         )
 
-    @by_first
+    @runs_on_process_0
     def _write(self, line: dict[str, Any]) -> None:
         # A run that goes on from an earlier step measures again what came after it, and not where a shorter one ended.
         lines = read_validation(self.workdir, keep=True)
@@ -194,14 +194,14 @@ class Validation:
             sampled = generate(requests, denoiser, experts, seed=self.seed, options=self.options)
             made = [picture.pixels for picture in sampled]
         except InputError as error:  # not finite: too high a guidance, say, which is no reason to end a run
-            if first():
+            if is_process_0():
                 warnings.warn(f"no samples at step {step}: {error}", stacklevel=2)
             return {}
         pixels = grid([made[i : i + self.num_images] for i in range(0, len(made), self.num_images)])
         self._save(pixels, step)
         return dict(samples=pixels)
 
-    @by_first
+    @runs_on_process_0
     def _save(self, pixels: np.ndarray, step: int) -> None:
         folder = self.workdir / "samples"
         folder.mkdir(exist_ok=True)

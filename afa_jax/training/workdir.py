@@ -18,13 +18,13 @@ from ml_collections import ConfigDict
 from afa_jax.errors import InputError
 from afa_jax.files import naming, replace_text, sweep, sync, writing
 from afa_jax.json_files import append, is_number, read_lines
-from afa_jax.mesh.processes import by_first, on_first
+from afa_jax.mesh.processes import on_process_0, runs_on_process_0
 from afa_jax.records import record_text
 from afa_jax.training import run_folders
 from afa_jax.training.run_folders import CONFIG, LOCK, MODEL, OF_A_RUN, OVERWRITTEN, holds_run, is_removed
 from afa_jax.weights.formats.folders import check_target, save_folder
 
-check_workdir = by_first(run_folders.check_workdir)
+check_workdir = runs_on_process_0(run_folders.check_workdir)
 
 
 def resume_if_any(options: argparse.Namespace) -> None:
@@ -35,11 +35,11 @@ def resume_if_any(options: argparse.Namespace) -> None:
 
 def found_run(workdir: Path) -> tuple[bool, bool]:
     """Return whether to resume and whether to overwrite, according to the workdir."""
-    resume, overwrite = on_first(lambda: [holds_run(workdir), is_removed(workdir)])
+    resume, overwrite = on_process_0(lambda: [holds_run(workdir), is_removed(workdir)])
     return resume, overwrite
 
 
-@by_first
+@runs_on_process_0
 def check_model(workdir: Path, *, resume: bool) -> None:
     """Raise InputError if a resumed run has a ``model`` that could not be replaced at its end."""
     if resume:
@@ -52,7 +52,7 @@ def save_model(workdir: Path, **parts: Any) -> Path:
     return workdir / MODEL
 
 
-@by_first
+@runs_on_process_0
 def open_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "") -> None:
     """Create or open a run's folder; it is resumed or overwritten only on request.
 
@@ -112,7 +112,7 @@ def check_positive(config: ConfigDict, *fields: str) -> None:
             raise InputError(f"{field}={config[field]}; choose 1 or more")
 
 
-@by_first
+@runs_on_process_0
 def write_config(workdir: Path, config: ConfigDict) -> None:
     """Write the config into the run's folder in the form of records.py."""
     begin_run(workdir, record_text(config))
@@ -124,7 +124,7 @@ def begin_run(workdir: Path, text: str) -> None:
     (workdir / OVERWRITTEN).unlink(missing_ok=True)
 
 
-@by_first
+@runs_on_process_0
 def keep_config(workdir: Path, config: ConfigDict) -> None:
     """Write the config of a new run; a resumed run keeps its own until the new one is found to fit."""
     if not any(path.name.isdecimal() for path in (workdir / "checkpoints").glob("*")):

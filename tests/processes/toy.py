@@ -83,8 +83,8 @@ def validate(state: dict[str, Any], step: int) -> dict[str, Any]:
 
 
 def sums(state: dict[str, Any]) -> dict[str, int]:
-    whole = distributed.fetch(flatten(state))
-    return {name: zlib.crc32(array.tobytes()) for name, array in whole.items()} if distributed.first() else {}
+    whole = distributed.gather_arrays(flatten(state))
+    return {name: zlib.crc32(array.tobytes()) for name, array in whole.items()} if distributed.is_process_0() else {}
 
 
 def agree() -> dict[str, Any]:
@@ -97,12 +97,12 @@ def agree() -> dict[str, Any]:
         return f"read by {me}"
 
     for function in (
-        lambda: distributed.on_first(lambda: fail(0)),
-        lambda: distributed.together(lambda: fail(2)),
-        lambda: distributed.on_first(lambda: fail(0, NonFiniteError("loss is nan"))),
-        lambda: distributed.together(lambda: fail(1, OSError(errno.ENOSPC, "full", "/a"))),
-        lambda: distributed.together(lambda: fail(3, ZeroDivisionError("by zero"))),
-        lambda: distributed.on_first(object),
+        lambda: distributed.on_process_0(lambda: fail(0)),
+        lambda: distributed.raise_on_all(lambda: fail(2)),
+        lambda: distributed.on_process_0(lambda: fail(0, NonFiniteError("loss is nan"))),
+        lambda: distributed.raise_on_all(lambda: fail(1, OSError(errno.ENOSPC, "full", "/a"))),
+        lambda: distributed.raise_on_all(lambda: fail(3, ZeroDivisionError("by zero"))),
+        lambda: distributed.on_process_0(object),
         lambda: distributed.same(dict(experts=min(me, 1)), "experts"),
     ):
         try:
@@ -116,10 +116,10 @@ def agree() -> dict[str, Any]:
         process=me,
         processes=jax.process_count(),
         errors=errors,
-        first=distributed.on_first(lambda: dict(me=me, long="x" * 5000)),
-        exact=repr(distributed.on_first(lambda: (None, math.nan, -0.0, b"\xff", [me]))),
-        nested=distributed.on_first(lambda: distributed.on_first(lambda: distributed.gather(me))),
-        own=distributed.together(lambda: fail(9)),
+        first=distributed.on_process_0(lambda: dict(me=me, long="x" * 5000)),
+        exact=repr(distributed.on_process_0(lambda: (None, math.nan, -0.0, b"\xff", [me]))),
+        nested=distributed.on_process_0(lambda: distributed.on_process_0(lambda: distributed.gather(me))),
+        own=distributed.raise_on_all(lambda: fail(9)),
         gathered=distributed.gather("y" * 600 * me),
         largest=[int(distributed.everywhere(value)) for value in (0, 9 if me == 1 else 0, me)],
         negative_zeros=bool(np.signbit(received["a"]).all() and np.signbit(received["c"]).all()),
@@ -142,18 +142,18 @@ def main(arguments: Sequence[str]) -> None:
     if options.agree:
         print(json.dumps(agree()), flush=True)
         return
-    if options.largest_file and distributed.first():
+    if options.largest_file and distributed.is_process_0():
         jax.config.update("jax_enable_compilation_cache", False)  # whose files would grow too, and only warn
         resource.setrlimit(resource.RLIMIT_FSIZE, (options.largest_file, options.largest_file))
     state = train(options)
     final = sums(state)
-    distributed.on_first(lambda: replace_text(options.workdir / "final.json", json.dumps(final)))
+    distributed.on_process_0(lambda: replace_text(options.workdir / "final.json", json.dumps(final)))
 
 
 def train(options: Any) -> dict[str, Any]:
     resume_if_any(options)
     # Only process 0 may look at the workdir: the others are told of one that is not there.
-    workdir = options.workdir if distributed.first() else Path("/nowhere/at/all")
+    workdir = options.workdir if distributed.is_process_0() else Path("/nowhere/at/all")
     open_workdir(workdir, resume=options.resume, overwrite=options.overwrite)
     keep_config(workdir, ConfigDict(dict(name="toy")))
     step, state = make(options.columns)
