@@ -60,7 +60,7 @@ if TYPE_CHECKING:
 
     from afa_jax.evaluation.compared import Compared, Judge
     from afa_jax.evaluation.screening import Screening
-    from afa_jax.exporting.merge import Merged
+    from afa_jax.exporting.merge import MergedModel
     from afa_jax.sampling.pictures import Loaded, Pictures
 
 Source = str | os.PathLike[str] | Mapping[str, Any]
@@ -926,7 +926,7 @@ class Merge:
 
     def __init__(self, ensemble: Ensemble, method: Mapping[str, Any], dtype: str | None):
         self._ensemble, self.method, self.dtype = ensemble, dict(method), dtype
-        self._made: Merged | None = None
+        self._made: MergedModel | None = None
 
     @property
     def checkpoint(self) -> Any:
@@ -954,7 +954,7 @@ class Merge:
         self._merged().write(out, overwrite=overwrite, quiet=quiet)
         return out
 
-    def _merged(self) -> Merged:
+    def _merged(self) -> MergedModel:
         from afa_jax.exporting.merge import merge_experts
 
         if self._made is None:

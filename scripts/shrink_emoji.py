@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from afa_jax.weights.checkpoint import hash_components
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.opened import open_checkpoint
 from afa_jax.weights.tensors import file_sha256, read_metadata, read_tensors, write_tensors
 
@@ -49,7 +49,7 @@ def main() -> None:
     record = json.loads(path.read_text())
     record["aggregators_sha256"] = file_sha256(weights)
     for expert in record["experts"]:
-        expert["sha256"] = hash_components(open_checkpoint(options.out / expert["name"]), EXPERT)
+        expert["sha256"] = hash_components(open_checkpoint(options.out / expert["name"]), EXPERT_COMPONENTS)
     path.write_text(json.dumps(record, indent=2) + "\n")
 
 

@@ -11,7 +11,7 @@ import pytest
 
 from afa_jax.cli.commands import load_config
 from afa_jax.config.schema import NEEDED, SOURCES
-from afa_jax.data.sources import KINDS
+from afa_jax.data.sources import SOURCE_CLASSES
 from afa_jax.errors import InputError
 
 EMOJI = Path(__file__).parents[1] / "configs" / "emoji.py"
@@ -133,7 +133,7 @@ def test_data_is_what_its_kind_takes(data: str, field: str, remedy: str, tmp_pat
 
 
 def test_the_fields_of_a_kind_of_data_are_the_arguments_of_its_source() -> None:
-    for kind, (module, name) in KINDS.items():
+    for kind, (module, name) in SOURCE_CLASSES.items():
         arguments = inspect.signature(getattr(importlib.import_module(module), name)).parameters
         assert [*arguments] == [*SOURCES[kind]]
         assert NEEDED.get(kind) == next((n for n, own in arguments.items() if own.default is own.empty), None)

@@ -8,7 +8,7 @@ import pytest
 
 from afa_jax.fusion.files import check_aggregators, read_record
 from afa_jax.weights.checkpoint import hash_components
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.opened import open_checkpoint
 
 MODELS = Path(__file__).parents[1] / "models" / "emoji"
@@ -17,7 +17,9 @@ EXPERTS = ("animals", "food", "things")
 
 def test_the_aggregators_are_those_of_the_experts():
     check_aggregators(MODELS / "afa")
-    found = [dict(name=name, sha256=hash_components(open_checkpoint(MODELS / name), EXPERT)) for name in EXPERTS]
+    found = [
+        dict(name=name, sha256=hash_components(open_checkpoint(MODELS / name), EXPERT_COMPONENTS)) for name in EXPERTS
+    ]
     assert found == read_record(MODELS / "afa")["experts"]
 
 

@@ -55,7 +55,7 @@ SOURCE = dict(
     ema=Field(boolean, ABSENT),
 )
 BASE_MODEL = either(text(empty=False), record(**SOURCE, tokenizer=Field(text(empty=False), ABSENT)))
-EXPERT = record(name=Field(one_name), **SOURCE, loras=Field(loras, ABSENT), dtype=Field(DTYPE, ABSENT))
+EXPERT_ENTRY = record(name=Field(one_name), **SOURCE, loras=Field(loras, ABSENT), dtype=Field(DTYPE, ABSENT))
 
 OPTIMIZER = Section(
     dict(
@@ -184,7 +184,7 @@ ENSEMBLE = Section(
             optional=True,  # where it is absent, a command decides
         ),
         base=Field(BASE_MODEL),
-        experts=Field(distinct(many(EXPERT, 1, 1000))),
+        experts=Field(distinct(many(EXPERT_ENTRY, 1, 1000))),
         sabw=Section(
             dict(
                 hidden=Field(integer(1, 2**16), 128),

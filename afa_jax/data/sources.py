@@ -17,7 +17,7 @@ from afa_jax.data.decode import MAX_PIXELS, decode
 from afa_jax.data.files import FileSystem
 from afa_jax.errors import BadExample, InputError
 
-KINDS = {
+SOURCE_CLASSES = {
     "emoji": ("afa_jax.data.emoji.scenes", "SceneSource"),
     "folder": ("afa_jax.data.folder", "CaptionedFolder"),
     "tfds": ("afa_jax.data.tfds_source", "TFDSSource"),
@@ -62,9 +62,9 @@ def make_source(config: ConfigDict) -> PictureSource:
     Raises:
         InputError: an unknown kind, or an argument the source refuses.
     """
-    if config.kind not in KINDS:
-        raise InputError(f"data.kind={config.kind!r}: choose {', '.join(KINDS)}")
-    module, name = KINDS[config.kind]
+    if config.kind not in SOURCE_CLASSES:
+        raise InputError(f"data.kind={config.kind!r}: choose {', '.join(SOURCE_CLASSES)}")
+    module, name = SOURCE_CLASSES[config.kind]
     source = getattr(importlib.import_module(module), name)  # imported when asked for: some take a second
     arguments = {field: value for field, value in config.items() if field not in ("kind", *LOADING)}
     if config.kind == "folder" and config.get("bad") == "skip" and not config.get("skip_unreadable"):

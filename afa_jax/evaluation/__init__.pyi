@@ -1,4 +1,4 @@
-from .bootstrap import Figure as Figure
+from .bootstrap import BootstrapEstimate as BootstrapEstimate
 from .bootstrap import Resamples as Resamples
 from .compared import Compared as Compared
 from .comparison.evaluate import evaluate as evaluate

@@ -36,7 +36,7 @@ class Resamples:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Figure:
+class BootstrapEstimate:
     """A measured value and its value in each resample (NaN where a resample has nothing to measure)."""
 
     value: float
@@ -56,26 +56,26 @@ class Figure:
         numbers = dict(zip(("value", "low", "high"), (self.value, *self.interval), strict=True))
         return {name: number if np.isfinite(number) else None for name, number in numbers.items()}
 
-    def minus(self, other: Figure) -> Figure:
+    def minus(self, other: BootstrapEstimate) -> BootstrapEstimate:
         """Return the paired difference to another figure."""
-        return Figure(value=self.value - other.value, resampled=self.resampled - other.resampled)
+        return BootstrapEstimate(value=self.value - other.value, resampled=self.resampled - other.resampled)
 
 
-def without_interval(value: float, resamples: Resamples) -> Figure:
+def without_interval(value: float, resamples: Resamples) -> BootstrapEstimate:
     """Return a figure without an interval: its value in every resample is NaN."""
-    return Figure(value=float(value), resampled=np.full(resamples.count, np.nan))
+    return BootstrapEstimate(value=float(value), resampled=np.full(resamples.count, np.nan))
 
 
 def mean(
     scores: Float[np.ndarray, "prompts pictures"], resamples: Resamples, rows: Sequence[int] | None = None
-) -> Figure:
+) -> BootstrapEstimate:
     """Return the mean of the pictures' scores over all prompts or some; for one prompt, without an interval."""
     chosen = np.arange(len(scores)) if rows is None else np.asarray(rows)
     own, draws = scores[chosen].mean(1), resamples.draws[:, chosen]
     if len(chosen) < 2:
         return without_interval(own.mean(), resamples)
     with np.errstate(invalid="ignore"):
-        return Figure(value=float(own.mean()), resampled=draws @ own / draws.sum(1))
+        return BootstrapEstimate(value=float(own.mean()), resampled=draws @ own / draws.sum(1))
 
 
 def kernel(
@@ -83,7 +83,7 @@ def kernel(
     real: Float[np.ndarray, "prompts real d"],
     resamples: Resamples,
     rows: Sequence[int] | None = None,
-) -> Figure:
+) -> BootstrapEstimate:
     """Return the kernel distance (distances.py) of pictures to real ones of the same prompts, over all prompts or some.
 
     Pairs of the same prompt are left out: within the pictures, within the real ones, and between them, where pictures
@@ -107,7 +107,7 @@ def kernel(
     value = float(distance(np.ones(count)))
     if count < 3:
         return without_interval(value, resamples)
-    return Figure(value=value, resampled=distance(resamples.draws[:, chosen]))
+    return BootstrapEstimate(value=value, resampled=distance(resamples.draws[:, chosen]))
 
 
 def _kernels(one: np.ndarray, two: np.ndarray) -> np.ndarray:

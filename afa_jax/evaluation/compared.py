@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from afa_jax.evaluation.bootstrap import Figure, Resamples, mean
+from afa_jax.evaluation.bootstrap import BootstrapEstimate, Resamples, mean
 from afa_jax.report.sheet import labelled_grid
 
 Judge = Callable[[Image.Image, str], float]
@@ -63,7 +63,7 @@ class Compared:
         """Return the mean paired difference of two methods' scores, with its 95 % interval over prompts."""
         return self._mean(one).minus(self._mean(other)).to_json()
 
-    def _mean(self, method: str) -> Figure:
+    def _mean(self, method: str) -> BootstrapEstimate:
         return mean(self.scores[method], self.resamples)
 
     def _repr_png_(self) -> bytes:

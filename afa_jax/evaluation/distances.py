@@ -15,14 +15,14 @@ from jaxtyping import Float
 _ROWS = 1024  # of a kernel matrix, in memory at once
 
 
-class Estimate(NamedTuple):
+class ValueWithError(NamedTuple):
     """A value and its standard error."""
 
     value: float
     error: float
 
 
-def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]) -> Estimate:
+def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]) -> ValueWithError:
     """Return the squared maximum mean discrepancy under the kernel (x . y / d + 1)^3, in float64.
 
     Papers give the mean and the spread over random subsets, to save memory. This is the value that such a mean tends
@@ -46,7 +46,7 @@ def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]
     without_one = (a - 2 * within_one) / ((n - 1) * (n - 2)) + b / (m * (m - 1)) - 2 * (c - across_one) / ((n - 1) * m)
     without_two = a / (n * (n - 1)) + (b - 2 * within_two) / ((m - 1) * (m - 2)) - 2 * (c - across_two) / (n * (m - 1))
     variance = (n - 1) * without_one.var() + (m - 1) * without_two.var()
-    return Estimate(float(value), float(np.sqrt(variance)))
+    return ValueWithError(float(value), float(np.sqrt(variance)))
 
 
 def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]) -> float:
@@ -66,7 +66,7 @@ def frechet_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"
     return float(means + sum(np.square(root).sum() for root in roots) - 2 * shared)
 
 
-def inception_score(logits: Float[np.ndarray, "n classes"], parts: int = 10) -> Estimate:
+def inception_score(logits: Float[np.ndarray, "n classes"], parts: int = 10) -> ValueWithError:
     """Return exp(mean KL(p(class | picture) || p(class))) of a set, in float64 (Salimans et al., arXiv 1606.03498).
 
     As is usual, the value is the mean over ``parts`` equal parts of the set, shuffled with a fixed seed, and the error
@@ -87,7 +87,7 @@ def inception_score(logits: Float[np.ndarray, "n classes"], parts: int = 10) -> 
         # A class of probability 0 in the part adds nothing.
         entropy = -(mean * np.log(mean, out=np.zeros_like(mean), where=mean > 0)).sum()
         scores.append(np.exp(entropy + (p * part).sum(1).mean()))
-    return Estimate(float(np.mean(scores)), float(np.std(scores)))
+    return ValueWithError(float(np.mean(scores)), float(np.std(scores)))
 
 
 def _kernel_sums(one: np.ndarray, two: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -56,7 +56,7 @@ class Routing:
     share: Float[np.ndarray, "n b buckets"]
 
 
-class Estimate(NamedTuple):
+class GainEstimate(NamedTuple):
     """A gain and its 95 % confidence interval."""
 
     gain: float
@@ -82,8 +82,8 @@ class RoutingGain:
         share: part of the elements where each expert is chosen, ``[n, buckets]``.
     """
 
-    total: Estimate
-    buckets: tuple[Estimate, ...]
+    total: GainEstimate
+    buckets: tuple[GainEstimate, ...]
     best: int
     routed: Float[np.ndarray, " buckets"]
     single: Float[np.ndarray, "n buckets"]
@@ -138,7 +138,7 @@ def routing_gain(parts: Iterable[Routing], *, seed: int = 0, resamples: int = RE
     random = np.random.default_rng(seed)
     resampled, _ = gains(random.multinomial(count, np.full(count, 1 / count), resamples).astype(np.float64))
     low, high = np.quantile(resampled, (0.025, 0.975), axis=0)
-    estimates = [Estimate(*map(float, row)) for row in zip(value[0], low, high, strict=True)]
+    estimates = [GainEstimate(*map(float, row)) for row in zip(value[0], low, high, strict=True)]
     return RoutingGain(
         total=estimates[0],
         buckets=tuple(estimates[1:]),
@@ -149,7 +149,7 @@ def routing_gain(parts: Iterable[Routing], *, seed: int = 0, resamples: int = RE
     )
 
 
-def worth_training(estimate: Estimate) -> Answer:
+def worth_training(estimate: GainEstimate) -> Answer:
     """Return "yes" or "no" if the whole interval of the gain is above or below WORTH_TRAINING, else "undecided"."""
     if estimate.low > WORTH_TRAINING:
         return "yes"

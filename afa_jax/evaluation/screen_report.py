@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from afa_jax.errors import printable
-from afa_jax.evaluation.screen import Estimate, RoutingGain
+from afa_jax.evaluation.screen import GainEstimate, RoutingGain
 from afa_jax.experts.frozen import Mismatch
 from afa_jax.weights.compare import Difference
 
@@ -52,7 +52,7 @@ def print_gain(names: Sequence[str], gain: RoutingGain, conditions: str) -> None
         groups = ("".join(f"{cell:>{width}}" for cell in group) for group in (errors, shares))
         print(f"  {head:10}" + "".join(cells) + "  |" + "  |".join(groups))
 
-    def figures(head: str, estimate: Estimate, routed: float, single: np.ndarray, share: np.ndarray) -> None:
+    def figures(head: str, estimate: GainEstimate, routed: float, single: np.ndarray, share: np.ndarray) -> None:
         interval = f"{100 * estimate.low:.1f} to {100 * estimate.high:.1f}"
         errors = [f"{error:.4f}" for error in (routed, *single)]
         line(head, (f"{100 * estimate.gain:.1f}", interval), errors, [f"{part:.2f}" for part in share])
@@ -68,7 +68,7 @@ def print_gain(names: Sequence[str], gain: RoutingGain, conditions: str) -> None
 def record(names: Sequence[str], gain: RoutingGain) -> dict[str, Any]:
     """Return the measurement as JSON values, with the experts by name."""
 
-    def figures(estimate: Estimate, routed: Any, single: np.ndarray, share: np.ndarray) -> dict[str, Any]:
+    def figures(estimate: GainEstimate, routed: Any, single: np.ndarray, share: np.ndarray) -> dict[str, Any]:
         mse = dict(routed=float(routed), single=dict(zip(names, single.tolist(), strict=True)))
         return estimate._asdict() | dict(mse=mse, share=dict(zip(names, share.tolist(), strict=True)))
 

@@ -24,7 +24,7 @@ from afa_jax.progress import progress
 from afa_jax.records import public_sentence, recorded
 from afa_jax.training.noise_error import expert_errors
 from afa_jax.weights.checkpoint import hash_components
-from afa_jax.weights.compare import EXPERT, Difference, compare_experts
+from afa_jax.weights.compare import EXPERT_COMPONENTS, Difference, compare_experts
 
 BUCKETS = 10  # ranges of timesteps
 Pairs = Mapping[tuple[str, str], Difference]
@@ -100,7 +100,7 @@ def screen(
 
     misfits = list(mismatches(base, checkpoints))
     comparable = not any(misfit.what in ("architecture", "text encoder") for misfit in misfits)
-    hashes = {name: hash_components(checkpoint, EXPERT) for name, checkpoint in checkpoints.items()}
+    hashes = {name: hash_components(checkpoint, EXPERT_COMPONENTS) for name, checkpoint in checkpoints.items()}
     compared = dict(compare_experts(checkpoints)) if comparable else {}
     if not quiet:
         print_mismatches(list(checkpoints), misfits)

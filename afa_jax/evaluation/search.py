@@ -32,7 +32,7 @@ from afa_jax.sampling.generate import Request, generate
 from afa_jax.weights.merging.blocks import BASE, block_names
 
 Kind = Literal["blocks", "experts", "curve"]
-KINDS: tuple[Kind, ...] = ("blocks", "experts", "curve")
+SPACE_KINDS: tuple[Kind, ...] = ("blocks", "experts", "curve")
 JUDGED = ("subject", "both", "subject_top5", "topic", "subject_in_topic", "style")
 LIMIT = 3.0
 """Of a logit, either way: of three experts one can have 0.5 to 99.5 % of a block."""

@@ -185,7 +185,7 @@ def summary(study: Any, space: Space, settings: Mapping[str, Any]) -> dict[str, 
 def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any], *, quiet: bool = False) -> None:
     """Write the merge as an ordinary checkpoint, with VAE, tokenizer and schedule of the base."""
     from afa_jax.experts.frozen import find_checkpoints
-    from afa_jax.exporting.merge import ingredients
+    from afa_jax.exporting.merge import recorded_sources
     from afa_jax.exporting.written import write
     from afa_jax.weights.merging.combine import with_base
     from afa_jax.weights.merging.merge import merge
@@ -194,7 +194,7 @@ def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any], *, quiet
     method = dict(weights=best["weights"])
     recipe = dict(made="search", kind="mbw", options=method, score=best["score"], settings=best["settings"])
     merged = with_base(merge("mbw", checkpoints, base, method), base)
-    write(out, merged, recipe | ingredients(config, base, checkpoints, False), quiet=quiet)
+    write(out, merged, recipe | recorded_sources(config, base, checkpoints, False), quiet=quiet)
 
 
 def _score(options: SearchOptions, config: ConfigDict) -> Score:

@@ -21,7 +21,7 @@ from afa_jax.mesh.parallel import place, spec_of
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.vae import VAE
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.load import load_text_encoders, load_unets, load_vae, noise_schedule
 from afa_jax.weights.opened import text_config, unet_config, vae_config
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
@@ -113,7 +113,7 @@ def load_experts(
     vae = load_vae(base, **kwargs)
     return Experts(
         names=tuple(checkpoints),
-        hashes=tuple(hash_components(checkpoint, EXPERT) for checkpoint in checkpoints.values()),
+        hashes=tuple(hash_components(checkpoint, EXPERT_COMPONENTS) for checkpoint in checkpoints.values()),
         vae_hash=hash_components(base, ("vae",)),
         unet=load_unets(stored, **spread("unet")),
         text_encoder=load_text_encoders(stored, **spread("text_encoder")),
@@ -224,7 +224,7 @@ def check_same_layers(checkpoints: Mapping[str, Checkpoint]) -> None:
 
 def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
     """Return the names and hashes of experts that need not be loaded, in the form of ``Experts.record``."""
-    return [dict(name=name, sha256=hash_components(own, EXPERT)) for name, own in checkpoints.items()]
+    return [dict(name=name, sha256=hash_components(own, EXPERT_COMPONENTS)) for name, own in checkpoints.items()]
 
 
 def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]], what: str) -> None:

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 from afa_jax.errors import InputError
 from afa_jax.names import DTYPES, PREDICTIONS
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, rounded
-from afa_jax.weights.formats.hub import fetch, fetch_lora
+from afa_jax.weights.formats.hub import fetch_lora, fetch_model
 from afa_jax.weights.lora.baked import with_loras
 from afa_jax.weights.merging.combine import compose
 from afa_jax.weights.opened import open_checkpoint
@@ -52,7 +52,7 @@ class Source:
         Raises:
             InputError: the model does not exist or cannot be read.
         """
-        path = fetch(self.path, components, revision=self.revision, variant=self.variant, weights=weights)
+        path = fetch_model(self.path, components, revision=self.revision, variant=self.variant, weights=weights)
         return open_checkpoint(path, variant=self.variant, prediction_type=self.prediction_type, ema=self.ema)
 
 
@@ -76,7 +76,7 @@ class BaseSource(Source):
         checkpoint = super().open(components, weights=weights)
         if self.tokenizer is None:
             return checkpoint
-        folder = fetch(self.tokenizer, ("tokenizer",))
+        folder = fetch_model(self.tokenizer, ("tokenizer",))
         within = folder / "tokenizer"
         return compose(checkpoint, tokenizer=MemoryCheckpoint({}, tokenizer=within if within.is_dir() else folder))
 

@@ -11,7 +11,7 @@ from afa_jax.experts.sources import Source, bake
 from afa_jax.experts.specs import parse_lora
 from afa_jax.exporting.written import check_out, identity, is_single, write
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
-from afa_jax.weights.formats.hub import fetch
+from afa_jax.weights.formats.hub import fetch_model
 from afa_jax.weights.formats.single_file import SingleFileCheckpoint
 from afa_jax.weights.merging.combine import COMPONENTS, check_parts, compose
 from afa_jax.weights.opened import check_networks, open_checkpoint
@@ -51,7 +51,7 @@ def convert(options: argparse.Namespace) -> None:
             taken[part] = options.base
     others = {}
     for part, other in taken.items():
-        opened = open_checkpoint(fetch(other, [part]))
+        opened = open_checkpoint(fetch_model(other, [part]))
         if part not in opened.components:
             if part in NETWORKS:
                 raise InputError(f"{other}: it has no {part} to take")

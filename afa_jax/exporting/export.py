@@ -28,7 +28,7 @@ from afa_jax.fusion.single import SingleExpert
 from afa_jax.report.checkpoints import print_table
 from afa_jax.trees import stack
 from afa_jax.weights.checkpoint import Checkpoint
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.formats.hub import fetch_run
 from afa_jax.weights.load import load_text_encoder, load_unet
 from afa_jax.weights.merging.combine import BASES, average, check_parts, with_base
@@ -74,7 +74,9 @@ def export(config: ConfigDict, options: Wanted) -> None:
         check_parts(expert)
         print(f"{', '.join(part for part in BASES if part in base.components)}: the base's")
         entry = next(dict(entry) for entry in config.experts if entry["name"] == name)
-        recipe = dict(made="expert", name=name, entry=entry, input=identity(entry["path"], checkpoints[name], EXPERT))
+        recipe = dict(
+            made="expert", name=name, entry=entry, input=identity(entry["path"], checkpoints[name], EXPERT_COMPONENTS)
+        )
         write(out, bake(expert, (), options.dtype), recipe, overwrite=options.overwrite)
     if options.snapshot:
         assert options.workdir is not None

@@ -19,7 +19,7 @@ from afa_jax.exporting.convert import open_input
 from afa_jax.files import check_file, replace_text
 from afa_jax.report.checkpoints import WIDTH, duplicates, print_description, print_pairs, resemblance
 from afa_jax.weights.checkpoint import Checkpoint
-from afa_jax.weights.compare import EXPERT, comparison, expert_blocks
+from afa_jax.weights.compare import EXPERT_COMPONENTS, comparison, expert_blocks
 from afa_jax.weights.describe import describe, describe_file
 from afa_jax.weights.tensors import PICKLES
 
@@ -31,7 +31,7 @@ def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> in
     experts = {}
     if config is not None:
         base, own = find_checkpoints(config.base, config.experts)
-        if {*EXPERT} <= {*base.components}:
+        if {*EXPERT_COMPONENTS} <= {*base.components}:
             own = {"base": base} | own
         experts = {name: expert_blocks(checkpoint) for name, checkpoint in own.items()}
     found: dict[str, dict[str, Any]] = {}
@@ -45,7 +45,9 @@ def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> in
             status = 2
             continue
         if checkpoint is not None and "unet" in checkpoint.components and not found[name]["nonfinite"]:
-            blocks[name] = expert_blocks(checkpoint, [part for part in EXPERT if part in checkpoint.components])
+            blocks[name] = expert_blocks(
+                checkpoint, [part for part in EXPERT_COMPONENTS if part in checkpoint.components]
+            )
             if config is not None:
                 found[name]["resembles"] = resemblance(
                     {expert: comparison(blocks[name], other) for expert, other in experts.items()}

@@ -15,13 +15,13 @@ from afa_jax.exporting.written import check_out, identity, write
 from afa_jax.fusion.files import aggregators_hash, load_block_weights, read_record
 from afa_jax.names import LEARNED
 from afa_jax.weights.checkpoint import Checkpoint, rounded
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.formats.hub import fetch_run
 from afa_jax.weights.merging.combine import BASES, COMPONENTS, check_parts, with_base
 from afa_jax.weights.merging.merge import merge, needs_base
 
 
-class Merged(NamedTuple):
+class MergedModel(NamedTuple):
     """A merge that is not written yet.
 
     Attributes:
@@ -42,7 +42,7 @@ class Merged(NamedTuple):
         write(out, self.checkpoint, self.recipe, overwrite=overwrite, quiet=quiet)
 
 
-def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str | None = None) -> Merged:
+def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str | None = None) -> MergedModel:
     """Merge a config's experts.
 
     Args:
@@ -68,9 +68,9 @@ def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str |
     check_parts(whole)
     shared = ", ".join(part for part in BASES if part in base.components)
     recipe: dict[str, Any] = dict(made="merge", kind=kind, options=options)
-    recipe |= ingredients(config, base, checkpoints, needs_base(kind, options))
+    recipe |= recorded_sources(config, base, checkpoints, needs_base(kind, options))
     recipe |= {} if run_of is None else dict(aggregators_sha256=aggregators_hash(run_of))
-    return Merged(bake(whole, (), dtype), recipe, f"{kind} of {', '.join(checkpoints)}; the base's {shared}")
+    return MergedModel(bake(whole, (), dtype), recipe, f"{kind} of {', '.join(checkpoints)}; the base's {shared}")
 
 
 def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) -> tuple[dict[str, Any], Path]:
@@ -90,13 +90,16 @@ def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) ->
     return options | dict(weights=load_block_weights(folder, checkpoints)), folder
 
 
-def ingredients(
+def recorded_sources(
     config: ConfigDict, base: Checkpoint, checkpoints: Mapping[str, Checkpoint], based: bool
 ) -> dict[str, Any]:
     """Return the sources of a merge for its recipe: the experts' entries and hashes, and the base's parts used."""
     entries = {entry["name"]: dict(entry) for entry in config.experts}
     own = [
-        dict(name=name, entry=entries[name], input=identity(entries[name]["path"], checkpoint, EXPERT))
+        dict(name=name, entry=entries[name], input=identity(entries[name]["path"], checkpoint, EXPERT_COMPONENTS))
         for name, checkpoint in checkpoints.items()
     ]
-    return dict(experts=own, base=identity(parse_base(config.base).path, base, ("vae", *EXPERT) if based else ("vae",)))
+    return dict(
+        experts=own,
+        base=identity(parse_base(config.base).path, base, ("vae", *EXPERT_COMPONENTS) if based else ("vae",)),
+    )

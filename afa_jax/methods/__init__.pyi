@@ -1,4 +1,4 @@
-from .method import KINDS as KINDS
+from .method import METHOD_KINDS as METHOD_KINDS
 from .method import Method as Method
 from .method import make_method as make_method
 from .method import method_name as method_name

@@ -20,13 +20,13 @@ from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
 from afa_jax.experts.frozen import Experts
 from afa_jax.methods.models import Models, NotTrained
 from afa_jax.methods.options import SampleOptions
-from afa_jax.methods.registry import KINDS, Loaded
+from afa_jax.methods.registry import METHOD_KINDS, Loaded
 from afa_jax.names import SAMPLING
 from afa_jax.records import public, recorded
 
 __all__ = [
     "FAMILIES",
-    "KINDS",
+    "METHOD_KINDS",
     "SAMPLING",
     "Method",
     "Models",
@@ -110,10 +110,10 @@ def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method
     kind = options.pop("kind")
     name = str(options.pop("name", None) or method_name(dict(kind=kind) | options))
     sampling = {field: options.pop(field) for field in SAMPLING if field in options}
-    family, what = options.pop("family", KINDS[kind].family), options.pop("what", KINDS[kind].what)
-    takes_steps = "steps" in inspect.signature(KINDS[kind].build).parameters
+    family, what = options.pop("family", METHOD_KINDS[kind].family), options.pop("what", METHOD_KINDS[kind].what)
+    takes_steps = "steps" in inspect.signature(METHOD_KINDS[kind].build).parameters
     steps = dict(steps=sampling.get("steps", models.steps)) if takes_steps else {}
-    built = KINDS[kind].build(models, **options, **steps)
+    built = METHOD_KINDS[kind].build(models, **options, **steps)
     own = {option: value for option, value in options.items() if option != "workdir"}  # its hash is what counts
     record = dict(revision=_REVISION, kind=kind, options=own, experts=built.experts) | dict(built.record)
     return Method(

@@ -17,7 +17,7 @@ from afa_jax.experts.frozen import Experts, load_experts, mismatches, record_of
 from afa_jax.experts.sources import find_checkpoints, parse_base, parse_expert
 from afa_jax.fusion.files import RECORD
 from afa_jax.weights.checkpoint import Checkpoint, rounded
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.formats.hub import fetch_run
 from afa_jax.weights.load import load_text_encoders, load_unet, load_unets
 from afa_jax.weights.merging.combine import COMPONENTS
@@ -86,7 +86,7 @@ class Models:
     @property
     def whole_base(self) -> Checkpoint:
         """Return the base model as one that can be sampled; raise InputError if it lacks a U-Net or text encoder."""
-        for component in EXPERT:
+        for component in EXPERT_COMPONENTS:
             if component not in self.base.components:
                 raise InputError(f"base: {self.base.path} has no {component}; name a base model that has one")
         return self.base

@@ -23,7 +23,7 @@ from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.files import aggregators_hash, load_block_weights, load_fusion, read_record, recorded_fusion
 from afa_jax.fusion.registry import kind_of
 from afa_jax.fusion.rivals.blending import MagicFusion, NoiseAverage
-from afa_jax.fusion.rivals.block_weights import Merged
+from afa_jax.fusion.rivals.block_weights import MergedUNet
 from afa_jax.fusion.rivals.maxfusion import MaxFusion
 from afa_jax.fusion.rivals.superdiff import SuperDiff
 from afa_jax.fusion.rivals.time_experts import (
@@ -39,8 +39,7 @@ from afa_jax.methods.models import Models, NotTrained
 from afa_jax.records import plain, public_arguments, public_path
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.json_files import read_json
-from afa_jax.weights.merging.merge import KINDS as MERGES
-from afa_jax.weights.merging.merge import merge, needs_base
+from afa_jax.weights.merging.merge import MERGE_RULES, merge, needs_base
 from afa_jax.weights.merging.options import fractions, number, numbers, whole
 from afa_jax.weights.merging.rules import BASE
 
@@ -172,7 +171,7 @@ def _learned_mbw(models: Models, *, workdir: str | None = None) -> Built:
     def load() -> Loaded:
         _, experts = built.load()
         rows = [[*own.values()] for own in weights.values()]
-        return Merged(experts=experts.unet, weights=jnp.asarray(rows, jnp.float32)), experts
+        return MergedUNet(experts=experts.unet, weights=jnp.asarray(rows, jnp.float32)), experts
 
     return built._replace(load=load, record=trained.record, recipe=trained.recipe)
 
@@ -429,13 +428,13 @@ _MERGED = dict(
     slerp="two experts, along the arc between their weights",
     model_stock="between base and average, as far as the angle between the experts' differences says",
 )
-KINDS: Mapping[str, Kind] = {
+METHOD_KINDS: Mapping[str, Kind] = {
     "expert": Kind("control", "one expert alone", _expert),
     "inside": Kind("control", "one expert inside the ensemble: its maps are 1", _inside),
     "uniform": Kind("control", "the ensemble with all maps 1/N", _uniform),
     "base": Kind("control", "the base model alone", _base),
     "checkpoint": Kind("parameter space", "a model from a file", _checkpoint),
-    **{kind: Kind("parameter space", _MERGED.get(kind, kind), _merge(kind)) for kind in MERGES},
+    **{kind: Kind("parameter space", _MERGED.get(kind, kind), _merge(kind)) for kind in MERGE_RULES},
     "autombw": Kind("parameter space", "block weights found by a black-box search", _searched),
     "learned_mbw": Kind("parameter space", "block weights learnt with AFA's loss and data", _learned_mbw),
     "noise_average": Kind("output space", "the experts' predictions, averaged", _noise_average),

@@ -15,7 +15,7 @@ import numpy as np
 from afa_jax.files import replace_text
 from afa_jax.report import figures
 from afa_jax.report.comparison_charts import costs, curves, differences, of_which
-from afa_jax.report.figures import FAMILIES, Figure, Method, Metric, Report, figure, number
+from afa_jax.report.figures import FAMILIES, Measurement, Method, Metric, Report, measurement, number
 from afa_jax.report.pages import Cell, Column, Embedded, image, render
 from afa_jax.sampling.map_pictures import legend, paint
 
@@ -91,7 +91,7 @@ def _methods(report: Report, methods: Sequence[Method]) -> dict[str, Any]:
     for method in methods:
         cells = [_named(method)]
         for metric in metrics:
-            cells.append(_figure(figure(method.get("metrics"), metric["name"]), metric, tops[metric["name"]]))
+            cells.append(_figure(measurement(method.get("metrics"), metric["name"]), metric, tops[metric["name"]]))
         cells += [Cell("absent", title=why) for why in absent.values()]
         for key, _, _, text in shown:
             value = method.get(key)
@@ -100,7 +100,7 @@ def _methods(report: Report, methods: Sequence[Method]) -> dict[str, Any]:
     bounds = [
         [
             Cell(name),
-            *(_figure(figure(bound, metric["name"]), metric)._replace(value=None) for metric in metrics),
+            *(_figure(measurement(bound, metric["name"]), metric)._replace(value=None) for metric in metrics),
             *[Cell()] * (len(absent) + len(shown)),
         ]
         for name, bound in (report.get("bounds") or {}).items()
@@ -114,7 +114,7 @@ def _groups(report: Report, methods: Sequence[Method]) -> list[tuple[Metric, boo
     tables: list[tuple[Metric, bool, Any]] = []
     for metric in report["metrics"]:
         found = {
-            group: [figure((m.get("groups") or {}).get(group), metric["name"]) for m in methods] for group in names
+            group: [measurement((m.get("groups") or {}).get(group), metric["name"]) for m in methods] for group in names
         }
         shown = [group for group in names if any(found[group])]
         if not shown:
@@ -192,7 +192,7 @@ def _named(method: Method) -> Cell:
     return Cell(method["name"], method["name"], colour=figures.colour(method), title=title)
 
 
-def _figure(found: Figure | None, metric: Metric, top: float | None = None) -> Cell:
+def _figure(found: Measurement | None, metric: Metric, top: float | None = None) -> Cell:
     """Return a figure with its interval; ``top`` is the best of its column."""
     if found is None:
         return Cell()

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from afa_jax.report import figures
 from afa_jax.report.charts import Mark, Row, forest_chart, line_chart, scatter_chart
-from afa_jax.report.figures import Figure, Method, Metric, Report, figure, number
+from afa_jax.report.figures import Measurement, Method, Metric, Report, measurement, number
 
 _LINES = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#555555", "#8c6bb1")
 _COSTS = (("seconds_per_image", "seconds a picture"), ("evaluations", "U-Net evaluations a picture"))
@@ -52,7 +52,7 @@ def _forest(methods: Sequence[Method], key: str, metric: Metric) -> Markup | Non
         low, high = number(own.get("low")), number(own.get("high"))
         note = figures.written(value, metric, sign=True)
         if low is not None and high is not None:
-            note += f" ({figures.interval(Figure(value, low, high), metric, sign=True)})"
+            note += f" ({figures.interval(Measurement(value, low, high), metric, sign=True)})"
         if own.get("wins") is not None:
             note += f" · {own['wins']} : {own['losses']}"
         found.append(Row(method["name"], figures.colour(method), value, low, high, note))
@@ -69,7 +69,7 @@ def costs(report: Report) -> list[Titled]:
         for key, label in _COSTS:
             named = []
             for method in figures.by_family(report):
-                cost, found = number(method.get(key)), figure(method.get("metrics"), metric["name"])
+                cost, found = number(method.get(key)), measurement(method.get("metrics"), metric["name"])
                 if found is not None and cost is not None and cost > 0:
                     named.append((method["name"], figures.colour(method), Mark(cost, *found)))
             if named:
@@ -95,7 +95,7 @@ def curves(report: Report) -> list[Titled]:
             for index, curve in enumerate(report.get("curves") or []):
                 marks = []
                 for point in curve["points"]:
-                    x, found = number(point.get(key)), figure(point.get("metrics"), metric["name"])
+                    x, found = number(point.get(key)), measurement(point.get("metrics"), metric["name"])
                     if found is not None and x is not None and x > 0:
                         marks.append(Mark(x, *found))
                 if marks:

@@ -31,7 +31,7 @@ Method = Mapping[str, Any]
 Metric = Mapping[str, Any]
 
 
-class Figure(NamedTuple):
+class Measurement(NamedTuple):
     """A figure and its 95 % interval, if it has one."""
 
     value: float
@@ -86,14 +86,14 @@ def metric_named(report: Report, name: str) -> Metric:
     raise InputError(f"the report has no metric {name!r}; it has {known}")
 
 
-def figure(figures: Mapping[str, Any] | None, name: str) -> Figure | None:
+def measurement(figures: Mapping[str, Any] | None, name: str) -> Measurement | None:
     """Return the figure of this name, from a dict with value, low and high or from a plain number; None if missing."""
     found = (figures or {}).get(name)
     if isinstance(found, Mapping):
         value = number(found.get("value"))
-        return None if value is None else Figure(value, number(found.get("low")), number(found.get("high")))
+        return None if value is None else Measurement(value, number(found.get("low")), number(found.get("high")))
     value = number(found)
-    return None if value is None else Figure(value)
+    return None if value is None else Measurement(value)
 
 
 def number(value: Any) -> float | None:
@@ -108,7 +108,9 @@ def number(value: Any) -> float | None:
 
 def best(metric: Metric, methods: Iterable[Method]) -> float | None:
     """Return the best value of a metric among some methods; None if none has it."""
-    found = [f.value for f in (figure(method.get("metrics"), metric["name"]) for method in methods) if f is not None]
+    found = [
+        f.value for f in (measurement(method.get("metrics"), metric["name"]) for method in methods) if f is not None
+    ]
     if not found:
         return None
     return max(found) if metric["better"] == "higher" else min(found)
@@ -124,7 +126,7 @@ def written(value: float | None, metric: Metric, *, sign: bool = False) -> str:
 
 
 def interval(found: Any, metric: Metric, *, sign: bool = False) -> str:
-    """Return a Figure's 95 % interval as text; "" if it has none."""
+    """Return a measurement's 95 % interval as text; "" if it has none."""
     if found is None or found.low is None or found.high is None:
         return ""
     return f"{written(found.low, metric, sign=sign)} to {written(found.high, metric, sign=sign)}"
@@ -175,7 +177,7 @@ def protocol_sentence(report: Report) -> str:
 
 def _has_intervals(report: Report, metric: str) -> bool | None:
     """Return whether a metric's figures have intervals; None if it has no figures."""
-    found = [own for method in report["methods"] if (own := figure(method.get("metrics"), metric)) is not None]
+    found = [own for method in report["methods"] if (own := measurement(method.get("metrics"), metric)) is not None]
     return any(own.low is not None for own in found) if found else None
 
 

@@ -28,7 +28,7 @@ from typing import Any
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
 from afa_jax.report import figures
-from afa_jax.report.figures import Figure, Method, Metric, Report, figure
+from afa_jax.report.figures import Measurement, Method, Metric, Report, measurement
 
 _OPTIONS = ("metrics", "methods", "by", "costs", "groups")
 _BEGIN, _END = re.compile(r"<!-- table: (?P<spec>.*?) ?-->"), "<!-- end table -->"
@@ -143,12 +143,12 @@ def markdown(
             lines.append(_line([f"*{family}*", *[""] * (len(heads) - 1)]))
         cells = []
         for (_, metric, of), top in zip(measured, tops, strict=True):
-            found = figure(of(method), metric["name"])
+            found = measurement(of(method), metric["name"])
             cells.append(_cell(found, metric, bold=found is not None and found.value == top))
         cells += ["" if method.get(key) is None else text(method[key]) for key, _, text in shown]
         lines.append(_line([method["name"], *cells]))
     for name, bound in (report.get("bounds") or {}).items():
-        values = [figure(bound, metric["name"]) for metric in columns]
+        values = [measurement(bound, metric["name"]) for metric in columns]
         if any(values):
             cells = [figures.written(v.value, m) if v else "" for v, m in zip(values, columns, strict=True)]
             lines.append(_line([f"*{name}*", *cells, *[""] * (len(measured) - len(columns) + len(shown))]))
@@ -173,7 +173,7 @@ def _chosen(report: Report, methods: str, metric: Metric | None) -> list[Method]
         kept, references = [], {*(report.get("references") or {}).values()}
         for method in ordered:
             family = [other for other in ordered if other["family"] == method["family"]]
-            found = figure(method.get("metrics"), metric["name"])
+            found = measurement(method.get("metrics"), metric["name"])
             best = found is not None and found.value == figures.best(metric, family)
             always = method["family"] in ("control", "AFA") or method["name"] in references
             if always or (best and method["family"] != "ablation"):
@@ -187,7 +187,7 @@ def _chosen(report: Report, methods: str, metric: Metric | None) -> list[Method]
     return [method for method in ordered if {method["name"], method["family"]} & set(wanted)]
 
 
-def _cell(found: Figure | None, metric: Metric, *, bold: bool) -> str:
+def _cell(found: Measurement | None, metric: Metric, *, bold: bool) -> str:
     if found is None:
         return ""
     text, between = figures.written(found.value, metric), figures.interval(found, metric)

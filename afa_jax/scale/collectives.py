@@ -20,7 +20,7 @@ import numpy as np
 
 from afa_jax.scale.hlo import Executed, arrays_of, bytes_of, parse
 
-KINDS = (
+COLLECTIVE_OPS = (
     "all-reduce", "all-gather", "reduce-scatter", "all-to-all", "ragged-all-to-all", "collective-permute",
     "collective-broadcast",
 )  # fmt: skip
@@ -32,7 +32,7 @@ class Collective:
     """One collective instruction of a program.
 
     Attributes:
-        kind: one of KINDS.
+        kind: one of COLLECTIVE_OPS.
         dtypes: the dtypes of the exchanged arrays, each once.
         bytes: payload of one device and one execution: an all-gather's result, any other collective's operands.
         axes: mesh axes that it runs over, such as "expert" or "expert+data", in the mesh's order; "none" if every group
@@ -141,7 +141,7 @@ def _times(one: Collective) -> int:
 def _collective(executed: Executed, shape: Mapping[str, int]) -> Collective | None:
     instruction, computation = executed.instruction, executed.computation
     kind = instruction.opcode.removesuffix("-start")
-    if kind not in KINDS:
+    if kind not in COLLECTIVE_OPS:
         return None
     # A TPU writes some reduce-scatters as a fusion of an all-reduce and of taking this device's part.
     if kind == "all-reduce" and computation.name.startswith("all-reduce-scatter"):

@@ -37,7 +37,7 @@ from afa_jax.training.start import check_start, data_of
 from afa_jax.training.workdir import MODEL, keep_config, open_workdir, save_model, write_config
 from afa_jax.trees import flatten, unflatten
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.formats import hub
 from afa_jax.weights.load import load_text_encoder, load_unet, load_vae
 from afa_jax.weights.tokenizer.files import read_tokenizer
@@ -101,7 +101,7 @@ def finetune(
     if config.batch % (unit := mesh.size * config.get("accumulate", 1)):
         raise InputError(f"batch={config.batch}; choose a multiple of {unit}, the number of devices times accumulate")
     started = dict(
-        init="" if opened.init is None else hash_components(opened.init, EXPERT),
+        init="" if opened.init is None else hash_components(opened.init, EXPERT_COMPONENTS),
         data=source.fingerprint,
         loading=[data.get("size"), data.get("flip"), data.get("bad")],
         timesteps=timesteps,
@@ -181,13 +181,13 @@ def open_parts(config: ConfigDict) -> Opened:
     """
     if not config.init and not (config.get("unet") and config.get("text_encoder")):
         raise InputError("init is missing: the model to start from; a new one has unet and text_encoder in its place")
-    whole = (*EXPERT, "vae", "tokenizer", "scheduler")
+    whole = (*EXPERT_COMPONENTS, "vae", "tokenizer", "scheduler")
     init = parse_base(config.init).open(whole) if config.init else None
     vae = parse_base(config.vae).open(("vae",)) if config.vae else init
     if vae is None or "vae" not in vae.components:
         raise InputError("vae is missing, and init has none; name a model that has one")
     named = config.get("tokenizer")
-    tokenizer = hub.fetch(named, ("tokenizer",)) if named else None if init is None else init.tokenizer
+    tokenizer = hub.fetch_model(named, ("tokenizer",)) if named else None if init is None else init.tokenizer
     if tokenizer is None:
         raise InputError("tokenizer is missing, and init has none; name a folder or hub id that has one")
     if config.get("schedule"):

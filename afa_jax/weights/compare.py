@@ -15,7 +15,7 @@ import numpy as np
 from afa_jax.weights.opened import Source, check_network, open_checkpoint, unet_blocks
 from afa_jax.weights.tensors import check_finite
 
-EXPERT = ("unet", "text_encoder")  # the components that are an expert's own, and are compared
+EXPERT_COMPONENTS = ("unet", "text_encoder")  # the components that are an expert's own, and are compared
 NEAR_IDENTICAL = 2e-3
 """Total relative difference below which two experts are one model stored twice.
 
@@ -109,7 +109,7 @@ def comparison(one: Mapping[str, Mapping[str, Any]], other: Mapping[str, Mapping
     return difference({block: one[block] for block in common}, {block: other[block] for block in common})
 
 
-def expert_blocks(checkpoint: Source, components: Sequence[str] = EXPERT) -> dict[str, dict[str, Any]]:
+def expert_blocks(checkpoint: Source, components: Sequence[str] = EXPERT_COMPONENTS) -> dict[str, dict[str, Any]]:
     """Return an expert's Tensors by block and key; reading one that is not finite raises WeightsError.
 
     Args:

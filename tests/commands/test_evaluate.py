@@ -17,7 +17,7 @@ from PIL import Image
 from afa_jax import evaluate
 from afa_jax.cli.commands import load_config, run
 from afa_jax.errors import InputError
-from afa_jax.evaluation.bootstrap import Figure, Resamples
+from afa_jax.evaluation.bootstrap import BootstrapEstimate, Resamples
 from afa_jax.evaluation.comparison import comparison, cost, results
 from afa_jax.evaluation.comparison import evaluate as evaluating
 from afa_jax.evaluation.comparison.comparison import Measured, Protocol, at_equal_time, at_equal_time_of, references
@@ -349,7 +349,7 @@ def test_costs_are_measured_again_beside_another_reference(config, tmp_path, mon
 
 
 def figure(value):
-    return Figure(value=value, resampled=np.full(3, value))
+    return BootstrapEstimate(value=value, resampled=np.full(3, value))
 
 
 def row(name, value=0.0, pictures=None, figures=None, **fields):

@@ -18,7 +18,7 @@ from afa_jax.exporting.written import RECIPE
 from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash, save_fusion
 from afa_jax.methods.method import Models, make_method
 from afa_jax.weights.checkpoint import hash_components
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.load import load_unet
 from afa_jax.weights.opened import open_checkpoint, unet_blocks
 from tests import tiny
@@ -28,7 +28,10 @@ MEASURED = ["--pairs=8", "--draws=2"]
 
 def save_run(workdir: Path, experts: dict[str, Path]) -> None:
     """The pair that a run leaves, with random aggregators: their maps are far from even."""
-    record = [dict(name=name, sha256=hash_components(open_checkpoint(path), EXPERT)) for name, path in experts.items()]
+    record = [
+        dict(name=name, sha256=hash_components(open_checkpoint(path), EXPERT_COMPONENTS))
+        for name, path in experts.items()
+    ]
     aggregators = tiny.trained(len(experts), tiny.MICRO_UNET, tiny.PLAIN_SABW, 1)
     save_fusion(workdir, aggregators, dict(experts=record))
 

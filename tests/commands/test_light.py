@@ -132,17 +132,17 @@ def test_wrong_lines_cost_no_heavy_import(tmp_path):
 
 
 def test_the_names_are_those_of_what_there_is():
-    families = dict.fromkeys(kind.family for kind in methods.KINDS.values())
+    families = dict.fromkeys(kind.family for kind in methods.METHOD_KINDS.values())
     assert (*families, "ablation") == method_options.FAMILIES
     for kind, known in method_options.OPTIONS.items():
-        function = merge_kinds.KINDS[kind] if kind in names.MERGES else methods.KINDS[kind].build
+        function = merge_kinds.MERGE_RULES[kind] if kind in names.MERGES else methods.METHOD_KINDS[kind].build
         own = [p for p in inspect.signature(function).parameters.values() if p.kind == p.KEYWORD_ONLY]
         needed = [p.name for p in own if p.default is p.empty and p.name != "steps"]
         assert needed == ([method_options.REQUIRED[kind]] if kind in method_options.REQUIRED else []), kind
         assert known is None or tuple(known) == tuple(p.name for p in own if p.name != "steps"), kind
     assert tuple(method_options.OPTIONS) == names.METHODS
-    assert tuple(methods.KINDS) == names.METHODS and tuple(merge_kinds.KINDS) == names.MERGES
-    assert search.KINDS == names.SPACES and tuple(abstract.KNOWN) == names.ARCHITECTURES
+    assert tuple(methods.METHOD_KINDS) == names.METHODS and tuple(merge_kinds.MERGE_RULES) == names.MERGES
+    assert search.SPACE_KINDS == names.SPACES and tuple(abstract.KNOWN) == names.ARCHITECTURES
 
 
 @pytest.mark.parametrize(

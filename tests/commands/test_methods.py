@@ -17,7 +17,7 @@ from afa_jax.diffusion.guidance import PathDenoiser
 from afa_jax.errors import InputError
 from afa_jax.fusion.rivals.blending import MagicFusion
 from afa_jax.fusion.rivals.time_experts import TimeExperts
-from afa_jax.methods.method import KINDS, Models, NotTrained, make_method, method_name
+from afa_jax.methods.method import METHOD_KINDS, Models, NotTrained, make_method, method_name
 from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.generate import Request, generate
 from afa_jax.weights.formats.folders import save_folder
@@ -65,7 +65,7 @@ def its_pictures(equal):
     return pictures(make_method(dict(kind="expert", expert="a"), equal))
 
 
-UNTRAINED = [kind for kind in KINDS if kind not in {"base", "expert", *TRAINED}]
+UNTRAINED = [kind for kind in METHOD_KINDS if kind not in {"base", "expert", *TRAINED}]
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,7 @@ from afa_jax.data.held_out import by_hash, choose_pairs, unseen
 from afa_jax.data.sources import BadExample, make_source
 from afa_jax.errors import InputError
 from afa_jax.evaluation import screening
-from afa_jax.evaluation.screen import Estimate, RoutingGain
+from afa_jax.evaluation.screen import GainEstimate, RoutingGain
 from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
@@ -211,10 +211,14 @@ def test_an_example_that_cannot_be_read_is_named_and_replaced(root, monkeypatch)
 @pytest.mark.parametrize(
     ("estimate", "status", "verdict"),
     [
-        (Estimate(0.051, 0.042, 0.06), 0, "routing is worth training (gain 5.1 %, 95 % interval 4.2 to 6.0 %)"),
-        (Estimate(0.003, -0.0004, 0.01), 3, "not worth training: gain 0.3 %, 95 % interval 0.0 to 1.0 %, below 2 %"),
+        (GainEstimate(0.051, 0.042, 0.06), 0, "routing is worth training (gain 5.1 %, 95 % interval 4.2 to 6.0 %)"),
         (
-            Estimate(0.025, 0.01, 0.04),
+            GainEstimate(0.003, -0.0004, 0.01),
+            3,
+            "not worth training: gain 0.3 %, 95 % interval 0.0 to 1.0 %, below 2 %",
+        ),
+        (
+            GainEstimate(0.025, 0.01, 0.04),
             0,
             "undecided: gain 2.5 %, 95 % interval 1.0 to 4.0 %, on both sides of 2 %; give more --pairs than 8",
         ),

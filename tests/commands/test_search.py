@@ -29,7 +29,15 @@ from afa_jax.evaluation import trials
 from afa_jax.evaluation.comparison import scores
 from afa_jax.evaluation.comparison.prompts import Item, load_items
 from afa_jax.evaluation.metrics import table as metrics
-from afa_jax.evaluation.search import KINDS, LIMIT, Space, emoji_score, full_scale_score, merge_stacks, score_weights
+from afa_jax.evaluation.search import (
+    LIMIT,
+    SPACE_KINDS,
+    Space,
+    emoji_score,
+    full_scale_score,
+    merge_stacks,
+    score_weights,
+)
 from afa_jax.evaluation.trials import search, summary
 from afa_jax.experts.frozen import load_experts
 from afa_jax.methods.options import SampleOptions
@@ -47,7 +55,7 @@ def space(kind, points=3):
     return Space(kind=kind, experts=NAMES, stages=STAGES, points=points)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", SPACE_KINDS)
 def test_weights_of_a_space(kind):
     own = space(kind)
     assert own.blocks == ("IN00", "IN01", "M00", "OUT00", "OUT01", "BASE")

@@ -14,7 +14,7 @@ from afa_jax.experts.frozen import load_experts, with_fusion
 from afa_jax.exporting.written import RECIPE
 from afa_jax.fusion.files import WEIGHTS, load_fusion, save_fusion
 from afa_jax.fusion.registry import fusion_config, init_fusion
-from afa_jax.fusion.rivals.block_weights import Merged
+from afa_jax.fusion.rivals.block_weights import MergedUNet
 from afa_jax.methods.method import Models, make_method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.map_pictures import contact_sheet
@@ -106,7 +106,7 @@ def test_learned_block_weights_are_an_ordinary_checkpoint(root, tmp_path, capsys
     expected = flatten(load_unet(merged))
     for name, array in flatten(method.experts.unet).items():
         np.testing.assert_array_equal(array[0], expected[name], err_msg=name)
-    assert isinstance(method.denoiser, Merged)
+    assert isinstance(method.denoiser, MergedUNet)
     np.testing.assert_allclose(method.denoiser.weights, fusion.weights(), atol=1e-6)
     assert method.recipe is not None and " --config " in method.recipe and "--workdir run" in method.recipe
     kept = [np.full((2, 3, 1, 1), 1 / 3, np.float32) for _ in method.denoiser.weights]  # as sample keeps them

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from afa_jax.evaluation.bootstrap import Figure, Resamples, kernel, mean, wins
+from afa_jax.evaluation.bootstrap import BootstrapEstimate, Resamples, kernel, mean, wins
 from afa_jax.evaluation.distances import kernel_distance
 
 RANDOM = np.random.default_rng(0)
@@ -130,5 +130,5 @@ def test_wins_count_prompts_by_their_mean():
 
 
 def test_what_is_not_a_number_becomes_none():
-    figure = Figure(value=3.0, resampled=np.full(4, np.nan))
+    figure = BootstrapEstimate(value=3.0, resampled=np.full(4, np.nan))
     assert figure.to_json() == dict(value=3.0, low=None, high=None)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.evaluation.screen import Estimate, RoutingGain, route, routing_gain, worth_training
+from afa_jax.evaluation.screen import GainEstimate, RoutingGain, route, routing_gain, worth_training
 from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights
 from afa_jax.experts.frozen import Experts, Mismatch
 from afa_jax.fusion.single import SingleExpert
@@ -61,7 +61,7 @@ def test_it_is_its_definition_one_element_after_the_other():
 def test_equal_experts_gain_nothing_to_the_last_bit(count):
     errors = np.repeat(squares(np.ones((1, 1, 1, 1, 1))), count, axis=0)
     gain = gain_of(errors)
-    assert gain.total == Estimate(0, 0, 0) and set(gain.buckets) == {Estimate(0, 0, 0)}
+    assert gain.total == GainEstimate(0, 0, 0) and set(gain.buckets) == {GainEstimate(0, 0, 0)}
     np.testing.assert_allclose(gain.share, 1 / count)
     assert worth_training(gain.total) == "no"
 
@@ -104,7 +104,7 @@ def test_an_expert_that_is_better_everywhere_leaves_nothing_to_gain():
     errors = squares(np.ones((1, 1, 1, 1, 1)))
     gain = gain_of(np.concatenate([errors + 0.5, errors, errors * 2 + 1]))
     assert gain.best == 1
-    assert gain.total == Estimate(0, 0, 0)
+    assert gain.total == GainEstimate(0, 0, 0)
     np.testing.assert_array_equal(gain.share.mean(1), [0, 1, 0])
 
 
@@ -172,7 +172,7 @@ def test_the_interval_covers_the_truth_about_as_often_as_it_says():
     ("low", "high", "answer"), [(0.021, 0.06, "yes"), (-0.01, 0.019, "no"), (0.01, 0.03, "undecided")]
 )
 def test_the_answer_is_clear_only_if_the_whole_interval_is(low, high, answer):
-    assert worth_training(Estimate((low + high) / 2, low, high)) == answer
+    assert worth_training(GainEstimate((low + high) / 2, low, high)) == answer
 
 
 def test_too_little_to_measure_is_refused():
@@ -238,7 +238,7 @@ def test_copies_of_one_expert_have_no_gain_and_different_ones_have_their_own_err
         errors = np.concatenate(parts, 1)
         assert np.array_equal(errors[0], errors[1]) is same
         gain = routing_gain([route(part) for part in parts])
-        assert (gain.total == Estimate(0, 0, 0)) is same
+        assert (gain.total == GainEstimate(0, 0, 0)) is same
 
 
 def test_names_of_a_config_draw_nothing_on_the_terminal(capsys):

@@ -15,7 +15,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from tests.fuzz.runner import fuzz
 from tests.fuzz.targets import TARGETS
 
-KINDS = dict(
+FINDINGS = dict(
     crash="crashes",
     hang="hangs",
     exception="unexpected exceptions",
@@ -47,7 +47,7 @@ def main() -> int:
             print(f"{finding.target} {finding.number} ({finding.file}): {finding.kind}: {finding.detail}")
     for key, count in seen.most_common():
         print(f"{count:6d}  {key}")
-    found = ", ".join(f"{kinds[kind]} {what}" for kind, what in KINDS.items())
+    found = ", ".join(f"{kinds[kind]} {what}" for kind, what in FINDINGS.items())
     print(
         f"{figures.files:,} files in {time.monotonic() - started:.0f} s, {figures.refused:,} refused in a line; "
         f"{found}; slowest {figures.slowest:.1f} s, largest {figures.largest / 2**20:.0f} MiB"

@@ -17,7 +17,7 @@ from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import check_same_layers
 from afa_jax.weights.formats.folders import save_folder
-from afa_jax.weights.formats.hub import fetch
+from afa_jax.weights.formats.hub import fetch_model
 from afa_jax.weights.formats.wrong_places import meant
 from afa_jax.weights.formats.yaml_files import yaml_prediction
 from afa_jax.weights.load import load_text_encoders
@@ -164,7 +164,7 @@ def test_a_path_that_is_written_in_another_way_is_said(tmp_path: Path, monkeypat
         "https://hub.example/o/n/blob/main/a%20b.safetensors?download=true": f"{hub}/a b.safetensors@main",
     }.items():
         with pytest.raises(InputError, match=f"no such file or folder.*{re.escape(said)}"):
-            fetch(path, ("unet",))
+            fetch_model(path, ("unet",))
     assert meant("a\0b") == meant("") == meant("/no/where") == ""
 
 

@@ -19,13 +19,13 @@ from huggingface_hub import constants, errors
 
 from afa_jax.errors import InputError
 from afa_jax.weights.formats.folders import FolderCheckpoint, save_folder
-from afa_jax.weights.formats.hub import described, fetch, fetch_lora, fetch_run, needed
+from afa_jax.weights.formats.hub import described, fetch_lora, fetch_model, fetch_run, needed
 from afa_jax.weights.load import load_unet, load_vae
 from tests import tiny
 from tests.weights.test_folders import assert_same
 
 COMMIT = "c0ffee" + 34 * "0"
-EXPERT = ("unet", "text_encoder", "scheduler")
+COMPONENTS = ("unet", "text_encoder", "scheduler")
 # The files of SD1.4's repository, shortened.
 NAMES = [
     ".gitattributes",
@@ -58,7 +58,7 @@ CONFIGS = ["model_index.json", "scheduler/scheduler_config.json", "text_encoder/
 
 def test_only_what_is_read_is_wanted():
     wanted = [*CONFIGS, "text_encoder/model.safetensors", "unet/diffusion_pytorch_model.safetensors"]
-    assert needed(NAMES, EXPERT, None, "o/n") == sorted([*wanted, "unet/readme.bin.txt"])
+    assert needed(NAMES, COMPONENTS, None, "o/n") == sorted([*wanted, "unet/readme.bin.txt"])
     assert needed(NAMES, ("vae", "tokenizer"), None, "o/n") == [
         "model_index.json",
         "tokenizer/merges.txt",
@@ -76,7 +76,7 @@ def test_the_variant_that_is_asked_for_is_wanted_where_there_is_one():
         "vae/diffusion_pytorch_model.safetensors",
     ]
     with pytest.raises(InputError, match=r"^o/n/unet: no variant 'bf16'; there is one without a variant, fp16, non_"):
-        needed(NAMES, EXPERT, "bf16", "o/n")
+        needed(NAMES, COMPONENTS, "bf16", "o/n")
 
 
 def test_flax_weights_are_wanted_where_there_are_no_others_and_pickles_never():
@@ -84,7 +84,7 @@ def test_flax_weights_are_wanted_where_there_are_no_others_and_pickles_never():
     assert "unet/diffusion_flax_model.msgpack" in needed(flax, ("unet",), None, "o/n")
     pickles = [name for name in NAMES if not name.endswith((".safetensors", ".msgpack"))]
     with pytest.raises(InputError, match=r"^o/n: unet is there as a pickle only \(unet/diffusion_pytorch_model\.bin\)"):
-        needed(pickles, EXPERT, None, "o/n")
+        needed(pickles, COMPONENTS, None, "o/n")
 
 
 def test_a_repository_of_single_files_says_how_to_name_one():
@@ -120,7 +120,7 @@ def test_a_tokenizer_may_be_in_the_root():
     names = ["README.md", "config.json", "model.safetensors", "preprocessor_config.json", "pytorch_model.bin", *texts]
     assert needed(names, ("tokenizer",), None, "o/n") == sorted(["config.json", *texts])
     assert needed([*NAMES, *texts], ("tokenizer",), None, "o/n") == needed(NAMES, ("tokenizer",), None, "o/n")
-    assert not set(texts) & set(needed([*NAMES, *texts], EXPERT, None, "o/n"))
+    assert not set(texts) & set(needed([*NAMES, *texts], COMPONENTS, None, "o/n"))
 
 
 # What is asked of the library
@@ -163,12 +163,12 @@ def hub(monkeypatch, tmp_path, contents):
     ("path", "keyword"), [("o/n@refs/pr/1", None), ("o/n", "refs/pr/1"), ("o/n@refs/pr/1", "refs/pr/1")]
 )
 def test_a_repository_is_downloaded_at_its_revision(hub, tmp_path, path, keyword):
-    assert fetch(path, EXPERT, revision=keyword) == tmp_path
+    assert fetch_model(path, COMPONENTS, revision=keyword) == tmp_path
     revision = "refs/pr/1"
     assert hub == [
         ("list", "o/n", revision),
-        ("snapshot", "o/n", revision, described(NAMES, EXPERT)),
-        ("snapshot", "o/n", revision, needed(NAMES, EXPERT, None, "")),
+        ("snapshot", "o/n", revision, described(NAMES, COMPONENTS)),
+        ("snapshot", "o/n", revision, needed(NAMES, COMPONENTS, None, "")),
     ]
 
 
@@ -186,8 +186,8 @@ def test_a_repository_is_downloaded_at_its_revision(hub, tmp_path, path, keyword
 def test_of_another_family_no_weights_are_downloaded(hub, contents, name, text, message):
     contents[name] = text
     with pytest.raises(InputError, match=rf"^o/n: .*{name}: .*{message}"):
-        fetch("o/n", EXPERT)
-    assert hub == [("list", "o/n", None), ("snapshot", "o/n", None, described(NAMES, EXPERT))]
+        fetch_model("o/n", COMPONENTS)
+    assert hub == [("list", "o/n", None), ("snapshot", "o/n", None, described(NAMES, COMPONENTS))]
 
 
 @pytest.mark.parametrize(("kind", "component"), [("AutoencoderKL", "vae"), ("UNet2DConditionModel", "unet")])
@@ -200,22 +200,22 @@ def test_a_repository_may_be_one_network(hub, contents, tmp_path, kind, componen
     contents["config.json"] = own | dict(up_block_types=["UpBlock2D"], cross_attention_dim=8)
     for components in ((component,), ("unet", "vae", "tokenizer", "scheduler")):
         hub.clear()
-        assert fetch("o/n", components) == tmp_path
+        assert fetch_model("o/n", components) == tmp_path
         assert hub[1:] == [("snapshot", "o/n", None, names) for names in (["config.json"], ["config.json", weights])]
     with pytest.raises(InputError, match=f"^o/n: it is a {component} alone, and has no text_encoder$"):
-        fetch("o/n", ("text_encoder",))
+        fetch_model("o/n", ("text_encoder",))
     contents.pop(weights)
     with pytest.raises(InputError, match=f"^o/n: {component} is there as a pickle only"):
-        fetch("o/n", (component,))
+        fetch_model("o/n", (component,))
 
 
 def test_a_repository_may_lack_a_network(hub, contents, tmp_path):
     for name in [name for name in contents if name.startswith("text_encoder/")]:
         contents.pop(name)
-    assert fetch("o/n", EXPERT) == tmp_path
-    assert hub[-1][-1] == needed(list(contents), [part for part in EXPERT if part != "text_encoder"], None, "")
+    assert fetch_model("o/n", COMPONENTS) == tmp_path
+    assert hub[-1][-1] == needed(list(contents), [part for part in COMPONENTS if part != "text_encoder"], None, "")
     with pytest.raises(InputError, match=r"^o/n: no text_encoder/model\.safetensors there"):
-        fetch("o/n", ("text_encoder",))
+        fetch_model("o/n", ("text_encoder",))
 
 
 # LoRAs
@@ -268,8 +268,8 @@ def test_what_is_no_lora_is_said_in_one_line(hub, contents, path, names, message
 
 
 def test_one_file_is_downloaded_alone(hub, tmp_path):
-    assert fetch("o/n/v1-4.safetensors", EXPERT) == tmp_path / "v1-4.safetensors"
-    assert fetch("o/n/old/v1.safetensors@beta", EXPERT) == tmp_path / "old/v1.safetensors"
+    assert fetch_model("o/n/v1-4.safetensors", COMPONENTS) == tmp_path / "v1-4.safetensors"
+    assert fetch_model("o/n/old/v1.safetensors@beta", COMPONENTS) == tmp_path / "old/v1.safetensors"
     asked = [("v1-4.safetensors", None), ("v1-4.yaml", None), ("old/v1.safetensors", "beta"), ("old/v1.yaml", "beta")]
     assert hub == [("file", "o/n", *one) for one in asked]  # the .yaml may say what the model predicts
 
@@ -288,10 +288,10 @@ def test_local_paths_come_first(hub, tmp_path, monkeypatch):
     (tmp_path / "o" / "n" / "sub").mkdir(parents=True)
     (tmp_path / "o" / "n.safetensors").touch()
     for path in ("o/n", "o/n@v2", "o/n.safetensors", str(tmp_path / "o")):
-        assert fetch(path, EXPERT) == Path(path)
+        assert fetch_model(path, COMPONENTS) == Path(path)
         assert fetch_lora(path) == Path(path)
     assert fetch_run("o/n") == Path("o/n")
-    for get in (lambda path, **revision: fetch(path, EXPERT, **revision), fetch_lora, fetch_run):
+    for get in (lambda path, **revision: fetch_model(path, COMPONENTS, **revision), fetch_lora, fetch_run):
         with pytest.raises(
             InputError, match=r"^o/n: revision='v2' is for the hub, and this path is here; leave it out$"
         ):
@@ -301,7 +301,7 @@ def test_local_paths_come_first(hub, tmp_path, monkeypatch):
 
 def test_a_file_on_the_hub_has_no_variant(hub):
     with pytest.raises(InputError, match=r"^o/n/v1-4\.safetensors: variant='fp16' is for diffusers repositories"):
-        fetch("o/n/v1-4.safetensors", EXPERT, variant="fp16")
+        fetch_model("o/n/v1-4.safetensors", COMPONENTS, variant="fp16")
     assert hub == []
 
 
@@ -324,7 +324,7 @@ def test_a_file_on_the_hub_has_no_variant(hub):
 )
 def test_what_is_no_hub_id_is_said_without_asking(hub, path, message):
     with pytest.raises(InputError, match=message) as error:
-        fetch(path, EXPERT, revision="v2")
+        fetch_model(path, COMPONENTS, revision="v2")
     assert str(error.value).startswith(f"{path}: ".replace("\0", "\\x00")) and "\n" not in str(error.value)
     assert hub == []
 
@@ -362,7 +362,7 @@ def test_errors_of_the_hub_are_one_line(hub, monkeypatch, kind, message, path):
     for name in ("snapshot_download", "hf_hub_download"):
         monkeypatch.setattr(huggingface_hub, name, fail)
     with pytest.raises(InputError, match=rf"^{path}: .*not to be had from the hub \({message}.*\)$") as error:
-        fetch(path, EXPERT, revision="v2")
+        fetch_model(path, COMPONENTS, revision="v2")
     assert "\n" not in str(error.value)
 
 
@@ -410,9 +410,9 @@ def test_a_cached_repository_is_read_offline(offline):
     unets, (main, beta) = offline
     revisions = ((None, main), ("main", main), (COMMIT, main), ("beta", beta), (COMMIT[::-1], beta))
     for revision, expected in revisions:
-        assert fetch("owner/name", ("unet", "scheduler"), revision=revision) == expected
-    assert fetch("owner/name@beta", ("unet",)) == beta
-    assert fetch("owner/name/single.safetensors", ("unet",)) == main / "single.safetensors"
+        assert fetch_model("owner/name", ("unet", "scheduler"), revision=revision) == expected
+    assert fetch_model("owner/name@beta", ("unet",)) == beta
+    assert fetch_model("owner/name/single.safetensors", ("unet",)) == main / "single.safetensors"
     for snapshot, unet in zip((main, beta), unets, strict=True):
         assert_same(load_unet(FolderCheckpoint(snapshot)), unet)
 
@@ -429,16 +429,16 @@ def test_a_cached_repository_is_read_offline(offline):
 )
 def test_what_is_not_cached_is_said_offline(offline, path, components, message):
     with pytest.raises(InputError, match=message) as error:
-        fetch(path, components)
+        fetch_model(path, components)
     assert "\n" not in str(error.value)
 
 
 CODE = """
 import sys
-from afa_jax.weights.formats.hub import fetch
-fetch(sys.argv[1], ("unet",))
+from afa_jax.weights.formats.hub import fetch_model
+fetch_model(sys.argv[1], ("unet",))
 assert "huggingface_hub" not in sys.modules
-print(fetch("owner/name", ("unet",)))
+print(fetch_model("owner/name", ("unet",)))
 """
 
 
@@ -459,9 +459,9 @@ def test_the_cache_serves_when_the_hub_does_not(offline, monkeypatch):
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert fetch("owner/name", ("unet",)) == main
+    assert fetch_model("owner/name", ("unet",)) == main
     with pytest.raises(InputError, match="401 Client Error"):
-        fetch("owner/other", ("unet",))
+        fetch_model("owner/other", ("unet",))
 
 
 @pytest.mark.parametrize(
@@ -474,7 +474,7 @@ def test_the_cache_does_not_hide_that_a_repository_is_closed(offline, monkeypatc
 
     monkeypatch.setattr(huggingface_hub.HfApi, "model_info", fail)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    for get in (lambda path: fetch(path, ("unet",)), fetch_lora):
+    for get in (lambda path: fetch_model(path, ("unet",)), fetch_lora):
         with pytest.raises(InputError, match=message):
             get("owner/name")
 
@@ -490,11 +490,11 @@ def test_cached_loras_and_networks_alone_are_read_offline(tmp_path, monkeypatch)
     assert fetch_lora("owner/name/adapter_model.safetensors") == snapshot / "adapter_model.safetensors"
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the cache has no LoRA of it"):
         fetch_lora("owner/name/other.safetensors")
-    assert fetch("owner/name", ("vae",)) == snapshot
+    assert fetch_model("owner/name", ("vae",)) == snapshot
     assert_same(load_vae(FolderCheckpoint(snapshot)), tiny.vae(0))
     (snapshot / "diffusion_pytorch_model.safetensors").unlink()
     with pytest.raises(InputError, match="HF_HUB_OFFLINE is set, and the cache has no weights of its vae"):
-        fetch("owner/name", ("vae",))
+        fetch_model("owner/name", ("vae",))
 
 
 # A hub, asked by the library itself
@@ -542,10 +542,10 @@ class Hub(BaseHTTPRequestHandler):
 ASK = """
 import json, sys
 from afa_jax.errors import InputError
-from afa_jax.weights.formats.hub import fetch
+from afa_jax.weights.formats.hub import fetch_model
 for path, components, variant in json.loads(sys.argv[1]):
     try:
-        print(fetch(path, components, variant=variant))
+        print(fetch_model(path, components, variant=variant))
     except InputError as error:
         print("error:", error)
 """

@@ -18,13 +18,13 @@ from afa_jax.errors import InputError
 from afa_jax.models.configs import UNetConfig
 from afa_jax.trees import take
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, hash_tensors
-from afa_jax.weights.compare import EXPERT
+from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.load import load_unet
 from afa_jax.weights.merging.blocks import BASE, PRESETS, block_names, parse_blocks
 from afa_jax.weights.merging.combine import average
 from afa_jax.weights.merging.merge import merge, needs_base
-from afa_jax.weights.merging.rules import KINDS, kth_largest
+from afa_jax.weights.merging.rules import MERGE_RULES, kth_largest
 from afa_jax.weights.opened import open_checkpoint, unet_blocks
 from afa_jax.weights.tensors import Tensor, WeightsError, read_tensors, write_tensors
 from tests import tiny
@@ -52,7 +52,7 @@ def changed(checkpoint: Checkpoint, function: Callable[[str, str, np.ndarray], n
             checkpoint.config(part),
             {key: Tensor.of(function(part, key, value)) for key, value in arrays(checkpoint, part).items()},
         )
-        for part in EXPERT
+        for part in EXPERT_COMPONENTS
     }
     return MemoryCheckpoint(states)
 
@@ -63,7 +63,7 @@ def shifted(move: float) -> MemoryCheckpoint:
 
 
 def assert_equal(one, other, component=None, **tolerance):
-    for part in EXPERT if component is None else [component]:
+    for part in EXPERT_COMPONENTS if component is None else [component]:
         expected = arrays(other, part)
         for key, value in arrays(one, part).items():
             np.testing.assert_allclose(value, expected[key], err_msg=key, **(tolerance or dict(rtol=0, atol=0)))
@@ -100,7 +100,7 @@ def test_equal_experts_give_that_expert(kind, options):
 
 
 def test_every_kind_is_tested_on_equal_experts():
-    assert {kind for kind, _ in OF_EQUALS} == set(KINDS)
+    assert {kind for kind, _ in OF_EQUALS} == set(MERGE_RULES)
 
 
 @pytest.mark.parametrize(
@@ -118,12 +118,12 @@ def test_every_kind_is_tested_on_equal_experts():
 def test_one_hot_weights_give_that_expert_bit_for_bit(kind, options):
     signed = changed(expert(2), lambda part, key, value: np.where(value < 0, np.float32(-0.0), value))
     found = merge(kind, experts() | dict(b=signed), expert(0), options)
-    for part in EXPERT:
+    for part in EXPERT_COMPONENTS:
         assert hash_tensors(found.tensors(part)) == signed.sha256(part)
         assert found.config(part) == signed.config(part)
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("add_difference", "slerp")])
+@pytest.mark.parametrize("kind", [kind for kind in MERGE_RULES if kind not in ("add_difference", "slerp")])
 def test_an_expert_is_named_and_its_place_does_not_matter(kind):
     options: dict[str, Any] = dict(average=dict(weights=dict(a=0.2, b=0.3, c=0.5)), mbw=dict(preset="GRAD_A", of="b"))
     turned = {name: experts()[name] for name in ("c", "a", "b")}
@@ -131,7 +131,7 @@ def test_an_expert_is_named_and_its_place_does_not_matter(kind):
     assert_equal(one, other, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", MERGE_RULES)
 def test_without_experts_that_moved_the_base_stays(kind):
     options = dict(add_difference=dict(a="a", b="b"), slerp=dict(a="a", b="b"), mbw=dict(preset="MID", of="a"))
     assert_equal(merge(kind, experts(0, 0, 0), expert(0), options.get(kind, {})), expert(0), rtol=1e-6, atol=1e-7)
@@ -143,7 +143,7 @@ def test_without_experts_that_moved_the_base_stays(kind):
 def test_average_is_the_weighted_mean():
     weights = dict(a=0.5, c=-0.25, b=0.75)
     found = merge("average", experts(), None, dict(weights=weights))
-    for part in EXPERT:
+    for part in EXPERT_COMPONENTS:
         expected = sum(weights[name] * vector(own, part) for name, own in experts().items())
         np.testing.assert_allclose(vector(found, part), expected, rtol=1e-5, atol=1e-6)
     even = merge("average", experts(), None, {})
@@ -185,7 +185,7 @@ def ties_reference(base, models, density, scale, count_signs=False):
 @pytest.mark.parametrize("density", [0.05, 0.2, 0.6, 1.0])
 def test_ties_is_the_papers(density):
     found = merge("ties", experts(), expert(0), dict(density=density, scale=0.8))
-    for part in EXPERT:  # each network is a whole task vector
+    for part in EXPERT_COMPONENTS:  # each network is a whole task vector
         models = [vector(own, part) for own in experts().values()]
         expected = ties_reference(vector(expert(0), part), models, density, 0.8)
         np.testing.assert_allclose(vector(found, part), expected, rtol=1e-5, atol=1e-6)
@@ -286,7 +286,7 @@ def test_slerp_keeps_the_norm_and_is_linear_where_experts_hardly_differ():
 
 @pytest.mark.parametrize("count", [2, 3])
 def test_model_stock_is_the_papers(count):
-    shared = {part: arrays(expert(1), part) for part in EXPERT}
+    shared = {part: arrays(expert(1), part) for part in EXPERT_COMPONENTS}
     near = {  # task vectors that share a half
         name: changed(own, lambda part, key, value: (value + shared[part][key]) / 2)
         for name, own in list(experts(2, 3, 4).items())[:count]
@@ -351,7 +351,7 @@ def test_each_block_has_its_own_weights():
     found = merge("mbw", experts(), None, dict(weights=weights, preset="OUT", of="b"))
     names, blocks = block_names([stage.name for stage in tiny.unet(1, tiny.MICRO_UNET).stages]), unet_blocks(expert(1))
     preset: dict[str, Any] = {key: dict(b=1) for key in ("OUT00", "OUT01")} | dict(IN01=dict(a=0.5, c=0.5))
-    for part in EXPERT:
+    for part in EXPERT_COMPONENTS:
         own = {name: arrays(checkpoint, part) for name, checkpoint in experts().items()}
         for key, value in arrays(found, part).items():
             shares = (preset | weights)[names[blocks[key]] if part == "unet" else "BASE"]
@@ -450,7 +450,7 @@ def test_a_merge_is_in_the_dtype_of_the_experts():
         vector(large)
 
 
-def test_a_hash_follows_from_ingredients_and_options_without_merging():
+def test_a_hash_follows_from_sources_and_options_without_merging():
     read = []
 
     def counted(own):
@@ -463,7 +463,7 @@ def test_a_hash_follows_from_ingredients_and_options_without_merging():
 
         states = {
             part: (own.config(part), {key: tensor(key, value) for key, value in arrays(own, part).items()})
-            for part in EXPERT
+            for part in EXPERT_COMPONENTS
         }
         return MemoryCheckpoint(states)
 

@@ -17,7 +17,7 @@ from afa_jax.data.emoji.builder import EmojiPictures
 from afa_jax.data.emoji.vocabulary import Vocabulary, read_vocabulary
 
 
-def fetch(packages: list[str], folder: Path) -> Path:
+def install_packages(packages: list[str], folder: Path) -> Path:
     """Install npm packages ("name@version") below `folder`; return the folder that holds them.
 
     Raises:
@@ -55,7 +55,7 @@ def main() -> None:
     out = parser.parse_args().out
     with tempfile.TemporaryDirectory() as folder:
         vocabulary = read_vocabulary()
-        packages = fetch([f"{style.package}@{style.version}" for style in vocabulary.styles], Path(folder))
+        packages = install_packages([f"{style.package}@{style.version}" for style in vocabulary.styles], Path(folder))
         print(f"wrote {build(packages, out, vocabulary)}")
 
 

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from afa_jax.errors import NotFinite, printable
-from afa_jax.evaluation.bootstrap import Figure, Resamples, wins, without_interval
+from afa_jax.evaluation.bootstrap import BootstrapEstimate, Resamples, wins, without_interval
 from afa_jax.evaluation.comparison.cost import cost_of
 from afa_jax.evaluation.comparison.infos import NOISE
 from afa_jax.evaluation.comparison.pictures import PictureFolder, record_of
@@ -91,7 +91,7 @@ class Measured:
     row: dict[str, Any]
     entry: Entry
     scores: Sequence[Scores]
-    figures: Mapping[str, Figure]
+    figures: Mapping[str, BootstrapEstimate]
     pictures: PictureFolder
 
 
@@ -153,9 +153,11 @@ def noise_of(method: Method, protocol: Protocol, folder: PictureFolder) -> dict[
     return folder.kept("noise", condition, noise)
 
 
-def figures_of(protocol: Protocol, scores: Sequence[Scores], rows: Sequence[int] | None = None) -> dict[str, Figure]:
+def figures_of(
+    protocol: Protocol, scores: Sequence[Scores], rows: Sequence[int] | None = None
+) -> dict[str, BootstrapEstimate]:
     """Return the figures of all metrics, over all prompts or some."""
-    result: dict[str, Figure] = {}
+    result: dict[str, BootstrapEstimate] = {}
     for scorer, own in zip(protocol.scorers, scores, strict=True):
         result |= scorer.figures(own, protocol.resamples, rows)
     return result

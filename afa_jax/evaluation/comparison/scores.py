@@ -19,7 +19,7 @@ from afa_jax.data.files import filesystem
 from afa_jax.data.pictures import read_png
 from afa_jax.data.sources import read_file
 from afa_jax.errors import BadExample, InputError
-from afa_jax.evaluation.bootstrap import Figure, Resamples, kernel, mean, without_interval
+from afa_jax.evaluation.bootstrap import BootstrapEstimate, Resamples, kernel, mean, without_interval
 from afa_jax.evaluation.comparison.infos import EMOJI, EMOJI_INFOS, MetricInfo
 from afa_jax.evaluation.comparison.pictures import PictureFolder
 from afa_jax.evaluation.comparison.prompts import Item
@@ -61,7 +61,9 @@ class Scorer(Protocol):
         """Score pictures, uint8 ``[k, rows, columns, 3]``, each with its item; return arrays ``[k, ...]``."""
         ...
 
-    def figures(self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None) -> dict[str, Figure]:
+    def figures(
+        self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None
+    ) -> dict[str, BootstrapEstimate]:
         """Return a figure for each of ``infos``, over all prompts or some."""
         ...
 
@@ -86,7 +88,9 @@ class EmojiScorer:
     def score(self, pictures: np.ndarray, items: Sequence[Item]) -> dict[str, np.ndarray]:
         return emoji.emoji_scores(pictures, [item.asked for item in items if item.asked is not None])
 
-    def figures(self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None) -> dict[str, Figure]:
+    def figures(
+        self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None
+    ) -> dict[str, BootstrapEstimate]:
         figures = {i.name: mean(scores[i.name], resamples, rows) for i in self.infos if i.level == "picture"}
         features = scores["features"]
         places = features.reshape(len(features), -1, features.shape[-1])
@@ -127,7 +131,9 @@ class PublishedScorer:
         references = references_of(items, self.size) if wanted else []
         return self.metric(list(pictures), [item.prompt for item in items], references or None)
 
-    def figures(self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None) -> dict[str, Figure]:
+    def figures(
+        self, scores: Scores, resamples: Resamples, rows: Sequence[int] | None = None
+    ) -> dict[str, BootstrapEstimate]:
         if not isinstance(self.metric, SetMetric):
             return {name: mean(values, resamples, rows) for name, values in scores.items()}
         if rows is not None:

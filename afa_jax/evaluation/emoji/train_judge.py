@@ -32,7 +32,7 @@ from jaxtyping import Float, Int, UInt8
 from PIL import Image, ImageFilter
 
 from afa_jax.data.emoji.builder import renderer
-from afa_jax.data.emoji.rebuild import fetch
+from afa_jax.data.emoji.rebuild import install_packages
 from afa_jax.data.emoji.scenes import PLACE, SIZES, evaluation_prompts, load_pictures
 from afa_jax.data.emoji.vocabulary import Style, Subject, read_vocabulary
 from afa_jax.evaluation.emoji.features import SIZE, load_features
@@ -236,7 +236,7 @@ def main() -> None:
     out = parser.parse_args().out / WEIGHTS.name
     check_file(out)
     with tempfile.TemporaryDirectory() as folder:
-        packages = fetch([NAMES, *(f"{style.package}@{style.version}" for style in STYLES)], Path(folder))
+        packages = install_packages([NAMES, *(f"{style.package}@{style.version}" for style in STYLES)], Path(folder))
         train(packages, out)
     print(f"wrote {out}, {out.stat().st_size:,} bytes; on real scenes of the experts' styles:")
     judge = load_judge(out)

@@ -64,7 +64,7 @@ class BlockWeights(nnx.Module):
         """Return the names of all stages, and ``base`` for all parameters outside them."""
         return [*(stage.name for stage in unet.stages), "base"]
 
-    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Merged, Any]:
+    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[MergedUNet, Any]:
         """Return the merged U-Net as a Denoiser, and the merged text encoder, each a stack of one.
 
         Args:
@@ -73,7 +73,7 @@ class BlockWeights(nnx.Module):
         """
         weights = self.weights()
         merged, one_encoder = merge_stacks(unet, text_encoder, weights)
-        return Merged(experts=merged, weights=weights, remat=remat), one_encoder
+        return MergedUNet(experts=merged, weights=weights, remat=remat), one_encoder
 
     def by_block(self, stages: Sequence[str], names: Sequence[str]) -> dict[str, dict[str, float]]:
         """Return the weights as the merge ``mbw`` takes them: by block (afa_jax/weights/merging/blocks.py) and expert.
@@ -112,7 +112,7 @@ def merge_stacks(unet: Any, text_encoder: Any, weights: Float[Array, "blocks n"]
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Merged:
+class MergedUNet:
     """A Denoiser: one merged U-Net, an ensemble of one, that remembers its block weights.
 
     Attributes:
@@ -142,4 +142,4 @@ class Merged:
         return [*(stage.name for stage in self.experts.stages), "base"]
 
 
-jax.tree_util.register_dataclass(Merged, data_fields=["experts", "weights"], meta_fields=["remat"])
+jax.tree_util.register_dataclass(MergedUNet, data_fields=["experts", "weights"], meta_fields=["remat"])

@@ -28,7 +28,7 @@ from afa_jax.weights.tokenizer.files import TOKENIZER
 _PEFT_CONFIG = "adapter_config.json"
 
 
-def fetch(
+def fetch_model(
     path: str,
     components: Sequence[str],
     *,

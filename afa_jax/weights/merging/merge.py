@@ -17,8 +17,8 @@ from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
 from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint
-from afa_jax.weights.compare import EXPERT
-from afa_jax.weights.merging.rules import BASE, KINDS, OVER_BASE, Part
+from afa_jax.weights.compare import EXPERT_COMPONENTS
+from afa_jax.weights.merging.rules import BASE, MERGE_RULES, OVER_BASE, Part
 from afa_jax.weights.merging.same_network import SameNetwork
 from afa_jax.weights.networks import abstract_network
 from afa_jax.weights.opened import unet_config
@@ -27,20 +27,19 @@ _VERSION = 1  # of the kinds' arithmetic; part of every merge's hash, so raise i
 
 
 @dataclasses.dataclass(frozen=True)
-class Merged(MemoryCheckpoint):
-    """A merge in memory; its hashes are made of its ingredients' hashes and its recipe, without computing the merge.
+class MergedCheckpoint(MemoryCheckpoint):
+    """A merge in memory; its hashes are made of its sources' hashes and its recipe, without computing the merge.
 
     Attributes:
-        ingredients: for each network, the sources by name, in order.
+        sources: for each network, the checkpoints it is made of by name, in order.
         recipes: for each merged network, kind and options as JSON; a network taken unchanged has none.
     """
 
-    ingredients: Mapping[str, Mapping[Any, Checkpoint]] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, Mapping[Any, Checkpoint]] = dataclasses.field(default_factory=dict)
     recipes: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def sha256(self, component: str) -> str:
-        sources = self.ingredients[component]
-        hashes = [(name, checkpoint.sha256(component)) for name, checkpoint in sources.items()]
+        hashes = [(name, checkpoint.sha256(component)) for name, checkpoint in self.sources[component].items()]
         if component not in self.recipes:
             return hashes[0][1]
         return hashlib.sha256(json.dumps([_VERSION, component, self.recipes[component], hashes]).encode()).hexdigest()
@@ -56,7 +55,7 @@ def needs_base(kind: str, options: Mapping[str, Any]) -> bool:
 
 def merge(
     kind: str, checkpoints: Mapping[str, Checkpoint], base: Checkpoint | None, options: Mapping[str, Any]
-) -> Merged:
+) -> MergedCheckpoint:
     """Merge several experts into one U-Net and text encoder, whose Tensors are merged when they are read.
 
     They have the experts' dtype if it is the same in all, float16 in place of 8 bits, else float32. Integer tensors
@@ -64,11 +63,11 @@ def merge(
     is to be used with the base's.
 
     Args:
-        kind: one of KINDS.
+        kind: one of MERGE_RULES.
         checkpoints: the experts by name, in order; of one architecture.
         base: theta_0, for kinds and options for which ``needs_base`` is true.
-        options: the kind's own, the keyword arguments of its function in KINDS, and ``text_encoder``: ``merge`` it as
-            the U-Net (the default), or take it from ``base`` or from the expert of this name.
+        options: the keyword arguments of the kind's function in MERGE_RULES, and ``text_encoder``: ``merge`` it as the
+            U-Net (the default), or take it from ``base`` or from the expert of this name.
 
     Raises:
         InputError: no such kind, option or expert, or an expert called ``base``; a value that makes no sense; the base
@@ -85,37 +84,37 @@ def merge(
     everything: dict[Any, Checkpoint] = dict(checkpoints)
     if needs_base(kind, own):
         everything[None] = _needed(base, "unet", kind)
-    ingredients: dict[str, Mapping[Any, Checkpoint]] = dict(unet=everything, text_encoder=everything)
+    sources: dict[str, Mapping[Any, Checkpoint]] = dict(unet=everything, text_encoder=everything)
     if text_encoder == BASE:
-        ingredients["text_encoder"] = {BASE: _needed(base, "text_encoder", kind)}
+        sources["text_encoder"] = {BASE: _needed(base, "text_encoder", kind)}
     elif text_encoder != "merge":
-        ingredients["text_encoder"] = {text_encoder: checkpoints[text_encoder]}
+        sources["text_encoder"] = {text_encoder: checkpoints[text_encoder]}
     elif None in everything:
         _needed(base, "text_encoder", kind)
-    merged = EXPERT if text_encoder == "merge" else ("unet",)
+    merged = EXPERT_COMPONENTS if text_encoder == "merge" else ("unet",)
     first = next(iter(checkpoints.values()))
     stages = tuple(stage.name for stage in abstract_network(unet_config(first))[0].stages)
     states = {}
-    for component, sources in ingredients.items():
-        network = SameNetwork(component, sources)
+    for component, named in sources.items():
+        network = SameNetwork(component, named)
         tensors = next(iter(network.tensors.values()))
         if component in merged:
-            tensors = network.merged(KINDS[kind](Part(network, stages), **own), checkpoints)
-        states[component] = (next(iter(sources.values())).config(component), tensors)
+            tensors = network.merged(MERGE_RULES[kind](Part(network, stages), **own), checkpoints)
+        states[component] = (next(iter(named.values())).config(component), tensors)
     recipe = json.dumps(dict(kind=kind, options=own), sort_keys=True, default=str)
-    return Merged(
+    return MergedCheckpoint(
         states,
         path=Path(f"{kind} of {', '.join(checkpoints)}"),
-        ingredients=ingredients,
+        sources=sources,
         recipes=dict.fromkeys(merged, recipe),
     )
 
 
 def check_options(kind: str, options: Mapping[str, Any]) -> None:
     """Raise InputError for a merge that there is not, or an option that it does not have."""
-    if kind not in KINDS:
-        raise InputError(f"no merge {kind!r}; there are {', '.join(KINDS)}")
-    parameters = inspect.signature(KINDS[kind]).parameters.values()
+    if kind not in MERGE_RULES:
+        raise InputError(f"no merge {kind!r}; there are {', '.join(MERGE_RULES)}")
+    parameters = inspect.signature(MERGE_RULES[kind]).parameters.values()
     known = [*(own.name for own in parameters if own.kind == own.KEYWORD_ONLY), "text_encoder"]
     if unknown := [name for name in options if name not in known]:
         raise InputError(f"{kind}: no option {unknown[0]!r}; there are {', '.join(known)}")

@@ -193,7 +193,7 @@ def model_stock(part: Part) -> Rule:
     return rule
 
 
-KINDS: Mapping[str, Callable[..., Rule]] = {
+MERGE_RULES: Mapping[str, Callable[..., Rule]] = {
     function.__name__: function
     for function in (average, add_difference, mbw, task_arithmetic, ties, dare, slerp, model_stock)
 }
