@@ -7,8 +7,14 @@ hook) and cost nothing in production.
 
 from __future__ import annotations
 
-from jax import Array
+from typing import TYPE_CHECKING, Any
+
 from jaxtyping import Float, Int, UInt8
+
+if TYPE_CHECKING:
+    from jax import Array as Array
+else:
+    Array = Any  # whatever has a shape and a dtype: so a noise schedule can be read without JAX
 
 Images = Float[Array, "b height width 3"]
 """Pictures in [-1, 1]."""

@@ -13,7 +13,8 @@ from ml_collections import ConfigDict
 from afa_jax import sample
 from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import load_experts, mismatches
+from afa_jax.experts.checks import mismatches
+from afa_jax.experts.frozen import load_experts
 from afa_jax.experts.sources import find_checkpoints, parse_expert
 from afa_jax.experts.specs import parse_argument
 from afa_jax.trees import flatten

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from afa_jax.fusion.files import check_aggregators, read_record
+from afa_jax.fusion.files import check_aggregators
+from afa_jax.fusion.pair_record import read_record
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.opened import open_checkpoint

@@ -10,13 +10,11 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
-from jax import Array
 
 from afa_jax.errors import InputError
 from afa_jax.names import PREDICTIONS
-from afa_jax.types import Latents, Timesteps
+from afa_jax.types import Array, Latents, Timesteps
 
 SPACINGS = ("leading", "trailing", "linspace")
 
@@ -121,6 +119,8 @@ class NoiseSchedule:
         return np.cumprod(1 - betas, dtype=np.float32)
 
     def _scales(self, t: Timesteps) -> tuple[Array, Array]:
+        import jax.numpy as jnp  # here, so that a checkpoint's schedule is read without JAX
+
         alpha = jnp.asarray(self.alphas_cumprod)[t][:, None, None, None]
         return jnp.sqrt(alpha), jnp.sqrt(1 - alpha)
 
@@ -140,6 +140,8 @@ class NoiseSchedule:
 
     def min_snr_weights(self, t: Timesteps, gamma: float) -> Array:
         """Return loss weights ``[b]`` for this prediction type (Hang et al. 2023, arXiv 2303.09556, section 3.4)."""
+        import jax.numpy as jnp
+
         alpha = jnp.asarray(self.alphas_cumprod)[t]
         snr = alpha / (1 - alpha)
         clipped = jnp.minimum(snr, gamma)

@@ -9,7 +9,7 @@ import numpy as np
 
 from afa_jax.errors import printable
 from afa_jax.evaluation.screen import GainEstimate, RoutingGain
-from afa_jax.experts.frozen import Mismatch
+from afa_jax.experts.checks import Mismatch
 from afa_jax.weights.compare import Difference
 
 NAME = 80  # letters of a name that are printed

@@ -17,7 +17,8 @@ from afa_jax.data.sources import make_source
 from afa_jax.errors import InputError
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
 from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights, record
-from afa_jax.experts.frozen import Mismatch, find_checkpoints, load_experts, mismatches
+from afa_jax.experts.checks import Mismatch, find_checkpoints, mismatches
+from afa_jax.experts.frozen import load_experts
 from afa_jax.files import check_file, replace_text
 from afa_jax.names import FEWEST_PAIRS
 from afa_jax.progress import progress

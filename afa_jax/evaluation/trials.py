@@ -184,7 +184,7 @@ def summary(study: Any, space: Space, settings: Mapping[str, Any]) -> dict[str, 
 
 def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any], *, quiet: bool = False) -> None:
     """Write the merge as an ordinary checkpoint, with VAE, tokenizer and schedule of the base."""
-    from afa_jax.experts.frozen import find_checkpoints
+    from afa_jax.experts.checks import find_checkpoints
     from afa_jax.exporting.merge import recorded_sources
     from afa_jax.exporting.written import write
     from afa_jax.weights.merging.combine import with_base

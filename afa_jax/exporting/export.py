@@ -16,14 +16,16 @@ from afa_jax.data.loader import loading
 from afa_jax.data.sources import PictureSource, make_source
 from afa_jax.data.split import hold_out
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import Experts, check_record, find_checkpoints, load_experts, mismatches
+from afa_jax.experts.checks import check_record, find_checkpoints, mismatches
+from afa_jax.experts.frozen import Experts, load_experts
 from afa_jax.experts.sources import bake
 from afa_jax.exporting.outputs import Wanted
 from afa_jax.exporting.pair import Publication, check_pair, export_pair
 from afa_jax.exporting.snapshot import Predictions, block_weights, predictions
 from afa_jax.exporting.written import check_out, identity, write
 from afa_jax.fusion.afa import FusedUNets
-from afa_jax.fusion.files import aggregators_hash, load_aggregators, read_record
+from afa_jax.fusion.files import load_aggregators
+from afa_jax.fusion.pair_record import aggregators_hash, read_record
 from afa_jax.fusion.single import SingleExpert
 from afa_jax.report.checkpoints import print_table
 from afa_jax.trees import stack

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import check_record, find_checkpoints, mismatches, record_of
+from afa_jax.experts.checks import check_record, find_checkpoints, mismatches, record_of
 from afa_jax.experts.sources import bake, parse_base
 from afa_jax.exporting.written import check_out, identity, write
-from afa_jax.fusion.files import aggregators_hash, load_block_weights, read_record
+from afa_jax.fusion.pair_record import aggregators_hash, read_record
 from afa_jax.names import LEARNED
 from afa_jax.weights.checkpoint import Checkpoint, rounded
 from afa_jax.weights.compare import EXPERT_COMPONENTS
@@ -87,6 +87,8 @@ def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) ->
         raise InputError(f"{LEARNED}: the weights are the run's; leave weights out, or choose mbw")
     folder = fetch_run(str(workdir))
     check_record(read_record(folder), record_of(checkpoints), str(folder))
+    from afa_jax.fusion.files import load_block_weights  # which needs JAX, as no other merge does
+
     return options | dict(weights=load_block_weights(folder, checkpoints)), folder
 
 

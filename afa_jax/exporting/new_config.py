@@ -13,7 +13,7 @@ from afa_jax.config.schema import check, complete
 from afa_jax.data.held_out import by_hash
 from afa_jax.data.sources import PictureSource, make_source
 from afa_jax.errors import BadExample, InputError
-from afa_jax.experts.frozen import check_base, find_checkpoints, mismatches
+from afa_jax.experts.checks import check_base, find_checkpoints, mismatches
 from afa_jax.files import check_file, replace_text
 from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.opened import unet_config, vae_config

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from afa_jax.data.pictures import read_png, read_recipe, save_png
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import check_record, record_of
+from afa_jax.experts.checks import check_record, record_of
 from afa_jax.exporting.model_card import Losses, figures_of, model_card, part_of
 from afa_jax.exporting.pair_config import pair_config
 from afa_jax.files import (
@@ -26,7 +26,8 @@ from afa_jax.files import (
     replace_text,
     writing,
 )
-from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash, check_aggregators, read_record, recorded_fusion
+from afa_jax.fusion.files import check_aggregators, recorded_fusion
+from afa_jax.fusion.pair_record import RECORD, WEIGHTS, aggregators_hash, read_record
 from afa_jax.fusion.registry import kind_of
 from afa_jax.records import public_arguments, record_text
 from afa_jax.training.validation import read_validation

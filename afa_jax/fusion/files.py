@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ import jax.numpy as jnp
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text
 from afa_jax.fusion.afa import Aggregators
-from afa_jax.fusion.pair_record import FORMAT, read_pair_record
+from afa_jax.fusion.pair_record import FORMAT, RECORD, WEIGHTS, aggregators_hash, read_record
 from afa_jax.fusion.registry import fusion_config, init_fusion, kind_of
 from afa_jax.fusion.rivals.block_weights import BlockWeights
 from afa_jax.models.unet import UNet
-from afa_jax.names import PAIR
 from afa_jax.records import record_text
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.keys import Key, pytorch_name
@@ -26,8 +24,6 @@ from afa_jax.weights.networks import abstract_network
 from afa_jax.weights.opened import unet_config
 from afa_jax.weights.state_dicts import load_state_dict, state_dict
 from afa_jax.weights.tensors import WeightsError, check_finite, open_tensors, read_tensors, write_tensors
-
-WEIGHTS, RECORD = PAIR
 
 
 def aggregator_key(path: str) -> str:
@@ -55,23 +51,6 @@ def save_fusion(folder: Path, fusion: Any, record: Mapping[str, Any]) -> None:
     own: dict[str, Any] = dict(format=FORMAT, fusion=dict(kind=kind), aggregators_sha256=aggregators_hash(folder))
     own |= dict(sabw=options) if kind == "afa" else dict(fusion=dict(kind=kind, **options))
     replace_text(folder / RECORD, record_text(own | dict(record), RECORD))
-
-
-def aggregators_hash(folder: Path) -> str:
-    """Return the sha256 of a folder's aggregators."""
-    with open(folder / WEIGHTS, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def read_record(folder: Path) -> dict[str, Any]:
-    """Read ``ensemble.json`` of a folder.
-
-    Raises:
-        WeightsError: the file is missing, or as read_pair_record.
-    """
-    if not (folder / RECORD).is_file():
-        raise WeightsError(f"{folder}: no {RECORD} there; train aggregators into it first (afa_jax.train --workdir)")
-    return read_pair_record(folder / RECORD)
 
 
 def recorded_fusion(folder: Path) -> Any:

@@ -1,7 +1,11 @@
-"""What ``ensemble.json`` may say: of each field its type and bounds, since the file comes from whoever published it."""
+"""What ``ensemble.json`` may say: of each field its type and bounds, since the file comes from whoever published it.
+
+It is read without JAX.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,13 +13,32 @@ from typing import Any
 
 from afa_jax.diffusion.schedule import NoiseSchedule, ScheduleError
 from afa_jax.errors import InputError
+from afa_jax.names import PAIR
 from afa_jax.records import plain
 from afa_jax.weights.json_files import read_json
 from afa_jax.weights.tensors import WeightsError
 
+WEIGHTS, RECORD = PAIR
 FORMAT = 1
 _LARGEST, _MOST_EXPERTS, _LONGEST_NAME = 2**24, 1024, 1000  # bytes of the file, experts, characters of a name
 _SHA256 = re.compile("[0-9a-f]{64}")
+
+
+def aggregators_hash(folder: Path) -> str:
+    """Return the sha256 of a folder's aggregators."""
+    with open(folder / WEIGHTS, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Read ``ensemble.json`` of a folder.
+
+    Raises:
+        WeightsError: the file is missing, or as read_pair_record.
+    """
+    if not (folder / RECORD).is_file():
+        raise WeightsError(f"{folder}: no {RECORD} there; train aggregators into it first (afa_jax.train --workdir)")
+    return read_pair_record(folder / RECORD)
 
 
 def read_pair_record(path: Path) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
 from afa_jax.experts.architectures import different_architectures
-from afa_jax.experts.frozen import Experts, load_experts, mismatches, record_of
+from afa_jax.experts.checks import mismatches, record_of
+from afa_jax.experts.frozen import Experts, load_experts
 from afa_jax.experts.sources import find_checkpoints, parse_base, parse_expert
-from afa_jax.fusion.files import RECORD
+from afa_jax.fusion.pair_record import RECORD
 from afa_jax.weights.checkpoint import Checkpoint, rounded
 from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.formats.hub import fetch_run

@@ -18,9 +18,11 @@ from ml_collections import ConfigDict
 
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import Experts, check_record, record_of, with_fusion
+from afa_jax.experts.checks import check_record, record_of
+from afa_jax.experts.frozen import Experts, with_fusion
 from afa_jax.fusion.afa import FusedUNets
-from afa_jax.fusion.files import aggregators_hash, load_block_weights, load_fusion, read_record, recorded_fusion
+from afa_jax.fusion.files import load_block_weights, load_fusion, recorded_fusion
+from afa_jax.fusion.pair_record import aggregators_hash, read_record
 from afa_jax.fusion.registry import kind_of
 from afa_jax.fusion.rivals.blending import MagicFusion, NoiseAverage
 from afa_jax.fusion.rivals.block_weights import MergedUNet

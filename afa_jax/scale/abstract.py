@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from afa_jax.data.sources import make_source
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import mismatches
+from afa_jax.experts.checks import mismatches
 from afa_jax.experts.sources import find_checkpoints
 from afa_jax.fusion.registry import init_fusion
 from afa_jax.mesh.collectives import DATA, FSDP, ROWS
@@ -35,8 +35,7 @@ from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_mesh
 from afa_jax.training.step import batch_specs, init_state, make_train_step
 from afa_jax.trees import flatten
-from afa_jax.weights.load import noise_schedule
-from afa_jax.weights.opened import text_config, unet_config, vae_config
+from afa_jax.weights.opened import noise_schedule, text_config, unet_config, vae_config
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -14,9 +14,11 @@ from ml_collections import ConfigDict
 from afa_jax.data.bad_examples import BadExamples
 from afa_jax.data.loader import loading
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import Experts, check_record, load_experts, with_encoders_here
+from afa_jax.experts.checks import check_record
+from afa_jax.experts.frozen import Experts, load_experts, with_encoders_here
 from afa_jax.fusion.afa import REMATS
-from afa_jax.fusion.files import RECORD, save_fusion
+from afa_jax.fusion.files import save_fusion
+from afa_jax.fusion.pair_record import RECORD
 from afa_jax.fusion.registry import fusion_class, fusion_config, init_fusion, kind_of
 from afa_jax.mesh.collectives import DATA, EXPERT, FSDP
 from afa_jax.mesh.parallel import mesh_of, place, place_rows, row_share

@@ -8,7 +8,7 @@ from .load import load_text_encoders as load_text_encoders
 from .load import load_unet as load_unet
 from .load import load_unets as load_unets
 from .load import load_vae as load_vae
-from .load import noise_schedule as noise_schedule
 from .merging.merge import merge as merge
+from .opened import noise_schedule as noise_schedule
 from .opened import open_checkpoint as open_checkpoint
 from .tokenizer.tokenizer import Tokenizer as Tokenizer

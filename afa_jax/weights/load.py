@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig
 from afa_jax.models.unet import UNet
@@ -25,17 +24,6 @@ from afa_jax.weights.tensors import Tensor, Tensors
 
 LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
 """Where the leaf of a dotted path and a shape goes."""
-
-
-def noise_schedule(checkpoint: Source) -> NoiseSchedule:
-    """Load the noise schedule of a checkpoint.
-
-    Raises:
-        WeightsError: the checkpoint has none, or one that is no JSON.
-        ScheduleError: the schedule is one that this project cannot follow.
-    """
-    checkpoint = open_checkpoint(checkpoint)
-    return NoiseSchedule.from_json(checkpoint.config("scheduler"), checkpoint.what("scheduler", config=True))
 
 
 def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> UNet:

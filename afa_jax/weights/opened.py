@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint, network_config
 from afa_jax.weights.expected import check_tensors, expected_shapes, unet_stages
@@ -66,6 +67,17 @@ def text_config(checkpoint: Source) -> TextConfig:
     """Return the architecture of a checkpoint's text encoder; raise as load_unet."""
     checkpoint = open_checkpoint(checkpoint)
     return TextConfig.from_json(checkpoint.config("text_encoder"), checkpoint.what("text_encoder", config=True))
+
+
+def noise_schedule(checkpoint: Source) -> NoiseSchedule:
+    """Load the noise schedule of a checkpoint.
+
+    Raises:
+        WeightsError: the checkpoint has none, or one that is no JSON.
+        ScheduleError: the schedule is one that this project cannot follow.
+    """
+    checkpoint = open_checkpoint(checkpoint)
+    return NoiseSchedule.from_json(checkpoint.config("scheduler"), checkpoint.what("scheduler", config=True))
 
 
 def check_networks(checkpoint: Source) -> None:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from afa_jax import sample, train
 from afa_jax.cli.commands import run
-from afa_jax.fusion.files import aggregators_hash
+from afa_jax.fusion.pair_record import aggregators_hash
 from afa_jax.models.configs import UNetConfig
 from afa_jax.sampling.map_pictures import COLOURS
 from afa_jax.sampling.pictures import find_method

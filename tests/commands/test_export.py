@@ -15,7 +15,8 @@ from afa_jax.cli.commands import load_config, run
 from afa_jax.exporting.pair import CARD
 from afa_jax.exporting.snapshot import block_weights
 from afa_jax.exporting.written import RECIPE
-from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash, save_fusion
+from afa_jax.fusion.files import save_fusion
+from afa_jax.fusion.pair_record import RECORD, WEIGHTS, aggregators_hash
 from afa_jax.methods.method import Models, make_method
 from afa_jax.weights.checkpoint import hash_components
 from afa_jax.weights.compare import EXPERT_COMPONENTS

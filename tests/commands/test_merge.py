@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -10,7 +13,7 @@ import pytest
 
 from afa_jax import convert, merge
 from afa_jax.cli.commands import load_config, run
-from afa_jax.experts.frozen import find_checkpoints
+from afa_jax.experts.checks import find_checkpoints
 from afa_jax.exporting.written import RECIPE
 from afa_jax.trees import take
 from afa_jax.weights.load import load_unet
@@ -18,6 +21,7 @@ from afa_jax.weights.merging import merge as merging
 from afa_jax.weights.opened import open_checkpoint
 from tests import tiny
 
+ROOT = Path(__file__).parents[2]
 CONFIG = "--config={root}/config.py"
 
 
@@ -139,3 +143,26 @@ def test_a_base_without_a_unet_is_refused_for_those_that_need_it(root, tmp_path,
     error = capsys.readouterr().err
     assert "model_stock takes the base model's U-Net" in error and error.count("\n") == 1
     assert merged(root, base, "--method=average", "--out", tmp_path / "m") == 0
+
+
+WITHOUT_JAX = """
+import sys
+from afa_jax import Ensemble
+models = {name: f"models/emoji/{name}" for name in ("animals", "food")}
+Ensemble.from_pretrained(models, base="models/emoji/base").merge("average").save(sys.argv[1])
+sys.exit(str({"jax", "jaxlib", "flax"} & set(sys.modules)))
+"""
+
+
+def test_a_merge_needs_no_jax(tmp_path):
+    """The merged file is bit for bit the rounded mean of what the experts' files hold."""
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_JAX, str(tmp_path / "m.safetensors")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.stderr.strip() == "set()"
+    found = open_checkpoint(tmp_path / "m.safetensors")
+    for part in ("unet", "text_encoder"):
+        one, two = (open_checkpoint(ROOT / "models" / "emoji" / name).tensors(part) for name in ("animals", "food"))
+        for key, tensor in found.tensors(part).items():
+            halves = [np.asarray(own[key], np.float32) * np.float32(0.5) for own in (one, two)]
+            np.testing.assert_array_equal(np.asarray(tensor), np.sum(halves, axis=0).astype(tensor.dtype), err_msg=key)

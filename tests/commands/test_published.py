@@ -17,7 +17,7 @@ from afa_jax import convert, evaluate, export, merge, new_config, sample, screen
 from afa_jax.cli.commands import run
 from afa_jax.exporting.model_card import METHODS, model_card, part_of
 from afa_jax.exporting.pair import CARD, CONFIG, SAMPLES
-from afa_jax.fusion.files import RECORD, WEIGHTS, aggregators_hash
+from afa_jax.fusion.pair_record import RECORD, WEIGHTS, aggregators_hash
 from afa_jax.report.__main__ import main as write_report
 from afa_jax.weights.tensors import write_tensors
 from tests.commands.conftest import TOKENIZER, says_nothing_of

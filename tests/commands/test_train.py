@@ -10,7 +10,7 @@ from PIL import Image
 from afa_jax import sample
 from afa_jax import train as command
 from afa_jax.cli.commands import run
-from afa_jax.fusion.files import aggregators_hash
+from afa_jax.fusion.pair_record import aggregators_hash
 from afa_jax.training.workdir import read_metrics
 from afa_jax.weights.tensors import read_tensors, write_tensors
 

@@ -12,7 +12,8 @@ from afa_jax import train as command
 from afa_jax.cli.commands import load_config, run
 from afa_jax.experts.frozen import load_experts, with_fusion
 from afa_jax.exporting.written import RECIPE
-from afa_jax.fusion.files import WEIGHTS, load_fusion, save_fusion
+from afa_jax.fusion.files import load_fusion, save_fusion
+from afa_jax.fusion.pair_record import WEIGHTS
 from afa_jax.fusion.registry import fusion_config, init_fusion
 from afa_jax.fusion.rivals.block_weights import MergedUNet
 from afa_jax.methods.method import Models, make_method

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.evaluation.screen import GainEstimate, RoutingGain, route, routing_gain, worth_training
 from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights
-from afa_jax.experts.frozen import Experts, Mismatch
+from afa_jax.experts.checks import Mismatch
+from afa_jax.experts.frozen import Experts
 from afa_jax.fusion.single import SingleExpert
 from afa_jax.models.conditioning import encode_prompts
 from afa_jax.training.noise_error import bucket_timesteps, expert_errors

@@ -15,7 +15,7 @@ import pytest
 from afa_jax import convert
 from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import check_same_layers
+from afa_jax.experts.checks import check_same_layers
 from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.formats.hub import fetch_model
 from afa_jax.weights.formats.wrong_places import meant

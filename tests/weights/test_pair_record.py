@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from afa_jax.errors import InputError
-from afa_jax.experts.frozen import check_record
-from afa_jax.fusion.files import RECORD, recorded_fusion
-from afa_jax.fusion.pair_record import read_pair_record
+from afa_jax.experts.checks import check_record
+from afa_jax.fusion.files import recorded_fusion
+from afa_jax.fusion.pair_record import RECORD, read_pair_record
 
 EXPERTS = [dict(name="a", sha256="0" * 64), dict(name="b", sha256="1" * 64)]
 WHOLE: dict[str, Any] = dict(

@@ -20,8 +20,7 @@ from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint
 from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.merging.rules import BASE, MERGE_RULES, OVER_BASE, Part
 from afa_jax.weights.merging.same_network import SameNetwork
-from afa_jax.weights.networks import abstract_network
-from afa_jax.weights.opened import unet_config
+from afa_jax.weights.opened import unet_blocks
 
 _VERSION = 1  # of the kinds' arithmetic; part of every merge's hash, so raise it when the arithmetic changes
 
@@ -93,7 +92,7 @@ def merge(
         _needed(base, "text_encoder", kind)
     merged = EXPERT_COMPONENTS if text_encoder == "merge" else ("unet",)
     first = next(iter(checkpoints.values()))
-    stages = tuple(stage.name for stage in abstract_network(unet_config(first))[0].stages)
+    stages = tuple(dict.fromkeys(stage for stage in unet_blocks(first).values() if stage != "time_embedding"))
     states = {}
     for component, named in sources.items():
         network = SameNetwork(component, named)
