@@ -136,11 +136,11 @@ def _unexpected(error: BaseException) -> int | None:
 
     If the error were raised, the process would wait for the others at its exit.
     """
-    from afa_jax.mesh.processes import is_multiprocess, lost
+    from afa_jax.mesh.processes import is_multiprocess, is_process_lost
 
     if not is_multiprocess():
         return None
-    if lost(error):
+    if is_process_lost(error):
         reason = str(error).strip().splitlines()[0]
         print(
             f"error: another process has ended, or cannot be reached ({reason}); see what it said, mend that, and "

@@ -72,7 +72,7 @@ def join(where: dict[str, Any] | None) -> None:
             f"{FLAGS[1]} {where['num_processes']}: process 0 was started with {jax.process_count()}; "
             "start all of them with one number"
         )
-    int(everywhere(0))  # CPUs connect here, where all arrive together, as they do not wait long for each other
+    int(max_over_processes(0))  # CPUs connect here, where all arrive together, as they do not wait long for each other
 
 
 def _connect(where: dict[str, Any]) -> None:
@@ -136,7 +136,7 @@ def finish(status: int, failure: BaseException | None = None) -> int:
     if failure is None or stopped or getattr(failure, "agreed", False):
         jax.distributed.shutdown()
         return status
-    if lost(failure):
+    if is_process_lost(failure):
         os._exit(status)
     leaving = threading.Thread(target=jax.distributed.shutdown, daemon=True)
     leaving.start()
@@ -146,8 +146,11 @@ def finish(status: int, failure: BaseException | None = None) -> int:
     return status
 
 
-def lost(error: BaseException) -> bool:
-    """Say whether an error of JAX means that another process is gone; on some devices only the heartbeat reports it."""
+def is_process_lost(error: BaseException) -> bool:
+    """Return whether an error of JAX means that another process is gone.
+
+    On some devices only the heartbeat reports it.
+    """
     told = ("Gloo", "NCCL", "Connection closed", "Connection reset", "Socket closed", "UNAVAILABLE", "heartbeat")
     raised = isinstance(error, ValueError | RuntimeError) and not isinstance(error, InputError)
     return is_multiprocess() and raised and any(word in str(error) for word in told)
@@ -265,7 +268,7 @@ def _raise_first(errors: list[BaseException | None], own: BaseException | None) 
     raise error
 
 
-def same(value: Any, what: str) -> None:
+def check_same(value: Any, what: str) -> None:
     """Check that all processes have one value, which is JSON, of something.
 
     Raises:
@@ -279,8 +282,8 @@ def same(value: Any, what: str) -> None:
             raise error
 
 
-def meet(where: str) -> None:
-    """Wait, for an hour at most, until every process is here; one may still be compiling, say.
+def wait_for_all(where: str) -> None:
+    """Wait until every process is here, for an hour at most: one may still be compiling.
 
     A collective operation cannot be used to wait: on CPUs it gives up after half a minute.
     """
@@ -290,7 +293,7 @@ def meet(where: str) -> None:
         get_barrier_sync_fn()(key=f"afa_jax {where}", timeout_ms=3_600_000)
 
 
-def everywhere(value: int) -> Any:
+def max_over_processes(value: int) -> Any:
     """Return the largest of the processes' values as an array that may still be computing; ``int()`` of it waits.
 
     Nothing else waits. Every process must call this in the same order among its training steps, as it runs on the

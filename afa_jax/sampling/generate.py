@@ -22,7 +22,7 @@ from afa_jax.experts.frozen import Experts
 from afa_jax.fusion.afa import routing_of
 from afa_jax.mesh.collectives import DATA, EXPERT, FSDP, ROWS, divided, on_mesh
 from afa_jax.mesh.parallel import place, specs_of
-from afa_jax.mesh.processes import is_multiprocess, meet
+from afa_jax.mesh.processes import is_multiprocess, wait_for_all
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.conditioning import encode_prompts
 from afa_jax.models.vae import VAE, to_pixels
@@ -111,7 +111,7 @@ def generate(
             with announced("compiling the sampler", quiet=not announce or first != start):
                 if first == start and mesh is not None and is_multiprocess():
                     sample_batch.lower(*arguments, program=program, mesh=mesh).compile()
-                    meet("sampler")
+                    wait_for_all("sampler")
                 made = sample_batch(*arguments, program=program, mesh=mesh)
             yield first, made
 

@@ -30,7 +30,15 @@ import numpy as np
 from afa_jax.data.pictures import save_png
 from afa_jax.errors import InputError
 from afa_jax.files import replace_text, sweep, writing
-from afa_jax.mesh.processes import gather, is_process_0, meet, on_process_0, print_once, raise_on_all, same
+from afa_jax.mesh.processes import (
+    check_same,
+    gather,
+    is_process_0,
+    on_process_0,
+    print_once,
+    raise_on_all,
+    wait_for_all,
+)
 from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
@@ -97,7 +105,7 @@ def sample_all(
                 ahead=2 * options.batch,
             )
     seconds, compiling = time.perf_counter() - began, covered(spans)
-    meet("pictures")  # a host may write slowly
+    wait_for_all("pictures")  # a host may write slowly
     raise_on_all(lambda: remove_partial(out))
     devices = 1 if method.experts.mesh is None else method.experts.mesh.size
     rate = len(missing) / max(seconds - compiling, 1e-9)
@@ -122,7 +130,7 @@ def enter(out: Path, recipe: Mapping[str, Any], overwrite: bool) -> None:
         InputError: it has pictures of another recipe or without one, or the processes have different recipes.
     """
     recipe = recorded(recipe, "the recipe")
-    same(recipe, "--prompts, the config or what it names")
+    check_same(recipe, "--prompts, the config or what it names")
     if overwrite:
         on_process_0(lambda: clear(out))
         raise_on_all(lambda: clear(out))

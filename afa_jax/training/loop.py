@@ -20,13 +20,13 @@ from afa_jax.errors import InputError, Stopped
 from afa_jax.json_files import is_number
 from afa_jax.mesh.processes import (
     alone,
-    everywhere,
+    check_same,
     gather,
     is_multiprocess,
+    max_over_processes,
     on_process_0,
     print_once,
     raise_on_all,
-    same,
 )
 from afa_jax.progress import announced
 from afa_jax.training.checkpoints import Checkpoints, NonFiniteError, SaveError
@@ -125,7 +125,7 @@ def run_loop(
     with contextlib.ExitStack() as stack:
         stop = stack.enter_context(StopSignals())
         on_process_0(lambda: stack.enter_context(locked(workdir)))
-        same(facts, "experts or data")
+        check_same(facts, "experts or data")
         checkpoints = stack.enter_context(Checkpoints(workdir, keep))
         first, past, state = 0, dict[str, Any](log=None, called=True), jax.tree.map(_committed, state)
         if resume and resume_step is None and not checkpoints.steps():
@@ -210,7 +210,7 @@ class _Run:
                 except Interrupted:
                     break
                 step += 1
-                told = everywhere(FAILED if self.failure else int(self.stop.come or 0))
+                told = max_over_processes(FAILED if self.failure else int(self.stop.come or 0))
                 self.running.append((step, batch, waited, values, told))
                 self.settle(BEHIND)
                 self.on_process_0_alone(self.checkpoints.check)

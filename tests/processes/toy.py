@@ -103,7 +103,7 @@ def agree() -> dict[str, Any]:
         lambda: distributed.raise_on_all(lambda: fail(1, OSError(errno.ENOSPC, "full", "/a"))),
         lambda: distributed.raise_on_all(lambda: fail(3, ZeroDivisionError("by zero"))),
         lambda: distributed.on_process_0(object),
-        lambda: distributed.same(dict(experts=min(me, 1)), "experts"),
+        lambda: distributed.check_same(dict(experts=min(me, 1)), "experts"),
     ):
         try:
             function()
@@ -121,7 +121,7 @@ def agree() -> dict[str, Any]:
         nested=distributed.on_process_0(lambda: distributed.on_process_0(lambda: distributed.gather(me))),
         own=distributed.raise_on_all(lambda: fail(9)),
         gathered=distributed.gather("y" * 600 * me),
-        largest=[int(distributed.everywhere(value)) for value in (0, 9 if me == 1 else 0, me)],
+        largest=[int(distributed.max_over_processes(value)) for value in (0, 9 if me == 1 else 0, me)],
         negative_zeros=bool(np.signbit(received["a"]).all() and np.signbit(received["c"]).all()),
         received=[received["a"].shape, str(received["a"].dtype), int(received["b"]), received["c"].shape],
     )

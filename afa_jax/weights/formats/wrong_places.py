@@ -15,7 +15,7 @@ from afa_jax.weights.formats.foreign_files import LORA_ADVICE, PICKLES, pickle_a
 _CACHE = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>.+)")
 _COMPONENTS = ("unet", "vae", "text_encoder")
 _PARTS = (*_COMPONENTS, "scheduler", "tokenizer")
-_OTHER_THINGS = {  # by a file that only they have
+_ADVICE = {  # by a file that only they have
     "adapter_model.safetensors": f"is a LoRA; {LORA_ADVICE}",
     "pytorch_lora_weights.safetensors": f"is a LoRA; {LORA_ADVICE}",
     "ensemble.json": "is a trained run; give it as --workdir",
@@ -53,7 +53,7 @@ def explain(folder: Path) -> str:
         if found:
             return f"is a folder of the hub's cache; give the snapshot in it, {found[-1]}{hub}"
         return f"is a folder of the hub's cache without a snapshot; download the model again{hub}"
-    if kinds := [what for name, what in _OTHER_THINGS.items() if (folder / name).is_file()]:
+    if kinds := [what for name, what in _ADVICE.items() if (folder / name).is_file()]:
         return kinds[0]
     if models := [entry for entry in entries if entry.is_dir() and is_model(entry)]:
         return f"holds models in its subfolders ({some(entry.name for entry in models)}); give one of them"
