@@ -21,7 +21,7 @@ from afa_jax.errors import InputError
 
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _LEFT = r"(?s)\.(?P<name>.+)\.(?P<pid>\d{1,9})(-(?P<place>[0-9a-f]{8}))?\.partial"
-"""The name that ``partial_name`` gives; without a place by this project's first versions."""
+"""The pattern of names from ``partial_name``; the first versions of this project wrote no ``place``."""
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -228,9 +228,9 @@ def _place() -> str:
 
 _lock = threading.Lock()
 _written = set[str]()
-"""The names of partial outputs that threads of this process work on."""
+"""The names of the partial files that this process is writing."""
 _entered = set[tuple[int, int]]()
-"""The folders that this process has removed leftovers from, by device and inode."""
+"""The folders, by device and inode, from which this process has removed partial files that others left."""
 
 
 def _remove_left(folder: Path) -> None:

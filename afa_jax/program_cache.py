@@ -10,9 +10,9 @@ from collections.abc import MutableMapping
 from pathlib import Path
 
 LARGEST = 4 * 2**30
-"""Bytes that the folder may hold; what was used longest ago goes first."""
+"""The most bytes in the folder; the least recently used programs are removed first."""
 SHORTEST = 0.1
-"""Seconds that compiling a program takes at least if it is kept; reading one takes some milliseconds."""
+"""The least seconds of compiling for which a program is kept; reading one back takes milliseconds."""
 
 
 def keep_programs(environ: MutableMapping[str, str] = os.environ) -> None:

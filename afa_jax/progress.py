@@ -12,9 +12,9 @@ from typing import Any
 from tqdm import tqdm
 
 SECONDS = 10.0
-"""Between two lines, and before the first one: what is done sooner says nothing."""
+"""Seconds before the first line and between two lines; a shorter task prints nothing."""
 PATIENCE = 3.0
-"""Seconds that may pass before it is said what they go by for."""
+"""Seconds of waiting after which a line says what is being waited for."""
 # For threads: tqdm's own is one for processes, too, a semaphore that a process may leave behind.
 tqdm.set_lock(threading.RLock())
 _LINE = "{desc} {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} to go{postfix}"

@@ -25,7 +25,7 @@ from ml_collections.config_dict import RequiredValueError
 from afa_jax.errors import InputError
 
 TEXTS = frozenset(("prompt", "prompts", "negative_prompt", "name", "what"))
-"""Fields whose texts are no paths, whatever they look like."""
+"""Fields that hold text and never a path."""
 _DEEPEST = 32  # containers within containers
 _LONGEST = 64  # bits of a whole number
 

@@ -21,7 +21,7 @@ Images = Float[Array, "b height width 3"]
 Pixels = UInt8[Array, "b height width 3"]
 """Pictures in 0..255."""
 Latents = Float[Array, "b h w c"]
-"""Scaled VAE latents, or noise or a noise prediction of the same shape."""
+"""Scaled VAE latents, noise, or a prediction of a U-Net."""
 Timesteps = Int[Array, " b"]
 """Training timesteps, 0 (clean) to 999 (noise)."""
 TokenIds = Int[Array, "b s"]
@@ -30,12 +30,12 @@ TextStates = Float[Array, "b s d"]
 ExpertTextStates = Float[Array, "n b s d"]
 """Last hidden states of the experts' own text encoders for the same prompts."""
 OwnTextStates = Float[Array, "own b s d"]
-"""As ExpertTextStates, of the experts of one device of a mesh; of all of them without one."""
+"""ExpertTextStates of the experts on one device of a mesh; without a mesh, of all experts."""
 Feature = Float[Array, "b h w c"]
 Features = Float[Array, "n b h w c"]
 """The experts' features at one site."""
 OwnFeatures = Float[Array, "own b h w c"]
-"""As Features, of the experts of one device of a mesh; of all of them without one."""
+"""Features of the experts on one device of a mesh; without a mesh, of all experts."""
 TimeEmbedding = Float[Array, "b time_width"]
 Maps = Float[Array, "n b h w"]
 """The weight of each expert at each pixel of a site; sums to one over n."""

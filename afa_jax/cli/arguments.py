@@ -83,9 +83,9 @@ def license_name(text: str) -> str:
 
 
 COUNT = whole(1, 10**6)
-"""Of pictures, prompts, pairs, steps: as many as anybody waits for."""
+"""The number of pictures, prompts, pairs or steps; the bound keeps a mistyped one from running for ever."""
 SEED = whole(0, SEEDS - 1)
-"""Of whatever is drawn."""
+"""The seed of any random draw."""
 GUIDANCE = real(1, 1000)
 STEPS = whole(1, 1000)
 _LONGEST_SIDE = 2**16  # of a picture, as in configs

@@ -28,7 +28,7 @@ _PLACES = (
     errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOENT,
     errno.ENAMETOOLONG, errno.ELOOP, errno.EIO, errno.ESTALE, errno.ENODEV, errno.ENXIO,
 )  # fmt: skip
-"""Errors of the place that a file was to be written to or read from."""
+"""Errors that the file system raises for the path itself, when a file is read or written."""
 
 
 def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str] | None = None) -> int:

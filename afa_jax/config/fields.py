@@ -22,7 +22,7 @@ Check = Callable[[Any], Any]
 REQUIRED: Any = object()
 """The default of a field that a config must have."""
 ABSENT: Any = object()
-"""The default of a field that stays away unless a config has it."""
+"""The default of an optional field, which is left out of a config that does not set it."""
 
 
 class Wrong(Exception):
@@ -30,9 +30,9 @@ class Wrong(Exception):
 
 
 SEEDS = 2**32
-"""Seeds are below this."""
+"""The number of seeds: a seed is below it."""
 MOST_PIXELS = 2**26
-"""Of a picture that is made or trained on; a network that sees more at once has no memory for it anywhere."""
+"""The most pixels of a picture that is made or trained on; no accelerator has the memory for a network on more."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +109,7 @@ class Section:
 
 
 _DEEPEST = 32
-"""Containers within containers of a value."""
+"""The most levels of nesting in a value."""
 _OF_ARRAYS = ("numpy", "jax", "ml_dtypes")
 
 

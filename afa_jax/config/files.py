@@ -21,10 +21,10 @@ from afa_jax.config.fields import shown, unknown
 from afa_jax.errors import InputError, why
 
 LONGEST = 10_000
-"""Characters of a value on the command line."""
+"""The most characters of a value on the command line."""
 _PACKAGE = Path(__file__).parents[1]
 SHIPPED = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
-"""Where the package's own configs are: in an installed wheel, and in a checkout."""
+"""The folders of the package's own configs, in an installed wheel and in a checkout."""
 
 
 def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:

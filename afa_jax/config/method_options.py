@@ -15,13 +15,13 @@ from afa_jax.names import BASE, LEARNED, MERGES, METHODS, SAMPLING
 from afa_jax.weights.merging.options import fractions, number, numbers, share, whole
 
 Check = Callable[[str, Any, Sequence[str]], object]
-"""Raises InputError for a value that makes no sense, given what it is called, itself and the experts' names."""
+"""A function of (the option's name, its value, the experts' names) that raises InputError for a wrong value."""
 EVERYWHERE = ("name", "family", "what", *SAMPLING)
-"""Options of every kind."""
+"""Options that every kind of method has."""
 FAMILIES = ("control", "parameter space", "output space", "feature space", "time axis", "AFA", "ablation")
 LEAST = dict(eta=0, steps=1, guidance=1)
 REQUIRED = dict(expert="expert", inside="expert", checkpoint="path", autombw="path", magicfusion="general")
-"""Of the kinds that have one, the option that must be there."""
+"""The required option of each kind that has one."""
 
 
 def _expert(what: str, value: Any, experts: Sequence[str]) -> None:
@@ -140,7 +140,7 @@ OPTIONS: Mapping[str, Mapping[str, Check] | None] = {
     "gate": _TRAINED,
     "afa": dict(workdir=_any, temperature=_number, top=_top, order=_each_once),
 }  # fmt: skip
-"""Each kind's own options with what their values may be; a merge has ``text_encoder`` too."""
+"""The check of each option of each kind; a merge also has the option ``text_encoder``."""
 
 
 def check_entry(entry: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:

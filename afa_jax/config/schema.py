@@ -75,9 +75,9 @@ SOURCES = dict(
     tar=("paths", "caption", "index", "max_pixels"),
     parquet=("paths", "image", "text", "row_groups", "max_pixels"),
 )
-"""The fields of each kind of data beside those of loading: the arguments of its source (data/sources.py)."""
+"""The arguments of each kind's source (data/sources.py), without the fields that every kind has for loading."""
 NEEDED = dict(emoji="seed", folder="path", tar="paths", parquet="paths")
-"""The field that a kind of data cannot do without."""
+"""The required field of each kind of data."""
 DATA = dict(
     kind=Field(choice(*SOURCES)),
     size=Field(optional(size), ABSENT),
@@ -287,7 +287,7 @@ SHOWN = {
     "one model": "configs/emoji_base.py",
     "an autoencoder": "configs/emoji_vae.py",
 }
-"""A config of each kind."""
+"""An example config of each kind, for messages."""
 
 
 def kind_of(config: ConfigDict) -> str:

@@ -40,7 +40,7 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
     RELEASE_NOTES: ClassVar[dict[str, str]] = {"1.0.0": "image, caption, file_name"}
     TEXTS: ClassVar[tuple[str, ...]] = ()
     ANY_TEXT: ClassVar[bool] = False
-    """Whether ``text`` may be any name, of a column."""
+    """Whether ``text`` may be the name of any column."""
 
     def __init__(self, *, source: str, text: str = "", max_pixels: int = MAX_PIXELS, **kwargs: Any):
         if text and text not in self.TEXTS and not self.ANY_TEXT:

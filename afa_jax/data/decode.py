@@ -17,11 +17,12 @@ from afa_jax.data.side_data import has_end, has_every_scan, orientation, pixels_
 from afa_jax.errors import BadExample, InputError, why
 
 FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "PNG", "TIFF", "WEBP")
-"""What may be decoded, whatever a file is called. Pillow knows forty more; one of them starts Ghostscript."""
+"""The only formats that are decoded, whatever the file's name. Pillow knows forty more; one of them starts
+Ghostscript."""
 PICTURES = frozenset(
     (".avif", ".bmp", ".dib", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".png", ".apng", ".tif", ".tiff", ".webp")
 )
-"""How files of these formats are called."""
+"""The file name endings of these formats."""
 MAX_PIXELS = 64_000_000
 NARROW = 20  # long side / short side of a picture, at most
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a JPEG's next marker that cannot be within a scan

@@ -21,9 +21,9 @@ from afa_jax.errors import InputError, printable
 from afa_jax.files import replace_bytes
 
 FileSystem = Any
-"""An fsspec.AbstractFileSystem; it pickles, so that sources which hold one do too."""
+"""An fsspec.AbstractFileSystem; it can be pickled, and so can a source that holds one."""
 STAMPS = ("mtime", "etag", "ETag", "md5Hash", "content_md5", "checksum", "sha")
-"""What fsspec's file systems call a file's time of change, or what stands for its content."""
+"""The keys under which fsspec's file systems give a file's modification time, or a hash of its content."""
 MOST_FILES = 100_000  # that paths may name
 
 

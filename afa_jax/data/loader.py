@@ -23,10 +23,10 @@ from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 MOST_WORKERS = 1024
 EXAMPLES = 2**50
-"""More than any run draws."""
+"""An upper bound of the examples that a run draws."""
 
 Row = dict[str, Any]
-"""One example: as Batch, without the axis b; ``bad`` has those that this one stands for."""
+"""One example: the fields of Batch without the axis b. Its ``bad`` lists the examples that it replaces."""
 
 Batch = dict[str, Any]
 """``b`` examples of this process:

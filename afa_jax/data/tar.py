@@ -19,12 +19,12 @@ from afa_jax.data.sources import example
 from afa_jax.errors import BadExample, InputError, some, why
 
 Member = tuple[str, int, int, int]
-"""Name, offset of the data, size, time of change."""
+"""The name, data offset, size and modification time of a member."""
 NONE = (-1, 0)
 LONGEST_HEADER = 1 << 20  # bytes of what stands before a member: its long names and pax records
 LONGEST_TEXT = 1 << 20  # bytes of a caption's member
 _NO_PICTURES = ("cls", "id", "npy", "npz", "pyd", "pickle", "safetensors", "url")
-"""Endings of members that go with a picture."""
+"""Endings of members that accompany a picture and are ignored."""
 
 
 class TarSource:

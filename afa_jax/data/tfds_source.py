@@ -16,7 +16,7 @@ from afa_jax.data.sources import example
 from afa_jax.errors import BadExample, InputError, why
 
 _DAMAGE = (ValueError, KeyError, TypeError, AttributeError, IndexError, OSError, RecursionError)
-"""What TFDS raises at files that are not as it wrote them."""
+"""Exceptions that TFDS raises on damaged files."""
 
 
 class TFDSSource:

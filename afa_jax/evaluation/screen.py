@@ -34,7 +34,8 @@ import numpy as np
 from jaxtyping import Float
 
 WORTH_TRAINING = 0.02
-"""Gain below which training was not worth it when others repeated the method on Stable Diffusion 1.5."""
+"""The least gain worth training for: below it, training was in vain where others repeated the method on Stable
+Diffusion 1.5."""
 
 RESAMPLES = 2000
 

@@ -35,7 +35,7 @@ Kind = Literal["blocks", "experts", "curve"]
 SPACE_KINDS: tuple[Kind, ...] = ("blocks", "experts", "curve")
 JUDGED = ("subject", "both", "subject_top5", "topic", "subject_in_topic", "style")
 LIMIT = 3.0
-"""Of a logit, either way: of three experts one can have 0.5 to 99.5 % of a block."""
+"""The bound of a logit's absolute value; of three experts one can have a weight of 0.5 to 99.5 %."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from afa_jax.json_files import append, keep_damaged, read_object
 from afa_jax.training.run_folders import CONFIG
 
 _DAMAGE = (KeyError, ValueError, TypeError, AttributeError, IndexError, AssertionError, OverflowError)
-"""What optuna raises at records that are JSON and make no sense."""
+"""Exceptions that optuna raises on records that are valid JSON but make no sense."""
 
 
 def optuna() -> Any:

@@ -24,7 +24,7 @@ _WAYS = dict(
     mbw="the weights of frozen models, averaged with trained weights for each block",
 )
 METHODS = dict(afa="afa", gate="gate", router="router", mbw="learned_mbw")
-"""The method that samples each kind of trained fusion."""
+"""The method name that samples each kind of trained fusion."""
 
 
 class Part(NamedTuple):

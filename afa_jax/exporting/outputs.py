@@ -15,7 +15,7 @@ _OF_FILES = re.compile(
     r"\.(safetensor|sft|gguf|ggml|onnx|msgpack|h5|npz|npy|tflite|pb|zip|tar|gz|tgz|xz|7z|txt|jsonl?|ya?ml|toml|csv|md|html"
     r"|log|py|sh|pdf|parquet|png|jpe?g|webp|avif|gif|bmp|tiff?)"
 )
-"""Endings of files' names, which no one would give to a folder."""
+"""File name endings that nobody would give to a folder."""
 
 
 def check_model(path: Path, overwrite: bool | None = None) -> None:

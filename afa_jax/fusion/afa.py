@@ -31,7 +31,7 @@ from afa_jax.trees import axis_size
 from afa_jax.types import Feature, Latents, Maps, OwnFeatures, SiteMaps, TextStates, TimeEmbedding, Timesteps
 
 Remat = Literal["none", "stage", "fused"]
-"""What a gradient computes again instead of keeping it; see ``FusedUNets``."""
+"""What a backward pass recomputes instead of storing; see ``FusedUNets``."""
 REMATS: tuple[Remat, ...] = ("none", "stage", "fused")
 
 
@@ -249,7 +249,7 @@ class FusedUNets:
     remat: Remat = "none"
 
     spreads: ClassVar[bool] = True
-    """Whether its experts can be on several devices."""
+    """Whether its experts can be spread over several devices."""
 
     def __call__(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> Latents:
         """Return the fused prediction, float32."""

@@ -57,10 +57,11 @@ class TrainedFusion(Protocol):
 
 
 FUSIONS: dict[str, Any] = {cls.kind: cls for cls in (Aggregators, Gate, Router, BlockWeights)}
-"""By its kind the class of each TrainedFusion."""
+"""The class of each TrainedFusion, by its kind."""
 
 LARGEST = dict(transformer_layers=64, layers_per_block=64)
-"""Options that count modules: what a pair from somebody else says is built as it says. Widths are below 2^16."""
+"""The largest values of options that count modules. They bound what a downloaded pair can make us build; widths are
+below 2^16."""
 
 
 def fusion_class(config: Any) -> Any:

@@ -16,9 +16,9 @@ from jax.sharding import Mesh
 from afa_jax.trees import axis_size
 
 DATA, FSDP, EXPERT = AXES = ("data", "fsdp", "expert")
-"""The mesh's axes; devices that are neighbours along the last one are near one another, for it exchanges the most."""
+"""The mesh's axes. ``expert`` exchanges the most and is therefore last, where neighbouring devices are closest."""
 ROWS = (DATA, FSDP)
-"""The axes over which the rows of a batch are split."""
+"""The axes that split the rows of a batch."""
 
 T = TypeVar("T")
 

@@ -26,7 +26,7 @@ from afa_jax.mesh.collectives import AXES, DATA, EXPERT, FSDP, ROWS
 from afa_jax.trees import dotted
 
 LARGE = 2**16
-"""Elements of a frozen leaf from which on it is worth splitting over ``fsdp``."""
+"""The least number of elements of a frozen array that is split over ``fsdp``."""
 
 T = TypeVar("T")
 
@@ -109,8 +109,8 @@ RULES: tuple[tuple[str, tuple[str, ...]], ...] = (
     (r"(unet|experts|text_encoder)\..*", (EXPERT,)),
     (r"(vae|aggregators|router|weights|params|opt|average|step)(\..*)?", ()),
 )
-"""What is split over which axes, by the dotted path of an array: the first that matches. ``expert`` takes the first
-axis of an array, ``fsdp`` the longest of the others that it divides, if the array is large."""
+"""The axes that split an array, by the first pattern that matches its dotted path. ``expert`` splits the first axis.
+``fsdp`` splits the longest other axis that it divides, if the array is large."""
 
 
 def spec_of(path: str, shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

@@ -31,15 +31,16 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 START_SECONDS = 300.0
-"""For all processes to come; AFA_JAX_START_SECONDS overrides it."""
+"""Seconds to wait for all processes to join; AFA_JAX_START_SECONDS overrides it."""
 HEARTBEAT_SECONDS = 60.0
-"""After which a silent process is taken for dead and the others end; AFA_JAX_HEARTBEAT_SECONDS overrides it."""
+"""Seconds of silence after which a process counts as dead and the others end; AFA_JAX_HEARTBEAT_SECONDS overrides
+it."""
 LEAVE_SECONDS = 5.0
-"""That a process which failed waits for the others to fail alike: one that goes at once would silence them."""
+"""Seconds that a failed process waits for the others to fail alike; leaving at once would cut off their messages."""
 MESSAGE = 1024
-"""Bytes that one collective takes along; what is longer takes a second one."""
+"""Bytes that one collective exchanges; a longer message takes a second one."""
 CHUNK = 2**24
-"""Words of four bytes, of arrays that are sent together."""
+"""Words of four bytes that one broadcast sends."""
 
 _state = threading.local()  # alone: within what process 0, or each process, does by itself
 _starting: list[threading.Thread] = []

@@ -14,7 +14,7 @@ from afa_jax.experts.frozen import Experts
 from afa_jax.mesh.processes import is_process_0
 
 _DDIM = ("DDIM", "DDIMScheduler", "FlaxDDIMScheduler")
-"""What a base model calls the sampler that there is."""
+"""The names of the only implemented sampler in a base model's scheduler_config.json."""
 
 
 @functools.cache

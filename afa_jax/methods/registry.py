@@ -251,7 +251,7 @@ def _maxfusion(models: Models, *, threshold: Any = 0.7, predictions: str = "fuse
 _SCHEMES: Mapping[str, tuple[str, ...]] = dict(
     uniform=("intervals", "order"), tree=("order",), refiner=("at", "order"), edges=("edges", "order"), alternate=()
 )
-"""The schemes of ``time``, and the options that each reads."""
+"""The schemes of ``time``, and the options of each."""
 
 
 def _time(

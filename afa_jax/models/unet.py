@@ -25,7 +25,7 @@ from afa_jax.models.resnet import Downsample, ResnetBlock, Upsample
 from afa_jax.types import Latents, TimeEmbedding, Timesteps
 
 Size = tuple[int, int]
-"""Rows and columns of a feature."""
+"""The rows and columns of a feature map."""
 
 
 class Stage(nnx.Module):

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 LARGEST, SMALLEST = 1e200, 1e-200
-"""Magnitudes of what a chart can show: differences and powers of such numbers are numbers."""
+"""The largest and the least magnitude in a chart; sums and products of such numbers do not overflow."""
 _LONGEST = 60  # letters of a name in a chart
 _LETTER = 6.6  # pixels, about the width of a letter
 _FOREST = 240  # pixels, the least room for the differences themselves

@@ -17,7 +17,7 @@ from afa_jax.errors import InputError, why
 from afa_jax.weights.tokenizer.prompts import check_prompt, shortened, warn_of_syntax
 
 FIELDS = ("prompt", "negative_prompt")
-"""Of a line of a .jsonl file."""
+"""The fields of a line in a .jsonl file."""
 
 
 class Line(NamedTuple):

@@ -48,9 +48,9 @@ from afa_jax.sampling.prompt_files import Prompts, check_words
 
 RECIPE = "recipe.json"
 IN_A_FOLDER = 1000
-"""Pictures: a folder of a hundred thousand is slow to list, and to look at."""
+"""Pictures in one folder; a folder of a hundred thousand is slow to list."""
 WRITERS = 4
-"""Threads of a process that compress and write."""
+"""Threads of one process that compress and write pictures."""
 _END_OF_PNG = b"\0\0\0\0IEND\xaeB`\x82"
 _FOLDER, _PICTURE, _PARTIAL = r"\d{5}", r"\d{8}\.png", r"\.\d{8}\.png\.[^.]+\.partial"
 

@@ -71,7 +71,7 @@ CHIPS = {
         ),
     )
 }  # fmt: skip
-"""By the name that a topology begins with."""
+"""Chips by the name with which a topology begins."""
 
 
 def chip_of(kind: str) -> Chip | None:

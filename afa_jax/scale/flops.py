@@ -15,8 +15,9 @@ import numpy as np
 from afa_jax.scale.hlo import Computation, Executed, Instruction, parse
 
 _PRODUCTS = {"splash_mha_fwd": 2, "splash_mha_dq": 3, "splash_mha_dkv": 4}
-"""Matrix products of queries, keys and width in each of jax's splash attention kernels, the only kernels used here:
-logits and output; logits, their gradient and the queries'; logits, their gradient, the values' and the keys'."""
+"""Matrix products in each of the splash attention kernels, the only kernels used here. Forward: logits and output. For
+the queries' gradient: logits, their gradient, the result. For the keys' and values' gradient: logits, their gradient,
+the two results."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ _START = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
 # Bits of what has others than its name says.
 _BITS = dict(pred=8, token=0, opaque=0)
 _MOST_TURNS = 10**6
-"""A loop that turns more often than this is taken for one whose end is not found."""
+"""The most iterations of a loop; a loop that runs longer counts as one of unknown length."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,7 @@ from afa_jax.training.workdir import Metrics
 from afa_jax.training.writers import make_writers
 
 TIMINGS = ("images_per_second", "seconds_per_step", "data_wait")
-"""The fields of a line that differ from run to run; all the others are the same bit for bit."""
+"""The fields of a line that differ from run to run; all others are reproduced bit for bit."""
 
 
 class Log:

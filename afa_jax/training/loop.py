@@ -36,14 +36,14 @@ from afa_jax.training.workdir import locked
 
 T = TypeVar("T")
 State = dict[str, Any]
-"""Named pytrees of arrays."""
+"""A dictionary of pytrees of arrays."""
 Step = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
-"""``(state, batch, key) -> (state, metrics)``, jitted; the metrics have ``loss``, and numbers are logged."""
+"""A jitted function ``(state, batch, key) -> (state, metrics)``. Scalar metrics are logged; one of them is ``loss``."""
 BEHIND = 1
-"""How many steps the accelerator has been given when Python looks at a result: it never waits for Python."""
+"""Steps dispatched ahead of the one whose result Python reads, so that the accelerator never waits for Python."""
 STEP = "the step"  # among what is compiled
 FAILED = 255
-"""What process 0 tells the others where they tell each other of signals: it cannot go on."""
+"""The value by which process 0 tells the others that it failed; it is sent in place of a signal's number."""
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from afa_jax.training.optimizer import update_average
 from afa_jax.trees import unflatten
 
 State = dict[str, Any]
-"""``params`` (by dotted path), ``opt`` (optimizer state), ``step``, and with an ema ``average`` (of the parameters)."""
+"""``params`` (by dotted path), ``opt`` (optimizer state), ``step``, and with an EMA ``average`` (of the parameters)."""
 
 
 def init_state(params: Mapping[str, Array], optimizer: optax.GradientTransformation, ema: float) -> State:

@@ -13,13 +13,14 @@ from afa_jax.json_files import read_object
 MODEL = "model"  # the folder of what is trained, where that is a whole model
 CONFIG, LOCK = "config.json", ".lock"
 OVERWRITTEN = ".overwritten"
-"""The config of a run that is being removed, until that of the next one is there: what else there is may be no run."""
+"""The old config's name while a run is being overwritten. It marks the folder as a run until the new config is
+there."""
 OF_A_RUN = (
     "checkpoints", "metrics.jsonl", "validation.jsonl", "bad_examples.jsonl", "samples", "tensorboard", "wandb",
     "wandb.json", "aggregators.safetensors", "ensemble.json", "best", MODEL, "trials.log", "trials.log.lock",
     "best.json", aside(Path(MODEL)).name, "index.html", "comparison.png",
 )  # fmt: skip
-"""What trainers, the search and the demo write beside the config."""
+"""Files and folders that trainers, the search and the demo write beside the config."""
 
 
 def holds_run(workdir: Path) -> bool:

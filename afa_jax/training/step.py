@@ -40,8 +40,8 @@ from afa_jax.trees import flatten, shapes_of, unflatten
 from afa_jax.types import Latents
 
 State = dict[str, Any]
-"""``params`` (the fusion's arrays by dotted path), ``opt`` (optimizer state), ``step``, and where it is asked for
-``average`` (of the parameters)."""
+"""``params`` (the fusion's arrays by dotted path), ``opt`` (optimizer state), ``step``, and with an EMA ``average`` (of
+the parameters)."""
 
 
 def init_state(fusion: Any, optimizer: optax.GradientTransformation, *, average: bool = False) -> State:

@@ -19,7 +19,7 @@ Key = Callable[[str], str]
 
 _PYTORCH_NAME = {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 OLD_VAE_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
-"""The layers of the VAE's attention as diffusers named them before 0.15 -> as it does since."""
+"""The names of the VAE's attention layers in diffusers before 0.15 -> since then."""
 _STAGE_KEYS = tuple(
     (re.compile(pattern), key)
     for pattern, key in (

@@ -23,7 +23,7 @@ from afa_jax.weights.state_dicts import load_stack, load_state_dict
 from afa_jax.weights.tensors import Tensor, Tensors
 
 LeafSharding = Callable[[str, tuple[int, ...]], jax.sharding.Sharding]
-"""Where the leaf of a dotted path and a shape goes."""
+"""A function from an array's dotted path and shape to its sharding."""
 
 
 def load_unet(checkpoint: Source, *, dtype: DTypeLike = jnp.float32, param_dtype: DTypeLike = jnp.float32) -> UNet:

@@ -8,4 +8,4 @@ from afa_jax.diffusion.samplers.ddim import DDIM
 from afa_jax.diffusion.samplers.sampler import Sampler
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = dict(ddim=DDIM)
-"""By name what makes the sampler of ``schedule`` and ``eta``."""
+"""The class of each sampler by name, called with ``schedule`` and ``eta``."""

@@ -22,7 +22,7 @@ class MetricInfo:
 
 
 EMOJI = "emoji"
-"""The metric whose figures EMOJI_INFOS are."""
+"""The name of the metric that gives the figures of EMOJI_INFOS."""
 _SHARES = (
     ("subject", "share of places where the judge sees the subject asked for"),
     ("both", "share of pictures where the judge sees both subjects, each in its place"),
@@ -42,4 +42,4 @@ NOISE = MetricInfo(
     level="network",
     digits=4,
 )
-"""The noise MSE: a metric where it is the main one, and where there is no other."""
+"""The noise MSE. It is listed as a metric only if it is the main one or the only one."""

@@ -25,8 +25,8 @@ EMOJI_GROUPS: Mapping[str, Mapping[str, Any]] = {
     "unseen combinations": dict(kind="mixed", split="held_out", held_out="combinations"),
     **{topic: dict(kind=topic) for topic in ("animals", "food", "things")},
 }
-"""Emoji prompts: of two topics, as AFA is trained on; with a subject in a style that nothing was trained on; with
-topics that never stood side by side; and of one topic, which one of the experts knows."""
+"""Groups of emoji prompts: two topics, as AFA is trained on; a subject in a style that was held out; two topics in an
+order that was held out; and one topic, which a single expert knows."""
 
 _COLUMNS = dict(prompt=("prompt", "prompts", "caption", "text"), group=("group", "category"), reference=("reference",))
 

@@ -29,12 +29,12 @@ from afa_jax.files import partial_file
 from afa_jax.progress import progress
 
 Scores = Mapping[str, np.ndarray]
-"""By name ``[prompts, seeds, ...]``: a value a picture for each picture-level metric, and features for the others."""
+"""Arrays ``[prompts, seeds, ...]`` by name: a score of each picture, or the features that a metric of sets needs."""
 
 REAL = ("fid", "fid_clean", "kid", "clip_i")
-"""Published metrics that compare to the prompts' real pictures."""
+"""Published metrics that compare pictures to the prompts' real pictures."""
 LEAST: Mapping[str, int] = {"fid": 2, "fid_clean": 2, "kid": 3, "is": 10}
-"""Fewer pictures have no such figure."""
+"""The fewest pictures for which each of these metrics is defined."""
 CHUNK = 64  # pictures in memory at once
 
 

@@ -14,7 +14,7 @@ from afa_jax.evaluation.emoji import features, judge
 from afa_jax.evaluation.emoji.judge import Asked, hits, load_judge, real_scenes, shuffled
 
 SIZE = (PLACE, 2 * PLACE)
-"""(rows, columns) of a picture that the judge takes."""
+"""The size (rows, columns) of the pictures that the judge takes."""
 
 
 def emoji_scores(pictures: np.ndarray, asked: Sequence[Asked]) -> dict[str, np.ndarray]:

@@ -201,7 +201,7 @@ _TABLE = (
 )  # fmt: skip
 METRICS: Mapping[str, _Known] = {known.info.name: known for known in _TABLE}
 WEIGHTS = tuple(dict.fromkeys(weights.key for known in _TABLE for weights in known.weights))
-"""The keys of ``evaluation.weights``."""
+"""The keys that ``evaluation.weights`` may have."""
 
 
 def load_metrics(

@@ -34,9 +34,9 @@ from afa_jax.training.cache.shards import Arrays, Bad, Shards, writing
 from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors, write_tensors
 
 FORMAT = 1
-"""Of the shards, and of the way crops are drawn; part of the key."""
+"""The version of the shards and of the way crops are drawn; part of the cache's key."""
 ALL_BAD = 8
-"""A shard of more examples than these, none of which is good, is not written."""
+"""The most examples of a shard that may all be bad; a larger shard without one good example is refused."""
 
 
 def crop_of(seed: int, position: int, crops: int) -> int:

@@ -23,7 +23,7 @@ from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 T = TypeVar("T")
 R = TypeVar("R")
 Row = tuple[np.ndarray, np.ndarray] | BadExample
-"""The crops uint8 ``[crops, rows, columns, 3]`` and the token ids ``[s]`` of an example."""
+"""An example's crops, uint8 ``[crops, rows, columns, 3]``, and token ids ``[s]``; or why it cannot be read."""
 
 
 def crop_random(seed: int, index: int, crop: int) -> np.random.Generator:

@@ -25,7 +25,7 @@ from afa_jax.weights.tensors import WeightsError, open_tensors, write_tensors
 
 Arrays = dict[str, np.ndarray]
 Bad = dict[int, tuple[str, str]]
-"""The index of an example that could not be read -> (its name, the reason)."""
+"""The name and the reason of each unreadable example, by its index."""
 VALUES = ("mean", "std", "states")
 OPEN_FILES = 64
 

@@ -19,14 +19,15 @@ from afa_jax.weights.expected import NetworkConfig, expected_shapes
 from afa_jax.weights.formats import unused
 
 Table = Mapping[str, tuple[str, ...]]
-"""LDM's key -> the diffusers key, or the keys whose rows one after another make its tensor."""
+"""LDM's key -> the diffusers key, or the several keys whose tensors are concatenated along the rows."""
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 
 _NETWORKS = ((UNET, "unet"), (VAE, "vae"), (CLIP, "text_encoder"), (OPEN_CLIP, "text_encoder"))
 OPEN_CLIP_LAYERS = 23
-"""Stable Diffusion 2 takes the states before the last of ViT-H's 24 layers; diffusers' encoder ends there."""
+"""Layers of the text encoder in diffusers' files of Stable Diffusion 2, which uses the penultimate states of ViT-H's 24
+layers."""
 
 _SPELLINGS = tuple(
     (re.compile(pattern), replacement)

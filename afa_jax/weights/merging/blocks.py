@@ -61,7 +61,8 @@ PRESETS: Mapping[str, Preset] = dict(
     IN=Preset("1 before the middle, else 0", lambda depth: float(depth < 1 / 2)),
     OUT=Preset("1 after the middle, else 0", lambda depth: float(depth > 1 / 2)),
 )
-"""By the names that tools use where they have such a curve; they are for any number of blocks."""
+"""Curves of block weights, for any number of blocks. Their names are those of existing tools where these have such a
+curve."""
 
 
 def block_names(stages: Sequence[str]) -> dict[str, str]:

@@ -35,11 +35,11 @@ from afa_jax.weights.tokenizer.parts import (
 VOCAB, MERGES, WHOLE = "vocab.json", "merges.txt", "tokenizer.json"
 CONFIG, SPECIAL, ADDED = "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"
 TOKENIZER = (VOCAB, MERGES, ADDED, CONFIG, SPECIAL, WHOLE)
-"""A tokenizer may be in a folder with other things, so that it is known by its files."""
+"""The files of a tokenizer; the folder may hold other things too."""
 _ROLES = dict(
     bos_token="<|startoftext|>", eos_token="<|endoftext|>", pad_token="<|endoftext|>", unk_token="<|endoftext|>"
 )
-"""Of transformers' CLIPTokenizer, where no file says another."""
+"""The defaults of transformers' CLIPTokenizer, where no file says otherwise."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -22,7 +22,7 @@ _AGAIN = "fetch the file again"
 _TAKE = f"take a tokenizer of CLIP ({_CLASSES[0]})"
 _ENDS = r"<\|startoftext\|>|<\|endoftext\|>|"
 WORDS = _ENDS + r"'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
-"""What CLIP splits a text into."""
+"""The pattern by which CLIP splits a text into words."""
 _NORMALIZERS = (dict(type="NFC"), dict(type="Replace", pattern=dict(Regex=r"\s+"), content=" "), dict(type="Lowercase"))
 _SPLITS = (
     dict(type="Split", behavior="Removed", invert=True),
@@ -52,7 +52,7 @@ class AddedToken:
 
 
 Entry = tuple[AddedToken, int, Path]
-"""An added token, its id, and the file that says so."""
+"""An added token, its id, and the file that defines it."""
 
 
 def read_text(path: Path) -> str:

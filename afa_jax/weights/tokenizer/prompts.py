@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from afa_jax.errors import InputError
 
 LONGEST_PROMPT = 10_000
-"""Characters. A text encoder of Stable Diffusion sees 75 tokens, some 400 characters."""
+"""The most characters of a prompt; Stable Diffusion's text encoder reads 75 tokens, about 400 characters."""
 _SPACES = "\t\n\v\f\r\x85"  # control characters that only separate words
 
 _ESCAPES = re.compile(r"\\[()\[\]{}<>\\]")
@@ -27,7 +27,8 @@ _SYNTAX = {
     "plus and minus signs": re.compile(r"[\w)]\+\+|\)[+-](?![\w])|\w--(?![\w-])"),
     "options": re.compile(r"(?<!\S)(?:--|\u2014)[a-z]\S*|(?<=\w)::\s*-?[\d.]+"),
 }
-"""What is looked for after the escaped brackets are gone; each pattern takes time in proportion to the text."""
+"""Patterns of prompt syntax that other programs know, searched after escaped brackets are removed. Each takes time
+linear in the text's length."""
 
 
 def check_prompt(prompt: str, what: str) -> str:

@@ -19,7 +19,7 @@ from afa_jax.weights.tokenizer.parts import END_OF_WORD, WORDS, has_surrogates
 from afa_jax.weights.tokenizer.prompts import shortened
 
 LONGEST_CAPTION = 100_000
-"""Characters of a text; their tokens take a tenth of a second. A prompt may have fewer (prompts.py)."""
+"""The most characters of a text; tokenizing that many takes 0.1 s. A prompt's limit is lower (prompts.py)."""
 
 
 class Tokenizer:
