@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from afa_jax.cli.commands import load_config
+from afa_jax.config.method_options import OPTIONS
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")), ROOT / "launch" / "README.md"]
@@ -64,6 +65,24 @@ LINK = re.compile(r"\]\(([^)#\s]+)(#[^)]*)?\)")
 def test_links_lead_to_files(document: Path) -> None:
     for target, _ in LINK.findall(BLOCK.sub("", document.read_text())):
         assert "://" in target or (document.parent / target).exists(), target
+
+
+PATH = re.compile(r"`((?:afa_jax|benchmarks|configs|examples|launch|scripts|tests)/[\w./]+)(?::\w+)?`")
+
+
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CONTRIBUTING.md"], ids=str)
+def test_files_that_are_named_are_there(document: Path) -> None:
+    for path in PATH.findall(document.read_text()):
+        assert "NAME" in path or (ROOT / path).exists(), path
+
+
+def test_the_table_of_methods_has_every_kind_with_its_options() -> None:
+    section = (ROOT / "docs" / "compare.md").read_text().split("\n## ")[1]
+    rows = re.findall(r"^\| `([\w:]+)` \|([^|]*)\|", section, re.MULTILINE)
+    shown = {kind.removesuffix(":NAME"): set(re.findall(r"`(\w+)", options)) for kind, options in rows}
+    assert shown.keys() == OPTIONS.keys()
+    for kind, options in OPTIONS.items():
+        assert shown[kind] >= (options or {}).keys() - {"expert"}, kind
 
 
 def test_every_page_is_in_the_site() -> None:

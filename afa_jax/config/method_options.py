@@ -1,6 +1,6 @@
 """What an entry of a method may say, known without JAX: its kind, the kind's options, and how it is sampled.
 
-The kinds themselves are functions (methods/kinds.py, weights/merge_kinds.py); a test holds these names to theirs.
+The kinds themselves are functions (methods/registry.py, weights/merging/rules.py); a test holds these names to theirs.
 """
 
 from __future__ import annotations
