@@ -24,7 +24,7 @@ from afa_jax.experts.frozen import frozen, load_experts
 from afa_jax.fusion.registry import init_fusion
 from afa_jax.methods.method import Models, make_method
 from afa_jax.methods.options import SampleOptions
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.training.run import configured_fusion
 from afa_jax.training.step import init_state, make_train_step
 from afa_jax.trees import flatten

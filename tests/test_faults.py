@@ -18,7 +18,7 @@ from afa_jax.evaluation.comparison.prompts import Item
 from afa_jax.files import check_new, partial_output, replace_folder, replace_text, writing
 from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
-from afa_jax.sampling.generate import Picture
+from afa_jax.sampling.generation import Picture
 from afa_jax.training.workdir import MODEL, begin_run, check_model, open_workdir, save_model
 from afa_jax.weights.checkpoint import MemoryCheckpoint
 from afa_jax.weights.formats.single_file import write_single_file

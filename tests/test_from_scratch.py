@@ -12,7 +12,7 @@ import numpy as np
 from afa_jax.diffusion.guidance import guided
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.fusion.afa import FusedUNets, SABWConfig
-from afa_jax.training.loss import diffusion_loss
+from afa_jax.training.losses import diffusion_loss
 from afa_jax.trees import flatten, stack, take, unflatten
 from tests import tiny
 

@@ -22,7 +22,7 @@ from afa_jax.fusion.rivals.blending import NoiseAverage
 from afa_jax.fusion.single import ConstantMaps
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.conditioning import Conditioning
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.training.step import init_state, make_train_step
 from afa_jax.trees import flatten, stack
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer

@@ -28,7 +28,7 @@ from afa_jax.experts.frozen import Experts
 from afa_jax.fusion.rivals.block_weights import merge_stacks
 from afa_jax.fusion.single import SingleExpert
 from afa_jax.methods.options import SampleOptions
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.weights.merging.blocks import BASE, block_names
 
 Kind = Literal["blocks", "experts", "curve"]

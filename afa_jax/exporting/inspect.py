@@ -20,7 +20,7 @@ from afa_jax.files import check_file, replace_text
 from afa_jax.report.checkpoints import WIDTH, duplicates, print_description, print_pairs, resemblance
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.compare import EXPERT_COMPONENTS, comparison, expert_blocks
-from afa_jax.weights.describe import describe, describe_file
+from afa_jax.weights.description import describe, describe_file
 from afa_jax.weights.tensors import PICKLES
 
 

@@ -13,7 +13,7 @@ from afa_jax.files import check_file
 from afa_jax.records import public_path, recorded
 from afa_jax.report.checkpoints import print_components
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
-from afa_jax.weights.describe import component, container, file_sha256
+from afa_jax.weights.description import component, container, file_sha256
 from afa_jax.weights.formats.folders import check_target, write_folder
 from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.opened import open_checkpoint

@@ -18,7 +18,7 @@ from afa_jax.methods.options import SampleOptions
 from afa_jax.report.charts import line_chart, points_of
 from afa_jax.report.pages import Cell, image, render
 from afa_jax.report.sheet import labelled_grid
-from afa_jax.sampling.generate import Picture, Request, generate
+from afa_jax.sampling.generation import Picture, Request, generate
 from afa_jax.sampling.map_pictures import contact_sheet, legend, mean_maps, paint
 from afa_jax.sampling.pictures import file_name, recipe_of, slug
 from afa_jax.training.run import configured_fusion, train

@@ -18,7 +18,7 @@ from afa_jax.methods.method import Models, make_method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
 from afa_jax.report.trust import Drawn, Mean, maps_page, rounded, routing_of
-from afa_jax.sampling.generate import Picture, Request, generate
+from afa_jax.sampling.generation import Picture, Request, generate
 from afa_jax.sampling.map_pictures import animation, contact_sheet, frames
 from afa_jax.sampling.pictures import find_method, slug
 

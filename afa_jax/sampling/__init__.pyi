@@ -1,5 +1,6 @@
-from .generate import Picture as Picture
-from .generate import Request as Request
+from .generation import Picture as Picture
+from .generation import Request as Request
+from .generation import generate as generate
 from .map_pictures import contact_sheet as contact_sheet
 from .map_pictures import mean_maps as mean_maps
 from .map_pictures import paint as paint

@@ -29,7 +29,7 @@ from afa_jax.methods.specs import parse_method
 from afa_jax.names import SAMPLING
 from afa_jax.progress import progress
 from afa_jax.records import recorded
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.sampling.map_pictures import contact_sheet
 from afa_jax.sampling.prompt_files import read_prompts
 from afa_jax.sampling.sample_many import sample_all

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from afa_jax.errors import InputError
 from afa_jax.mesh.processes import is_process_0
-from afa_jax.sampling.generate import Request
+from afa_jax.sampling.generation import Request
 from afa_jax.sampling.prompt_lines import read_lines
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 

@@ -43,7 +43,7 @@ from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
 from afa_jax.records import recorded
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.sampling.prompt_files import Prompts, check_words
 
 RECIPE = "recipe.json"

@@ -29,7 +29,7 @@ from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
 from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
-from afa_jax.sampling import generate
+from afa_jax.sampling import generation
 from afa_jax.target import compiling_for
 from afa_jax.training.optimizer import make_optimizer
 from afa_jax.training.run import configured_mesh
@@ -232,9 +232,9 @@ def sampler(config: ConfigDict, fusing: Any, architecture: Architecture, target:
         lambda own, *experts: own.assemble(*experts), networks.fusion, networks.unet, networks.text_encoder
     )
     models = (denoiser, text_encoder, networks.vae)
-    specs = (None, None, None) if target.mesh is None else generate.specs_of_models(models, target.mesh)
+    specs = (None, None, None) if target.mesh is None else generation.specs_of_models(models, target.mesh)
     with target.here():
-        program, steps = generate.program_of(options, architecture.schedule, any_steps=False)
+        program, steps = generation.program_of(options, architecture.schedule, any_steps=False)
     ids = jax.ShapeDtypeStruct((rows, tokens), jnp.int32)
     numbers = jax.ShapeDtypeStruct((rows,), jnp.int32)
     arguments = (
@@ -243,4 +243,4 @@ def sampler(config: ConfigDict, fusing: Any, architecture: Architecture, target:
         target.place(jax.ShapeDtypeStruct((), jnp.int32)),
         target.place(jax.eval_shape(lambda: steps)),
     )
-    return Call(generate.sample_batch, arguments, dict(program=program, mesh=target.mesh))
+    return Call(generation.sample_batch, arguments, dict(program=program, mesh=target.mesh))

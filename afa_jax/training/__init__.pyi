@@ -1,10 +1,11 @@
 from .checkpoints import Checkpoints as Checkpoints
 from .loop import run_loop as run_loop
-from .loss import diffusion_loss as diffusion_loss
+from .losses import diffusion_loss as diffusion_loss
 from .optimizer import make_optimizer as make_optimizer
 from .run import train as train
 from .step import gradient as gradient
 from .step import init_state as init_state
+from .step import loss as loss
 from .step import make_train_step as make_train_step
 from .step import published as published
 from .step import update as update

@@ -12,7 +12,7 @@ import optax
 from jax import Array
 
 from afa_jax.diffusion.schedule import NoiseSchedule
-from afa_jax.training.loss import diffusion_loss, drop_captions
+from afa_jax.training.losses import diffusion_loss, drop_captions
 from afa_jax.training.optimizer import update_average
 from afa_jax.trees import unflatten
 

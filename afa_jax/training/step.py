@@ -34,7 +34,7 @@ from afa_jax.mesh.collectives import (
 from afa_jax.mesh.parallel import specs_of
 from afa_jax.models.conditioning import Conditioning, encode_prompts
 from afa_jax.models.vae import VAE, to_images
-from afa_jax.training.loss import diffusion_loss
+from afa_jax.training.losses import diffusion_loss
 from afa_jax.training.optimizer import update_average
 from afa_jax.trees import flatten, shapes_of, unflatten
 from afa_jax.types import Latents

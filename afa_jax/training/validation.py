@@ -30,8 +30,8 @@ from afa_jax.mesh.processes import compiled_together, is_process_0, runs_on_proc
 from afa_jax.methods.options import SampleOptions
 from afa_jax.models.conditioning import Conditioning, encode_prompts
 from afa_jax.models.vae import to_images
-from afa_jax.sampling.generate import Request, generate
-from afa_jax.training.loss import squared_errors
+from afa_jax.sampling.generation import Request, generate
+from afa_jax.training.losses import squared_errors
 from afa_jax.trees import shapes_of, unflatten
 
 FILE = "validation.jsonl"

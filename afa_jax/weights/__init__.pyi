@@ -3,6 +3,7 @@ from .checkpoint import MemoryCheckpoint as MemoryCheckpoint
 from .checkpoint import hash_components as hash_components
 from .checkpoint import rounded as rounded
 from .compare import compare_experts as compare_experts
+from .description import describe as describe
 from .load import load_text_encoder as load_text_encoder
 from .load import load_text_encoders as load_text_encoders
 from .load import load_unet as load_unet

@@ -32,7 +32,7 @@ from afa_jax.methods.entries import entries_of, missing_controls
 from afa_jax.methods.method import Models, check_entry, make_method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.report import __main__ as report_page
-from afa_jax.sampling.generate import Picture
+from afa_jax.sampling.generation import Picture
 from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
 from tests.commands.conftest import says_nothing_of

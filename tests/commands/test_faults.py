@@ -17,7 +17,7 @@ from afa_jax.evaluation.comparison import evaluate as evaluating
 from afa_jax.files import replace_text
 from afa_jax.methods.method import Models, method_name
 from afa_jax.report import demo as demonstrating
-from afa_jax.sampling.generate import Picture
+from afa_jax.sampling.generation import Picture
 from afa_jax.training.workdir import begin_run, open_workdir
 from tests.faults import every_fault
 

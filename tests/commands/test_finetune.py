@@ -23,7 +23,7 @@ from afa_jax.mesh.parallel import make_mesh
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.unet import UNet
 from afa_jax.training.finetune import make_text_audible
-from afa_jax.training.loss import diffusion_loss
+from afa_jax.training.losses import diffusion_loss
 from afa_jax.training.model_step import init_state, make_model_step, rows_at
 from afa_jax.training.pictures import encode_scenes
 from afa_jax.training.vae import MAX_GAIN, whiten

@@ -17,7 +17,7 @@ from afa_jax.fusion.files import save_fusion
 from afa_jax.methods.options import SampleOptions
 from afa_jax.report import maps as drawing
 from afa_jax.report.maps import read_prompts
-from afa_jax.sampling.generate import Picture, Request, generate
+from afa_jax.sampling.generation import Picture, Request, generate
 from tests import tiny
 from tests.commands.conftest import says_nothing_of
 

@@ -19,7 +19,7 @@ from afa_jax.fusion.rivals.blending import MagicFusion
 from afa_jax.fusion.rivals.time_experts import TimeExperts
 from afa_jax.methods.method import METHOD_KINDS, Models, NotTrained, make_method, method_name
 from afa_jax.methods.options import SampleOptions
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
 

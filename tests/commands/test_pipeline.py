@@ -1,6 +1,6 @@
 """Ensemble: what Python makes is what the commands make, bit for bit, and what cannot be is one line."""
 
-import importlib
+import importlib.util
 import json
 import pkgutil
 import subprocess
@@ -272,3 +272,5 @@ def test_every_name_of_every_table_of_contents_is_there():
             room = importlib.import_module(module.name)
             for name in getattr(room, "__all__", ()):
                 assert getattr(room, name).__doc__ or not callable(getattr(room, name)), (module.name, name)
+                # Importing a module of this name would put itself in the function's place.
+                assert importlib.util.find_spec(f"{module.name}.{name}") is None, (module.name, name)

@@ -14,10 +14,10 @@ from PIL import Image
 from afa_jax import sample
 from afa_jax.cli.commands import run
 from afa_jax.errors import InputError
-from afa_jax.sampling import generate
+from afa_jax.sampling import generation
 from afa_jax.sampling import pictures as sampling
 from afa_jax.sampling import sample_many as bulk
-from afa_jax.sampling.generate import Request
+from afa_jax.sampling.generation import Request
 from afa_jax.sampling.prompt_files import read_prompts
 from afa_jax.sampling.sample_many import agreed, covered, existing, first_difference, path_of
 
@@ -34,7 +34,7 @@ def arguments(root: Path) -> list[str]:
 
 def programs_made() -> int:
     """How many samplers have been compiled."""
-    return int(cast(Any, generate.sample_batch)._cache_size())
+    return int(cast(Any, generation.sample_batch)._cache_size())
 
 
 @pytest.fixture(scope="module")
@@ -220,20 +220,20 @@ def test_nested_spans_count_once():
 def test_a_batch_is_under_way_while_the_one_before_is_used(made, root, monkeypatch):
     """The order of calls, with a sampler that only counts."""
     calls: list[str] = []
-    real = generate.sample_batch
+    real = generation.sample_batch
 
     def counted(*arguments, **options):
         calls.append("sample")
         return real(*arguments, **options)
 
-    monkeypatch.setattr(generate, "sample_batch", counted)
+    monkeypatch.setattr(generation, "sample_batch", counted)
     config = sample.parse(sample.Parser(), [f"--config={root}/config.py"])[1]
     experts = sampling.Models(config).experts
     method = sampling.make_method(dict(kind="uniform"), sampling.Models(config))
     options = sampling.SampleOptions(size=(32, 64), steps=3, guidance=2.0, batch=2)
     requests = [Request(prompt=prompt, number=2 * i) for i, prompt in enumerate(PROMPTS)]
     pictures = []
-    for picture in generate.generate(requests, method.denoiser, experts, seed=5, options=options):
+    for picture in generation.generate(requests, method.denoiser, experts, seed=5, options=options):
         calls.append("use")
         pictures.append(picture)
     assert calls == ["sample", "sample", "use", "use", "sample", "use", "use", "use"]
@@ -259,9 +259,9 @@ def test_a_picture_that_is_not_finite_is_refused_and_a_vae_that_overflows_decode
         flags = finite[numbers] & ~np.stack([np.zeros_like(overflown), overflown], 1)
         return dict(pixels=np.zeros((len(numbers), 32, 64, 3), np.uint8), finite=flags)
 
-    monkeypatch.setattr(generate, "sample_batch", faked)
+    monkeypatch.setattr(generation, "sample_batch", faked)
     with pytest.warns(UserWarning, match="float32"):
-        made = [*generate.generate(requests, method.denoiser, models.experts, seed=5, options=options)]
+        made = [*generation.generate(requests, method.denoiser, models.experts, seed=5, options=options)]
     assert [picture.request for picture in made] == requests
     assert dtypes == ["float16"] * 3 + ["float32"] * 2  # two and one that was under way, then anew from the second on
     finite[3, 0] = False
@@ -270,7 +270,7 @@ def test_a_picture_that_is_not_finite_is_refused_and_a_vae_that_overflows_decode
         pytest.warns(UserWarning, match="float32"),
         pytest.raises(InputError, match=r"'fox, blob style'.*the latents.*dtype=float32"),
     ):
-        made.extend(generate.generate(requests, method.denoiser, models.experts, seed=5, options=options))
+        made.extend(generation.generate(requests, method.denoiser, models.experts, seed=5, options=options))
 
 
 @pytest.mark.parametrize(("part", "flags"), [("unet", [False, False]), ("vae", [True, False]), ("", [True, True])])
@@ -282,6 +282,6 @@ def test_what_is_not_finite_is_told_apart(root, part, flags):
         models[part] = jax.tree.map(lambda leaf: np.nan * leaf if jnp.ndim(leaf) else leaf, models[part])
     ids = method.experts.tokenizer(["fox"])
     options = sampling.SampleOptions(size=(32, 32), steps=1, guidance=1.0, batch=1, one_by_one=False)
-    program, steps = generate.program_of(options, method.experts.schedule)
-    made = generate.sample_batch(*models.values(), (ids, ids, np.zeros(1, np.int32)), 0, steps, program=program)
+    program, steps = generation.program_of(options, method.experts.schedule)
+    made = generation.sample_batch(*models.values(), (ids, ids, np.zeros(1, np.int32)), 0, steps, program=program)
     assert made["finite"].tolist() == [flags]

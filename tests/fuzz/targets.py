@@ -29,7 +29,7 @@ from afa_jax.sampling.prompt_files import read_prompts
 from afa_jax.training.cache.shards import Shards
 from afa_jax.training.validation import read_validation
 from afa_jax.training.workdir import read_metrics
-from afa_jax.weights.describe import describe, describe_file
+from afa_jax.weights.description import describe, describe_file
 from afa_jax.weights.formats.folders import FolderCheckpoint, save_folder, write_folder
 from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.lora.baked import with_loras

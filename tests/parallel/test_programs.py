@@ -20,7 +20,7 @@ from afa_jax.mesh import parallel
 from afa_jax.mesh.collectives import ROWS, on_mesh
 from afa_jax.mesh.parallel import make_mesh, place, place_rows, specs_of
 from afa_jax.methods.options import SampleOptions
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.scale.collectives import collectives
 from afa_jax.scale.flops import flops
 from afa_jax.training.step import batch_specs, init_state, make_train_step

@@ -13,7 +13,7 @@ from PIL import Image
 from afa_jax.cli.commands import load_config
 from afa_jax.report import demo
 from afa_jax.report.demo import PROMPTS, write_comparison, write_page
-from afa_jax.sampling.generate import Picture, Request
+from afa_jax.sampling.generation import Picture, Request
 from afa_jax.training.workdir import begin_run, open_workdir
 
 CONFIG = Path(__file__).parents[2] / "configs" / "emoji.py"

@@ -27,7 +27,7 @@ from afa_jax.models.unet import UNet
 from afa_jax.models.vae import VAE
 from afa_jax.trees import take
 from afa_jax.weights.checkpoint import NETWORKS, MemoryCheckpoint
-from afa_jax.weights.describe import describe
+from afa_jax.weights.description import describe
 from afa_jax.weights.expected import expected_shapes
 from afa_jax.weights.formats.families import family_of
 from afa_jax.weights.formats.folders import write_folder

@@ -15,7 +15,7 @@ from afa_jax.errors import NotFinite
 from afa_jax.evaluation.comparison.pictures import PictureFolder, record_of
 from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
-from afa_jax.sampling.generate import Request, generate, program_memory
+from afa_jax.sampling.generation import Request, generate, program_memory
 from afa_jax.target import platform
 
 ROUNDS = 5  # each beside one of the reference's

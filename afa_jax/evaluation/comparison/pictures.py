@@ -19,7 +19,7 @@ from afa_jax.files import replace_text, sweep
 from afa_jax.methods.method import Method
 from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 
 
 def record_of(method: Method, options: SampleOptions) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from afa_jax.methods.method import Models, make_method
 from afa_jax.models.vae import to_images, to_pixels
 from afa_jax.records import public_sentence, recorded
 from afa_jax.report.comparison import write_comparison
-from afa_jax.sampling.generate import Request, generate
+from afa_jax.sampling.generation import Request, generate
 from afa_jax.sampling.map_pictures import mean_maps
 
 EXAMPLES = 8  # prompts that are shown
