@@ -1,12 +1,12 @@
-"""Ahead of time: does a run fit its devices, and what will they exchange? ``python -m afa_jax.aot --config FILE ...``.
+"""Compile a run ahead of time: does it fit its devices? ``python -m afa_jax.aot --config FILE ...``.
 
     python -m afa_jax.aot --config configs/sd15.py --topology v5e:2x4
     python -m afa_jax.aot --config configs/sd15.py --topology v5p:2x2x1 --mode sample --architecture sd15 --experts 6
     python -m afa_jax.aot --config configs/emoji.py --devices 8 --config.mesh.expert=2
 
-Compiles the real training step, or the real sampler, for a TPU slice that need not be there (pip install -r
-requirements-aot.txt), or for so many virtual CPU devices; reads no weights and runs nothing. Prints what a device
-holds, computes and exchanges, and whether that fits; if not, which setting to change, and exits with status 1.
+It compiles the real training step or sampler for a TPU slice that need not exist (pip install -r requirements-aot.txt)
+or for a number of virtual CPU devices. It reads no weights and runs nothing. It prints what a device holds, computes
+and exchanges, and whether that fits. If it does not fit, it names the setting to change and exits with status 1.
 """
 
 from __future__ import annotations

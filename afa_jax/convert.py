@@ -1,8 +1,9 @@
-"""Any checkpoint in, any out: ``python -m afa_jax.convert INPUT --out OUT``; or look: ``... --inspect INPUT...``.
+"""Convert a checkpoint: ``python -m afa_jax.convert INPUT --out OUT``; or inspect some: ``... --inspect INPUT...``.
 
 An INPUT is a diffusers folder (PyTorch's or Flax's), the id of one on the hub, or a single file. OUT becomes a single
 file if it ends in .safetensors, a diffusers folder otherwise. Metadata is kept and extended with the recipe
-(``afa_jax.recipe``). With --inspect nothing is written but --json: what each INPUT is, and how far they are apart.
+(``afa_jax.recipe``). With --inspect the command prints what each INPUT is and how far they are apart. It then writes
+nothing but the file of --json.
 """
 
 from __future__ import annotations

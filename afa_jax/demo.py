@@ -1,8 +1,8 @@
-"""The whole method on the embedded default: ``python -m afa_jax.demo --out runs/emoji`` (``make demo``).
+"""Train and sample the emoji ensemble: ``python -m afa_jax.demo --out runs/emoji`` (``make demo``).
 
-Trains the aggregators on the shipped experts, samples the same prompts and seeds from every expert, from the uniform
-average and from AFA, and writes a self-contained page with the pictures, the loss and the maps, and the pictures as one
-(comparison.png).
+It trains the aggregators on the shipped experts. It samples the same prompts and seeds from every expert, from the
+uniform average and from AFA. It writes a self-contained page with the pictures, the loss and the maps, and the pictures
+in one file (comparison.png).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The errors that a user can cause and mend, and the end of a run that was asked to stop."""
+"""Errors that a user can cause and correct, and the exception of a run that was asked to stop."""
 
 from __future__ import annotations
 

@@ -1,14 +1,15 @@
-"""Is the ensemble worth it? ``python -m afa_jax.evaluate --config configs/emoji.py --workdir DIR``.
+"""Compare methods: ``python -m afa_jax.evaluate --config configs/emoji.py --workdir DIR``.
 
-Makes pictures of the same prompts and seeds by every method that the config lists (its experts alone and inside the
-ensemble, merges, other ways of combining, AFA and its ablations), measures them, and writes report.json and
+It makes pictures of the same prompts and seeds by every method that the config lists (its experts alone and inside the
+ensemble, merges, other ways of combining, AFA and its ablations). It measures them, and writes report.json and
 report.html into ``--out``: figures with intervals over prompts, paired differences to the best expert, the best merge
-and AFA, what each costs, curves over steps, and the pictures. Without any metric there are pictures, costs, and the
-noise MSE where ``evaluation.noise`` has pairs. What is finished is not made again; a method that changed
-makes its own. With ``--method`` or ``--prompts`` the report goes to ``part`` within ``--out``: the whole one stays.
+and AFA, the cost of each method, curves over steps, and the pictures. Without any metric the report has pictures,
+costs, and the noise MSE where ``evaluation.noise`` has pairs. Finished pictures are not made again; a method that
+changed gets new ones. With ``--method`` or ``--prompts`` the report goes to ``part`` within ``--out``, and the whole
+report stays.
 
-torch (the published metrics) and JAX share a GPU: JAX takes memory as it needs it here, unless
-XLA_PYTHON_CLIENT_PREALLOCATE says otherwise. The metrics' networks need about 12 GB there if all are asked for.
+torch (the published metrics) and JAX share a GPU. Here JAX allocates memory on demand, unless
+XLA_PYTHON_CLIENT_PREALLOCATE is set. The networks of all metrics together need about 12 GB.
 """
 
 from __future__ import annotations

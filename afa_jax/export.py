@@ -1,12 +1,13 @@
-"""An ensemble for other tools: ``python -m afa_jax.export --config CONFIG --workdir RUN --snapshot OUT``.
+"""Export an ensemble for other tools: ``python -m afa_jax.export --config CONFIG --workdir RUN --snapshot OUT``.
 
 --pair: a folder to publish: ``aggregators.safetensors``, ``ensemble.json`` and a model card, README.md; with
---with_config a config.py, in which whoever has the experts says where they are.
---snapshot: one ordinary U-Net and text encoder, a static approximation of the ensemble: each parameter block is the
-average of the experts' blocks, weighted by what the trained router gave each expert there on held-out pairs. What it
-loses against the ensemble is measured, printed and kept in its metadata.
---bake: one expert with its LoRAs baked in. The last two get the base's VAE, tokenizer and schedule, and become a
-single file if OUT ends in .safetensors, a diffusers folder otherwise.
+--with_config also a config.py, in which a reader fills in the paths of the experts.
+--snapshot: one ordinary U-Net and text encoder, a static approximation of the ensemble. Each parameter block is the
+average of the experts' blocks, weighted by what the trained router gave each expert there on held-out pairs. Its loss
+against the ensemble is measured, printed and kept in its metadata.
+--bake: one expert with its LoRAs baked in.
+The last two get the base's VAE, tokenizer and schedule. OUT becomes a single file if it ends in .safetensors, a
+diffusers folder otherwise.
 """
 
 from __future__ import annotations

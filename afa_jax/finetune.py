@@ -1,12 +1,12 @@
 """Train or fine-tune one model: ``python -m afa_jax.finetune --config configs/emoji_base.py --workdir DIR``.
 
-The ordinary latent-diffusion objective on a U-Net and its text encoder, as the fine-tunes that people make of Stable
-Diffusion are made. Used for the emoji default: one base model on everything, then experts from it, each on its domain.
-``timesteps=(low, high)`` in the config restricts it to noise levels ``low <= t < high``: experts along the time axis
-(configs/emoji_time.py). ``init`` is a diffusers folder, a single file or a hub id; ``vae``, ``tokenizer`` and
-``schedule`` are its own where the config names none. ``data`` is as in afa_jax.train, with ``size`` for pictures that
-are not emoji scenes, and of any number. ``dtype``, ``remat`` and ``accumulate`` save memory: configs/sd15_finetune.py,
-the fine-tune of Stable Diffusion 1.5, says how much.
+It trains a U-Net and its text encoder by the ordinary latent-diffusion objective, as fine-tunes of Stable Diffusion are
+made. The emoji models come from it: one base model trained on everything, then experts from it, each on its domain.
+``timesteps=(low, high)`` in the config restricts training to noise levels ``low <= t < high``: experts along the time
+axis (configs/emoji_time.py). ``init`` is a diffusers folder, a single file or a hub id; ``vae``, ``tokenizer`` and
+``schedule`` are taken from it where the config names none. ``data`` is as in afa_jax.train, with ``size`` for pictures
+that are not emoji scenes, and of any number. ``dtype``, ``remat`` and ``accumulate`` save memory;
+configs/sd15_finetune.py, the fine-tune of Stable Diffusion 1.5, says how much.
 """
 
 from __future__ import annotations

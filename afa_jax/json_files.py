@@ -1,4 +1,4 @@
-"""JSON that a run kept, read back: damage is one line that names the file, or what was torn off is left out."""
+"""A run's JSON files. A damaged object is an error that names the file; damaged lines are left out."""
 
 from __future__ import annotations
 

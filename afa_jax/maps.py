@@ -1,8 +1,8 @@
-"""Who painted what, when: ``python -m afa_jax.maps --config configs/emoji.py --workdir DIR --prompt "..." --out DIR``.
+"""Show which expert painted what: ``python -m afa_jax.maps --config CONFIG --workdir DIR --prompt "..." --out DIR``.
 
-For each prompt the picture, the maps of every site over the timesteps (``*_maps.png``) and an animation of them
-(``*_maps.webp``). ``--statistics`` adds whom each site trusts at which timestep over many prompts. All of it is in
-maps.html, the figures in maps.json.
+It writes for each prompt the picture, the maps of every site over the timesteps (``*_maps.png``) and an animation of
+them (``*_maps.webp``). ``--statistics`` adds each expert's mean weight by site and timestep over many prompts.
+maps.html shows all of it, and maps.json has the figures.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""Experts merged into one ordinary checkpoint: ``python -m afa_jax.merge --config CONFIG --method METHOD --out OUT``.
+"""Merge experts into one ordinary checkpoint: ``python -m afa_jax.merge --config CONFIG --method METHOD --out OUT``.
 
 METHOD is a kind and its options: ``average,weights.photo=0.3,weights.anime=0.7``, ``mbw,preset=GRAD_V,of=anime``,
 ``ties,density=0.3``, ``slerp,a=photo,b=anime,t=0.4``; afa_jax/weights/merging/rules.py has all of them. The U-Nets are
-merged, and the text encoders unless text_encoder=base or =NAME says whose it is. ``learned_mbw,workdir=RUN`` is the
-merge mbw with the block weights that ``afa_jax.train`` learnt into RUN. VAE, tokenizer and schedule are the
-base's. OUT becomes a single file if it ends in .safetensors, a diffusers folder otherwise; how it was made is in its
-metadata.
+merged. So are the text encoders, unless text_encoder=base or text_encoder=NAME takes one unchanged.
+``learned_mbw,workdir=RUN`` is the merge mbw with the block weights that ``afa_jax.train`` wrote into RUN. VAE,
+tokenizer and schedule are the base's. OUT becomes a single file if it ends in .safetensors, a diffusers folder
+otherwise. Its metadata has the recipe.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Names that a user may give whose things need JAX: an argument can be checked against them before it is imported."""
+"""Names that a user may choose from, so that arguments can be checked before JAX is imported."""
 
 from __future__ import annotations
 

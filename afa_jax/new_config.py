@@ -4,8 +4,8 @@ r"""A config for your own checkpoints and pictures: ``python -m afa_jax.new_conf
         --data pictures
 
 writes mine.py, short and complete, and with --data mine_prompts.txt, captions to evaluate with. A model is a diffusers
-folder, a single file or a hub id; pictures are a folder with captions, or .tar or .parquet files. All are looked at
-first: whether the experts fit together, what sizes suit them, how many pictures there are. Nothing is replaced.
+folder, a single file or a hub id; pictures are a folder with captions, or .tar or .parquet files. The command first
+checks whether the experts fit together, which sizes suit them, and how many pictures there are. It replaces no file.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Make a data set that is read at random out of what was downloaded, once, without tensorflow.
+"""Make a data set with random access from downloaded pictures, once and without tensorflow.
 
     python -m afa_jax.prepare --builder journeydb --from JourneyDB --out data
 

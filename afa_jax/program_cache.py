@@ -1,4 +1,4 @@
-"""Keep compiled programs between starts, in the user's cache folder, and the compiler from alarms."""
+"""Keep compiled programs between starts in the user's cache folder, and silence XLA's alarm about slow compiling."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How far a command is: a bar where the output is a terminal, and in a file a line every ten seconds."""
+"""The progress of a command: a bar on a terminal, and a line every ten seconds in a file."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
-"""What a file says of how it was made: plain JSON data, without the paths of the machine that made it.
+"""Records of how a file was made: plain JSON data, without paths of the machine that made it.
 
-Configs, pictures' recipes, ``ensemble.json``, reports and the metadata of merges are published. One rule holds for the
-paths in all of them: a path that is absolute, or leads out of the folder where the command was started (``..``, ``~``),
-is kept by its last name alone; a relative path, a hub id and a URL stay as they are. What the files were is said by
-their hashes beside the names. Nothing is loaded by a record: experts are found by the paths of the config at hand.
-What is for resuming alone (``checkpoints/``, written by orbax, and logs of optuna) stays on the machine.
+Configs, recipes of pictures, ``ensemble.json``, reports and the metadata of merges are published. One rule holds for
+all paths in them. An absolute path, or one that leads out of the working directory (``..``, ``~``), is reduced to its
+last name. A relative path, a hub id and a URL stay as they are. Hashes beside the names identify the files. Nothing is
+loaded by a record: experts are found by the paths of the config at hand. Files that serve only to resume a run
+(``checkpoints/``, written by orbax, and logs of optuna) are not published.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Make pictures: ``python -m afa_jax.sample --config configs/emoji.py --workdir DIR --prompt "..." --out DIR``.
 
-Writes one PNG a picture, with the whole recipe in its metadata (text chunk "afa_jax", JSON), and a grid, a prompt a
-row. With ``--prompts FILE`` instead of ``--prompt`` it makes thousands, over all devices and processes, numbered as
-afa_jax/sampling/sample_many.py says; what is there already stays, so that a start that was killed goes on with the
-next one.
+It writes one PNG for each picture, with the whole recipe in its metadata (text chunk "afa_jax", JSON), and a grid with
+one row for each prompt. With ``--prompts FILE`` instead of ``--prompt`` it makes thousands, over all devices and
+processes, numbered as described in afa_jax/sampling/sample_many.py. Finished pictures stay, so a start after a kill
+continues with the next one.
 """
 
 from __future__ import annotations

@@ -1,13 +1,13 @@
-"""Before training: is there anything to learn? ``python -m afa_jax.screen --config configs/emoji.py``.
+"""Screen experts before training: ``python -m afa_jax.screen --config configs/emoji.py``.
 
-Says whether the experts can be fused at all (prediction type, noise schedule, architecture), whether two of them are
-one model under two names (weights by block), and whether routing between them is learnable: the cross-noise routing
-gain of afa_jax/evaluation/screen.py on held-out pairs. The last line is the verdict; the exit status is 3 for a clear
-no, 0 for yes and for undecided.
+It says whether the experts can be fused at all (prediction type, noise schedule, architecture), whether two of them are
+one model under two names (weights by block), and whether routing between them can be learnt: the cross-noise routing
+gain of afa_jax/evaluation/screen.py on held-out pairs. The last line is the verdict. The exit status is 3 for a clear
+no, and 0 for yes and for undecided.
 
-Held-out pairs are emoji scenes of a seed that nothing trains on; of any other data, the examples that a hash of --seed
-chooses. No aggregator has been trained yet and the experts are frozen: any pairs will do that no expert was fine-tuned
-on.
+Held-out pairs are emoji scenes of a seed that nothing trains on; for any other data, a hash of --seed chooses the
+examples. No aggregator has been trained yet and the experts are frozen, so any pairs will do on which no expert was
+fine-tuned.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Search for merge weights: ``python -m afa_jax.search --config configs/emoji.py --workdir DIR --metric subject``.
 
-autoMBW: a black-box search, by optuna, over the experts' weights in each block of a merge, for the best score of
+autoMBW is a black-box search, by optuna, over the experts' weights in each block of a merge, for the best score of
 generated pictures: the judge's of emoji scenes, or with --prompt_file any metric of afa_jax.evaluate. The first trial
-is the uniform average, so on its own prompts the search never ends below that. Each trial is on the disk
-(DIR/trials.log) before the next one begins; SIGTERM and Ctrl-C stop at once, and --resume goes on as if nothing had
-happened. DIR/best.json, or --out, has the best weights as the method ``mbw`` takes them.
+is the uniform average, so on its own prompts the search never ends below that. Each trial is on disk (DIR/trials.log)
+before the next one begins. SIGTERM and Ctrl-C stop at once, and --resume continues with the same trials. DIR/best.json,
+or --out, has the best weights as the method ``mbw`` takes them.
 """
 
 from __future__ import annotations

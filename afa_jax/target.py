@@ -1,4 +1,4 @@
-"""The devices that a program is traced for: those that are here, unless it is compiled ahead of time for others."""
+"""The devices that a program is traced for: the local ones, unless it is compiled ahead of time for others."""
 
 from __future__ import annotations
 

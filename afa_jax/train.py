@@ -1,9 +1,9 @@
 """Train the aggregators of an ensemble: ``python -m afa_jax.train --config configs/emoji.py --workdir DIR``.
 
-Only the aggregators train; experts, text encoders and VAE stay as they are. Instead of AFA's aggregators it can be a
-rival: ``config.fusion`` with the kind gate, router or mbw (afa_jax/fusion/registry.py). The workdir gets metrics.jsonl,
-validation.jsonl and samples/, checkpoints to resume from, and at the end aggregators.safetensors and ensemble.json,
-which ``afa_jax.sample`` reads; with validation, the pair of the step with the lowest loss is in best/.
+Only the aggregators are trained; experts, text encoders and VAE stay as they are. With ``config.fusion`` of the kind
+gate, router or mbw, a rival is trained instead of AFA's aggregators (afa_jax/fusion/registry.py). The workdir gets
+metrics.jsonl, validation.jsonl and samples/, checkpoints to resume from, and at the end aggregators.safetensors and
+ensemble.json, which ``afa_jax.sample`` reads. With validation, best/ has the pair of the step with the lowest loss.
 """
 
 from __future__ import annotations

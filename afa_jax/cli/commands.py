@@ -1,4 +1,4 @@
-"""What the commands share: configs, overrides, and one clear line for an error."""
+"""Shared parts of the commands: configs, overrides, and errors in one line."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Configs: files, fields, their defaults and what each may be."""
+"""Configs: files, fields, defaults and checks."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""What a field of a config may be: checks that return the value as it is used, or say what was expected.
+"""Checks of config fields: functions that return a value as it is used, or raise with what was expected.
 
-They are small functions of the value. ``section`` puts them together: unknown fields are refused with the nearest
-name, missing ones filled with their defaults.
+``section`` combines them. It refuses unknown fields with the nearest known name, and fills missing fields with their
+defaults.
 """
 
 from __future__ import annotations

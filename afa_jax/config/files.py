@@ -1,4 +1,4 @@
-"""Configs: a Python file's ``get_config``, what the command line changes in it, and its defaults."""
+"""Config files: a Python file's ``get_config``, overrides from the command line, and defaults."""
 
 from __future__ import annotations
 

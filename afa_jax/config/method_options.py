@@ -1,6 +1,6 @@
-"""What an entry of a method may say, known without JAX: its kind, the kind's options, and how it is sampled.
+"""Entries of methods, checked without JAX: the kind, the kind's options, and the sampling options.
 
-The kinds themselves are functions (methods/registry.py, weights/merging/rules.py); a test holds these names to theirs.
+The kinds are functions in methods/registry.py and weights/merging/rules.py; a test holds the names here to theirs.
 """
 
 from __future__ import annotations

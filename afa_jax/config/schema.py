@@ -1,8 +1,8 @@
-"""All fields of all configs: what each may be, and its value where a config does not say.
+"""All fields of all configs, with their checks and defaults.
 
-Three kinds of config: of an ensemble (``train``, ``sample`` and whatever else works on one), of one model that is
-trained (``finetune``), and of an autoencoder (``train_vae``). What a field means is said where it is used, and in
-docs/; which fields a merge, a method or a data set of a kind takes is checked by those.
+There are three kinds of config: of an ensemble (``train``, ``sample`` and most other commands), of one model that is
+trained (``finetune``), and of an autoencoder (``train_vae``). docs/ and the code that uses a field explain its meaning.
+The options of a merge, a method or a data set are checked where they are used.
 """
 
 from __future__ import annotations

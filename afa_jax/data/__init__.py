@@ -1,4 +1,4 @@
-"""Pictures with captions, from wherever they are."""
+"""Captioned pictures: sources, loading, and data sets made once."""
 
 import lazy_loader
 

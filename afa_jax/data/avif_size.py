@@ -1,8 +1,8 @@
-"""How many pixels an AVIF's AV1 data have by their own headers, which its decoder takes memory for.
+"""The size of an AVIF picture by the headers of its AV1 data, for which its decoder allocates memory.
 
-The size that an AVIF's boxes say is another, which Pillow shows, and nothing compares them before all is decoded.
-Formats: ISO/IEC 14496-12 (boxes), 23008-12 (items), and the AV1 specification, 5.3 to 5.5 (units, sequence headers).
-What a frame's own header may change of its sequence's size is not followed.
+The size in the file's boxes, which Pillow shows, can differ, and nothing compares the two before decoding. Formats:
+ISO/IEC 14496-12 (boxes), 23008-12 (items), and the AV1 specification, 5.3 to 5.5 (units, sequence headers). Changes of
+the sequence's size in a frame's own header are not followed.
 """
 
 from __future__ import annotations

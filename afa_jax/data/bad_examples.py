@@ -1,4 +1,4 @@
-"""The examples that a run leaves out: each counted once, kept with the run."""
+"""The examples that a run leaves out, each recorded once in the run's folder."""
 
 from __future__ import annotations
 

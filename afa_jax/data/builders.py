@@ -1,7 +1,7 @@
 """TFDS builders of captioned pictures: JourneyDB, COCO captions, any captioned folder. None needs tensorflow.
 
-``python -m afa_jax.prepare`` runs them. The pictures' files are stored as they are, not decoded again; what is
-unreadable or has no caption is left out, and ``left_out`` of the builder names it.
+``python -m afa_jax.prepare`` runs them. They store the picture files as they are, without decoding them again. They
+leave out pictures that are unreadable or have no caption, and name them in ``left_out``.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Picture files as pixels: of a list of formats, of a bounded size, whatever else is in them."""
+"""Decoding of picture files, of known formats and of a bounded size."""
 
 from __future__ import annotations
 

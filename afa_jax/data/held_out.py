@@ -1,4 +1,4 @@
-"""Pairs of pictures and captions to measure on, which nothing was trained on where that can be."""
+"""Pairs of pictures and captions to measure on; for emoji scenes, pairs that nothing is trained on."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Batches by step through grain: a pure function of (source, seed, step), so that a resumed run reads on where it was.
+"""Batches through grain, a pure function of (source, seed, step): a resumed run continues with the next batch.
 
-Example number ``position = step * batch + row`` of the run is example ``index`` of the source, by a shuffle that is
-another in each epoch. All that is random about an example follows from (seed, position): there is no state to save.
+Position ``step * batch + row`` of a run is mapped to an index of the source, by a shuffle that differs in each epoch.
+All randomness of an example follows from (seed, position), so there is no state to save.
 """
 
 from __future__ import annotations

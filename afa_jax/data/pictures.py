@@ -1,4 +1,4 @@
-"""Pictures as numbers and as files."""
+"""PNG files with and without recipes, and grids of pictures."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Picture files without what is not pixels.
+"""Removal of metadata from picture files before they are decoded.
 
-Cameras, editors and generators write metadata into pictures that is broken, huge or hostile: EXIF of overlapping
-directories, text that unpacks to gigabytes, chunks with wrong checksums. Pillow reads it before the pixels, and fails
-or swells with it. So it is taken out of the file's bytes first; of it all only the orientation counts.
+Cameras, editors and generators write metadata that is broken, huge or hostile: overlapping EXIF directories, text that
+unpacks to gigabytes, chunks with wrong checksums. Pillow reads metadata before the pixels, and fails or runs out of
+memory. So it is removed from the file's bytes first; only the orientation is used.
 """
 
 from __future__ import annotations

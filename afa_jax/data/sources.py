@@ -1,4 +1,4 @@
-"""Picture sources: captioned pictures by number, whatever the files are."""
+"""Picture sources: random access to captioned pictures, whatever their file format."""
 
 from __future__ import annotations
 

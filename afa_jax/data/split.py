@@ -1,4 +1,4 @@
-"""Parts of a source."""
+"""Subsets of a source, and the split into training and held-out examples."""
 
 from __future__ import annotations
 

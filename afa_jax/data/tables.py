@@ -1,4 +1,4 @@
-"""Lists of captions and of prompts, .csv and .jsonl as people write them: nothing in them is cut or swallowed."""
+"""Readers of captions and prompts in .csv and .jsonl files; nothing is cut or skipped without an error."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a picture of any size to one of the size that is trained on."""
+"""Crop and resize of pictures to the training size."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Processes that read batches. They talk through pipes alone, so that nothing of them outlives the one they work for.
+"""Worker processes that read batches. They are connected by pipes alone, so nothing outlives the main process.
 
-Python's own pools keep semaphores and shared memory under names in /dev/shm, which stay there after a SIGKILL, and
-their processes look for their parent when they have imported everything. These have a thread that waits for the end of
-a pipe before they import anything, and end with it.
+Python's own pools keep named semaphores and shared memory in /dev/shm, which remain after a SIGKILL, and their
+processes look for their parent only after all imports. Here a thread waits for the end of a pipe before the worker
+imports anything, and then ends the worker.
 """
 
 from __future__ import annotations

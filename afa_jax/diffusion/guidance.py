@@ -1,4 +1,4 @@
-"""What a sampler drives: the Denoiser protocols, and classifier-free guidance around them."""
+"""The Denoiser protocols that a sampler calls, and classifier-free guidance."""
 
 from __future__ import annotations
 

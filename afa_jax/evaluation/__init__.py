@@ -1,4 +1,4 @@
-"""Whether an ensemble is worth it: before training, and against every other way."""
+"""Evaluation of an ensemble: before training, and against other methods."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Confidence intervals over prompts, the same resamples for every method so that differences are paired.
+"""Confidence intervals over prompts. All methods share the resamples, so that differences are paired.
 
-A percentile bootstrap: prompts are drawn with replacement, each with all its pictures, which are not independent.
-Where every resample is the same, as of one prompt, nothing is known of how far the value is off: there is no interval.
+A percentile bootstrap draws prompts with replacement, each with all its pictures, which are not independent. If all
+resamples are equal, as with a single prompt, there is no interval.
 """
 
 from __future__ import annotations

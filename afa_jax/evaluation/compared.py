@@ -1,4 +1,4 @@
-"""Pictures of the same prompts and seeds by several methods, side by side, with figures where somebody judges them."""
+"""Pictures of the same prompts and seeds by several methods, side by side, with figures where a judge is given."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the routing screen prints and keeps."""
+"""The routing screen's report, as printed lines and as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a search for merge weights needs: the weights from few parameters, the merge in memory, and a score.
+"""Parts of a search for merge weights: a space of few parameters, the merge in memory, and a score.
 
 autoMBW searches, as a black box, for the weights of each block of a merge (the LDM blocks of
 afa_jax/weights/merging/blocks.py) that make a score of generated pictures best. The U-Nets stay stacked in memory and

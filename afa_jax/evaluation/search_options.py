@@ -1,4 +1,4 @@
-"""What a search for merge weights is asked for, looked at before JAX is imported."""
+"""Options of a search for merge weights, checked before JAX is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search for merge weights, trial by trial, whose log can be gone on with."""
+"""A search for merge weights, trial by trial, with a log from which it can be resumed."""
 
 from __future__ import annotations
 

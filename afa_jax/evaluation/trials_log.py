@@ -1,4 +1,4 @@
-"""The log of a search's trials: optuna's journal, whose records are written whole and cut to whole ones at a resume."""
+"""The log of a search's trials: optuna's journal. Records are written whole; a resume removes a torn one."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Whether U-Nets are built alike, so that their features can be fused and their weights merged."""
+"""Checks that U-Nets have one architecture, so that their features can be fused and their weights merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a config, or the command line, names as base model and experts, opened.
+"""Base model and experts, opened from what a config or the command line names.
 
 An expert is given as ``dict(name="photo", path="models/photo.safetensors")``, the base model as a path or
 ``dict(path=...)``. A path is a diffusers folder, a single file, or either of them on the Hugging Face hub. Further

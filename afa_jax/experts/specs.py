@@ -1,4 +1,4 @@
-"""How the command line names an expert, ``NAME=PATH[,lora=PATH:WEIGHT]...[,FIELD=VALUE]...``, and a LoRA."""
+"""The command line's notation of experts, ``NAME=PATH[,lora=PATH:WEIGHT]...[,FIELD=VALUE]...``, and of LoRAs."""
 
 from __future__ import annotations
 

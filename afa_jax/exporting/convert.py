@@ -1,4 +1,4 @@
-"""One checkpoint into another container, with other parts, LoRAs or another dtype."""
+"""Conversion of one checkpoint to another container, with other parts, LoRAs or another dtype."""
 
 from __future__ import annotations
 

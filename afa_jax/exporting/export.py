@@ -1,4 +1,4 @@
-"""An ensemble for other tools: its trained pair, a static approximation, or one expert with its LoRAs."""
+"""Exports of an ensemble: its trained pair, a static approximation, or one expert with its LoRAs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What checkpoints are, which expert each resembles, and how far they are apart."""
+"""Inspection of checkpoints: what each is, which expert it resembles, and how far they are apart."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an export is asked for and where a model may be written to, looked at before JAX is imported."""
+"""Options and output paths of an export, checked before JAX is imported."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The trained pair as it is published: its two files, a model card, pictures, and if asked for a config."""
+"""The published form of a trained pair: its two files, a model card, pictures, and optionally a config."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A config for a published pair, with which a reader samples it: hub ids, or places for files that are not here."""
+"""The config of a published pair, for sampling it: hub ids, or placeholders for local files."""
 
 from __future__ import annotations
 

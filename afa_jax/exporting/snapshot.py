@@ -1,4 +1,4 @@
-"""The static snapshot of an ensemble: whose weights it mixes where, and what it loses against the ensemble."""
+"""The static snapshot of an ensemble: the experts' weights in each block, and its loss against the ensemble."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Checkpoints as they are written: where to, with which recipe, and what is said of them."""
+"""Writing of checkpoints: the output path, the recipe, and what is printed."""
 
 from __future__ import annotations
 

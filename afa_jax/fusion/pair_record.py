@@ -1,4 +1,4 @@
-"""What ``ensemble.json`` may say: of each field its type and bounds, since the file comes from whoever published it.
+"""The fields of ``ensemble.json`` with their types and bounds, checked because the file may come from anybody.
 
 It is read without JAX.
 """

@@ -1,6 +1,6 @@
-"""What can be trained to fuse frozen experts, by name: AFA's aggregators and their trained rivals.
+"""The registry of what can be trained to fuse frozen experts: AFA's aggregators and their trained rivals.
 
-A new one is a class with what ``TrainedFusion`` says, in a file of its own, and a line in ``FUSIONS``.
+A new one is a class that satisfies ``TrainedFusion``, in a file of its own, and a line in ``FUSIONS``.
 """
 
 from __future__ import annotations

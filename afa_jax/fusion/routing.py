@@ -1,6 +1,6 @@
-"""What the maps of an ensemble say, whom it trusts and how surely; and other routing than was trained.
+"""Statistics of an ensemble's maps, and changes of its routing after training.
 
-``Sharpened``, ``TopK`` and ``Permuted`` stand where the aggregators they change do in FusedUNets.
+``Sharpened``, ``TopK`` and ``Permuted`` wrap aggregators and take their place in FusedUNets.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One expert alone, and constant maps: what an ensemble is compared with."""
+"""Baselines of an ensemble: one expert alone, and constant maps."""
 
 from __future__ import annotations
 

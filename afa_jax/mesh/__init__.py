@@ -1,4 +1,4 @@
-"""Devices and processes: the one room that knows of them."""
+"""Devices and processes; no other room knows of them."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""How a process learns that there are others, and which one it is: by flags, by the environment, by its cluster."""
+"""The processes of a run and this one's number, from flags, from the environment or from the cluster."""
 
 from __future__ import annotations
 

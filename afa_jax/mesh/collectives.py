@@ -1,7 +1,7 @@
-"""The mesh: one function on every device, and what a device asks of the others; outside a mesh all is the identity.
+"""Functions that run on every device of a mesh, and the collectives they call; without a mesh these are the identity.
 
-The experts are split over the mesh axis ``expert`` and the rows of a batch over ``data`` and ``fsdp``: devices along
-``expert`` have the same rows and other experts.
+The experts are split over the mesh axis ``expert``, and the rows of a batch over ``data`` and ``fsdp``. Devices along
+``expert`` have the same rows and different experts.
 """
 
 from __future__ import annotations

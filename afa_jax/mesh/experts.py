@@ -1,7 +1,7 @@
-"""Experts side by side: run a function for each of them, and bring what they made together.
+"""Functions mapped over the experts, and reductions of their results.
 
-Without a mesh these are loops and sums over the leading axis. On a mesh each device has some of the experts, and the
-functions below are the only places where it hears of the others (mesh/collectives.py).
+Without a mesh these are loops and sums over the leading axis. On a mesh each device has some of the experts, and only
+these functions exchange their results (mesh/collectives.py).
 """
 
 from __future__ import annotations

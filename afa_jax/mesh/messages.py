@@ -1,8 +1,7 @@
-"""What processes that run together tell each other: values and errors as JSON, of which nothing is run.
+"""Messages between processes: values and errors as JSON, which runs no code.
 
-A value arrives as it was, to the bit and to its type: None, truth values, whole numbers, floats (also NaN and infinite
-ones), texts, bytes, and lists, tuples and dicts of these. An error arrives by its class, of a closed set, and its
-arguments.
+A value arrives with the same bits and type: None, booleans, integers, floats (also NaN and infinities), strings, bytes,
+and lists, tuples and dicts of these. An error arrives as its class, one of a fixed set, and its arguments.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Where the experts run: the one place where "for each expert" happens, and the mesh that spreads them over devices.
+"""The device mesh, and how stacks of networks and batches are split over it.
 
 A stack of N networks is one network whose leaves have a leading axis N. On a mesh the stack is split over the axis
-``expert`` and the rows of a batch over ``data`` and ``fsdp``. A training step or a sampler is one function that runs on
-every device (``on_mesh``), on the experts and rows that are there; what it needs of others it asks for by name
-(afa_jax/mesh/collectives.py).
+``expert``, and the rows of a batch over ``data`` and ``fsdp``. A training step or a sampler is one function that runs
+on every device (``on_mesh``), on that device's experts and rows. It exchanges data with other devices by the
+collectives of afa_jax/mesh/collectives.py.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Several processes, one to a host, that run one program together: how they find each other and how they agree.
+"""Several processes, one to a host, that run one program: how they connect and how they agree.
 
-Every process calls the functions of this module at the same points of its program, as it runs the same jitted programs
-in the same order. Process 0 alone touches the workdir; what it finds there, or what stops it, reaches the others here.
-With one process everything is the identity.
+Every process calls these functions at the same points of its program, as it runs the same jitted programs in the same
+order. Only process 0 accesses the workdir. Its values and errors reach the other processes through this module. With
+one process every function is the identity.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Every way to make a picture of several experts, by its name."""
+"""Ways to make a picture from several experts, by name."""
 
 import lazy_loader
 

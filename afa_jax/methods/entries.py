@@ -1,4 +1,4 @@
-"""The methods that a config lists, by name, and the controls that no comparison goes without."""
+"""The methods that a config lists, by name, and the controls that every comparison has."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Every way of making pictures that ``--method`` or a config's list of methods can name, ready to sample.
+"""Methods of making pictures, as ``--method`` or a config's list names them, ready to sample.
 
-A method is ``dict(kind=..., **options)``, on the command line ``KIND[:EXPERT][,OPTION=VALUE]...`` (specs.py).
-The kinds and their options are the functions of registry.py; all of them also have ``name``, and ``eta``, ``steps`` and
-``guidance`` in place of what all methods of a comparison share.
+A method is ``dict(kind=..., **options)``, on the command line ``KIND[:EXPERT][,OPTION=VALUE]...`` (specs.py). Its kinds
+and their options are the functions of registry.py. Every kind also has the options ``name``, and ``eta``, ``steps`` and
+``guidance``, which override the sampling options of a comparison.
 """
 
 from __future__ import annotations

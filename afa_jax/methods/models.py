@@ -1,4 +1,4 @@
-"""The models that methods are made of, loaded when one asks for them and then shared."""
+"""The models that methods use, loaded at first use and then shared."""
 
 from __future__ import annotations
 

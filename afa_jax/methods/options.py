@@ -1,4 +1,4 @@
-"""How pictures are sampled, whatever the method."""
+"""Sampling options, which all methods have in common."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The kinds of methods: a function each, which takes the kind's options, checks them, and gives a Denoiser.
+"""The kinds of methods: functions that check a kind's options and return a Denoiser.
 
 A new method is a new Denoiser and one more function here.
 """

@@ -1,12 +1,12 @@
-"""How the command line names a method and its options: ``KIND[:EXPERT][,FIELD=VALUE]...``.
+"""The command line's notation of a method: ``KIND[:EXPERT][,FIELD=VALUE]...``.
 
     ties,density=0.3                           dict(kind="ties", density=0.3)
     expert:photo                               dict(kind="expert", expert="photo")
     average,weights.a=0.3,weights.b=0.7        dict(kind="average", weights=dict(a=0.3, b=0.7))
     slerp,a=photo,b=anime,name=half            dict(kind="slerp", a="photo", b="anime", name="half")
 
-A value is a Python literal (a number, True, None, a list, a dict, a quoted string), else text as it stands. Commas
-within brackets and quotes are part of a value.
+A value is a Python literal (a number, True, None, a list, a dict, a quoted string), or else text. Commas within
+brackets and quotes are part of a value.
 """
 
 from __future__ import annotations

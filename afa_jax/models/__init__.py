@@ -1,4 +1,4 @@
-"""The networks of Stable Diffusion 1.x and 2.x, each for itself: nothing here knows that there are several experts."""
+"""The networks of Stable Diffusion 1.x and 2.x. Nothing here knows that there are several experts."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""Attention, the transformer blocks of the U-Net and of SABW, and the one place where attention is computed."""
+"""Attention, computed in one place, and the transformer blocks of the U-Net and of SABW."""
 
 from __future__ import annotations
 

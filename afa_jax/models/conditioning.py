@@ -1,4 +1,4 @@
-"""What a network hears besides latents and timestep."""
+"""Conditioning: the inputs of a network besides latents and timestep."""
 
 from __future__ import annotations
 

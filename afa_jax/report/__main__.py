@@ -1,7 +1,7 @@
-"""How a run is doing, or a comparison's table: ``python -m afa_jax.report --workdir runs/emoji --out run.html``.
+"""Report on a run or a comparison: ``python -m afa_jax.report --workdir runs/emoji --out run.html``.
 
-A self-contained page of what a workdir of ``afa_jax.train`` holds, while it runs or afterwards: loss, validation by
-timestep, norms, speed, how even the maps are, whom each site trusts at which timesteps, and the sampled grids.
+The page is self-contained and shows a workdir of ``afa_jax.train``, while it runs or afterwards: loss, validation by
+timestep, norms, speed, entropy of the maps, each expert's weight by site and timestep, and the sampled grids.
 
 ``python -m afa_jax.report --into README.md [--table report.json] [--check]`` writes the tables of what
 ``afa_jax.evaluate`` measured into Markdown files, between the lines ``<!-- table: report.json -->`` and

@@ -1,6 +1,6 @@
 """Charts by matplotlib as SVG inside a page: lines, points, differences; no script, and no font from elsewhere.
 
-matplotlib is imported when a chart is drawn. What a pointer on a mark shows is drawn as the mark's link, then renamed.
+matplotlib is imported when a chart is drawn. A mark's tooltip is drawn as the mark's link, which is then renamed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What ``afa_jax.convert`` prints of checkpoints, in at most 120 columns."""
+"""The tables that ``afa_jax.convert`` prints about checkpoints, at most 120 columns wide."""
 
 from __future__ import annotations
 

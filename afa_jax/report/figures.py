@@ -1,6 +1,6 @@
-"""What report.json holds, read for people: the methods in their order, the figures as text, and which is the best.
+"""Readers of report.json for tables and charts: methods in order, values as text, and the best value.
 
-Any figure may be null or absent: it is None here, and an empty cell in every table.
+Any value may be null or absent. It is then None here, and an empty cell in every table.
 """
 
 from __future__ import annotations

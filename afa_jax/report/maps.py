@@ -1,4 +1,4 @@
-"""Pictures with the maps of every site over the timesteps, and whom each site trusts over many prompts."""
+"""Pictures with the maps of every site over the timesteps, and each expert's weight by site over many prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Self-contained HTML pages by the templates beside this file: pictures embedded, no script from elsewhere."""
+"""Self-contained HTML pages from the templates beside this file: embedded pictures, no external scripts."""
 
 from __future__ import annotations
 

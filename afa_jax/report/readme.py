@@ -1,11 +1,11 @@
 """Tables of a comparison inside Markdown files, written by ``python -m afa_jax.report --into README.md``.
 
-What stands between these two lines is the table of that report, and nothing else may:
+The text between two such lines is replaced by the table of that report:
 
     <!-- table: docs/emoji/report.json metrics=subject,kid methods=main -->
     <!-- end table -->
 
-The report's path is relative to the Markdown file, as a link's is. Options, all of which may be left out:
+The report's path is relative to the Markdown file, as a link's is. All options may be left out:
 
     metrics   names, or "all"; by default those that the report calls main
     methods   names and families (in quotes where they have a space), "all" (the default) or "main": the controls,

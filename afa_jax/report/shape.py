@@ -1,6 +1,7 @@
-"""What the fields of a report.json may be: it is read again by other commands, and a file can hold anything.
+"""Types of the fields of a report.json, checked when a command reads the file.
 
-Only what tables, sheets and model cards read is looked at. Any field that is not required may be null or absent.
+Only the fields that tables, sheets and model cards use are checked. Any field that is not required may be null or
+absent.
 """
 
 from __future__ import annotations

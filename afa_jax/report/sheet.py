@@ -1,4 +1,4 @@
-"""Pictures side by side, with labels, as one picture."""
+"""Labelled pictures side by side in one picture."""
 
 from __future__ import annotations
 

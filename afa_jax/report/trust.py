@@ -1,4 +1,4 @@
-"""Whom the sites of an ensemble trust at which timestep, over one picture or many: figures and the page maps.html."""
+"""Each expert's weight by site and timestep, for one picture or many: figures and the page maps.html."""
 
 from __future__ import annotations
 

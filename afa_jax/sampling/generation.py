@@ -1,4 +1,4 @@
-"""From prompts to pictures: one compiled program a method, whatever the number of prompts."""
+"""From prompts to pictures, by one compiled program for each method, whatever the number of prompts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Maps as pictures: each expert has a colour, each pixel the mixture of the experts trusted there."""
+"""Maps as pictures: each expert has a colour, and a pixel is the experts' colours mixed by their weights."""
 
 from __future__ import annotations
 

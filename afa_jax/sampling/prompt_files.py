@@ -1,4 +1,4 @@
-"""The requests of a file of prompts, and whether a tokenizer knows its words."""
+"""Requests from a file of prompts, and the check that a tokenizer accepts them."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Files of prompts to sample, a line each, read without JAX; afa_jax/evaluation/comparison/prompts.py reads others.
+"""Files of prompts to sample, one a line, read without JAX.
 
-In those of a comparison prompts that are alike count once and empty lines not at all. Here the number of a line decides
-its pictures.
+The number of a line decides its pictures, so equal lines each count and an empty line is an error. In a comparison's
+prompts, which afa_jax/evaluation/comparison/prompts.py reads, equal prompts count once and empty lines are skipped.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
 """Many pictures of a file of prompts, over all devices and processes: ``afa_jax.sample --prompts FILE --out DIR``.
 
-Picture p belongs to prompt p // K, for K pictures of each, and is a function of the recipe and of p alone: not of the
-devices, the processes, the batch it was in, or the start that made it. It is the file ``DIR/00012/00012345.png``, with
-its recipe in its metadata. ``DIR/recipe.json`` says what all of them share and is there before the first one; what is
-missing is made by whoever starts the same recipe again.
+Picture p belongs to prompt p // K, for K pictures of each. It is a function of the recipe and of p alone, not of the
+devices, the processes, its batch, or the start that made it. It is the file ``DIR/00012/00012345.png``, with its recipe
+in its metadata. ``DIR/recipe.json`` has what all pictures share, and is written before the first one. Starting the same
+recipe again makes the missing pictures.
 
-Every process runs every batch and writes the pictures whose number modulo the processes is its own. DIR may be one
-folder that all of them see or one on each host.
+Every process runs every batch and writes the pictures whose number modulo the number of processes is its own. DIR may
+be one folder that all processes share, or one on each host.
 """
 
 from __future__ import annotations

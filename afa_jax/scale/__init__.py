@@ -1,4 +1,4 @@
-"""What a config needs of chips and memory, from its compiled programs."""
+"""The devices and memory that a config needs, from its compiled programs."""
 
 import lazy_loader
 

@@ -1,6 +1,6 @@
-"""The programs of a run, and their arguments as shapes with shardings: what is compiled ahead of time.
+"""The programs of a run and the shapes and shardings of their arguments, for compiling ahead of time.
 
-No weights are read: an architecture follows from config.json files, or is one that is known here.
+No weights are read. An architecture follows from config.json files, or is one that is known here.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""TPU chips: what a device has, and descriptions of slices that need not be there.
+"""TPU chips: their figures, and descriptions of slices that need not exist.
 
-Peak operations, memory bandwidth and interconnect are those of Google's documentation (cloud.google.com/tpu/docs:
-the key specifications of v4, v5e, v5p, v6e and tpu7x, read in November 2026); a v4's interconnect is that of
-Jouppi et al. 2023 (arXiv 2304.01433: six links of 50 GB/s). There they are of a chip, and the newer pages sum the
-interconnect over both directions; here they are of a device, and of one direction: what it can send.
+Peak operations, memory bandwidth and interconnect are those of Google's documentation (cloud.google.com/tpu/docs: the
+key specifications of v4, v5e, v5p, v6e and tpu7x, read in November 2026); a v4's interconnect is that of Jouppi et al.
+2023 (arXiv 2304.01433: six links of 50 GB/s). The documentation gives them for a chip, and its newer pages sum the
+interconnect over both directions. Here they are for one device, and for the one direction in which it sends.
 
 Memory is what the compiler offers to a program: libtpu 0.0.52 refuses more with "exceeds available HBM".
 """

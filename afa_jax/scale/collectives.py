@@ -1,4 +1,4 @@
-"""What a compiled program exchanges between devices: every collective, its bytes, and the mesh axes it runs over.
+"""The collectives of a compiled program: the bytes of each, and the mesh axes it runs over.
 
     found = collectives(compiled.as_text(), mesh.shape)
     for row in summed(found):

@@ -1,4 +1,4 @@
-"""Whether a run's program fits its devices, found by compiling it."""
+"""Checks whether a run's program fits its devices, by compiling it."""
 
 from __future__ import annotations
 

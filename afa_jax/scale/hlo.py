@@ -1,4 +1,4 @@
-"""A compiled program's text (``compiled.as_text()``), read as far as needed to say what is executed, and how often.
+"""A parser of a compiled program's text (``compiled.as_text()``): what is executed, and how often.
 
 XLA's own cost analysis counts the body of a loop once, and here loops are everywhere: over experts, over sampling
 steps, over parts of a batch. So the program is walked from its entry, and what a loop's body holds counts as often as

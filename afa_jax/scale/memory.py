@@ -1,4 +1,4 @@
-"""What a compiled program holds on a device, and which setting to change where that is too much."""
+"""The memory of a compiled program on a device, and the setting to change if it is too much."""
 
 from __future__ import annotations
 

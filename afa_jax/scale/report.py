@@ -1,4 +1,4 @@
-"""What is worth knowing of a compiled program before paying for the devices."""
+"""The report on a compiled program: what one device holds, computes and exchanges."""
 
 from __future__ import annotations
 

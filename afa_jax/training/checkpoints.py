@@ -1,14 +1,14 @@
 """Checkpoints through orbax: flat dictionaries of arrays, written in the background, checked and resumed exactly.
 
 ``workdir/checkpoints`` holds a folder for each kept step and ``scores.json``. Orbax writes a checkpoint under a
-temporary name and renames it when it is complete, so a process that is killed while saving leaves rubbish, which the
-next run removes, and no half checkpoint. Orbax does not notice bytes that changed, so restoring checks two sums
-(crc32): that of every file, in ``sums.json``, which tells damage on the disk before orbax meets it, and that of every
-array, which tells damage on the way there and back.
+temporary name and renames it when it is complete. So a process that is killed while saving leaves no half checkpoint,
+only a temporary folder, which the next run removes. Orbax does not notice changed bytes, so restoring checks two sums
+(crc32). That of every file, in ``sums.json``, finds damage on the disk before orbax reads it. That of every array finds
+damage on the way there and back.
 
-Of several processes only process 0 reads and writes: it has the arrays brought to its host, and what it reads it sends
-to the others, where they go to whatever devices the arrays of the run lie on. So the folder need not be shared, and
-neither the number of processes nor the mesh is part of a checkpoint.
+Of several processes only process 0 reads and writes. It gathers the arrays on its host before it saves them, and
+broadcasts what it restores; each process then places the arrays on its devices as the run's mesh says. So the folder
+need not be shared, and neither the number of processes nor the mesh is part of a checkpoint.
 """
 
 from __future__ import annotations

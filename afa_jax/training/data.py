@@ -1,4 +1,4 @@
-"""What a run trains on: a source, less the pairs held out for validation, read directly or from the cache."""
+"""The training data of a run: a source without the pairs held out for validation, read directly or from the cache."""
 
 from __future__ import annotations
 

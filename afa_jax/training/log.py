@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, the writers that were asked for, and a progress bar."""
+"""The log of a run: metrics.jsonl, further writers, and a progress bar."""
 
 from __future__ import annotations
 

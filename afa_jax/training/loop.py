@@ -1,4 +1,4 @@
-"""The loop that every trainer runs: log, validate, save, stop, and go on from there as if nothing had happened."""
+"""The training loop of every trainer: log, validate, save, stop and resume, bit for bit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The pictures that one model learns: few enough that their latents are kept in memory."""
+"""The training pictures of one model, few enough that their latents are kept in memory."""
 
 from __future__ import annotations
 

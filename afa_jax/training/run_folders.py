@@ -1,4 +1,4 @@
-"""Whether a folder holds a run, goes on or may be replaced: looked at before JAX is there, and where it is used."""
+"""Checks of a run's folder that need no JAX: whether it holds a run, can be resumed or may be replaced."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from afa_jax.json_files import read_object
 MODEL = "model"  # the folder of what is trained, where that is a whole model
 CONFIG, LOCK = "config.json", ".lock"
 OVERWRITTEN = ".overwritten"
-"""The old config's name while a run is being overwritten. It marks the folder as a run until the new config is
-there."""
+"""The old config's name from the removal of its run until the next run writes its config; in between the folder may
+hold no run."""
 OF_A_RUN = (
     "checkpoints", "metrics.jsonl", "validation.jsonl", "bad_examples.jsonl", "samples", "tensorboard", "wandb",
     "wandb.json", "aggregators.safetensors", "ensemble.json", "best", MODEL, "trials.log", "trials.log.lock",

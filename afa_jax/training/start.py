@@ -1,4 +1,4 @@
-"""What a trainer of one model looks at before it begins."""
+"""Checks of a trainer of one model before it begins."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""The training step of a fusion, AFA's aggregators or a rival's: only the fusion changes.
+"""The training step of a fusion, be it AFA's aggregators or a rival.
 
-Its parameters and the frozen parts cross the jitted step as flat dictionaries: a tree of modules takes Python 12 ms to
-take apart and put together, at every step.
+Parameters and frozen parts enter and leave the jitted step as flat dictionaries. Taking trees of modules apart and
+putting them together would cost Python 12 ms a step.
 """
 
 from __future__ import annotations

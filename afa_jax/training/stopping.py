@@ -1,11 +1,13 @@
-"""SIGTERM and SIGINT as a request: the run ends its step, saves and goes.
+"""SIGTERM and SIGINT as requests to stop: the run finishes its step, saves and ends.
 
-Python runs a signal's handler in the main thread, between two of its instructions: one that arrives within a call into
-compiled code, such as waiting for a step, is seen when that call returns. So a run stops within one step and one save.
-What compiles may take minutes and is called in a thread of its own (``StopSignals.compiling``), which is left behind.
+Python runs a signal's handler in the main thread, between two of its instructions. A signal that arrives during a call
+into compiled code, such as waiting for a step, is handled when that call returns. So a run stops within one step and
+one save. Compiling may take minutes, so it runs in a thread of its own (``StopSignals.compiling``), which is abandoned
+on a signal.
 
-Several processes stop after the same step. What comes to one of them is a request (``come``) that the loop tells the
-others along with its step, and ``asked`` is what they have all been told; nothing leaves a wait before its time.
+Several processes stop after the same step. A signal to one of them is a request (``come``), which the loop sends to the
+others along with its step. ``asked`` is the signal that all of them have received; no process leaves a wait before
+that.
 """
 
 from __future__ import annotations

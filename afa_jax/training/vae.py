@@ -1,4 +1,4 @@
-"""Train a small autoencoder, whose scaled latents have unit variance."""
+"""Train a small autoencoder whose scaled latents have unit variance."""
 
 from __future__ import annotations
 

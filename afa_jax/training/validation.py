@@ -1,4 +1,4 @@
-"""Validation on fixed pairs, noises and timesteps: is the loss falling, and whom do the maps trust where and when?"""
+"""Validation on fixed pairs, noises and timesteps: the loss, and each expert's weight by site and timestep."""
 
 from __future__ import annotations
 

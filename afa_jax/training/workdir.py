@@ -1,4 +1,4 @@
-"""A run's folder: who may write to it, its config and its metrics. Of several processes only process 0 looks there."""
+"""The folder of a run: its lock, its config and its metrics. Of several processes only process 0 accesses it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where a run's numbers go besides metrics.jsonl: TensorBoard event files, Weights & Biases."""
+"""Writers of a run's metrics besides metrics.jsonl: TensorBoard event files, Weights & Biases."""
 
 from __future__ import annotations
 

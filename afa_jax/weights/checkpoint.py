@@ -1,8 +1,8 @@
-"""What every way of storing a model comes down to: components, each with a config and a state dict.
+"""The Checkpoint protocol of every container: components, each with a config and a state dict.
 
-A reader of one container (a diffusers folder, a single file, ...) is a Checkpoint, and so is a model in memory or one
-with LoRAs baked in. Whoever loads, compares, inspects or writes models knows nothing else. Configs are those of
-diffusers' and transformers' config.json, state dicts have their keys and PyTorch's layout.
+The reader of a container (a diffusers folder, a single file, ...) is a Checkpoint, and so is a model in memory or one
+with LoRAs baked in. Code that loads, compares, inspects or writes models uses nothing else. Configs are those of
+diffusers' and transformers' config.json; state dicts have their keys and PyTorch's layout.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far two experts are apart by their weights: one model under two names is found before it is trained on."""
+"""The distance between two experts' weights, which finds one model under two names before it is trained on."""
 
 from __future__ import annotations
 

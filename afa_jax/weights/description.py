@@ -1,4 +1,4 @@
-"""What a checkpoint is, as plain values: container, architecture, components, hashes, metadata."""
+"""Descriptions of checkpoints as plain values: container, architecture, components, hashes, metadata."""
 
 from __future__ import annotations
 

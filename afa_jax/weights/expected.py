@@ -1,6 +1,6 @@
 """The tensors that a network of a config has: their names in a checkpoint and their shapes, without building it.
 
-They are those of the networks in models/, in their order (a test compares them). So a file can be looked at, compared
+They are those of the networks in models/, in the same order; a test compares them. So a file can be inspected, compared
 and refused without JAX.
 """
 

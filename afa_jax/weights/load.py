@@ -1,4 +1,4 @@
-"""Checkpoints to modules: the one way in for every container."""
+"""Loading of checkpoints, from any container, into modules."""
 
 from __future__ import annotations
 

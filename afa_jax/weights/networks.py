@@ -1,4 +1,4 @@
-"""Networks of a config without their numbers: shapes in place of arrays."""
+"""Abstract networks of a config: shapes in place of arrays."""
 
 from __future__ import annotations
 

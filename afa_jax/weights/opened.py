@@ -1,4 +1,4 @@
-"""Checkpoints opened, whatever their container, and compared to their architecture, all without JAX."""
+"""Checkpoints of any container, opened and checked against their architecture without JAX."""
 
 from __future__ import annotations
 

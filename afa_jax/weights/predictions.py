@@ -1,4 +1,4 @@
-"""What the U-Net of a single file predicts, by the marks that trainers leave in the file and beside it."""
+"""The prediction type of a single file, by the marks that trainers leave in the file and beside it."""
 
 from __future__ import annotations
 

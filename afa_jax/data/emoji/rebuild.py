@@ -1,8 +1,8 @@
-"""Makes the emoji pictures anew from their npm packages.
+"""Make the emoji pictures anew from their npm packages.
 
     python -m afa_jax.data.emoji.rebuild --out DIR
 
-Needs npm and a registry it can reach; takes about a minute. Two runs give the same pictures.
+It needs npm and a registry within reach, and takes about a minute. Two runs give the same pictures.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""What can be drawn: the subjects, by topic, and the styles they are drawn in (vocabulary.json)."""
+"""The vocabulary of emoji scenes: subjects by topic, and drawing styles (vocabulary.json)."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""Ways to go from noise to a picture, one a file."""
+"""Samplers, one a file: from noise to clean latents."""
 
 import lazy_loader
 

@@ -1,4 +1,4 @@
-"""The samplers by the names that a user may give; a new one is a file beside this one and a line here."""
+"""The registry of samplers by name; a new sampler is a file beside this one and a line here."""
 
 from __future__ import annotations
 

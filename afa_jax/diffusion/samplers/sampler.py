@@ -1,7 +1,7 @@
-"""What a sampler is, and the one loop that runs it: from noise to clean latents.
+"""The Sampler protocol, and the one loop that runs a sampler from noise to clean latents.
 
-A sampler receives predictions and never a network. One turn of the loop is one evaluation of the network, so that the
-network stands in the program once; a sampler of second order takes two turns a step.
+A sampler receives predictions and never a network. One iteration of the loop is one evaluation of the network, so the
+compiled program contains the network once. A second-order sampler takes two iterations a step.
 """
 
 from __future__ import annotations

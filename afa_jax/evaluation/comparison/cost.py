@@ -1,4 +1,4 @@
-"""What a method costs: seconds a picture, beside one expert in the same run, and memory."""
+"""The cost of a method: memory, and seconds a picture beside those of one expert in the same run."""
 
 from __future__ import annotations
 

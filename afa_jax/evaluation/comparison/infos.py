@@ -1,4 +1,4 @@
-"""What figures are called and how they are read: of emoji pictures and of the predicted noise; without JAX."""
+"""Names and descriptions of the metrics of emoji pictures and of the predicted noise, without JAX."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which metrics a comparison can have, checked before any work, and which of those that are there chooses the best."""
+"""Checks of the metrics that a config asks for, and the choice of the main one."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""Where the pictures of a comparison are: names that a person reads and a program finds again, and their index.
+"""Paths of a comparison's pictures, readable and unique, and their index.
 
-``pictures/<method>-<hash>/<prompt>-<hash>_seed<seed>.png`` and in each folder ``method.json``, what its pictures were
-made by; ``pictures/index.json`` says which methods, prompts and seeds are compared. The words of a name say what is
-there, in letters and digits that every file system has; the hash, of all that decides the picture, makes it one of its
-own.
+A picture is ``pictures/<method>-<hash>/<prompt>-<hash>_seed<seed>.png``. ``method.json`` in each folder says how its
+pictures were made. ``pictures/index.json`` lists the methods, prompts and seeds that are compared. The words of a name
+have letters and digits only, which every file system allows. The hash covers everything that decides the picture, and
+makes the name unique.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Compiled programs in a process that compiles very many of them."""
+"""Release of compiled programs in a process that compiles very many of them."""
 
 from __future__ import annotations
 

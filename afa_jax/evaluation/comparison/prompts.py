@@ -1,4 +1,4 @@
-"""What is asked of every method: prompts, in groups, with what must be seen or with a reference picture."""
+"""Prompts of a comparison, in groups, each with what its pictures must show or with a reference picture."""
 
 from __future__ import annotations
 

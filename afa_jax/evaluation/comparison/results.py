@@ -1,4 +1,4 @@
-"""What a comparison leaves: report.json and report.html, the grid of pictures, and a table on the terminal."""
+"""The results of a comparison: report.json, report.html, the grid of pictures, and a table on the terminal."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is measured on pictures: scores of each, and from them figures of a method with intervals over prompts."""
+"""Scores of pictures, and from them a method's figures with intervals over prompts."""
 
 from __future__ import annotations
 

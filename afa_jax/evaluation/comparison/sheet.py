@@ -1,4 +1,4 @@
-"""Pictures of a comparison as one picture, for a README: a row for each method, a column for each prompt."""
+"""A comparison's pictures as one picture for a README: a row for each method, a column for each prompt."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Scores of emoji pictures: the judge's word on every place, and the features that the kernel distance compares."""
+"""Scores of emoji pictures: the judge's answer for every place, and the features for the kernel distance."""
 
 from __future__ import annotations
 

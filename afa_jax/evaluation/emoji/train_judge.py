@@ -1,4 +1,4 @@
-"""Trains the judge's heads and writes judge.safetensors.
+"""Train the judge's heads and write judge.safetensors.
 
     python -m afa_jax.evaluation.emoji.train_judge --out DIR
 

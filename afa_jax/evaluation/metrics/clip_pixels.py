@@ -1,4 +1,4 @@
-"""Pictures as CLIP networks take them, by Pillow's bicubic filter, which smooths when it shrinks."""
+"""Preprocessing of pictures for CLIP networks, by Pillow's antialiased bicubic filter."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Metrics of full-scale comparisons, by their published weights.
 
-They need torch and the libraries of requirements-metrics.txt, which nothing else of afa_jax imports. What is absent, a
-library or weights, costs its own metrics only: ``load_metrics`` says why, and the rest go on.
+They need torch and the libraries of requirements-metrics.txt, which nothing else of afa_jax imports. If a library or
+weights are missing, only the metrics that need them are left out, and ``load_metrics`` says why.
 
 | name         | of        | network and weights                            | protocol                                |
 | ------------ | --------- | ---------------------------------------------- | --------------------------------------- |

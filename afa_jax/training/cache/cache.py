@@ -1,7 +1,7 @@
-"""What is frozen, computed once: the VAE's moments of k crops of every picture, and the experts' text states.
+"""The cache of frozen results: the VAE's moments of k crops of every picture, and the experts' text states.
 
-A cache is a folder named by the hash of all that its values depend on; when any of it changes there is another folder.
-A training step on cached batches touches neither VAE nor text encoders, and still draws a fresh latent each time.
+A cache is a folder named by the hash of everything that its values depend on; if any of it changes, another folder is
+used. A training step on cached batches runs neither VAE nor text encoders, and still draws a fresh latent each time.
 """
 
 from __future__ import annotations

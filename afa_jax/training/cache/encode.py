@@ -1,4 +1,4 @@
-"""What the cache keeps of an example, computed a fixed batch at a time."""
+"""Computation of the cached values, in batches of a fixed size."""
 
 from __future__ import annotations
 

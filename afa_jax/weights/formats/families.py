@@ -1,4 +1,4 @@
-"""Which family of models a safetensors file belongs to, told from the names and shapes of its tensors."""
+"""The model family of a safetensors file, told from the names and shapes of its tensors."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 """Weights that diffusers' and transformers' former Flax classes wrote: ``diffusion_flax_model.msgpack``.
 
-Such a file is one msgpack value: nested maps from names to arrays, an array being extension type 1 around ``[shape,
-dtype, bytes]`` (flax.serialization), or, above a gigabyte, a map of several of these. Only that is read here: of a
-file's bytes nothing is run, and arrays stay in the file until they are asked for. What Flax calls
-``down_blocks_0/resnets_1/conv1/kernel`` comes out as ``down_blocks.0.resnets.1.conv1.weight`` in PyTorch's layout.
-Weights are all there is in it: the network runs as PyTorch's does, not with the tanh GELU of diffusers' Flax classes.
+Such a file is one msgpack value: nested maps from names to arrays. An array is extension type 1 around ``[shape, dtype,
+bytes]`` (flax.serialization), or, above a gigabyte, a map of several of these. Nothing else is read: no code in a file
+is run, and arrays stay in the file until they are needed. Flax's ``down_blocks_0/resnets_1/conv1/kernel`` becomes
+``down_blocks.0.resnets.1.conv1.weight`` in PyTorch's layout. The file holds weights only: the network runs as PyTorch's
+does, not with the tanh GELU of diffusers' Flax classes.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What a file is that is no safetensors file, whatever its name says, and what to do with it.
+"""Recognition of files that are not safetensors files, whatever their name, and advice on what to do.
 
-Imports nothing but names, so that tests/reference can run the line for pickles where torch is installed.
+It imports nothing heavy, so that tests/reference can run the command line for pickles where torch is installed.
 """
 
 from __future__ import annotations

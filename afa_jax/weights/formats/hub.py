@@ -1,7 +1,7 @@
-"""The Hugging Face hub: what a repository there has that is read here, as a local path.
+"""Downloads from the Hugging Face hub: those files of a repository that are read here, as a local path.
 
 huggingface_hub does the work and has its own settings: HF_HOME and HF_HUB_CACHE for the cache, HF_HUB_OFFLINE=1 for no
-network, HF_TOKEN for repositories that want one. A path that is there locally never gets that far.
+network, HF_TOKEN for repositories that require one. A path that exists locally is never looked up on the hub.
 """
 
 from __future__ import annotations

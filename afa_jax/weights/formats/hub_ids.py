@@ -1,4 +1,4 @@
-"""How a model on the Hugging Face hub is named: ``owner/name``, ``owner/name/file.safetensors``, ``...@revision``."""
+"""Ids of models on the Hugging Face hub: ``owner/name``, ``owner/name/file.safetensors``, ``...@revision``."""
 
 from __future__ import annotations
 

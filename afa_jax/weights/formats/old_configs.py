@@ -1,4 +1,4 @@
-"""What diffusers and transformers read into configs that are older than a field, or written by a Flax class."""
+"""The defaults of diffusers and transformers for configs that lack newer fields or were written by a Flax class."""
 
 from __future__ import annotations
 

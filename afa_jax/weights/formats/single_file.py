@@ -1,8 +1,8 @@
 """LDM single files: U-Net, VAE and text encoder in one safetensors file, as most shared checkpoints are.
 
-Read and written in LDM's layout (``weights/ldm_keys.py``). What the tensors cannot say of a model that is none of the
-published ones (heads, norm groups, the schedule) is in the metadata of files that are written here: ``afa_jax.configs``
-is JSON, by component the fields of its config.json or of scheduler_config.json.
+Files are read and written in LDM's layout (``ldm_keys.py``). The tensors of an unpublished architecture do not
+determine its heads, norm groups and schedule. Files written here therefore have them in their metadata:
+``afa_jax.configs`` is JSON, with the fields of each component's config.json, or of scheduler_config.json.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What files carry beside a network's own tensors: one table, so that what one container may carry, every one may."""
+"""Tensors that files carry beside a network's own, in one table for all containers."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of a component's files are its weights, by names alone: folders and lists of a repository are judged alike.
+"""The choice of a component's weight files by their names alone, in a folder or in a repository's listing.
 
 diffusers and transformers put a variant's name (``fp16``, ``bf16``, ``non_ema``, ...) into the names of files::
 

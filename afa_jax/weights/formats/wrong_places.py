@@ -1,4 +1,4 @@
-"""What a path is at which there is no model where one was asked for, and which path to give instead."""
+"""Messages for a path that holds no model: what is there instead, and which path to give."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The .yaml beside a single file: LDM's trainers say in it what the model predicts. Data, of which one field counts."""
+"""The .yaml that LDM's trainers write beside a single file; only its prediction type is read."""
 
 from __future__ import annotations
 

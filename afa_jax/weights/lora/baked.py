@@ -1,4 +1,4 @@
-"""LoRAs as an ingredient: a checkpoint with LoRAs baked into its weights, one tensor at a time, when it is read."""
+"""A checkpoint with LoRAs baked into its weights, one tensor at a time, when it is read."""
 
 from __future__ import annotations
 

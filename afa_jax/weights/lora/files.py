@@ -1,8 +1,8 @@
 """LoRA files: a low-rank change for each of a model's layers, as kohya-ss, PEFT, diffusers and LyCORIS write them.
 
-A key is a module's name and a factor's: ``lora_unet_mid_block_attentions_0_proj_in`` + ``.lora_up.weight``. Each tool
-has its own spelling of either. Factors are told apart here; what module a name means can only be said with a model at
-hand (``lora_names.py``).
+A key is the name of a module and of a factor: ``lora_unet_mid_block_attentions_0_proj_in`` + ``.lora_up.weight``. Each
+tool spells both in its own way. Factors are recognised here. Names of modules can only be resolved against a model
+(``names.py``).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checkpoints made of others: components of several, or the weighted averages of several experts' networks."""
+"""Checkpoints made of others: components of several, or weighted averages of several experts' networks."""
 
 from __future__ import annotations
 

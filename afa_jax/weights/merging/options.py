@@ -1,4 +1,4 @@
-"""Options of merges, checked: numbers, and numbers by experts' names."""
+"""Checks of merge options: numbers, and numbers by experts' names."""
 
 from __future__ import annotations
 

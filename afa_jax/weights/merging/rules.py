@@ -1,4 +1,4 @@
-"""The kinds of merges, each a function that makes a rule: by a tensor's key the merged tensor.
+"""The kinds of merges, each a function that returns a rule: from a tensor's key to the merged tensor.
 
 theta_i are an expert's weights, theta_0 the base model's, tau_i = theta_i - theta_0 the expert's task vector. Every
 weight names its expert, and ``base`` is the base model. Keyword arguments are the options of a kind.

@@ -1,4 +1,4 @@
-"""One network of several checkpoints, to make one of: what every merge reads, and how its result is kept."""
+"""One network of several checkpoints, the input of every merge."""
 
 from __future__ import annotations
 

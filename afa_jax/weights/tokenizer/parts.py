@@ -1,4 +1,4 @@
-"""Each file of a tokenizer by itself: read, bounded and checked, so that what comes of it has the types it says."""
+"""Readers of a tokenizer's files, which bound and check what they read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a prompt may be, and what of it is drawn as letters although other programs read it as an instruction."""
+"""Checks of prompts, and warnings of syntax that other programs interpret and this one reads as text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Prompts as token ids."""
+"""CLIP's tokenizer: from texts to token ids."""
 
 from __future__ import annotations
 
