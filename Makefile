@@ -11,16 +11,18 @@ pip = $(py) -m pip install -qq --disable-pip-version-check --no-compile
 # Python imports two thousand modules.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test lint types pytest quick fuzz docs format env dev-env docs-env venv which-python clean
+.PHONY: help demo test lint types pytest quick fuzz docs notebooks format env dev-env docs-env venv which-python clean
 .DEFAULT_GOAL := help
 
 help:
 	@echo 'make demo          set up $(VENV) and run the emoji demo into $(OUT)'
+	@echo 'make env           set up $(VENV), no more'
 	@echo 'make test          what CI runs: ruff, mypy and pytest'
 	@echo 'make lint types pytest    one part of it (pytest takes ARGS="-k name")'
 	@echo 'make quick         the facts of the method and one run, in two minutes'
 	@echo 'make fuzz          100,000 damaged files of every kind, an hour or more (ARGS="--files 1000"); findings go to .cache/fuzz'
 	@echo 'make docs          the pages of docs/ as a site, into .cache/site'
+	@echo 'make notebooks     execute those of docs/ in full, and keep what they show'
 	@echo 'make format        let ruff rewrite the code'
 	@echo 'make which-python  the interpreter that a new $(VENV) would get'
 	@echo 'make clean         remove caches and build outputs; $(VENV) and runs stay'
@@ -59,6 +61,9 @@ fuzz: dev-env
 docs: docs-env
 	@NO_MKDOCS_2_WARNING=1 $(py) -m mkdocs build --quiet --strict
 	@echo 'the site: .cache/site/index.html (with its search: $(VENV)/bin/python -m http.server -d .cache/site)'
+
+notebooks: docs-env
+	@$(py) scripts/run_notebooks.py
 
 format: dev-env
 	@$(py) -m ruff check --fix .

@@ -87,13 +87,22 @@ def test_the_table_of_methods_has_every_kind_with_its_options() -> None:
 
 
 def test_every_page_is_in_the_site() -> None:
-    pages = re.findall(r"(\w+\.md)$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
-    assert sorted(pages) == sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    pages = re.findall(r"([\w/]+\.(?:md|ipynb))$", (ROOT / "mkdocs.yml").read_text(), re.MULTILINE)
+    there = [path.relative_to(ROOT / "docs") for kind in ("md", "ipynb") for path in (ROOT / "docs").rglob(f"*.{kind}")]
+    assert sorted(pages) == sorted(map(str, there))
 
 
-def test_the_reference_names_what_there_is() -> None:
-    for name in re.findall(r"^::: (\S+)", (ROOT / "docs" / "reference.md").read_text(), re.MULTILINE):
+def test_the_reference_has_every_public_name() -> None:
+    pages = "".join(path.read_text() for path in (ROOT / "docs" / "reference").glob("*.md"))
+    shown = set(re.findall(r"^::: (\S+)", pages, re.MULTILINE))
+    for name in shown:
         pkgutil.resolve_name(name)
+    for table in (ROOT / "afa_jax").rglob("__init__.pyi"):
+        package = ".".join(table.parent.relative_to(ROOT).parts)
+        for module, name in re.findall(r"^from (\S+) import (\w+)", table.read_text(), re.MULTILINE):
+            source = package + module
+            is_package = (ROOT / source.replace(".", "/")).is_dir()  # it has a table of its own
+            assert is_package or {source, f"{source}.{name}"} & shown, name
 
 
 def test_the_readme_is_short() -> None:

@@ -59,7 +59,7 @@ class Opened:
         self.arguments = list(arguments)
         self.processes = processes
         self.recipe: dict[str, Any] | None = None
-        """Of the picture that ``from_image`` was given."""
+        """The recipe of the picture that ``from_image`` was given; None otherwise."""
         self._own_size = False  # whether pictures are as large as the U-Net was trained for, not as the config says
         self._picture: str = ""
         self._loaded: Loaded | None = None
