@@ -48,7 +48,7 @@ def plain(value: Any, where: str = "config", depth: int = 0) -> Any:
     """Return the JSON data of a value: ConfigDicts as dicts, tuples as lists, numpy's scalars and dtypes as Python's.
 
     Args:
-        where: what the value is called in a message; fields and positions are appended.
+        where: the value's name in a message; fields and positions are appended.
 
     Raises:
         InputError: something in it is no data, such as a function, a number that is not finite or data without end.
@@ -108,7 +108,7 @@ def public(value: Any, field: str = "") -> Any:
     """Return data with the machine's paths cut down to names; containers stay what they are.
 
     Args:
-        field: what the value is called; those in TEXTS are no paths.
+        field: the value's name; values of TEXTS are never paths.
     """
     if isinstance(value, str):
         return value if field in TEXTS else public_path(value)

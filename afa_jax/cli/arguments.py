@@ -260,7 +260,7 @@ def check_method(text: str | Mapping[str, Any], config: Any) -> None:
     """Raise InputError for a ``--method`` that is neither one of the config's by its name nor of a kind's options.
 
     Args:
-        text: as the command line has it, or an entry as a config's list has it.
+        text: the command line's notation, or an entry of a config's list.
     """
     if not isinstance(text, str):
         return check_values(check_entry(text), expert_names(config))

@@ -185,7 +185,7 @@ def check_values(entry: Mapping[str, Any], experts: Sequence[str]) -> None:
     """Raise InputError for a value that an option cannot have, whatever the models are.
 
     Args:
-        entry: as check_entry returns it.
+        entry: the result of check_entry.
         experts: the names of the config's experts.
     """
     kind = entry["kind"]

@@ -23,10 +23,10 @@ class BadExamples:
     learns of the others' examples at the end of the first epoch.
 
     Args:
-        path: such as workdir/bad_examples.jsonl; what it holds is read.
-        length: examples of the data set, the bad ones among them.
-        epoch: examples of an epoch, if they are fewer: the cache leaves the bad ones out.
-        batch: examples of a step, of all processes together.
+        path: the file, such as workdir/bad_examples.jsonl; existing lines are read.
+        length: the number of examples of the data set, including the bad ones.
+        epoch: the number of examples of an epoch, if it is smaller, as the cache leaves the bad ones out.
+        batch: the number of examples of a step, over all processes.
     """
 
     def __init__(self, path: Path, length: int, batch: int, epoch: int | None = None):

@@ -24,13 +24,13 @@ Splits = Mapping[str, Iterable[tuple[str, Any]]]
 
 
 class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
-    """The builders' base class: it has features ``image``, ``caption``, ``file_name``, and leaves out bad examples.
+    """The builders' base class, with the features ``image``, ``caption``, ``file_name``; it leaves out bad examples.
 
     Args:
-        source: the folder, or fsspec URL, of what was downloaded.
-        text: which text becomes the caption, where there are several: one of the class's ``TEXTS``.
-        max_pixels: of a picture; larger ones are left out.
-        **kwargs: those of tfds.core.GeneratorBasedBuilder, such as data_dir.
+        source: the folder, or fsspec URL, of the download.
+        text: the text that becomes the caption, if there are several: one of the class's ``TEXTS``.
+        max_pixels: the most pixels of a picture; larger ones are left out.
+        **kwargs: the arguments of tfds.core.GeneratorBasedBuilder, such as data_dir.
 
     Raises:
         InputError: the source is not laid out as expected.

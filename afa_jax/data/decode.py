@@ -58,8 +58,8 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
 
     Args:
         data: the file's bytes.
-        name: what messages call it.
-        max_pixels: of the picture; the header is asked before anything is decoded.
+        name: its name in messages.
+        max_pixels: the most pixels of the picture; the header is checked before anything is decoded.
         small: only check that it can be read: a JPEG is decoded at a fraction of its size, which is faster.
 
     Raises:

@@ -34,20 +34,20 @@ class CaptionedFolder:
     * ``captions.csv`` or ``metadata.csv``: columns ``file_name`` and ``text``;
     * a ``.txt`` or ``.caption`` beside each picture, also in folders below: ``0.txt`` or ``0.png.txt`` of ``0.png``.
 
-    One warning names what does not fit together: rows without a picture, pictures without a row, captioned files that
+    One warning names what does not match: rows without a picture, pictures without a row, captioned files that
     are no pictures. A name in a list must be that of a file below the folder, else it is a bad example. Links in the
     folder are followed. Files of the operating system (names that begin with a dot, __MACOSX) are passed over.
 
     Args:
         path: a folder, or an fsspec URL of one such as ``gs://bucket/folder``.
-        captions: "jsonl", "csv", "txt", "caption", or a list's name, where a folder has several; "" finds out.
+        captions: "jsonl", "csv", "txt", "caption", or a list's name, if a folder has several; "" finds it.
         text: the column, or key, of captions in a list.
         verify: open every picture and caption at the start, so that a bad one is found before the run and not hours
             into it. This takes minutes for ten thousand pictures: set it to False for large folders and buckets.
             With data.bad=skip make_source sets it to False.
-        skip_unreadable: where ``verify`` finds bad ones, leave them out, with a warning that names them, instead of
+        skip_unreadable: leave out the bad ones that ``verify`` finds, with a warning that names them, instead of
             stopping.
-        max_pixels: of a picture; larger ones are bad examples, before they are decoded.
+        max_pixels: the most pixels of a picture; larger pictures are bad examples and are not decoded.
 
     Raises:
         InputError: no such folder, captions that are missing, malformed or ambiguous, or what ``verify`` finds.

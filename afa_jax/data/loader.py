@@ -84,16 +84,16 @@ def make_loader(
     """Make a loader of pictures and token ids; with ``crop`` None the source's pictures must be of one size.
 
     Args:
-        source: what to read.
-        tokenizer: of the captions.
-        batch: examples of a step, of all processes together.
-        seed: of the order and the crops.
-        crop: how pictures get one size.
+        source: the source to read.
+        tokenizer: the tokenizer of the captions.
+        batch: the number of examples of a step, over all processes.
+        seed: the seed of the order and the crops.
+        crop: cuts pictures to one size.
         bad: "error" stops at an example without a readable picture or a caption; "skip" takes the next good one of the
             source in its place and says so in the batch.
         workers: processes that read ahead; 0 reads ahead with threads of this one.
-        process_index: this process among those that train together.
-        process_count: how many processes train together.
+        process_index: the number of this process.
+        process_count: the number of processes of the run.
 
     Raises:
         InputError: as Loader, or ``bad`` has another value.
@@ -159,18 +159,18 @@ def collate(rows: Sequence[Row]) -> Batch:
 class Loader:
     """Batches of a data set, shuffled anew in each epoch, endless.
 
-    Process i of p reads the rows ``i::p`` of each global batch: together the processes read what one would.
+    Process i of p reads the rows ``i::p`` of each global batch: so all processes read what a single one would.
 
     Args:
         read: ``(position, index) -> row``; with workers it must be picklable.
-        length: examples of the data set.
-        batch: examples of a step, of all processes together.
-        seed: of the order.
+        length: the number of examples of the data set.
+        batch: the number of examples of a step, over all processes.
+        seed: the seed of the order.
         collate: rows -> batch.
         workers: processes that read ahead; with 0, ``threads`` of this process do.
-        threads: batches that are read at the same time, by each worker if there are any.
-        process_index: this process among those that train together.
-        process_count: how many processes train together.
+        threads: the number of batches read at the same time, by each worker if there are any.
+        process_index: the number of this process.
+        process_count: the number of processes of the run.
 
     Raises:
         InputError: a data set smaller than a batch, or a batch that does not divide among the processes.

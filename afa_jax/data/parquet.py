@@ -23,14 +23,14 @@ class ParquetSource:
     """Captioned pictures in parquet files, also as the Hugging Face hub stores them.
 
     Parquet is read by row groups: each process keeps the last few. Where they are large, one picture costs the reading
-    of a hundred; make such a data set into another kind, or write it anew with row groups of about ten.
+    of a hundred; convert such a data set to another kind, or write it anew with row groups of about ten.
 
     Args:
         paths: files, globs (``data/train-*.parquet``) or brace lists; one or several.
-        image: column of picture files: bytes, or a struct with a field ``bytes``.
-        text: column of captions.
-        row_groups: how many are kept in memory.
-        max_pixels: of a picture; larger ones are bad examples, before they are decoded.
+        image: the column of picture files: bytes, or a struct with a field ``bytes``.
+        text: the column of captions.
+        row_groups: the number of row groups kept in memory.
+        max_pixels: the most pixels of a picture; larger pictures are bad examples and are not decoded.
 
     Raises:
         InputError: no such file, one that is truncated or not parquet, or a column that is missing or of another type.

@@ -76,7 +76,7 @@ def csv_rows(
         whole: names of columns of free text.
         names: cells that only other rows can have, such as the pictures' names. One of them within a quoted text of
             several lines shows that a quote was left open.
-        delimiters: those that are tried: comma, semicolon and tab.
+        delimiters: the delimiters to try: comma, semicolon and tab.
 
     Raises:
         InputError: columns that are missing or there twice; a row with too few or too many cells, quotes that are not

@@ -36,11 +36,11 @@ class TarSource:
 
     Args:
         paths: files, globs (``shards/*.tar``) or brace lists (``gs://bucket/{000..099}.tar``); one or several.
-        caption: field of the .json files.
+        caption: the caption's field in .json files.
         index: keep what the headers said in ``<file>.index.json`` beside each tar, and read that from then on, as long
             as the tar's size and time of change (in a bucket its tag or checksum) stay. For buckets, where reading the
             headers takes long.
-        max_pixels: of a picture; larger ones are bad examples, before they are decoded.
+        max_pixels: the most pixels of a picture; larger pictures are bad examples and are not decoded.
 
     Raises:
         InputError: no such file; a tar that is truncated, compressed or none; no example in any of them.

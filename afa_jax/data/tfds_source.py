@@ -23,13 +23,14 @@ class TFDSSource:
     """Captioned pictures of a data set that TFDS has prepared, such as ``afa_jax.prepare`` makes.
 
     Args:
-        name: of the data set, "coco_captions/2017" or "journeydb:1.0.0"; "" if ``data_dir`` is its folder itself, the
+        name: the data set, "coco_captions/2017" or "journeydb:1.0.0"; "" if ``data_dir`` is its folder itself, the
             one with dataset_info.json.
         data_dir: the folder, or gs:// URL, that holds data sets; "" is TFDS's own (TFDS_DATA_DIR).
-        split: as TFDS writes them: "train", "train[:10000]".
-        image: feature that holds the picture.
-        caption: feature that holds the caption, "captions/text" for one within another; of several captions the first.
-        max_pixels: of a picture; larger ones are bad examples, before they are decoded.
+        split: in TFDS's notation: "train", "train[:10000]".
+        image: the feature that holds the picture.
+        caption: the feature that holds the caption, "captions/text" for one within another; of several captions the
+            first.
+        max_pixels: the most pixels of a picture; larger pictures are bad examples and are not decoded.
 
     Raises:
         InputError: no such data set, split or feature, or one that was not prepared as array_record;

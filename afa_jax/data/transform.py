@@ -12,7 +12,7 @@ from afa_jax.errors import InputError
 
 @dataclasses.dataclass(frozen=True)
 class Crop:
-    """Resize (Lanczos) until the picture just covers ``size``, crop to it at random, perhaps mirror.
+    """Resize (Lanczos) so that the picture just covers ``size``, crop to it at random, and mirror at random.
 
     Args:
         size: (rows, columns) in pixels.

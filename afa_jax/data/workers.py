@@ -30,7 +30,7 @@ def read_in_processes(batches: Any, first: int, count: int, threads: int) -> Ite
     Args:
         batches: a grain.MapDataset, endless, that pickles.
         count: processes; number w of them reads batch ``first + w`` and every ``count``-th after it.
-        threads: of each process.
+        threads: the number of threads of each process.
 
     Raises:
         InputError: a process was killed; or any error that a process raised.

@@ -22,8 +22,8 @@ class Compared:
 
     Attributes:
         prompts, seeds: the prompts and seeds of the pictures.
-        images: by method, for each prompt one picture per seed.
-        scores: by method, the judge's scores ``[prompts, seeds]``; empty without a judge.
+        images: one picture for each prompt and seed, by method.
+        scores: the judge's scores ``[prompts, seeds]``, by method; empty without a judge.
         resamples: resamples of the prompts, the same for every method, so that differences are paired.
     """
 

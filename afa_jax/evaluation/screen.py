@@ -47,9 +47,9 @@ class Routing:
     """The contributions of each picture, by timestep bucket.
 
     Attributes:
-        routed: mean routed squared error.
-        single: mean squared error of each expert alone.
-        share: part of the elements where each expert is chosen; experts that tie get equal parts.
+        routed: the mean routed squared error.
+        single: the mean squared error of each expert alone.
+        share: the share of elements where each expert is chosen; experts that tie get equal parts.
     """
 
     routed: Float[np.ndarray, "b buckets"]
@@ -78,9 +78,9 @@ class RoutingGain:
         buckets: the gain in each bucket, relative to the expert that is best in total. Their mean, weighted by that
             expert's errors, is the total.
         best: the position of the best single expert.
-        routed: mean routed squared error in each bucket.
-        single: mean squared error of each expert alone, ``[n, buckets]``.
-        share: part of the elements where each expert is chosen, ``[n, buckets]``.
+        routed: the mean routed squared error in each bucket.
+        single: the mean squared error of each expert alone, ``[n, buckets]``.
+        share: the share of elements where each expert is chosen, ``[n, buckets]``.
     """
 
     total: GainEstimate

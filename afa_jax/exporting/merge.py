@@ -47,7 +47,7 @@ def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str |
 
     Args:
         method: the kind of merge and its options, as ``parse_method`` gives them.
-        dtype: of the weights; None keeps the stored one.
+        dtype: the dtype of the weights; None keeps the stored one.
 
     Raises:
         InputError: the experts cannot be merged in this way.

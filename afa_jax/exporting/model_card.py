@@ -31,11 +31,11 @@ class Part(NamedTuple):
     """A model that the pair needs.
 
     Attributes:
-        name: of the expert; "base" for the base model.
-        source: where a reader finds it: a hub id, or the name of a file.
+        name: the expert's name; "base" for the base model.
+        source: a hub id or a file name by which a reader finds it.
         on_hub: whether it is a hub id.
         extras: LoRAs and other options, in words.
-        sha256: of its tensors (an expert's U-Net and text encoder, the base's VAE).
+        sha256: the hash of its tensors (an expert's U-Net and text encoder, the base's VAE).
     """
 
     name: str
@@ -78,15 +78,15 @@ def model_card(
 
     Args:
         record: ensemble.json.
-        kind: of the fusion.
-        base, experts: what the pair needs beside itself, in order.
+        kind: the kind of the fusion.
+        base, experts: the models that the pair needs, in order.
         folder: the folder's name, for the commands.
         licence: None if its publisher has not said.
-        losses: of the run, where its validation is at hand.
+        losses: the run's validation losses; None without a validation.
         figures: a table in Markdown.
-        samples: what pictures show, by file name.
-        prompt: for the command.
-        config: what config.py, beside it, wants in its folder; None if there is no config.py.
+        samples: the pictures' descriptions, by file name.
+        prompt: the prompt of the example command.
+        config: the files that config.py needs in its folder; None if there is no config.py.
     """
     hub = list(dict.fromkeys(repo for part in (base, *experts) if (repo := _repository(part))))
     data = ModelCardData(

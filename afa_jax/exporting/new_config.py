@@ -38,12 +38,12 @@ def write_config(
     """Write a config, and beside it prompts from the captions; print what was looked at, and what to do next.
 
     Args:
-        name: of the config.
+        name: the config's name.
         out: a new file.
         base, experts: as in a config.
         data: a folder with captions, or .tar or .parquet files; None for a config that only samples.
         prompts: a file of prompts to evaluate with; None for captions of ``data``.
-        size: of pictures, rows and columns; None as the U-Net was trained.
+        size: rows and columns of pictures; None takes the U-Net's training size.
 
     Raises:
         InputError: a model or the pictures cannot be used, the experts do not fit together, or a file is there.
@@ -99,7 +99,7 @@ def config_text(name: str, fields: Mapping[str, Any], commands: Sequence[str]) -
     """Return the Python text of a config whose values are plain data.
 
     Args:
-        commands: for its docstring; left out where one has a character that a docstring would take for its own.
+        commands: the commands in its docstring; left out if one has a character that would end or change a docstring.
     """
     plain = [command for command in commands if command.isascii() and "\\" not in command and '"""' not in command]
     body = "".join(f"\n    {command}" for command in plain)

@@ -36,18 +36,18 @@ class Wanted:
     """The wanted exports of an ensemble, one or more of the first three.
 
     Attributes:
-        pair: folder of the trained pair, with its model card.
+        pair: the folder to write the trained pair to, with its model card.
         snapshot: one static model, a file or folder.
         bake: the name of an expert, and a file or folder for it with its LoRAs.
-        workdir: of the trained run, or its hub id.
-        license: of the pair, as the hub spells it.
-        report: report.json of a comparison of this run, for the card's figures.
+        workdir: the folder or hub id of the trained run.
+        license: the pair's licence, as the hub spells it.
+        report: the report.json of a comparison of this run, for the card's figures.
         picture: PNGs for the card, instead of samples/.
         with_config: also write config.py into the pair.
         pairs: held-out pictures for the snapshot: half for its weights, half for its loss.
-        draws: timesteps and noises for each of them.
-        seed: of the choice of pairs.
-        dtype: of the written weights; None: as they are stored.
+        draws: the number of timesteps and noises for each of them.
+        seed: the seed of the choice of pairs.
+        dtype: the dtype of the written weights; None keeps the stored one.
         overwrite: replace what is there.
     """
 

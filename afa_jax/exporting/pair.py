@@ -42,7 +42,7 @@ class Publication:
     """The options of what is published beside the pair's two files.
 
     Attributes:
-        licence: of the fusion, as the hub spells it; None is written as unknown.
+        licence: the fusion's licence, as the hub spells it; None is written as unknown.
         report: a comparison's report.json that this run was part of.
         pictures: PNGs of ``afa_jax.sample``; without any, the run's own samples.
         with_config: whether to write config.py.
@@ -81,8 +81,8 @@ def export_pair(
 
     Args:
         run: a folder with the pair, such as a workdir or its ``best``.
-        config: with the experts' paths here; none of this machine's own goes into the folder.
-        base, checkpoints: what the config names.
+        config: the run's config, with local paths; none of them is written into the folder.
+        base, checkpoints: the models that the config names.
 
     Raises:
         InputError: the run has none, they do not belong together or are of other experts, or a figure or picture is

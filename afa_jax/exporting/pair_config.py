@@ -36,7 +36,7 @@ def pair_config(config: ConfigDict, record: Mapping[str, Any]) -> tuple[str, lis
     """Return the text of a config.py with a run's experts, fusion and sampling, and the names it wants beside it.
 
     Args:
-        config: of the run, with the experts by their paths here.
+        config: the run's config, with the experts' local paths.
         record: its ensemble.json.
     """
     places = _Places()

@@ -24,9 +24,10 @@ class Predictions:
     """A Denoiser's predictions on fixed pairs, timesteps and noises, float32.
 
     Attributes:
-        noise: the true one, ``[pictures, draws, h, w, c]``.
-        predicted: its prediction of it, whatever the prediction type.
-        weights: of FusedUNets, each expert's weight by site, mean over the pixels: ``[pictures, draws, sites, n]``.
+        noise: the true noise, ``[pictures, draws, h, w, c]``.
+        predicted: the predicted noise, whatever the prediction type.
+        weights: for FusedUNets, each expert's weight by site, averaged over the pixels: ``[pictures, draws, sites,
+            n]``.
     """
 
     noise: np.ndarray
@@ -84,7 +85,7 @@ def block_weights(sites: Mapping[str, np.ndarray], stages: Sequence[str]) -> dic
     embedding and the text encoder, which belong to no site, take the mean over the sites.
 
     Args:
-        sites: by the name of the stage they follow, mean weights ``[n]``.
+        sites: the mean weights ``[n]`` of each site, by the name of its stage.
         stages: names of all stages, in order.
     """
     at = {stages.index(name): weights for name, weights in sites.items()}

@@ -32,7 +32,7 @@ def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETW
 
 
 def is_single(out: Path) -> bool:
-    """Say whether an output's name asks for a single file."""
+    """Return whether an output's name asks for a single file."""
     return out.suffix.lower() == ".safetensors"
 
 

@@ -40,13 +40,13 @@ class SABWConfig:
     """The aggregators' architecture; the defaults are the paper's.
 
     Attributes:
-        hidden: width.
-        transformer_layers: depth of the spatial transformer.
-        heads: of its attention.
-        norm_num_groups: of the group norms.
-        use_time: without, the maps do not depend on the timestep (except through the features).
-        use_text: without, the maps do not depend on the prompt (except through the features).
-        per_pixel: without, one weight an expert, site and sample: logits are averaged over the pixels.
+        hidden: the width of the hidden layers.
+        transformer_layers: the depth of the spatial transformer.
+        heads: the number of attention heads.
+        norm_num_groups: the number of groups of the group norms.
+        use_time: if False, the maps do not depend on the timestep (except through the features).
+        use_text: if False, the maps do not depend on the prompt (except through the features).
+        per_pixel: if False, logits are averaged over the pixels: one weight for each expert, site and sample.
         sites: "all", or "last": the experts run apart and only their predictions are fused.
         shared: all sites share one trunk (all but conv_in); at SD1.5's sizes with N = 3 that is 9.6 million parameters
             instead of 45.1.
@@ -75,7 +75,7 @@ class SABWConfig:
 
 
 class Trunk(nnx.Module):
-    """An aggregator but for its conv_in: residual block, transformer and the convolution to the logits.
+    """An aggregator without its conv_in: residual block, transformer and the convolution to the logits.
 
     The last convolution starts at zero, so that an untrained aggregator averages.
     """
@@ -107,13 +107,13 @@ class Trunk(nnx.Module):
 
 
 class SABW(Trunk):
-    """One aggregator: N experts' features of one site -> one map an expert, and the fused feature.
+    """One aggregator: N experts' features of one site -> a map for each expert, and the fused feature.
 
     Args:
-        experts: N.
-        channels: of the features.
-        time_width: of the time embedding.
-        text_width: of the text states.
+        experts: the number of experts, N.
+        channels: the channels of the features.
+        time_width: the width of the time embedding.
+        text_width: the width of the text states.
     """
 
     def __init__(
@@ -140,8 +140,8 @@ class SABW(Trunk):
 
         Args:
             features: ``[n, b, h, w, c]``.
-            temb: mean over the experts of their time embeddings, ``[b, time_width]``.
-            text: mean over the experts of their text states, ``[b, s, text_width]``.
+            temb: the experts' mean time embedding, ``[b, time_width]``.
+            text: the experts' mean text states, ``[b, s, text_width]``.
         """
         maps = jax.nn.softmax(self.logits(features, temb, text), axis=0)
         return weighted_sum(maps, features), maps
@@ -181,9 +181,9 @@ class Aggregators(nnx.Module):
     """The trainable part of an ensemble: one SABW for each site (a TrainedFusion, fusion/registry.py).
 
     Attributes:
-        at: indices of the U-Net's stages that have one, in the order of ``sites``.
-        sites: a SABW each; with ``config.shared`` a conv_in each.
-        trunk: what the sites share; None where each has its own.
+        at: the indices of the fused stages of the U-Net, in the order of ``sites``.
+        sites: a SABW for each site; with ``config.shared`` a conv_in for each.
+        trunk: the trunk that all sites share; None if each site has its own.
     """
 
     kind: ClassVar[str] = "afa"
@@ -238,7 +238,7 @@ class FusedUNets:
     Attributes:
         experts: a stack of N U-Nets.
         aggregators: Aggregators, or another object whose ``site(index)`` returns the fuser of a stage, or None.
-        remat: what a gradient computes again instead of storing it. "none": nothing. "stage": the inside of the
+        remat: what a backward pass recomputes instead of storing. "none": nothing. "stage": the inside of the
             experts' stages, one expert at a time; their features and the inside of the aggregators are stored.
             "fused": all of a site, so that only the fused features are stored.
     """
@@ -263,7 +263,7 @@ class FusedUNets:
         Args:
             latents: ``[b, h, w, c]``, of any size.
             t: ``[b]``.
-            conditioning: of each expert, ``[n, b, ...]``.
+            conditioning: each expert's conditioning, ``[n, b, ...]``.
 
         Raises:
             ValueError: the numbers of text states and experts differ.

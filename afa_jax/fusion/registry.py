@@ -22,17 +22,17 @@ from afa_jax.models.unet import UNet
 class TrainedFusion(Protocol):
     """A module of trainable parameters, ``Kind(config, experts, stages, unet_config, rngs=...)``.
 
-    Untrained it is a uniform average.
+    Before training it is a uniform average.
 
     Attributes:
         kind: its name in a config's ``fusion.kind`` and in the names of its tensors.
         Config: the dataclass of its options.
         spreads: whether the experts can be on several devices; else all of them are on each.
-        rematerialises: whether its gradient goes through the experts' stages, for which ``train.remat`` is.
-        merges: whether it makes one model of the experts' weights, text encoders too.
+        rematerialises: whether its gradient goes through the experts' stages, so that ``train.remat`` applies.
+        merges: whether it merges the experts' weights into one model, including the text encoders.
         config: the options that it was made with.
-        experts: N.
-        at: indices of the stages that its maps belong to.
+        experts: the number of experts, N.
+        at: the indices of the stages that its maps belong to.
     """
 
     kind: ClassVar[str]

@@ -21,7 +21,7 @@ class SingleExpert:
 
     Attributes:
         experts: a stack of N U-Nets.
-        index: which, an integer or an integer array.
+        index: the expert's index, an integer or an integer array.
     """
 
     experts: Any

@@ -95,7 +95,7 @@ def on_shares(function: Callable[..., Array], share: Array, rows: int, *others: 
         function: works row by row.
         share: this device's share of the rows, as ``contract_experts`` gives it.
         rows: the number of all rows.
-        others: more arguments, with all rows on every device.
+        others: further arguments, with all rows on every device.
         axis: the result's axis of rows.
     """
     return all_rows(function(share, *share_of_rows(others)), rows, axis=axis)

@@ -38,7 +38,8 @@ def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: 
     between slices is then the gradient of the aggregators.
 
     Args:
-        sizes: of the axes data, fsdp and expert. A missing one is 1; one may be -1, which takes all devices left.
+        sizes: the sizes of the axes data, fsdp and expert. A missing one is 1; one may be -1, which takes all devices
+            left.
         experts: N, which ``expert`` must divide.
         devices: all by default.
 

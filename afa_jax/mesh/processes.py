@@ -124,8 +124,8 @@ def finish(status: int, failure: BaseException | None = None) -> int:
     """Return the exit status of a command once the other processes have come as far.
 
     Args:
-        failure: what ended the command. If the others do not know of it, this process waits only as long as they may
-            take to fail alike. Then it ends at once, and so do they when they find it gone.
+        failure: the exception that ended the command. If the others do not know of it, this process waits only as long
+            as they may take to fail alike. Then it ends at once, and so do they when they find it gone.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -45,7 +45,7 @@ class Method:
 
     Attributes:
         name: its name in tables and files.
-        kind, options: those of its entry.
+        kind, options: the kind and options of its entry.
         family: "control", "parameter space", "output space", "feature space", "time axis", "AFA" or "ablation".
         what: one line that says what it does.
         load: loads the weights; the first use of ``denoiser`` or ``experts`` calls it.

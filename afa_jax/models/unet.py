@@ -32,12 +32,12 @@ class Stage(nnx.Module):
     """One cut of the U-Net.
 
     Attributes:
-        name: where it stands, in diffusers' terms: "conv_in", "down_blocks.0.layers.1", "down_blocks.0.downsampler",
+        name: its place, in diffusers' terms: "conv_in", "down_blocks.0.layers.1", "down_blocks.0.downsampler",
             "mid_block", "up_blocks.3.layers.1", "conv_out".
         takes_skip: it concatenates the last skip that is left to its input.
         leaves_skip: its output is a skip for a later stage.
-        level: of its output; rows and columns are those of the latents halved so often, see ``size_at``.
-        channels: of its output.
+        level: the level of its output, whose size is the latents' halved this many times (``size_at``).
+        channels: the channels of its output.
     """
 
     name: str

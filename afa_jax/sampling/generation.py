@@ -47,7 +47,7 @@ class Picture:
 
     Attributes:
         pixels: uint8 ``[rows, columns, 3]``.
-        maps: by site ``[steps, n, h, w]``.
+        maps: each site's maps, ``[steps, n, h, w]``.
         routing: ``weights`` ``[steps, sites, n]`` and ``entropy`` ``[steps, sites]``, means over the pixels.
         path: the clean picture implied by each step's prediction, uint8 ``[steps, rows, columns, 3]``.
     """

@@ -58,7 +58,7 @@ def contact_sheet(
     """Draw every site's maps over the timesteps of one picture.
 
     Args:
-        maps: by site ``[steps, n, h, w]``.
+        maps: each site's maps, ``[steps, n, h, w]``.
         names: the sites' names.
         timesteps: training timestep of each step, descending.
         columns: the number of timesteps shown, evenly spread, including the first and the last.

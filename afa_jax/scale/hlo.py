@@ -26,7 +26,7 @@ class Instruction:
     """One line of a computation.
 
     Attributes:
-        shape: as printed, with layouts; a tuple's in parentheses.
+        shape: the printed shape, with layouts; a tuple's is in parentheses.
         operands: names, without percent signs.
         argument: the text between the parentheses: a constant's value, a parameter's number.
         attributes: the text after the parentheses.

@@ -34,11 +34,11 @@ class TrainingData:
         source: the pictures that ``index`` in a batch refers to.
         held_out: the pictures of which validation sees some; None without validation.
         validation: the pictures and captions that validation sees.
-        crop: from any picture to the size of training.
+        crop: cuts any picture to the training size.
         skip: whether bad examples are left out.
         loader: makes the batches.
         length: the number of examples that training could draw, including bad ones.
-        seed: for the order, and for everything that is random about an example.
+        seed: the seed of the order and of all randomness of an example.
         bad: (name, reason) of examples that the cache or validation left out.
         frozen: ``unet``, and unless batches are cached ``text_encoder`` and ``vae``.
         no_caption: the empty caption in the batch's form.
@@ -135,7 +135,7 @@ class Split:
         source: all examples, including those that validation sees.
         chosen: the examples to train on.
         held_out: the examples of which validation sees some; None without validation.
-        crop: from any picture to the size of training.
+        crop: cuts any picture to the training size.
     """
 
     source: PictureSource

@@ -16,7 +16,7 @@ def check_start(config: ConfigDict, workdir: Path, *, resume: bool, overwrite: b
     """Check a config and a workdir before any model is read.
 
     Args:
-        untrained: what a run of 0 steps is good for; empty if 0 steps are not allowed.
+        untrained: the use of a run of 0 steps, in words; empty if 0 steps are not allowed.
 
     Raises:
         InputError: the config or the workdir cannot be used.

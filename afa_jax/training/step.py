@@ -216,7 +216,7 @@ def make_train_step(
         fusion: a TrainedFusion; only its structure is used, its leaves may be shapes.
         frozen: likewise only used for its structure; holds unet (a stack) and, unless batches are cached, text_encoder
             (a stack) and vae. Block weights cannot have cached batches, because they train the text encoder, too.
-        vae: for cached batches, which need its configuration only; its leaves may be shapes.
+        vae: the VAE. Cached batches need its configuration only, so its leaves may be shapes.
         no_caption: token ids of the empty prompt ``[tokens]``, or for cached batches its text states ``[n, s, d]``.
         accumulate: the number of parts, processed one after another, of a batch; the same step in less memory.
         ema: decay of the parameters' average; 0 keeps none.

@@ -78,7 +78,7 @@ class Validation:
         every: steps between validations; an extra one where a run ended is dropped when the run is continued.
         buckets: the number of equal parts of the schedule.
         prompts: the prompts to sample; each gets a row of pictures.
-        options: how to sample them.
+        options: sampling options for them.
     """
 
     def __init__(

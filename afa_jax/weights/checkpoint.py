@@ -43,8 +43,8 @@ class Checkpoint(Protocol):
     """A stored model.
 
     Attributes:
-        path: of its folder or file, for messages.
-        metadata: of its weights file; for a folder, of the first network's file.
+        path: its folder or file, for messages.
+        metadata: the metadata of its weights file; for a folder, of the first network's file.
     """
 
     @property
@@ -96,10 +96,10 @@ class MemoryCheckpoint:
     """A model in memory, to be written or compared like one on disk.
 
     Attributes:
-        states: by network, its config.json's fields and its state dict.
+        states: each network's fields of config.json and its state dict.
         scheduler: fields of scheduler_config.json.
         tokenizer: a folder of tokenizer files.
-        path: what to call it in messages.
+        path: its name in messages.
     """
 
     states: Mapping[str, tuple[Mapping[str, Any], Tensors]]

@@ -31,8 +31,8 @@ class Difference:
     """Relative L2 differences ``||a - b|| / ||(a + b) / 2||`` of two experts: 0 for equal weights, at most about 2.
 
     Attributes:
-        blocks: of each stage of the U-Net by its name, of ``time_embedding`` and of ``text_encoder``.
-        total: of all weights together.
+        blocks: the difference of each stage of the U-Net by its name, of ``time_embedding`` and of ``text_encoder``.
+        total: the difference of all weights.
     """
 
     blocks: Mapping[str, float]

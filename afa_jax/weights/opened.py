@@ -23,7 +23,7 @@ def open_checkpoint(
     """Open the checkpoint at a local path, a folder or a file; return one that is already open unchanged.
 
     Args:
-        variant: of a folder's weights, such as ``fp16``.
+        variant: the variant of a folder's weights, such as ``fp16``.
         prediction_type: ``epsilon`` or ``v_prediction``, for a single file that does not give it.
         ema: take the moving average of the U-Net that a single file carries.
 

@@ -20,7 +20,7 @@ def said_inside(path: Path, metadata: Mapping[str, str], names: Collection[str])
     """Return the prediction types that a file gives, by the place that gives them.
 
     Args:
-        names: of the file's tensors.
+        names: the names of the file's tensors.
 
     Raises:
         WeightsError: ModelSpec's field is no prediction type.

@@ -70,8 +70,8 @@ def load_stack(
     Memory holds the stack and the N tensors of one leaf, never a whole model beside the stack.
 
     Args:
-        states: of each model what to call its file in errors, and its tensors.
-        sharding: where the leaf of a path and a shape goes. A process then reads what its devices hold.
+        states: each model's file name for errors, and its tensors.
+        sharding: returns the sharding of a leaf of this path and shape. A process then reads what its devices hold.
 
     Raises:
         WeightsError: as load_state_dict.

@@ -276,7 +276,7 @@ def _check_written(partial: Path, path: Path, tensors: Mapping[str, Any], crc: i
     """Read what was written, before it takes another file's place.
 
     Args:
-        crc: of all that was to be written; None reads the header only.
+        crc: the expected crc32 of the whole file; None reads the header only.
 
     Raises:
         OSError: the file does not hold these tensors, though the disk reported no error.

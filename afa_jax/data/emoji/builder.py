@@ -29,8 +29,8 @@ class EmojiPictures(tfds.core.GeneratorBasedBuilder):
     Its source is a folder of unpacked npm packages, laid out like node_modules, given as TFDS' manual_dir.
 
     Args:
-        vocabulary: what to draw; the project's own by default.
-        **kwargs: those of tfds.core.GeneratorBasedBuilder, such as data_dir and file_format.
+        vocabulary: the subjects and styles; the project's own by default.
+        **kwargs: the arguments of tfds.core.GeneratorBasedBuilder, such as data_dir and file_format.
     """
 
     name = "emoji_pictures"

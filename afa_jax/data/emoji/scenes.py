@@ -149,8 +149,8 @@ class SceneSource:
     """Scenes by index: a random-access source for grain, pure in (seed, index), equal options give equal scenes.
 
     Args:
-        seed: other scenes for another seed.
-        length: how many scenes there are. Drawing is free, so this is only the length of an epoch.
+        seed: the seed of all scenes.
+        length: the number of scenes. Drawing is free, so this is only the length of an epoch.
         topics: take all subjects from these topics; None takes all topics.
         mixed: whether the two subjects of a scene may be of two topics.
         styles: draw in these styles only; None takes all styles.
@@ -158,8 +158,9 @@ class SceneSource:
         places: 1 cuts scenes of one subject (`single` must be 1) down to its place, 32 x 32 pixels: words are learnt
             faster where there is nothing else to see.
         split: "train" is without everything held out; "held_out" has nothing but `held_out`.
-        held_out: of the split "held_out": "pairs", scenes with one held-out (subject, style) pair, in a combination of
-            topics that is trained; or "combinations", scenes of that combination, with pairs that are trained.
+        held_out: the scenes of the split "held_out": "pairs", scenes with one held-out (subject, style) pair, in a
+            combination of topics that is trained; or "combinations", scenes of that combination, with pairs that are
+            trained.
 
     Raises:
         ValueError: for an unknown topic, style, split or held_out, or if the options leave no scene to draw.
@@ -291,7 +292,7 @@ class _Plan:
 
 
 class Prompt(NamedTuple):
-    """One prompt of an evaluation list, and what must be seen for it."""
+    """One prompt of an evaluation list, and the subjects and style that a picture must show."""
 
     caption: str
     left: str
@@ -306,10 +307,10 @@ def evaluation_prompts(
 
     Args:
         kind: a topic, for two subjects of it; or "mixed", for subjects of two topics.
-        count: how many.
-        seed: another list for another seed.
+        count: the number of prompts.
+        seed: the seed of the list.
         split: "train", or "held_out" for prompts as in SceneSource's split of that name.
-        held_out: which of the held-out scenes.
+        held_out: the kind of held-out scenes.
 
     Raises:
         ValueError: if kind is unknown, or if there are not so many prompts of that kind.

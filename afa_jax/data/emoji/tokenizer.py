@@ -38,7 +38,7 @@ def learn_merges(words: Mapping[str, int]) -> list[tuple[str, str]]:
     Each joins the most frequent pair of neighbours; of equals, the first in the alphabet, so that there is no chance.
 
     Args:
-        words: how often each word occurs; only with characters of ALPHABET.
+        words: the count of each word; words have characters of ALPHABET only.
 
     Raises:
         ValueError: if a word has other characters, naming the word.

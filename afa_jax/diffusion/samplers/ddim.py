@@ -19,10 +19,11 @@ class DDIMConstants:
     """The numbers of each step, ``[steps]`` each, with a_t of this timestep and a_s of the next.
 
     Attributes:
-        t: training timestep.
+        t: the training timestep.
         signal, sigma: sqrt(a_t), sqrt(1 - a_t).
         next_signal, next_sigma: sqrt(a_s), sqrt(1 - a_s - std^2).
-        std: of the fresh noise, eta * sqrt((1 - a_s) / (1 - a_t)) * sqrt(1 - a_t / a_s) (eq. 16).
+        std: the standard deviation of the fresh noise, eta * sqrt((1 - a_s) / (1 - a_t)) * sqrt(1 - a_t / a_s) (eq.
+            16).
     """
 
     t: Any

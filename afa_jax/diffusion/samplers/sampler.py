@@ -84,7 +84,7 @@ def sample(
         noise_at: ``evaluation -> noise`` shaped like x, for a sampler that adds noise.
         has_aux: ``predict`` returns ``(prediction, aux)``; the result is then ``(x, aux)``, aux stacked over the
             evaluations. Not with ``count``.
-        carry: what a method remembers along the path, before the first evaluation. ``predict`` is then ``(x, t, carry)
+        carry: a method's memory of the path, before the first evaluation. ``predict`` is then ``(x, t, carry)
             -> (answer, carry)``, its answer what it would be without.
 
     Raises:

@@ -78,13 +78,13 @@ class Protocol:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Measured:
-    """One method's figures, without the method itself: its networks must not stay in memory.
+    """One method's figures. The method itself is left out, because its networks must not stay in memory.
 
     Attributes:
         row: its row in report.json, without the comparisons to others.
         entry: the entry that the method was made from.
-        scores: by scorer, the scores of single pictures only.
-        figures: by metric, the figures over all prompts.
+        scores: the scores of single pictures, by scorer.
+        figures: the figures over all prompts, by metric.
         pictures: the folder of its pictures.
     """
 

@@ -154,7 +154,7 @@ class Absent:
     """The methods that a comparison leaves out.
 
     Attributes:
-        why: by name, the reason that the report gives.
+        why: the reason that the report gives, by method.
         broken: methods whose networks compute no finite picture; the others are only not trained yet.
     """
 

@@ -11,7 +11,8 @@ class MetricInfo:
 
     Attributes:
         better: "higher" or "lower".
-        level: what has a value: a "picture", a "set" of pictures, or a "network", independent of its pictures.
+        level: the thing that has a value: a "picture", a "set" of pictures, or a "network", independent of its
+            pictures.
     """
 
     name: str

@@ -99,7 +99,7 @@ class EmojiScorer:
 
 
 class PublishedScorer:
-    """One of metrics.py's metrics, or several that share a network.
+    """One metric of evaluation/metrics/, or several that share a network.
 
     A figure of a set of pictures is computed from all of them and needs thousands: it has none by group. Among such
     figures only the kernel distance has an interval.
@@ -280,7 +280,7 @@ class _Kept:
     Attributes:
         path: the path of the file.
         weights: the identity of the scorer's weights.
-        stamps: by the name of a picture, ``identity`` of it and of its real picture.
+        stamps: the ``identity`` of each picture and of its real picture, by the picture's name.
     """
 
     path: Path

@@ -151,11 +151,11 @@ def build_cache(
     at once.
 
     Args:
-        crop: how pictures are cut to one size; None takes them as they are, and they must have one size.
+        crop: cuts pictures to one size; None takes them as they are, if all have one size.
         crops: the number of crops of each picture; crop j of example i is ``crop(image, crop_random(seed, i, j))``.
         shard: examples per file; an existing cache keeps its own number.
         batch: pictures encoded at once; best a divisor of ``shard``.
-        bad: what an example without a readable picture or caption does: "error" stops, "skip" leaves it out of
+        bad: the effect of an example without a readable picture or caption: "error" stops, "skip" leaves it out of
             ``Cache.indices``.
         workers: the number of threads that read and crop pictures meanwhile.
         process_index: the share of the shards, out of ``process_count``, that this process begins with.

@@ -73,7 +73,7 @@ class FolderCheckpoint:
 
     Attributes:
         path: the folder that holds ``unet/``, ``vae/``, ..., or the folder of a single U-Net or VAE.
-        variant: which of several stored versions of the weights to read, such as ``fp16``; ``weights_name`` says what
+        variant: the stored version of the weights to read, such as ``fp16``; ``weights_name`` says what
             is read without one, or where a component has none of that name.
     """
 
@@ -173,7 +173,7 @@ def write_folder(
 
     Args:
         folder: must not exist; it appears when it is complete.
-        dtype: of the stored weights; each tensor's own by default.
+        dtype: the dtype to store weights in; by default each tensor keeps its own.
         metadata: kept in the header of every weights file, over the checkpoint's own.
         overwrite: replace a diffusers folder that is there, once the new one is complete; it may be the checkpoint's.
 

@@ -41,7 +41,7 @@ def foreign(path: Path, start: bytes) -> str:
     """Say what a file is by its first bytes and what to do; empty for what may be safetensors.
 
     Args:
-        path: of the file, for the line that converts it.
+        path: the file's path, for the command line that converts it.
         start: its first 64 bytes or so; safetensors begin with the header's length, 8 bytes, and a brace.
     """
     text = start.removeprefix(b"\xef\xbb\xbf").lstrip()

@@ -41,10 +41,10 @@ def fetch_model(
     Args:
         path: a local file or folder; a diffusers repository, ``owner/name``, or one of a U-Net or VAE alone; or a file
             of a repository, ``owner/name/file.safetensors``. The last two may end in ``@revision``.
-        components: those to read; a network that is not there is left out. Nothing else of a repository is downloaded,
-            and never a pickle.
+        components: the components to read; a network that does not exist is left out. Nothing else of a repository is
+            downloaded, and never a pickle.
         revision: a branch, tag or commit of the repository.
-        variant: as FolderCheckpoint's.
+        variant: as in FolderCheckpoint.
         weights: if false, only a repository's description of its networks is downloaded, and no weights.
 
     Returns:

@@ -25,7 +25,7 @@ def found_config(component: str, shapes: Shapes, what: str) -> dict[str, Any]:
 
     Args:
         component: ``unet``, ``vae`` or ``text_encoder``.
-        shapes: of the file's tensors, by LDM's keys.
+        shapes: the shapes of the file's tensors, by LDM's keys.
         what: names the file in errors.
 
     Raises:

@@ -281,7 +281,7 @@ def write_single_file(
 
     Args:
         path: a .safetensors file.
-        dtype: of the stored weights; each tensor's own by default.
+        dtype: the dtype to store weights in; by default each tensor keeps its own.
         metadata: over the checkpoint's own; ``afa_jax.configs`` and ``modelspec.prediction_type`` come on top.
         overwrite: replace a file that is there.
 

@@ -32,8 +32,8 @@ def is_unused(component: str, key: str, layers: Any = None) -> bool:
     """Return whether a network's file carries this key for something else than the network.
 
     Args:
-        key: without what stands before all of the network's keys in its container.
-        layers: of a text encoder, its config's ``num_hidden_layers``: with clip skip more are stored than are used.
+        key: the key without the prefix of the network's keys in its container.
+        layers: a text encoder's ``num_hidden_layers``; with clip skip the file stores more layers than are used.
     """
     if is_unused_anywhere(key) or _BESIDE[component].fullmatch(key):
         return True

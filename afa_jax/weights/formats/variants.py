@@ -31,7 +31,7 @@ def weights_name(names: Collection[str], component: str, variant: str | None = N
     component has the variant; so diffusers reads a repository with, say, a ``non_ema`` U-Net.
 
     Args:
-        names: of all files, as ``unet/config.json``.
+        names: the names of all files, such as ``unet/config.json``.
         what: the folder or repository, for messages.
 
     Returns:

@@ -76,8 +76,8 @@ class Lora:
     """An open LoRA file.
 
     Attributes:
-        path: of the file.
-        changes: by module, spelled as in the file.
+        path: the file's path.
+        changes: the change of each module, named as in the file.
         config: the adapter_config.json beside the file, if its alphas come from there.
     """
 

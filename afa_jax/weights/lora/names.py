@@ -22,7 +22,7 @@ def find_places(weights: Mapping[str, Tensors], unet: UNetConfig | None = None) 
     """Return every name that LoRA files have for a layer of this model, with the weight it means.
 
     Args:
-        weights: of the model's components.
+        weights: the tensors of the model's components.
         unet: the architecture of its U-Net, whose layers have a name in the LDM layout too.
 
     Dots become underscores here, not the other way round, as ``to_q`` could mean ``to_q`` or ``to.q``.

@@ -25,7 +25,7 @@ class Composed:
     """A Checkpoint whose components come from several others.
 
     Attributes:
-        parts: for each component the checkpoint that it comes from.
+        parts: the checkpoint that each component comes from.
     """
 
     parts: Mapping[str, Checkpoint]
@@ -96,8 +96,8 @@ def average(checkpoints: Sequence[Checkpoint], weights: Mapping[str, Sequence[fl
     """Average U-Nets and text encoders of experts of one architecture, one tensor at a time, with fixed weights.
 
     Args:
-        weights: of each expert, by block: each stage of the U-Net by its name, ``time_embedding`` and ``text_encoder``.
-            A block's weights sum to 1.
+        weights: the experts' weights by block: each stage of the U-Net by its name, ``time_embedding``,
+            ``text_encoder``. A block's weights sum to 1.
 
     Returns:
         A checkpoint of Tensors that are averaged in float32 when they are read. Their dtype is the experts' if it is

@@ -21,7 +21,7 @@ class SameNetwork:
     Attributes:
         component: ``unet`` or ``text_encoder``.
         sources: the checkpoints, by whatever they are called.
-        keys: of the tensors, the same in all.
+        keys: the keys of the tensors, the same in all checkpoints.
     """
 
     component: str

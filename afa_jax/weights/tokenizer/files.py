@@ -47,7 +47,7 @@ class TokenizerFiles:
     """The contents of a tokenizer's files.
 
     Attributes:
-        folder: where the files are.
+        folder: the folder of the files.
         vocab: the ids of all tokens, no two alike.
         files: for each token that the vocabulary itself lacks, the file that gives its id.
         merges: the pairs that become one token, in order; all pairs' tokens and their results are in ``vocab``.

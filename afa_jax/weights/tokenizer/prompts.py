@@ -36,7 +36,7 @@ def check_prompt(prompt: str, what: str) -> str:
 
     Args:
         prompt: the text.
-        what: where it is, for the message, such as ``--prompt`` or ``prompts.txt:3``.
+        what: the prompt's place, for the message, such as ``--prompt`` or ``prompts.txt:3``.
 
     Raises:
         InputError: it holds halves of characters (bytes that are not UTF-8) or control characters, or is too long.

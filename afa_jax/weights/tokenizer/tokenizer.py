@@ -26,7 +26,7 @@ class Tokenizer:
     """CLIP's tokenizer from a diffusers folder, padded to the text encoder's length.
 
     Attributes:
-        folder: of its files.
+        folder: the folder of its files.
         length: tokens of a prompt with its two ends: as the tokenizer says, at most the encoder's positions.
 
     Args:
