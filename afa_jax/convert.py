@@ -70,7 +70,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _check_inspect(options: argparse.Namespace) -> None:
-    """Raise InputError for options that are for what is written."""
+    """Raise InputError for options that only apply to a written checkpoint."""
     for name in ("out", "base", "vae", "dtype"):
         if getattr(options, name):
             raise InputError(f"--{name} does not go with --inspect, which writes no checkpoint")

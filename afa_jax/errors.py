@@ -36,7 +36,7 @@ def some(names: Iterable[str], most: int = 5) -> str:
 
 
 def why(error: BaseException) -> str:
-    """Return what is wrong with a file's text or numbers in plain words instead of a library's."""
+    """Return a library's error about a file's text or numbers in plain words."""
     if isinstance(error, RecursionError):
         return "it is nested too deep"
     if isinstance(error, UnicodeDecodeError):

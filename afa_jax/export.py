@@ -21,7 +21,7 @@ from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Export what the options name."""
+    """Export the ensemble as the options say."""
     parser = Parser(prog="python -m afa_jax.export", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id (for --pair and --snapshot)")
     parser.add_argument("--pair", type=Path, metavar="OUT", help="folder of the trained pair, with its model card")

@@ -135,7 +135,7 @@ FOUND = Kind("a search's result", ".json", b'"kind": "mbw"')
 
 
 def check_new(path: Path, overwrite: bool | None = None) -> None:
-    """Check an output's path before any work is done, and bring back what a killed overwriting set aside.
+    """Check an output's path before any work is done, and restore an output that a killed overwriting set aside.
 
     An empty folder counts as nothing there.
 

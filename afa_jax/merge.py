@@ -19,7 +19,7 @@ from afa_jax.pipeline import MERGE_KINDS, Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Merge what the options name."""
+    """Merge the experts as the options say."""
     parser = Parser(prog="python -m afa_jax.merge", description=__doc__)
     parser.add_argument(
         "--method", required=True, metavar="KIND[,OPTION=VALUE]...", help=f"kinds: {', '.join(MERGE_KINDS)}"

@@ -23,7 +23,7 @@ from afa_jax.weights.formats.hub_ids import check_named
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Look at the models and the pictures, write the config, and say what to do with it."""
+    """Inspect the models and the pictures, write the config, and print the next commands."""
     parser = Parser(prog="python -m afa_jax.new_config", description=__doc__)
     parser.add_argument("name", metavar="NAME", help="of the config: letters, digits, - and _")
     parser.add_argument("--base", required=True, metavar="MODEL", help="whose VAE, tokenizer and schedule are taken")

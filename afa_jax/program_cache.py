@@ -16,7 +16,7 @@ SHORTEST = 0.1
 
 
 def keep_programs(environ: MutableMapping[str, str] = os.environ) -> None:
-    """Let JAX keep what it compiles, so that the next start of the same program need not compile it again.
+    """Let JAX keep compiled programs, so that the next start of the same command need not compile them again.
 
     To be called before JAX is imported. Does nothing where the environment decides
     (JAX_COMPILATION_CACHE_DIR, also when empty, or JAX_ENABLE_COMPILATION_CACHE), or where the folder cannot be made.

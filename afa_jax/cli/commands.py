@@ -76,7 +76,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
 
 
 def _explain(error: BaseException) -> int | None:
-    """Print one line about what ended a command and return the exit status; None if it is to be raised again."""
+    """Print an error in one line and return the exit status; return None if it is to be raised again."""
     if isinstance(error, InputError):
         print(f"error: {error}", file=sys.stderr)
         return 2
@@ -111,7 +111,7 @@ def _explain(error: BaseException) -> int | None:
 
 
 def _of_memory(error: BaseException) -> bool:
-    """Say whether memory of the host or an accelerator ran out; by names, as JAX and torch may not be imported."""
+    """Return whether memory of the host or an accelerator ran out; by names, as JAX and torch may not be imported."""
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # torch's
         return True
     raised = type(error).__name__ in ("JaxRuntimeError", "XlaRuntimeError")
@@ -119,12 +119,12 @@ def _of_memory(error: BaseException) -> bool:
 
 
 def _nameless(error: OSError) -> str:
-    """Say what a write without a file name went to; writes to named files give their names in the error."""
+    """Return the target of a write whose error has no file name, such as standard output."""
     return "standard output" if error.errno == errno.EPIPE else "standard output or a temporary file"
 
 
 def _let_go_of_output() -> None:
-    """Keep Python from failing again, at its end, with what standard output did not take."""
+    """Keep Python from failing again at its end, when it flushes standard output."""
     try:
         sys.stdout.flush()
     except OSError:

@@ -57,7 +57,7 @@ class Section:
     open_: bool = False
 
     def filled(self, config: ConfigDict, where: str = "") -> None:
-        """Give the fields that are missing their defaults.
+        """Fill missing fields with their defaults.
 
         An optional section that is None is taken out.
 
@@ -174,7 +174,7 @@ def shown(value: Any) -> str:
 
 
 def expected(check: Check) -> str:
-    """Return what a check asks for, in its own words."""
+    """Return a check's description of the expected value."""
     try:
         check(REQUIRED)
     except Wrong as wrong:
@@ -256,7 +256,7 @@ def boolean(value: Any) -> bool:
 
 
 def optional(check: Check) -> Check:
-    """Return a check for what ``check`` takes, or None."""
+    """Return a check for None or a value that ``check`` accepts."""
 
     def checked(value: Any) -> Any:
         if value is None:
@@ -270,7 +270,7 @@ def optional(check: Check) -> Check:
 
 
 def many(check: Check, low: int = 0, high: int = 100_000) -> Check:
-    """Return a check for a tuple or list of what ``check`` takes."""
+    """Return a check for a tuple or list of values that ``check`` accepts."""
 
     def checked(value: Any) -> Any:
         what = f"{low} values" if low == high else f"a list of {low} or more" if low else "a list"
@@ -286,7 +286,7 @@ def many(check: Check, low: int = 0, high: int = 100_000) -> Check:
 
 
 def either(*checks: Check) -> Check:
-    """Return a check for what any of the checks takes; the first that does counts."""
+    """Return a check for a value that any of the checks accepts; the first one that does converts it."""
 
     def checked(value: Any) -> Any:
         wrongs = []
@@ -336,7 +336,7 @@ def record(**fields: Field) -> Check:
 
 
 def named(key: Check, value: Check) -> Check:
-    """Return a check for a dict whose names ``key`` takes, and whose values ``value`` takes."""
+    """Return a check for a dict whose names ``key`` accepts and whose values ``value`` accepts."""
 
     def checked(found: Any) -> Any:
         if not isinstance(found, Mapping | ConfigDict):
@@ -369,7 +369,7 @@ def loras(value: Any) -> Any:
 
 
 def distinct(check: Check) -> Check:
-    """Return a check for a list of dicts that ``check`` takes and whose names differ."""
+    """Return a check for a list of dicts that ``check`` accepts and whose names differ."""
 
     def checked(value: Any) -> Any:
         found = check(value)

@@ -182,7 +182,7 @@ def check_options(kind: str, options: set[str]) -> None:
 
 
 def check_values(entry: Mapping[str, Any], experts: Sequence[str]) -> None:
-    """Raise InputError for a value that an option cannot have, whatever the models are.
+    """Raise InputError for an option's value that is wrong for any models.
 
     Args:
         entry: the result of check_entry.

@@ -305,7 +305,7 @@ def schema_of(config: ConfigDict) -> Section:
 
 
 def knows(section: Section, name: str) -> bool:
-    """Say whether a config of this schema can have the field of a dotted name."""
+    """Return whether a config of this schema can have the field of a dotted name."""
     first, _, rest = name.partition(".")
     field = section.fields.get(first)
     if field is None or not rest:
@@ -338,7 +338,7 @@ def complete(config: ConfigDict) -> None:
 
 
 def check(config: ConfigDict) -> None:
-    """Check that a config has what its kind needs and nothing else, and convert its values to the types in use.
+    """Check that a config has the required fields of its kind and no unknown ones; convert its values to their types.
 
     Raises:
         InputError: a field is unknown, missing or wrong; the error names it.

@@ -37,7 +37,7 @@ class BadExamples:
         self.reasons: dict[str, str] = {entry["name"]: entry["reason"] for entry in entries}
 
     def take(self, step: int, batch: Batch) -> str | None:
-        """Take ``bad`` out of a step's batch; with the last step of the first epoch, a summary comes back."""
+        """Take ``bad`` out of a step's batch; return a summary with the last step of the first epoch."""
         self.add(batch.pop("bad", ()))
         if step != self.last_step:
             return None
@@ -46,7 +46,7 @@ class BadExamples:
         return self.summary() if self.reasons else None
 
     def add(self, bad: Iterable[tuple[str, str]]) -> None:
-        """Count what was not counted yet."""
+        """Count the examples that were not counted yet."""
         new = {name: reason for name, reason in bad if name not in self.reasons}
         if not new:
             return
@@ -58,7 +58,7 @@ class BadExamples:
         replace_text(self.path, "".join(lines))
 
     def summary(self) -> str:
-        """Say in one line how many of all examples are left out, with their names."""
+        """Return one line with the number of examples that are left out, and their names."""
         names = list(self.reasons)
         more = f", see {self.path}" if len(names) > NAMED else ""
         return f"{len(names)} of {self.length} examples left out: {some(names, NAMED)}{more}"

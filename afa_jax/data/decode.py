@@ -128,7 +128,7 @@ def open_image(source: bytes | Path, name: str = "", max_pixels: int = MAX_PIXEL
 
 
 def _unbounded(source: bytes | Path, formats: tuple[str, ...]) -> Image.Image:
-    """Open a picture of any size: Pillow's own bound is the process's, and does not name the size; ours follows."""
+    """Open a picture of any size; Pillow's bound is global and its error lacks the size, so ours is checked later."""
     with _opening:
         theirs, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -143,7 +143,7 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
 
 
 def _lacks_rows(data: bytes, file: Image.Image) -> bool:
-    """Say whether a JPEG's data end before its last row; its decoder fills the rest with gray and reports nothing.
+    """Return whether a JPEG's data end before its last row; its decoder fills the rest with gray and reports nothing.
 
     In such a file, bytes appended to the first scan change the picture; in a whole file they are ignored. This is
     tried at an eighth of the size, and only where the last pixel is that gray.
@@ -161,7 +161,7 @@ def _lacks_rows(data: bytes, file: Image.Image) -> bool:
 
 
 def _lacks_data(data: bytes) -> bool:
-    """Say whether a JPEG without an end marker lacks pixel data, too: then appended bytes change its pixels."""
+    """Return whether a JPEG without an end marker lacks pixel data, too: then appended bytes change its pixels."""
     if not has_every_scan(data):
         return True
     restarts = re.findall(rb"\xff([\xd0-\xd7])", data)

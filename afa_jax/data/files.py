@@ -116,7 +116,7 @@ def below(folder: str, path: str) -> str:
 
 
 def hidden(name: str) -> bool:
-    """Say whether a file is not the user's but one that Macs, Windows or notebooks put there."""
+    """Return whether a file is not the user's but one that macOS, Windows or a notebook put there."""
     *folders, base = name.split("/")
     return base.lower() in ("thumbs.db", "desktop.ini") or any(
         (part.startswith(".") and part not in (".", "..")) or part in ("__MACOSX", "@eaDir")
@@ -150,7 +150,7 @@ def _walk(folder: str, above: frozenset[str]) -> Iterator[tuple[str, int]]:
 
 
 def stamp(fs: FileSystem, path: str) -> str:
-    """Return what changes when a file is rewritten: its time of change on disk, its tag or checksum in a bucket."""
+    """Return a value that changes when a file is rewritten: its modification time, or in a bucket its checksum."""
     info = fs.info(path)
     return next((str(info[name]) for name in STAMPS if info.get(name)), "") or str(fs.ukey(path))
 

@@ -203,7 +203,7 @@ class CaptionedFolder:
         return items
 
     def _count(self, where: str, named: list[str], every: list[str]) -> None:
-        """Say which rows have no picture, which pictures no row, and which several."""
+        """Warn of rows without a picture, pictures without a row, and pictures with several rows."""
         there, rows = set(every), Counter(named)
         lacking = [name for name in named if name not in there]
         outside = [name for name in lacking if self._leads_out(name)]
@@ -312,7 +312,7 @@ def _match(root: str, name: str, names: set[str], composed: dict[str, str]) -> s
 
 
 def _hint(outside: Sequence[str], there: Collection[str]) -> str:
-    """Return the end of a message: what to do with names that lead out of the folder."""
+    """Return the end of a message: the remedy for names that lead out of the folder."""
     for name in outside:
         if (base := posixpath.basename(name.replace("\\", "/"))) in there:
             return f"; {printable(base, 200)} is in the folder: write names without folders"
@@ -320,7 +320,7 @@ def _hint(outside: Sequence[str], there: Collection[str]) -> str:
 
 
 def _seen(files: list[str]) -> str:
-    """Return the end of a message: which files there are instead of pictures."""
+    """Return the end of a message: the files that the folder has instead of pictures."""
     for name in files:
         if posixpath.basename(name) in LISTS:
             return f"; there is {name}: give its folder as the path"

@@ -138,7 +138,7 @@ class ParquetSource:
 
     @contextlib.contextmanager
     def _opened(self, path: str) -> Iterator[Any]:
-        """Yield what Arrow is to read: a path for a local file, else an open file.
+        """Yield the input for Arrow: the path of a local file, else an open file.
 
         Arrow reads in threads. A thread that holds a Python file when the interpreter ends aborts the process
         ("terminate called without an active exception", in 4 of 550 processes that read a row group and ended).

@@ -127,13 +127,13 @@ def _jpeg(data: bytes) -> tuple[bytes, int]:
 
 
 def has_end(data: bytes) -> bool:
-    """Say whether a JPEG has an end marker after the begin of its pixels; always true for other formats."""
+    """Return whether a JPEG has an end marker after the start of its pixels; always true for other formats."""
     scan = data.find(b"\xff\xda") if data.startswith(JPEG) else -1
     return scan < 0 or data.find(b"\xff\xd9", scan) >= 0
 
 
 def has_every_scan(data: bytes) -> bool:
-    """Say whether a JPEG's scans bring all coefficients of all its components, to the last bit of each."""
+    """Return whether a JPEG's scans bring all coefficients of all its components, to the last bit of each."""
     begin = re.search(rb"\xff[\xc0-\xc2]..\x08....(.)", data, re.DOTALL)
     components = begin[1][0] if begin else 0
     whole: dict[int, set[int]] = {}

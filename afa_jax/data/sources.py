@@ -44,7 +44,7 @@ class PictureSource(Protocol):
         ...
 
     def name(self, index: int) -> str:
-        """Return what messages call example ``index``: a file, a member of a tar, a row."""
+        """Return the name of example ``index`` for messages: a file, a member of a tar, a row."""
         ...
 
     @property

@@ -27,7 +27,7 @@ class Subset:
         return self.source[int(self.indices[index])]
 
     def name(self, index: int) -> str:
-        """Return what the source calls the example."""
+        """Return the example's name in the source."""
         return self.source.name(int(self.indices[index]))
 
     @functools.cached_property

@@ -142,7 +142,7 @@ class TFDSSource:
 
 
 def _check_features(place: str) -> None:
-    """See that the features of a data set are TFDS's own: of others it imports the module that features.json names.
+    """Check that a data set's features are TFDS's own; for others TFDS imports the module that features.json names.
 
     Raises:
         InputError: one is not, or a features.json below the data set's folder is damaged.

@@ -38,7 +38,7 @@ class PathDenoiser(Protocol):
         scale: Any,
         memory: Any,
     ) -> tuple[Latents, Any]:
-        """Return the guided prediction, float32, and what to remember; t is the same in all rows."""
+        """Return the guided prediction, float32, and the memory for the next evaluation; t is the same in all rows."""
         ...
 
 

@@ -43,7 +43,7 @@ NOTE = (
 
 
 def export(config: ConfigDict, options: Wanted) -> None:
-    """Export what is wanted.
+    """Write the wanted exports.
 
     Raises:
         InputError: the experts do not fit the run or one another, or an output cannot be written.

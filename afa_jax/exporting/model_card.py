@@ -242,7 +242,7 @@ def figures_of(report: Path, sha256: str) -> str:
 
 
 def part_of(name: str, entry: Any, sha256: str) -> Part:
-    """Return what a card says of an entry of a config: ``base``, or one of ``experts``."""
+    """Return the card's description of a config's ``base``, or of one of its ``experts``."""
     options: dict[str, Any] = dict(path=entry) if isinstance(entry, str) else dict(entry)
     path = str(options.pop("path"))
     options.pop("name", None)

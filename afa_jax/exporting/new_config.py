@@ -35,7 +35,7 @@ def write_config(
     prompts: Path | None = None,
     size: tuple[int, int] | None = None,
 ) -> None:
-    """Write a config, and beside it prompts from the captions; print what was looked at, and what to do next.
+    """Write a config, and beside it prompts from the captions; print the findings and the next commands.
 
     Args:
         name: the config's name.

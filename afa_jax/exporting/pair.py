@@ -172,6 +172,6 @@ def _recipe_of(path: Path) -> dict[str, Any]:
 
 
 def _prompt_of(path: Path) -> str:
-    """Return what a picture shows: its prompt, or its name."""
+    """Return a picture's description: its prompt, or its name."""
     prompt = _recipe_of(path).get("prompt")
     return prompt if isinstance(prompt, str) and prompt.strip() else os.path.splitext(path.name)[0]

@@ -36,11 +36,11 @@ class Predictions:
 
     @property
     def mse(self) -> float:
-        """Mean squared error of the noise."""
+        """Return the mean squared error of the noise."""
         return float(np.square(self.predicted - self.noise).mean(dtype=np.float64))
 
     def distance(self, other: Predictions) -> float:
-        """Mean squared difference to another prediction, relative to the other's power."""
+        """Return the mean squared difference to another prediction, relative to the other's power."""
         apart = np.square(self.predicted - other.predicted).mean(dtype=np.float64)
         return float(apart / np.square(other.predicted).mean(dtype=np.float64))
 

@@ -37,7 +37,7 @@ def is_single(out: Path) -> bool:
 
 
 def check_out(out: Path, overwrite: bool | None) -> None:
-    """Raise InputError for an output that is there, or whose name is that of a file of another kind."""
+    """Raise InputError for an output that exists, or whose name belongs to another kind of file."""
     check_model(out, overwrite)
     if is_single(out):
         check_file(out, overwrite)

@@ -302,7 +302,7 @@ class FusedUNets:
         embeddings: tuple[Array, Array],
         mean_embeddings: tuple[Array, Array],
     ) -> tuple[Any, Maps | None]:
-        """Run one stage of every expert, and fuse what they made.
+        """Run one stage of every expert, and fuse the features.
 
         ``x`` and ``skip`` are Shared where the experts were fused, and else an array for each expert. So is the result.
         """
@@ -319,7 +319,7 @@ class FusedUNets:
         return Shared(fused), maps
 
     def _whole_shapes(self) -> Sequence[Any]:
-        """Return what each stage is where its parameters are not split over ``fsdp``; None where they never are."""
+        """Return the shapes of each stage before its parameters are split over ``fsdp``; None if they never are."""
         if not is_split():
             return [None] * len(self.experts.stages)
         return jax.eval_shape(lambda: UNet(self.experts.config, rngs=nnx.Rngs(0))).stages

@@ -103,7 +103,7 @@ def fusion_config(kind: str, options: Mapping[str, Any]) -> Any:
 
 
 def _is_whole(field: dataclasses.Field[Any] | None) -> bool:
-    """Say whether a field holds a whole number, which a config may write as 1e2."""
+    """Return whether a field holds a whole number, which a config may write as 1e2."""
     return field is not None and type(field.default) is int
 
 

@@ -114,7 +114,7 @@ def whole(tree: T, shapes: Any) -> T:
 
 
 def is_split() -> bool:
-    """Say whether leaves of the experts may be split over ``fsdp`` here."""
+    """Return whether leaves of the experts may be split over ``fsdp`` here."""
     return _size(FSDP) > 1
 
 

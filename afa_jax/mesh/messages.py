@@ -27,7 +27,7 @@ def dumps(value: Any) -> bytes:
 
 
 def loads(data: bytes) -> Any:
-    """Return what ``dumps`` was given.
+    """Return the value that ``dumps`` encoded.
 
     Raises:
         ValueError: the bytes are not a message of ``dumps``.

@@ -175,7 +175,7 @@ def print_once(line: object) -> None:
 
 @contextlib.contextmanager
 def alone() -> Iterator[None]:
-    """Make nothing within it wait for other processes: process 0 does its part alone, and the others skip theirs."""
+    """Keep everything in this context from waiting for other processes: process 0 acts alone, and the others skip."""
     before = getattr(_state, "alone", False)
     _state.alone = True
     try:

@@ -70,7 +70,7 @@ def _side(size: Any) -> Any:
 
 
 def _fits(value: Any, hint: Any, most: int) -> bool:
-    """Say whether a value from a file has a field's type and, if it is a number, a possible range."""
+    """Return whether a value from a file has a field's type and, if it is a number, a possible range."""
     if isinstance(hint, UnionType):
         return any(_fits(value, option, most) for option in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
@@ -208,12 +208,12 @@ class UNetConfig:
 
     @property
     def down_attention(self) -> tuple[bool, ...]:
-        """Say of each down block whether its layers carry a transformer."""
+        """Return for each down block whether its layers have a transformer."""
         return tuple(_DOWN[name] for name in self.down_block_types)
 
     @property
     def up_attention(self) -> tuple[bool, ...]:
-        """Say of each up block whether its layers carry a transformer, lowest resolution first."""
+        """Return for each up block whether its layers have a transformer, lowest resolution first."""
         return tuple(_UP[name] for name in self.up_block_types)
 
     @property

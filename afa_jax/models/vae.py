@@ -175,7 +175,7 @@ class VAE(nnx.Module):
         return mean, jnp.clip(logvar, -30, 20)
 
     def posterior(self, images: Images) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"]]:
-        """Mean and standard deviation of the unscaled latents: float32 values of the compute dtype's precision.
+        """Return mean and standard deviation of the unscaled latents: float32 values of the compute dtype's precision.
 
         Rounded on purpose, and by an operation that XLA must keep: they can be stored in the compute dtype without
         loss, so that a sample is the same whether or not they were.

@@ -21,7 +21,7 @@ def print_components(components: Mapping[str, Mapping[str, Any]]) -> None:
 
 
 def print_description(name: str, found: Mapping[str, Any]) -> None:
-    """Print what ``weights.description`` found about a checkpoint."""
+    """Print a checkpoint's description by ``weights.description``."""
     print(shorten(name, WIDTH))
     rows = {"container": found["container"], "family": found.get("family", "no U-Net in it")}
     if unet := found.get("unet"):

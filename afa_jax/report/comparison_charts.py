@@ -110,7 +110,7 @@ def curves(report: Report) -> list[Titled]:
 
 
 def of_which(report: Report) -> str:
-    """Return a text on what the curves are measured on, if that differs from the tables."""
+    """Return a text on the data of the curves, if they differ from the tables'."""
     found = next((curve for curve in report.get("curves") or [] if curve.get("prompts")), None)
     if found is None:
         return ""

@@ -82,7 +82,7 @@ def arguments_of(shapes: Any) -> int:
 
 
 def knob(mode: str, config: Any, mesh: Mapping[str, int], experts: int, *, arguments: int, total: int) -> str:
-    """Return advice on the setting to change for less memory, by what takes most of it.
+    """Return advice on the setting to change for less memory, by the largest part.
 
     Args:
         mode: "train" or "sample".

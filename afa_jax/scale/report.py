@@ -35,7 +35,7 @@ class Report:
 
     @property
     def needed(self) -> int:
-        """Return the bytes that a device needs for the program and for what a run holds besides."""
+        """Return the bytes that a device needs for the program and for the run's other arrays."""
         return self.beside + (0 if self.memory is None else self.memory.total)
 
     @property

@@ -145,7 +145,7 @@ class Split:
 
 
 def split_data(config: ConfigDict) -> Split:
-    """Open and split what ``config.data`` and ``validation`` name.
+    """Open the source of ``config.data`` and split it by ``config.validation``.
 
     Validation takes its pairs from ``validation.data`` if that is a source, else from the training source, which then
     goes without them.

@@ -288,7 +288,7 @@ class _Run:
         on_process_0(fail)
 
     def hear(self, told: int) -> None:
-        """Act on what the processes told each other along with a step: an error or a signal to stop."""
+        """Act on the processes' common message of a step: an error or a signal to stop."""
         if told == FAILED:
             self.tell()
         elif told:

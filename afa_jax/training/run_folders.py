@@ -41,7 +41,7 @@ def is_removed(workdir: Path) -> bool:
 
 
 def check_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "") -> None:
-    """Raise what open_workdir (training/workdir.py) would raise, without touching anything."""
+    """Raise the errors of open_workdir (training/workdir.py) without changing anything."""
     if resume and overwrite:
         raise InputError("--resume and --overwrite exclude each other")
     check_folder(workdir)

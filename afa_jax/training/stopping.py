@@ -69,7 +69,7 @@ class StopSignals(contextlib.AbstractContextManager["StopSignals"]):
             self._at_once = False
 
     def compiling(self, function: Callable[[], T]) -> T:
-        """Return or raise what ``function`` does; a signal meanwhile raises Interrupted without waiting for it to end.
+        """Return the function's value or raise its error; a signal raises Interrupted at once, without waiting for it.
 
         ``Stopped`` then ends the process without waiting either (afa_jax.cli.commands.run). A run of several processes
         waits for it.

@@ -83,7 +83,7 @@ def to_pytorch(path: str, array: np.ndarray) -> np.ndarray:
 
 
 def from_pytorch(path: str, array: np.ndarray) -> np.ndarray:
-    """Turn an array from PyTorch's layout into ours."""
+    """Convert an array from PyTorch's layout to ours."""
     if path.endswith("kernel"):
         return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
     return array

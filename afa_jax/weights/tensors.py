@@ -60,7 +60,7 @@ class WeightsError(InputError):
 
 
 def is_floating(dtype: Any) -> bool:
-    """Say whether a dtype is a floating-point one, including bfloat16 and 8-bit floats, which numpy does not know."""
+    """Return whether a dtype is floating-point, including bfloat16 and 8-bit floats, which numpy does not know."""
     dtype = np.dtype(dtype)
     return dtype.kind == "f" or dtype == _BFLOAT16 or dtype in _EIGHT_BITS
 
@@ -273,7 +273,7 @@ def write_tensors(
 
 
 def _check_written(partial: Path, path: Path, tensors: Mapping[str, Any], crc: int | None) -> None:
-    """Read what was written, before it takes another file's place.
+    """Check a written file before it replaces another one.
 
     Args:
         crc: the expected crc32 of the whole file; None reads the header only.
@@ -304,7 +304,7 @@ def _crc32(path: Path) -> int:
 
 
 def _rename_new(partial: Path, path: Path) -> None:
-    """Give a file its name, which must be free; on file systems without links that is looked up before."""
+    """Rename a file to a name that must be free; on file systems without links, check that first."""
     try:
         os.link(partial, path)
     except FileExistsError:

@@ -211,7 +211,7 @@ class SceneSource:
         }
 
     def name(self, index: int) -> str:
-        """Return what messages call a scene: its number and its caption."""
+        """Return a scene's name for messages: its number and its caption."""
         return f"scene {index} ({self.scene(index).caption})"
 
     @property

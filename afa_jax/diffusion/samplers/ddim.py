@@ -60,7 +60,7 @@ class DDIM:
 
     @property
     def adds_noise(self) -> bool:
-        """Say whether eta is above 0."""
+        """Return whether eta is above 0."""
         return self.eta > 0
 
     def constants(self, steps: int, strength: float = 1.0) -> DDIMConstants:

@@ -32,7 +32,7 @@ class Sampler(Protocol):
 
     @property
     def adds_noise(self) -> bool:
-        """Say whether its steps take fresh noise."""
+        """Return whether its steps take fresh noise."""
         ...
 
     def constants(self, steps: int, strength: float = 1.0) -> Any:

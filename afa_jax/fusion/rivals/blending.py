@@ -114,7 +114,7 @@ class MagicFusion:
         return ()
 
     def fuses(self, t: Any) -> Any:
-        """Say whether all experts run at training timestep t; otherwise only the general model does."""
+        """Return whether all experts run at training timestep t; otherwise only the general model does."""
         return (t > self.fuse_above) != self.general_first
 
     def evaluations(self, t: int, guidance: float | int) -> int:

@@ -165,7 +165,7 @@ class Shards:
 
     @contextlib.contextmanager
     def _locked(self, number: int, *, wait: bool) -> Iterator[bool]:
-        """Hold a shard's lock; yield False if another process has it and ``wait`` is false."""
+        """Hold a shard's lock; yield False if another process has it and ``wait`` is False."""
         path = Path(f"{self.path(number)}.lock")
         with writing(self.folder):
             file = open(path, "a")  # noqa: SIM115 - closed below; what the caller does is not this disk's fault

@@ -36,16 +36,16 @@ class Family:
 
     @property
     def supported(self) -> bool:
-        """Say whether SingleFileCheckpoint reads files of this family."""
+        """Return whether SingleFileCheckpoint reads files of this family."""
         return not self.advice
 
     @property
     def is_lora(self) -> bool:
-        """Say whether the file is a LoRA, judging by some of its keys."""
+        """Return whether the file is a LoRA, judging by some of its keys."""
         return self.advice is LORA_ADVICE
 
     def check(self, path: Path) -> None:
-        """Raise WeightsError, with what it is and what to do, for a file that cannot be read as a checkpoint."""
+        """Raise WeightsError for a file that cannot be read as a checkpoint, with its family and the remedy."""
         if self.advice:
             raise WeightsError(f"{path}: this is {self.name}: {self.advice}")
 
@@ -122,7 +122,7 @@ def family_of(shapes: Shapes) -> Family:
 
 
 def _ldm(shapes: Shapes) -> Family:
-    """Return the family of a U-Net in LDM's layout, told by what it is conditioned on."""
+    """Return the family of a U-Net in LDM's layout, told by its conditioning."""
     context = next((shapes[key][-1] for key in shapes if _CONTEXT.fullmatch(key) and shapes[key]), None)
     if context is None:
         return Family("a latent diffusion model without text", _OTHER)

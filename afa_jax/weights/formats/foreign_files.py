@@ -38,7 +38,7 @@ _JSON = "JSON, not weights (perhaps an error that a server sent): download the f
 
 
 def foreign(path: Path, start: bytes) -> str:
-    """Say what a file is by its first bytes and what to do; empty for what may be safetensors.
+    """Describe a file by its first bytes, with the remedy; return "" for what may be a safetensors file.
 
     Args:
         path: the file's path, for the command line that converts it.
@@ -56,7 +56,7 @@ def foreign(path: Path, start: bytes) -> str:
 
 
 def pickle_advice(path: Path) -> str:
-    """Say how to turn a pickled checkpoint into a safetensors file."""
+    """Return advice on converting a pickled checkpoint to a safetensors file."""
     return f"Convert it where torch is installed: {pickle_command(path)}"
 
 

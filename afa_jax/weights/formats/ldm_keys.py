@@ -92,7 +92,7 @@ def common_spelling(key: str) -> str:
 
 
 def is_unused(key: str, layers: Any = None) -> bool:
-    """Say whether single files carry this key for something else than the networks.
+    """Return whether this key of single files belongs to none of the networks.
 
     Args:
         layers: number of the text encoder's; at most OPEN_CLIP_LAYERS for OpenCLIP.

@@ -146,7 +146,7 @@ class SingleFileCheckpoint:
 
     @property
     def has_ema(self) -> bool:
-        """Say whether the file carries the moving average of its U-Net as well."""
+        """Return whether the file carries the moving average of its U-Net as well."""
         return any(key.startswith("model_ema.") and key not in _EMA_COUNTERS for key in self._stored)
 
     @property

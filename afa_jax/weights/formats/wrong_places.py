@@ -34,7 +34,7 @@ def is_model(folder: Path) -> bool:
 
 
 def explain(folder: Path) -> str:
-    """Say what a folder without any component of a model holds, and which path to give instead."""
+    """Describe a folder without any component of a model, and the path to give instead."""
     try:
         entries = sorted(folder.iterdir())[:_MANY]
     except OSError as error:
@@ -71,7 +71,7 @@ _EMOJI = "models/emoji"
 
 
 def meant(path: str) -> str:
-    """Say what a path at which there is nothing probably means, to follow "no such file or folder"; may be empty."""
+    """Return a guess at the meaning of a path that does not exist, to follow "no such file or folder"; may be ""."""
     if url := _URL.fullmatch(path):
         file, revision = (f"/{url['file']}" if url["file"] else ""), (f"@{url['revision']}" if url["revision"] else "")
         return f" (of a hub's address write {unquote(url['repo'] + file + revision)}; of another, download the file)"

@@ -118,7 +118,7 @@ def with_loras(checkpoint: Checkpoint, loras: Sequence[tuple[Path | str, float |
 
 
 def _difference(applied: _Applied, place: Place, shape: tuple[int, ...]) -> np.ndarray:
-    """Return what a LoRA adds to a weight, float32."""
+    """Return the difference that a LoRA adds to a weight, float32."""
     module, change = applied.changes[place]
     factors = {}
     for name, factor in change.factors.items():
@@ -156,7 +156,7 @@ def _placed(lora: Lora, places: Mapping[str, Place], weights: Mapping[str, Tenso
 
 
 def _fits(change: Change, shape: tuple[int, ...]) -> bool:
-    """Say whether the factors' product has a weight's shape; a 1x1 convolution counts as a linear layer."""
+    """Return whether the factors' product has a weight's shape; a 1x1 convolution counts as a linear layer."""
 
     def plain(shape: tuple[int, ...]) -> tuple[int, ...]:
         return shape[:2] if shape[2:] == (1, 1) else shape

@@ -118,7 +118,7 @@ def ties(part: Part, *, density: Any = 0.2, scale: Any = 1.0) -> Rule:
 def dare(
     part: Part, *, p: Any = 0.9, seed: Any = 0, then: Any = "task_arithmetic", scale: Any = None, density: Any = 1.0
 ) -> Rule:
-    """Thin task vectors at random, then merge by task arithmetic or ties (Yu et al. 2023, arXiv 2311.03099).
+    """Drop random elements of task vectors, then merge by task arithmetic or ties (Yu et al. 2023, arXiv 2311.03099).
 
     Each number is dropped with probability p and multiplied by 1 / (1 - p) otherwise. The random numbers depend on
     (seed, expert's name, network, key). ``scale`` is by default that of the rule ``then``. ``density`` is for ties

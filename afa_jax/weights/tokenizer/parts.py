@@ -94,7 +94,7 @@ def read_object(path: Path) -> dict[str, Any] | None:
 
 
 def is_generic(config: Mapping[str, Any], path: Path) -> bool:
-    """Say whether tokenizer_config.json names a class for any tokenizer.json, rather than CLIP's.
+    """Return whether tokenizer_config.json names a class for any tokenizer.json, rather than CLIP's.
 
     Raises:
         InputError: it names the class of another tokenizer.
@@ -138,7 +138,7 @@ def _steps(whole: Mapping[str, Any], key: str, inner: str) -> list[dict[str, Any
 
 
 def _does(steps: Sequence[Mapping[str, Any]], wanted: Sequence[Mapping[str, Any]]) -> bool:
-    """Say whether each step has the wanted fields; older files lack use_regex, which then counts as true."""
+    """Return whether each step has the wanted fields; older files lack use_regex, which then counts as true."""
     known = [{"use_regex": True, **step} for step in steps]
     return len(known) == len(wanted) and all({**step, **want} == step for step, want in zip(known, wanted, strict=True))
 
@@ -303,7 +303,7 @@ def _check_token(token: Any, where: str) -> None:
 
 
 def has_surrogates(text: str) -> bool:
-    """Say whether a text has half characters (surrogates), which neither UTF-8 files nor tokenizers can hold."""
+    """Return whether a text has half characters (surrogates), which neither UTF-8 files nor tokenizers can hold."""
     return not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text)
 
 

@@ -73,7 +73,7 @@ def unsupported_syntax(prompt: str) -> dict[str, str]:
 
 
 def warn_of_syntax(prompts: Iterable[str]) -> None:
-    """Warn, once for all of these prompts, of what ``unsupported_syntax`` finds in them."""
+    """Warn, once for all of these prompts, of the syntax that ``unsupported_syntax`` finds."""
     prompts = [prompt for prompt in prompts if prompt]
     found = [syntax for prompt in prompts if (syntax := unsupported_syntax(prompt))]
     if found:

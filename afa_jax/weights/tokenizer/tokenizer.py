@@ -67,7 +67,7 @@ class Tokenizer:
         return Tokenizer, self._made_of  # a loader's worker process reads it anew
 
     def __call__(self, prompts: Sequence[str], *, quiet: bool = False) -> np.ndarray:
-        """Return token ids ``[b, length]``, int32; cut prompts that are too long, and warn of what is lost.
+        """Return token ids ``[b, length]``, int32; cut prompts that are too long, and warn of the lost words.
 
         An empty prompt is the unconditional one.
 
