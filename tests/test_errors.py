@@ -12,7 +12,7 @@ import pytest
 
 from afa_jax.cli.commands import Parser, run
 from afa_jax.errors import LONGEST, BadExample, InputError, printable, some
-from afa_jax.mesh.processes import print_once
+from afa_jax.mesh.processes import log_once
 from afa_jax.report.pages import render
 
 HOSTILE = {
@@ -41,7 +41,7 @@ def test_texts_of_files_are_cleaned_wherever_they_are_printed(case, capsys):
     text = HOSTILE[case]
 
     def command(arguments: object) -> None:
-        print_once(text)
+        log_once(text)
         warnings.warn(text, stacklevel=1)
         raise InputError(f"{text}: wrong")
 

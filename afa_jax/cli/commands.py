@@ -22,6 +22,7 @@ from afa_jax.config.files import check_kind, load_config
 from afa_jax.config.schema import check
 from afa_jax.errors import COMPILING, InputError, Stopped, printable
 from afa_jax.experts.specs import parse_argument
+from afa_jax.logs import printed
 from afa_jax.program_cache import calm_compiler, keep_programs
 
 _PLACES = (
@@ -55,7 +56,8 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
     failure: BaseException | None = None
     try:
         try:
-            status = command(sys.argv[1:] if arguments is None else arguments) or 0
+            with printed():
+                status = command(sys.argv[1:] if arguments is None else arguments) or 0
         except SystemExit:  # argparse's, after --help
             sys.stdout.flush()
             raise

@@ -16,7 +16,7 @@ from afa_jax.data.loader import loading
 from afa_jax.data.sources import make_source
 from afa_jax.errors import InputError
 from afa_jax.evaluation.screen import WORTH_TRAINING, RoutingGain, route, routing_gain, worth_training
-from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights, record
+from afa_jax.evaluation.screen_report import log_gain, log_mismatches, log_weights, record
 from afa_jax.experts.checks import Mismatch, find_checkpoints, mismatches
 from afa_jax.experts.frozen import load_experts
 from afa_jax.files import check_file, replace_text
@@ -73,9 +73,7 @@ class Screening:
         )
 
 
-def screen(
-    config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0, out: Path | None = None, quiet: bool = True
-) -> Screening:
+def screen(config: ConfigDict, *, pairs: int = 64, draws: int = 4, seed: int = 0, out: Path | None = None) -> Screening:
     """Screen the experts of a config.
 
     Args:
@@ -83,7 +81,6 @@ def screen(
         draws: the number of noise draws for each pair and timestep.
         seed: the seed of pairs, timesteps, noise and intervals.
         out: a new JSON file for all figures.
-        quiet: print no tables.
 
     Raises:
         InputError: experts or data cannot be used, or ``out`` exists.
@@ -103,16 +100,14 @@ def screen(
     comparable = not any(misfit.what in ("architecture", "text encoder") for misfit in misfits)
     hashes = {name: hash_components(checkpoint, EXPERT_COMPONENTS) for name, checkpoint in checkpoints.items()}
     compared = dict(compare_experts(checkpoints)) if comparable else {}
-    if not quiet:
-        print_mismatches(list(checkpoints), misfits)
-        if compared:
-            print_weights(compared)
+    log_mismatches(list(checkpoints), misfits)
+    if compared:
+        log_weights(compared)
     refusal = refuse(misfits, compared)
     gain = None
     if refusal is None:
         gain = measure(config, examples, draws, seed)
-        if not quiet:
-            print_gain(list(checkpoints), gain, f"on {pairs} held-out pairs, {draws} draws of noise each")
+        log_gain(list(checkpoints), gain, f"on {pairs} held-out pairs, {draws} draws of noise each")
     answer, verdict = ("no", refusal) if gain is None else judge(gain, pairs)
     found = Screening(
         experts=[dict(name=name, sha256=sha) for name, sha in hashes.items()],

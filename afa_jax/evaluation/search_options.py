@@ -26,7 +26,6 @@ class SearchOptions:
         seed: the seed of the noise and of the search.
         out: the JSON file for the result; None for best.json in the workdir.
         write: the path for the best merge; None to write none.
-        quiet: print nothing.
     """
 
     workdir: Path
@@ -46,4 +45,3 @@ class SearchOptions:
     seed: int = 1000
     out: Path | None = None
     write: Path | None = None
-    quiet: bool = False

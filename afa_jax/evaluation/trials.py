@@ -21,6 +21,7 @@ from afa_jax.evaluation.trials_log import check_result, open_study, optuna
 from afa_jax.experts.frozen import Experts, load_experts
 from afa_jax.files import replace_text, writing
 from afa_jax.json_files import read_object
+from afa_jax.logs import LOGGER
 from afa_jax.methods.options import SampleOptions
 from afa_jax.progress import progress
 from afa_jax.records import record_text, recorded
@@ -78,16 +79,14 @@ def run_search(config: ConfigDict, options: SearchOptions) -> dict[str, Any]:
             on_trial=write,
         )  # fmt: skip
         best = write(study)  # also where no trial was missing, or a kill fell between a trial and its result
-    if not options.quiet:
-        print(
-            f"{score.metric} {best['score']:.4f} by trial {best['trial']} of {best['trials']}; "
-            f"the uniform average has {best['average']:.4f}"
-        )
-        print(out)
+    LOGGER.info(
+        f"{score.metric} {best['score']:.4f} by trial {best['trial']} of {best['trials']}; "
+        f"the uniform average has {best['average']:.4f}"
+    )
+    LOGGER.info(out)
     if options.write:
-        write_merge(options.write, config, best, quiet=options.quiet)
-        if not options.quiet:
-            print(options.write)
+        write_merge(options.write, config, best)
+        LOGGER.info(options.write)
     return best
 
 
@@ -182,7 +181,7 @@ def summary(study: Any, space: Space, settings: Mapping[str, Any]) -> dict[str, 
     )
 
 
-def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any], *, quiet: bool = False) -> None:
+def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any]) -> None:
     """Write the merge as an ordinary checkpoint, with VAE, tokenizer and schedule of the base."""
     from afa_jax.experts.checks import find_checkpoints
     from afa_jax.exporting.merge import recorded_sources
@@ -194,7 +193,7 @@ def write_merge(out: Path, config: ConfigDict, best: Mapping[str, Any], *, quiet
     method = dict(weights=best["weights"])
     recipe = dict(made="search", kind="mbw", options=method, score=best["score"], settings=best["settings"])
     merged = with_base(merge("mbw", checkpoints, base, method), base)
-    write(out, merged, recipe | recorded_sources(config, base, checkpoints, False), quiet=quiet)
+    write(out, merged, recipe | recorded_sources(config, base, checkpoints, False))
 
 
 def _score(options: SearchOptions, config: ConfigDict) -> Score:

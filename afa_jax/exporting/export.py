@@ -27,7 +27,8 @@ from afa_jax.fusion.afa import FusedUNets
 from afa_jax.fusion.files import load_aggregators
 from afa_jax.fusion.pair_record import aggregators_hash, read_record
 from afa_jax.fusion.single import SingleExpert
-from afa_jax.report.checkpoints import print_table
+from afa_jax.logs import LOGGER
+from afa_jax.report.checkpoints import log_table
 from afa_jax.trees import stack
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.compare import EXPERT_COMPONENTS
@@ -74,7 +75,7 @@ def export(config: ConfigDict, options: Wanted) -> None:
         expert = with_base(checkpoints[name], base)
         check_networks(expert)
         check_parts(expert)
-        print(f"{', '.join(part for part in BASES if part in base.components)}: the base's")
+        LOGGER.info(f"{', '.join(part for part in BASES if part in base.components)}: the base's")
         entry = next(dict(entry) for entry in config.experts if entry["name"] == name)
         recipe = dict(
             made="expert", name=name, entry=entry, input=identity(entry["path"], checkpoints[name], EXPERT_COMPONENTS)
@@ -166,15 +167,15 @@ def router_pairs(config: ConfigDict) -> tuple[PictureSource, bool]:
 
 
 def report(measured: Mapping[str, Predictions], held_out: bool) -> dict[str, Any]:
-    """Print and return noise MSE and distance to the ensemble, by method; of the experts, the best one by its MSE."""
+    """Log and return noise MSE and distance to the ensemble, by method; of the experts, the best one by its MSE."""
     singles = [name for name in measured if name.startswith("expert ")]
     best = min(singles, key=lambda name: measured[name].mse)
     ensemble = measured["ensemble"]
     mse = {name: measured[name].mse for name in ("ensemble", "snapshot", "uniform average", best)}
     distance = {name: measured[name].distance(ensemble) for name in mse if name != "ensemble"}
     pairs = "held-out pairs" if held_out else "pairs of the training data (nothing was held out)"
-    print(f"on {pairs}: the noise MSE, and the distance to the ensemble")
-    print("(MSE between the two predictions of the noise, relative to the power of the ensemble's)")
+    LOGGER.info(f"on {pairs}: the noise MSE, and the distance to the ensemble")
+    LOGGER.info("(MSE between the two predictions of the noise, relative to the power of the ensemble's)")
     rows = [[name, f"{mse[name]:.5f}", f"{distance[name]:.5f}" if name in distance else ""] for name in mse]
-    print_table([["", "noise MSE", "distance"], *rows], (24, 12, 12))
+    log_table([["", "noise MSE", "distance"], *rows], (24, 12, 12))
     return dict(noise_mse=mse, distance_to_ensemble=distance, best_expert=best.removeprefix("expert "))

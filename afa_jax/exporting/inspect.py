@@ -17,7 +17,7 @@ from afa_jax.errors import InputError
 from afa_jax.experts.sources import find_checkpoints
 from afa_jax.exporting.convert import open_input
 from afa_jax.files import check_file, replace_text
-from afa_jax.report.checkpoints import WIDTH, duplicates, print_description, print_pairs, resemblance
+from afa_jax.report.checkpoints import WIDTH, duplicates, log_description, log_pairs, resemblance
 from afa_jax.weights.checkpoint import Checkpoint
 from afa_jax.weights.compare import EXPERT_COMPONENTS, comparison, expert_blocks
 from afa_jax.weights.description import describe, describe_file
@@ -52,7 +52,7 @@ def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> in
                 found[name]["resembles"] = resemblance(
                     {expert: comparison(blocks[name], other) for expert, other in experts.items()}
                 )
-        print_description(name, found[name])
+        log_description(name, found[name])
         print()
     all_pairs = {(one, other): comparison(blocks[one], blocks[other]) for one, other in combinations(blocks, 2)}
     pairs = {pair: difference for pair, difference in all_pairs.items() if difference is not None}
@@ -60,7 +60,7 @@ def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> in
     lines = duplicates(pairs, found)
     lines += [f"not compared: {one} and {other} have different architectures" for one, other in apart]
     if pairs:
-        print_pairs(pairs, {name: number for number, name in enumerate(blocks, 1)})
+        log_pairs(pairs, {name: number for number, name in enumerate(blocks, 1)})
         print()
     for line in lines:
         print(textwrap.fill(line, WIDTH, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False))

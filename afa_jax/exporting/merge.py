@@ -13,6 +13,7 @@ from afa_jax.experts.checks import check_record, find_checkpoints, mismatches, r
 from afa_jax.experts.sources import bake, parse_base
 from afa_jax.exporting.written import check_out, identity, write
 from afa_jax.fusion.pair_record import aggregators_hash, read_record
+from afa_jax.logs import LOGGER
 from afa_jax.names import LEARNED
 from afa_jax.weights.checkpoint import Checkpoint, rounded
 from afa_jax.weights.compare import EXPERT_COMPONENTS
@@ -34,12 +35,11 @@ class MergedModel(NamedTuple):
     recipe: dict[str, Any]
     what: str
 
-    def write(self, out: Path, *, overwrite: bool = False, quiet: bool = False) -> None:
-        """Write the merge, and unless ``quiet`` print what was written; raise InputError if it cannot be written."""
+    def write(self, out: Path, *, overwrite: bool = False) -> None:
+        """Write the merge and log what was written; raise InputError if it cannot be written."""
         check_out(out, overwrite)
-        if not quiet:
-            print(self.what)
-        write(out, self.checkpoint, self.recipe, overwrite=overwrite, quiet=quiet)
+        LOGGER.info(self.what)
+        write(out, self.checkpoint, self.recipe, overwrite=overwrite)
 
 
 def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str | None = None) -> MergedModel:

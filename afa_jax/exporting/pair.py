@@ -29,6 +29,7 @@ from afa_jax.files import (
 from afa_jax.fusion.files import check_aggregators, recorded_fusion
 from afa_jax.fusion.pair_record import RECORD, WEIGHTS, aggregators_hash, read_record
 from afa_jax.fusion.registry import kind_of
+from afa_jax.logs import LOGGER
 from afa_jax.records import public_arguments, record_text
 from afa_jax.training.validation import read_validation
 from afa_jax.weights.checkpoint import Checkpoint, hash_components
@@ -129,9 +130,9 @@ def export_pair(
             for name, path in zip(shown, publication.pictures or filter(None, [samples]), strict=True):
                 save_png(partial / name, read_png(path), _recipe_of(path))
             replace_folder(out, partial, overwrite)
-    print(f"wrote {out}: {WEIGHTS} (sha256 {sha256}), {', '.join([*files, *shown])}")
+    LOGGER.info(f"wrote {out}: {WEIGHTS} (sha256 {sha256}), {', '.join([*files, *shown])}")
     if publication.licence is None:
-        print(f"{CARD}: fill in the licence before you publish it, or give --license")
+        LOGGER.info(f"{CARD}: fill in the licence before you publish it, or give --license")
 
 
 def _whole_run(run: Path) -> Path:

@@ -10,8 +10,9 @@ from typing import Any
 import afa_jax
 from afa_jax.exporting.outputs import check_model
 from afa_jax.files import check_file
+from afa_jax.logs import LOGGER
 from afa_jax.records import public_path, recorded
-from afa_jax.report.checkpoints import print_components
+from afa_jax.report.checkpoints import log_components
 from afa_jax.weights.checkpoint import NETWORKS, Checkpoint
 from afa_jax.weights.description import component, container, file_sha256
 from afa_jax.weights.formats.folders import check_target, write_folder
@@ -45,10 +46,8 @@ def check_out(out: Path, overwrite: bool | None) -> None:
         check_target(out, overwrite)
 
 
-def write(
-    out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overwrite: bool = False, quiet: bool = False
-) -> None:
-    """Write a checkpoint with its recipe, and unless ``quiet`` print what was written."""
+def write(out: Path, checkpoint: Checkpoint, recipe: Mapping[str, Any], *, overwrite: bool = False) -> None:
+    """Write a checkpoint with its recipe, and log what was written."""
     whole = dict(version=afa_jax.__version__, **recipe)
     if RECIPE in checkpoint.metadata:
         whole["before"] = parsed(checkpoint.metadata[RECIPE])
@@ -57,14 +56,12 @@ def write(
         write_single_file(out, checkpoint, metadata=metadata, overwrite=overwrite)
     else:
         write_folder(out, checkpoint, metadata=metadata, overwrite=overwrite)
-    if quiet:
-        return
     written = open_checkpoint(out)
-    print(f"wrote {out}, a {container(written)}" + (f", sha256 {file_sha256(out)}" if is_single(out) else ""))
+    LOGGER.info(f"wrote {out}, a {container(written)}" + (f", sha256 {file_sha256(out)}" if is_single(out) else ""))
     networks = [part for part in written.components if part in NETWORKS]
-    print_components({part: component(written.tensors(part)) | dict(sha256=written.sha256(part)) for part in networks})
+    log_components({part: component(written.tensors(part)) | dict(sha256=written.sha256(part)) for part in networks})
     if rest := [part for part in written.components if part not in NETWORKS]:
-        print(f"  {', '.join(rest)}")
+        LOGGER.info(f"  {', '.join(rest)}")
 
 
 def parsed(text: str) -> Any:

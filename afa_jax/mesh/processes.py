@@ -23,6 +23,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from afa_jax.errors import InputError, Stopped, printable
+from afa_jax.logs import LOGGER
 from afa_jax.mesh.cluster import FLAGS, settings
 from afa_jax.mesh.cluster import add_arguments as add_arguments
 from afa_jax.mesh.messages import dumps, loads
@@ -167,10 +168,10 @@ def is_process_0() -> bool:
     return not is_multiprocess() or jax.process_index() == 0
 
 
-def print_once(line: object) -> None:
-    """Print a line once, not once a process, without control characters that it may quote from files."""
+def log_once(line: object) -> None:
+    """Log a line once, not once a process, without control characters that it may quote from files."""
     if is_process_0():
-        print(printable(line), flush=is_multiprocess())
+        LOGGER.info(printable(line))
 
 
 @contextlib.contextmanager

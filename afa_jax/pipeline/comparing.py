@@ -24,6 +24,7 @@ from afa_jax.config.schema import require
 from afa_jax.errors import InputError
 from afa_jax.exporting.outputs import check_model
 from afa_jax.files import COMPARISON, FIGURES, check_file, check_folder
+from afa_jax.logs import printed
 from afa_jax.names import FEWEST_PAIRS, SEARCHERS, SPACES
 from afa_jax.pipeline.base import Place
 from afa_jax.pipeline.sampling import Sampling
@@ -133,7 +134,8 @@ class Comparing(Sampling):
 
         from afa_jax.evaluation.screening import screen
 
-        return screen(self.config, pairs=pairs, draws=draws, seed=seed, out=file, quiet=quiet)
+        with printed(not quiet):
+            return screen(self.config, pairs=pairs, draws=draws, seed=seed, out=file)
 
     def evaluate(
         self,
@@ -142,6 +144,7 @@ class Comparing(Sampling):
         methods: Sequence[str] | None = None,
         prompts: int | None = None,
         pictures_only: bool = False,
+        quiet: bool = True,
     ) -> dict[str, Any] | None:
         """Compare all methods of the config's ``evaluation``, write report.html, and return report.json's contents.
 
@@ -150,6 +153,7 @@ class Comparing(Sampling):
             methods: only these, named in the config's list or KIND[,OPTION=VALUE]...; the report is then in ``part``.
             prompts: only so many prompts.
             pictures_only: make pictures and no report; returns None.
+            quiet: do not print the table of figures and how far it is.
 
         Raises:
             InputError: the config has no evaluation, or it cannot be used.
@@ -180,9 +184,10 @@ class Comparing(Sampling):
 
         from afa_jax.evaluation.comparison.evaluate import evaluate
 
-        return evaluate(
-            config, folder, workdir=self.workdir, methods=methods, prompts=prompts, pictures_only=pictures_only
-        )
+        with printed(not quiet):
+            return evaluate(
+                config, folder, workdir=self.workdir, methods=methods, prompts=prompts, pictures_only=pictures_only
+            )
 
     def search(
         self,
@@ -211,7 +216,7 @@ class Comparing(Sampling):
         Args:
             workdir: the search's folder; every trial is on the disk before the next one begins.
             write: the path to write the best merge to, as in ``merge(...).save``.
-            quiet: print nothing.
+            quiet: do not print the best score and what is written.
 
         The other arguments are those of ``afa_jax.evaluation.search_options.SearchOptions``.
 
@@ -237,7 +242,7 @@ class Comparing(Sampling):
             space=space, points=points, sampler=sampler, prompts=prompts,
             prompt_file=None if prompt_file is None else Path(prompt_file), steps=steps, guidance=guidance_scale,
             batch=batch, seed=seed, out=None if out is None else Path(out),
-            write=None if write is None else Path(write), quiet=quiet,
+            write=None if write is None else Path(write),
         )  # fmt: skip
         if minutes is not None and minutes <= 0:
             raise InputError(f"--minutes {minutes}; choose more than 0")
@@ -253,7 +258,8 @@ class Comparing(Sampling):
 
         from afa_jax.evaluation.trials import run_search
 
-        return run_search(self.config, options)
+        with printed(not quiet):
+            return run_search(self.config, options)
 
 
 def _check_place(out: Path, place: Path) -> None:

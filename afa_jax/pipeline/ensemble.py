@@ -31,6 +31,8 @@ class Ensemble(Comparing, Training, Exporting):
     Most people call ``from_pretrained``, ``from_config``, ``from_run`` or ``from_image``. Models are loaded when they
     are first needed and then kept; so is the last method's compiled program.
 
+    What the commands print goes to the logger ``afa_jax`` at level INFO; ``quiet=False`` prints it. Bars are tqdm's.
+
     Args:
         config: a complete config of an ensemble, as ``from_config`` makes it.
         workdir: a trained run, a folder or a hub id.

@@ -14,6 +14,7 @@ from afa_jax.config.method_options import check_entry, check_values
 from afa_jax.config.schema import require
 from afa_jax.errors import InputError
 from afa_jax.exporting.outputs import Wanted, check_model
+from afa_jax.logs import printed
 from afa_jax.methods.specs import parse_method
 from afa_jax.names import LEARNED, MERGES
 from afa_jax.pipeline.base import Opened, Place, check_dtype
@@ -64,6 +65,7 @@ class Exporting(Opened):
         seed: int = 0,
         dtype: str | None = None,
         overwrite: bool = False,
+        quiet: bool = True,
     ) -> None:
         """Write the ensemble for other tools: its trained pair, one static model, or one expert with its LoRAs.
 
@@ -75,6 +77,7 @@ class Exporting(Opened):
             snapshot: the file or folder for one static model.
             bake: the name of an expert, and the file or folder for it.
             pictures: PNGs for the card, instead of the run's samples.
+            quiet: do not print what is written.
 
         The other arguments are those of ``afa_jax.exporting.outputs.Wanted``.
 
@@ -101,7 +104,8 @@ class Exporting(Opened):
 
         from afa_jax.exporting.export import export
 
-        export(self.config, wanted)
+        with printed(not quiet):
+            export(self.config, wanted)
 
 
 class Merge:
@@ -122,7 +126,7 @@ class Merge:
         Args:
             path: NAME.safetensors for a single file, else a diffusers folder.
             overwrite: replace an existing model.
-            quiet: print nothing.
+            quiet: do not print what is written.
 
         Raises:
             InputError: the experts cannot be merged like this, or the output exists or cannot be written.
@@ -134,7 +138,8 @@ class Merge:
         from afa_jax.exporting.written import check_out
 
         check_out(out, overwrite)
-        self._merged().write(out, overwrite=overwrite, quiet=quiet)
+        with printed(not quiet):
+            self._merged().write(out, overwrite=overwrite)
         return out
 
     def _merged(self) -> MergedModel:

@@ -7,22 +7,23 @@ from collections.abc import Mapping, Sequence
 from itertools import combinations
 from typing import Any
 
+from afa_jax.logs import LOGGER
 from afa_jax.weights.compare import Difference
 
 WIDTH = 120
 _PAIRS = 5  # columns of a table
 
 
-def print_components(components: Mapping[str, Mapping[str, Any]]) -> None:
-    """Print a line for each network: tensors, bytes, dtypes, sha256."""
+def log_components(components: Mapping[str, Mapping[str, Any]]) -> None:
+    """Log a line for each network: tensors, bytes, dtypes, sha256."""
     for name, own in components.items():
         counts = f"{own['tensors']:6}  {size(own['bytes']):>9}  {dtypes(own):20}"
-        print(f"  {name:13}{counts}  {own.get('sha256', '')}".rstrip())
+        LOGGER.info(f"  {name:13}{counts}  {own.get('sha256', '')}".rstrip())
 
 
-def print_description(name: str, found: Mapping[str, Any]) -> None:
-    """Print a checkpoint's description by ``weights.description``."""
-    print(shorten(name, WIDTH))
+def log_description(name: str, found: Mapping[str, Any]) -> None:
+    """Log a checkpoint's description by ``weights.describe``."""
+    LOGGER.info(shorten(name, WIDTH))
     rows = {"container": found["container"], "family": found.get("family", "no U-Net in it")}
     if unet := found.get("unet"):
         widths, heads = (" ".join(map(str, unet[field])) for field in ("block_out_channels", "heads"))
@@ -50,28 +51,28 @@ def print_description(name: str, found: Mapping[str, Any]) -> None:
     for head, value in rows.items():
         wrapped = head in ("cannot be used", "resembles", "not finite")
         lines = textwrap.wrap(printable(value), WIDTH - 20)[:4] if wrapped else [shorten(value, WIDTH - 20)]
-        print(f"  {shorten(head, 80):<18}" + f"\n{'':20}".join(lines))
+        LOGGER.info(f"  {shorten(head, 80):<18}" + f"\n{'':20}".join(lines))
     if found["metadata"]:
-        print("  metadata")
+        LOGGER.info("  metadata")
     for key, value in found["metadata"].items():
-        print(shorten(f"    {key}: {value}", WIDTH))
-    print_components(found["components"])
+        LOGGER.info(shorten(f"    {key}: {value}", WIDTH))
+    log_components(found["components"])
 
 
-def print_pairs(pairs: Mapping[tuple[str, str], Difference], numbers: Mapping[str, int]) -> None:
-    """Print the relative differences of inputs, a block a line and a pair a column, some columns at a time."""
-    print("\nrelative L2 difference of the weights, ||a - b|| / ||(a + b) / 2||")
+def log_pairs(pairs: Mapping[tuple[str, str], Difference], numbers: Mapping[str, int]) -> None:
+    """Log the relative differences of inputs, a block a line and a pair a column, some columns at a time."""
+    LOGGER.info("\nrelative L2 difference of the weights, ||a - b|| / ||(a + b) / 2||")
     for name, number in numbers.items():
-        print(f"  {number:2}  {shorten(name, WIDTH - 6)}")
+        LOGGER.info(f"  {number:2}  {shorten(name, WIDTH - 6)}")
     keys = list(pairs)
     for first in range(0, len(keys), _PAIRS):
         chosen = keys[first : first + _PAIRS]
-        print(f"\n  {'':28}" + "".join(f"{f'{numbers[a]} - {numbers[b]}':>16}" for a, b in chosen))
+        LOGGER.info(f"\n  {'':28}" + "".join(f"{f'{numbers[a]} - {numbers[b]}':>16}" for a, b in chosen))
         cells = [{block: f"{value:.5f}" for block, value in pairs[key].blocks.items()} for key in chosen]
         for block in dict.fromkeys(block for own in cells for block in own):
-            print(f"  {shorten(block, 28):28}" + "".join(f"{own.get(block, ''):>16}" for own in cells))
-        print(f"  {'total':28}" + "".join(f"{pairs[key].total:16.5f}" for key in chosen))
-        print(f"  {'':28}" + "".join(f"{pairs[key].kind:>16}" for key in chosen))
+            LOGGER.info(f"  {shorten(block, 28):28}" + "".join(f"{own.get(block, ''):>16}" for own in cells))
+        LOGGER.info(f"  {'total':28}" + "".join(f"{pairs[key].total:16.5f}" for key in chosen))
+        LOGGER.info(f"  {'':28}" + "".join(f"{pairs[key].kind:>16}" for key in chosen))
 
 
 def resemblance(found: Mapping[str, Difference | None]) -> dict[str, Any]:
@@ -100,11 +101,11 @@ def duplicates(pairs: Mapping[tuple[str, str], Difference], found: Mapping[str, 
     return lines
 
 
-def print_table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
-    """Print rows of cells, the first on the left and the others on the right of their columns."""
+def log_table(rows: Sequence[Sequence[str]], widths: Sequence[int]) -> None:
+    """Log rows of cells, the first on the left and the others on the right of their columns."""
     for first, *rest in rows:
         cells = "".join(f"{cell:>{width}}" for cell, width in zip(rest, widths[1:], strict=True))
-        print(f"  {shorten(first, widths[0]):{widths[0]}}{cells}".rstrip())
+        LOGGER.info(f"  {shorten(first, widths[0]):{widths[0]}}{cells}".rstrip())
 
 
 def size(count: int) -> str:

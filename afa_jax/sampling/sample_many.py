@@ -34,8 +34,8 @@ from afa_jax.mesh.processes import (
     check_same,
     gather,
     is_process_0,
+    log_once,
     on_process_0,
-    print_once,
     raise_on_all,
     wait_for_all,
 )
@@ -110,7 +110,7 @@ def sample_all(
     devices = 1 if method.experts.mesh is None else method.experts.mesh.size
     rate = len(missing) / max(seconds - compiling, 1e-9)
     speed = f"; {rate:.3g} pictures/s, {rate / devices:.3g} on each of {devices} devices" if missing else ""
-    print_once(
+    log_once(
         f"{out}: {len(missing)} pictures made, {total - len(missing)} were there already; "
         f"{seconds:.1f} s, {compiling:.1f} s of it compilation{speed}"
     )

@@ -20,7 +20,7 @@ from afa_jax.data.transform import Crop
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts, frozen, with_encoders_here
 from afa_jax.mesh.parallel import row_share
-from afa_jax.mesh.processes import print_once
+from afa_jax.mesh.processes import log_once
 from afa_jax.training.cache.cache import build_cache, make_cached_loader
 from afa_jax.training.validation import Pairs
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ class TrainingData:
         bad.add(self.bad)
         for step, batch in enumerate(self.loader.iterate(first), first):
             if summary := bad.take(step, batch):
-                print_once(summary)
+                log_once(summary)
             yield batch
 
     def names(self, batch: Batch) -> list[str]:

@@ -22,7 +22,7 @@ from afa_jax.errors import InputError
 from afa_jax.experts.sources import parse_base
 from afa_jax.mesh.collectives import DATA
 from afa_jax.mesh.parallel import make_mesh, place
-from afa_jax.mesh.processes import compiled_together, gather_arrays, on_process_0, print_once
+from afa_jax.mesh.processes import compiled_together, gather_arrays, log_once, on_process_0
 from afa_jax.models.attention import Attention
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig
@@ -158,7 +158,7 @@ def finetune(
         )
 
     on_process_0(publish)
-    print_once(workdir / MODEL)
+    log_once(workdir / MODEL)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -23,9 +23,9 @@ from afa_jax.mesh.processes import (
     check_same,
     gather,
     is_multiprocess,
+    log_once,
     max_over_processes,
     on_process_0,
-    print_once,
     raise_on_all,
 )
 from afa_jax.progress import announced
@@ -129,7 +129,7 @@ def run_loop(
         checkpoints = stack.enter_context(Checkpoints(workdir, keep))
         first, past, state = 0, dict[str, Any](log=None, called=True), jax.tree.map(_committed, state)
         if resume and resume_step is None and not checkpoints.steps():
-            print_once(f"{workdir} has no checkpoint yet; starting at step 0")
+            log_once(f"{workdir} has no checkpoint yet; starting at step 0")
         elif resume or resume_step is not None:
             first, state, stored = checkpoints.restore(state, resume_step)
             past = _past(stored.pop("loop", None), f"{checkpoints.folder / str(first)}")
@@ -137,9 +137,7 @@ def run_loop(
                 raise InputError(f"{workdir} is at step {first} already; steps={steps} would go back")
             raise_on_all(functools.partial(on_resume, stored))
             if removed := checkpoints.delete_after(first):
-                print_once(
-                    f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}"
-                )
+                log_once(f"going on from step {first}; removed the checkpoints of steps {', '.join(map(str, removed))}")
         done = first == steps and past["called"]
         # The past leaves out the last lines of a run to this step, which stay if there is nothing left to do.
         past_lines = None if done else past["log"]

@@ -27,8 +27,8 @@ from afa_jax.mesh.processes import (
     gather_arrays,
     is_multiprocess,
     is_process_0,
+    log_once,
     on_process_0,
-    print_once,
     raise_on_all,
 )
 from afa_jax.methods.options import SampleOptions
@@ -122,7 +122,7 @@ def train(
         check_identity(facts.get("data", {}), identity, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 
-    print_once(
+    log_once(
         f"{len(experts.names)} experts ({', '.join(experts.names)}), "
         f"{parameter_count(fusion):,} trainable parameters ({kind_of(fusing)}) at {len(fusion.at)} sites, "
         f"{data.loader.length:,} pictures"
@@ -168,7 +168,7 @@ def train(
             state = checkpoints.restore(state, best)[1]
             record["training"]["steps"] = best
             publish(workdir / "best", state)
-    print_once(workdir)
+    log_once(workdir)
 
 
 def check_options(config: ConfigDict) -> None:

@@ -138,11 +138,15 @@ def test_experts_by_paths_and_by_a_run(ens, root):
     assert alike("fox", steps=1, guidance_scale=1, method="expert:a").images[0].size == (32, 32)  # the U-Net's own
 
 
-def test_the_published_pair_gives_its_ensemble_back(ens, root, tmp_path):
+def test_the_published_pair_gives_its_ensemble_back(ens, root, tmp_path, capsys):
     assert (
         run(export.main, [f"--config={root}/config.py", f"--workdir={ens.workdir}", f"--pair={tmp_path}/command"]) == 0
     )
-    ens.export(pair=tmp_path / "python", with_config=True)
+    said = capsys.readouterr().out.replace("command", "python").splitlines()
+    ens.export(pair=tmp_path / "quiet")
+    assert capsys.readouterr().out == ""
+    ens.export(pair=tmp_path / "python", with_config=True, quiet=False)
+    assert capsys.readouterr().out.replace(", config.py", "").splitlines() == said
     for name in ("aggregators.safetensors", "ensemble.json"):
         assert (tmp_path / "python" / name).read_bytes() == (tmp_path / "command" / name).read_bytes()
     own: dict[str, Any] = dict(models={name: root / name for name in "abc"}, base=root / "base")

@@ -192,11 +192,12 @@ def test_files_that_change_change_the_key(tmp_path):
     assert hashes[0] == hashes[1] != hashes[2]
 
 
-def test_another_key_is_another_folder_and_the_old_one_stays(experts, copy, capsys):
+def test_another_key_is_another_folder_and_the_old_one_stays(experts, copy, caplog):
+    caplog.set_level("INFO")
     old = shard(copy, 0).parent
     new = build(experts, copy, Drawings(length=2, fingerprint="others"), crops=2).shards.folder
     assert new != old and new.parent == old.parent
-    assert str(old) in capsys.readouterr().out
+    assert str(old) in caplog.text
     source = Drawings()
     build(experts, copy, source, crops=2)
     assert source.asked == []

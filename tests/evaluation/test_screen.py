@@ -9,10 +9,11 @@ from hypothesis import strategies as st
 
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.evaluation.screen import GainEstimate, RoutingGain, route, routing_gain, worth_training
-from afa_jax.evaluation.screen_report import print_gain, print_mismatches, print_weights
+from afa_jax.evaluation.screen_report import log_gain, log_mismatches, log_weights
 from afa_jax.experts.checks import Mismatch
 from afa_jax.experts.frozen import Experts
 from afa_jax.fusion.single import SingleExpert
+from afa_jax.logs import printed
 from afa_jax.models.conditioning import encode_prompts
 from afa_jax.training.noise_error import bucket_timesteps, expert_errors
 from afa_jax.trees import stack
@@ -245,8 +246,9 @@ def test_copies_of_one_expert_have_no_gain_and_different_ones_have_their_own_err
 def test_names_of_a_config_draw_nothing_on_the_terminal(capsys):
     names = ["a\x1b[2J", "b\nverdict: train"]
     gain = routing_gain([route(np.random.default_rng(0).random((2, 8, 2, 2, 4)))])
-    print_mismatches(names, [Mismatch(names[1], "architecture", f"{names[1]} differs")])
-    print_weights({(names[0], names[1]): Difference(total=0.5, blocks={"mid": 0.5})})
-    print_gain(names, gain, "")
+    with printed():
+        log_mismatches(names, [Mismatch(names[1], "architecture", f"{names[1]} differs")])
+        log_weights({(names[0], names[1]): Difference(total=0.5, blocks={"mid": 0.5})})
+        log_gain(names, gain, "")
     said = capsys.readouterr().out
     assert "\x1b" not in said and "\nverdict" not in said and "b verdict: train differs" in said

@@ -235,7 +235,9 @@ def test_a_loss_that_is_not_finite_names_its_step_its_examples_and_the_last_chec
     assert_same(train(tmp_path, 10, resume=True), whole[0])
 
 
-def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path, whole, capsys):
+def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path, whole, caplog):
+    caplog.set_level("INFO")
+
     def broken(first: int) -> Iterator[Any]:
         yield from itertools.islice(batches(first), 3)
         raise RuntimeError("gone")
@@ -246,7 +248,7 @@ def test_a_run_without_a_checkpoint_is_resumed_from_its_start(tmp_path, whole, c
     with pytest.raises(InputError, match="holds no checkpoint to resume from"):
         train(tmp_path, 10, resume=True, resume_step=3)
     assert_same(train(tmp_path, 10, resume=True, on_resume=lambda facts: pytest.fail("nothing is resumed")), whole[0])
-    assert f"{tmp_path} has no checkpoint yet; starting at step 0" in capsys.readouterr().out
+    assert f"{tmp_path} has no checkpoint yet; starting at step 0" in caplog.text
     assert lines(tmp_path) == whole[1]
 
 
@@ -283,12 +285,13 @@ def test_the_best_checkpoint_stays_beside_the_last_ones(tmp_path):
     assert (tmp_path / "checkpoints" / "scores.json").read_text().split() == ["{", '"6":', "0.1,", '"12":', "0.2", "}"]
 
 
-def test_going_on_from_an_earlier_step_removes_the_later_checkpoints_and_saves_again(tmp_path, capsys):
+def test_going_on_from_an_earlier_step_removes_the_later_checkpoints_and_saves_again(tmp_path, caplog):
+    caplog.set_level("INFO")
     whole = train(tmp_path, 8, keep=4, save_every=2, every=[])
     before = lines(tmp_path)
     assert kept(tmp_path) == [2, 4, 6, 8]
     assert_same(train(tmp_path, 8, keep=4, save_every=2, every=[], resume_step=4), whole)
-    assert "going on from step 4; removed the checkpoints of steps 6, 8" in capsys.readouterr().out
+    assert "going on from step 4; removed the checkpoints of steps 6, 8" in caplog.text
     assert kept(tmp_path) == [2, 4, 6, 8] and lines(tmp_path) == before
     with pytest.raises(InputError, match=r"--resume_step 5: .* no such checkpoint; there are 2, 4, 6, 8"):
         train(tmp_path, 8, resume_step=5)

@@ -19,6 +19,7 @@ from afa_jax.evaluation.comparison.pictures import PictureFolder, record_of
 from afa_jax.evaluation.comparison.programs import release_programs
 from afa_jax.evaluation.comparison.prompts import Item, fewer
 from afa_jax.evaluation.comparison.scores import Scorer, Scores, scored
+from afa_jax.logs import LOGGER
 from afa_jax.methods.entries import Entry, is_permuted
 from afa_jax.methods.method import Method, Models, NotTrained, make_method
 from afa_jax.methods.options import SampleOptions
@@ -258,7 +259,7 @@ def curves(
         points = []
         for steps in config.steps:
             entry = dict(entries[name]) | dict(name=f"{name} {steps} steps", steps=steps)
-            print(printable(f"curve: {entry['name']}"), flush=True)
+            LOGGER.info(printable(f"curve: {entry['name']}"))
             try:
                 row = measure(entry, models, smaller, reference).row
             except (NotTrained, NotFinite):  # the method's own row says so

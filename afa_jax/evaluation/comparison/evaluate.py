@@ -34,12 +34,13 @@ from afa_jax.evaluation.comparison.results import (
     bounds,
     example_maps,
     example_prompts,
-    print_table,
+    log_table,
     write,
     write_sheet,
 )
 from afa_jax.evaluation.comparison.scores import load_scorers
 from afa_jax.files import check_folder
+from afa_jax.logs import LOGGER
 from afa_jax.methods.entries import Entry, entries_of
 from afa_jax.methods.method import Models, NotTrained, check_entry, make_method
 from afa_jax.methods.options import SampleOptions
@@ -107,7 +108,7 @@ def evaluate(
         write_index(protocol.root, **index)
         without = Absent()
         for number, (name, entry) in enumerate(entries.items(), 1):
-            print(printable(f"{name} ({number} of {len(entries)})"), flush=True)
+            LOGGER.info(printable(f"{name} ({number} of {len(entries)})"))
             with without.noted(name):
                 protocol.make(make_method(entry, models))
         write_sheet(out, place, list(entries))
@@ -116,9 +117,9 @@ def evaluate(
     weights = given_weights(own)
     scorers, absent_metrics = load_scorers(own.metrics, items, weights, size=sampling.size, seeds=len(own.seeds))
     for name, why in absent_metrics.items():
-        print(printable(f"without {name}: {why}"), flush=True)
+        LOGGER.info(printable(f"without {name}: {why}"))
     if not scorers:
-        print(f"no metric is there: pictures{', noise MSE' if pairs is not None else ''} and costs", flush=True)
+        LOGGER.info(f"no metric is there: pictures{', noise MSE' if pairs is not None else ''} and costs")
     infos = [info for scorer in scorers for info in scorer.infos]
     main = main_metric(own.get("main", ""), infos, noise=pairs is not None)
     protocol = dataclasses.replace(protocol, scorers=scorers, main=main)
@@ -128,13 +129,13 @@ def evaluate(
     measured: list[Measured] = []
     without = Absent()
     for number, (name, entry) in enumerate(entries.items(), 1):
-        print(printable(f"{name} ({number} of {len(entries)})"), flush=True)
+        LOGGER.info(printable(f"{name} ({number} of {len(entries)})"))
         with without.noted(name):
             measured.append(measure(entry, models, protocol, reference))
     if not measured:
         raise InputError("no method could be measured: " + "; ".join(f"{n}: {why}" for n, why in without.why.items()))
     for one in at_equal_time_of(measured, own.get("equal_time", ())):
-        print(printable(one["name"]), flush=True)
+        LOGGER.info(printable(one["name"]))
         with without.noted(one["name"]):
             measured.append(measure(one, models, protocol, reference))
     named = compare(measured, protocol)
@@ -143,9 +144,9 @@ def evaluate(
     report = assemble(config, protocol, measured, named, without.why, absent_metrics, lines, bounds(models, protocol))
     trusted = example_maps(measured, named.get("afa"), models, protocol, report["examples"]["prompts"])
     write(place, report, measured, protocol, trusted, models.experts.names)
-    print_table(report)
+    log_table(report)
     write_sheet(out, place, list(entries))
-    print(place / "report.html")
+    LOGGER.info(place / "report.html")
     without.check()
     return report
 
@@ -169,7 +170,7 @@ class Absent:
             yield
         except (NotTrained, NotFinite) as error:
             self.why[name] = str(error)
-            print(f"  left out: {error}", flush=True)
+            LOGGER.info(f"  left out: {error}")
             if isinstance(error, NotFinite):
                 self.broken.append(name)
 

@@ -20,6 +20,7 @@ from afa_jax.evaluation.comparison.picture_files import PICTURES, read_index
 from afa_jax.evaluation.comparison.scores import bounds_of
 from afa_jax.evaluation.comparison.sheet import pictures_sheet
 from afa_jax.files import replace_text
+from afa_jax.logs import LOGGER
 from afa_jax.methods.method import Models, make_method
 from afa_jax.models.vae import to_images, to_pixels
 from afa_jax.records import public_sentence, recorded
@@ -134,16 +135,16 @@ def write(
     write_comparison(out, dict(report), picture, lambda method, prompt: trusted.get((method, prompt)), experts)
 
 
-def print_table(report: Mapping[str, Any]) -> None:
-    """Print the main figures, one line per method."""
+def log_table(report: Mapping[str, Any]) -> None:
+    """Log the main figures, one line per method."""
     metrics = [metric["name"] for metric in report["metrics"]]
     names = [printable(row["name"], 80) for row in report["methods"]]
     width = max(map(len, names)) + 2
-    print(" " * width + "".join(f"{head:>14}" for head in [*metrics, "evaluations", "time ratio"]))
+    LOGGER.info(" " * width + "".join(f"{head:>14}" for head in [*metrics, "evaluations", "time ratio"]))
     for name, row in zip(names, report["methods"], strict=True):
         values = [row["metrics"].get(metric, {}).get("value") for metric in metrics]
         cells = ["" if value is None else f"{value:.4g}" for value in [*values, row["evaluations"], row["time_ratio"]]]
-        print(f"{name:{width}}" + "".join(f"{cell:>14}" for cell in cells))
+        LOGGER.info(f"{name:{width}}" + "".join(f"{cell:>14}" for cell in cells))
 
 
 def example_prompts(protocol: Protocol, config: ConfigDict) -> list[str]:
@@ -162,4 +163,4 @@ def write_sheet(out: Path, place: Path, methods: Sequence[str]) -> None:
         return
     place.mkdir(parents=True, exist_ok=True)
     save_picture(place / "grid.png", pictures_sheet(out / PICTURES, methods))
-    print(place / "grid.png")
+    LOGGER.info(place / "grid.png")

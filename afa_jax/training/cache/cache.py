@@ -28,6 +28,7 @@ from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts
 from afa_jax.files import check_folder, replace_text, sweep
 from afa_jax.json_files import read_object
+from afa_jax.logs import LOGGER
 from afa_jax.progress import progress as bar_of
 from afa_jax.training.cache.encode import Encoder, ahead_of, check_finite, read_row
 from afa_jax.training.cache.shards import Arrays, Bad, Shards, writing
@@ -174,7 +175,7 @@ def build_cache(
     folder = Path(path) / key[:16]
     older = sorted(str(record.parent) for record in Path(path).glob("*/cache.json"))
     if older and not folder.is_dir():
-        print(f"{folder} is a new cache, of other weights, data or crops than {', '.join(older)}, which stay")
+        LOGGER.info(f"{folder} is a new cache, of other weights, data or crops than {', '.join(older)}, which stay")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     encoder = Encoder(experts, size, crops, batch)
