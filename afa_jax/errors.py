@@ -6,8 +6,8 @@ import re
 import signal
 from collections.abc import Iterable
 
-COMPILING = "compiling"  # the name of a thread that a run which was stopped leaves behind
-LONGEST = 2000  # characters of a line
+COMPILING = "compiling"  # the name of the thread that a stopped run leaves behind
+LONGEST = 2000  # the most characters of a line
 
 
 def cut(text: str, longest: int = LONGEST) -> str:
@@ -83,7 +83,7 @@ class BadExample(InputError):
 
 
 class Stopped(Exception):
-    """A signal ended the run, which saved before it went; the commands exit with status 0, after SIGINT with 130."""
+    """A signal ended the run after it had saved; the commands exit with status 0, after SIGINT with 130."""
 
     def __init__(self, by: signal.Signals, step: int | None):
         when = "before training; start it again" if step is None else f"at step {step}; continue with --resume"

@@ -68,7 +68,7 @@ def partial_output(path: Path) -> Iterator[Path]:
         _remove_left(path.parent)
         _written.add(partial.name)
     try:
-        _remove(partial)  # of a process that had this one's number, as it has in a container
+        _remove(partial)  # of an earlier process with the same number, as happens in a container
         yield partial
     finally:
         _remove(partial)
@@ -335,7 +335,7 @@ def aside(folder: Path) -> Path:
 def bring_back(folder: Path) -> None:
     """Restore the name of a folder whose replace_folder was killed between its two renames."""
     if folder.name and not os.path.lexists(folder) and aside(folder).is_dir():
-        with contextlib.suppress(OSError):  # whoever cannot have it back cannot write there either
+        with contextlib.suppress(OSError):  # where it cannot be restored, nothing can be written either
             aside(folder).rename(folder)
 
 

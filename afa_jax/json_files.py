@@ -14,7 +14,7 @@ from typing import Any
 from afa_jax.errors import InputError, why
 from afa_jax.files import replace_bytes
 
-_LONGEST_JSON = 2**28  # bytes of one object; ours have some thousands
+_LONGEST_JSON = 2**28  # the most bytes of one object; ours have some thousands
 
 
 def read_object(path: Path, advice: str) -> dict[str, Any]:

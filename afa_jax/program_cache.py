@@ -30,7 +30,7 @@ def keep_programs(environ: MutableMapping[str, str] = os.environ) -> None:
         return
     if os.access(folder, os.W_OK | os.X_OK):
         environ["JAX_COMPILATION_CACHE_DIR"] = str(folder)
-        # With a bound the folder has a lock, too: no process reads what another one is writing.
+        # A bound also makes JAX lock the folder, so that no process reads a program that another one is writing.
         environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(LARGEST))
         environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", str(SHORTEST))
 

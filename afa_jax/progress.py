@@ -15,7 +15,7 @@ SECONDS = 10.0
 """Seconds before the first line and between two lines; a shorter task prints nothing."""
 PATIENCE = 3.0
 """Seconds of waiting after which a line says what is being waited for."""
-# For threads: tqdm's own is one for processes, too, a semaphore that a process may leave behind.
+# A lock for threads: tqdm's default also locks processes by a semaphore, which a killed process leaves behind.
 tqdm.set_lock(threading.RLock())
 _LINE = "{desc} {n_fmt} of {total_fmt} {unit}s, {elapsed} so far, {remaining} to go{postfix}"
 

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, UInt8
 if TYPE_CHECKING:
     from jax import Array as Array
 else:
-    Array = Any  # whatever has a shape and a dtype: so a noise schedule can be read without JAX
+    Array = Any  # anything with a shape and a dtype, so that a noise schedule can be read without JAX
 
 Images = Float[Array, "b height width 3"]
 """Pictures in [-1, 1]."""

@@ -88,7 +88,7 @@ SEED = whole(0, SEEDS - 1)
 """The seed of any random draw."""
 GUIDANCE = real(1, 1000)
 STEPS = whole(1, 1000)
-_LONGEST_SIDE = 2**16  # of a picture, as in configs
+_LONGEST_SIDE = 2**16  # the longest side of a picture, as in configs
 
 
 def seed_or_random(text: str) -> int:
@@ -235,7 +235,7 @@ def check_size(size: tuple[int, int] | None, base: Any) -> tuple[int, int] | Non
         try:
             vae = VAEConfig.from_json(read_object(path, ""))
         except InputError:
-            return size  # damaged: who opens the model says it better
+            return size  # a damaged file: opening the model gives a better message
         vae.check_size(size)
     return size
 

@@ -41,12 +41,12 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         memory, a loss that is not finite); 130 for SIGINT. Of several processes each ends when the others have come as
         far, and with 1 when one of them has left it.
     """
-    for name in ("stdout", "stderr"):  # closed by who started this: nothing else may get their numbers
+    for name in ("stdout", "stderr"):  # closed by the parent process: no other file may get these descriptors
         if getattr(sys, name) is None:
             setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115 - until the process ends
     for stream in (sys.stdout, sys.stderr):  # names of files need not be UTF-8
         if isinstance(stream, io.TextIOWrapper):
-            with contextlib.suppress(OSError):  # a stream whose file became a pipe cannot say where it is
+            with contextlib.suppress(OSError):  # a stream whose file became a pipe has no position
                 stream.reconfigure(errors="backslashreplace")
     if "jax" not in sys.modules:
         keep_programs()
@@ -70,7 +70,7 @@ def run(command: Callable[[Sequence[str]], int | None], arguments: Sequence[str]
         _let_go_of_output()
     finally:
         warnings.showwarning = show
-    if "afa_jax.mesh.processes" in sys.modules:  # else the command knows nothing of other processes, nor of jax perhaps
+    if "afa_jax.mesh.processes" in sys.modules:  # else the command has no other processes, and perhaps no jax
         from afa_jax.mesh.processes import finish
 
         status = finish(status, failure)
@@ -159,7 +159,7 @@ def _without_compiling(status: int) -> int:
     if any(thread.name == COMPILING for thread in threading.enumerate()):
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # all that is to be saved is
+        os._exit(status)  # everything is saved already
     return status
 
 
@@ -177,7 +177,7 @@ def _one_line_warning(
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are an InputError, one line like every other.
 
-    A file or folder cannot be named by nothing, as an unset variable of a shell would (``--workdir "$RUN"``).
+    An empty name of a file or folder is refused, as from an unset variable of a shell (``--workdir "$RUN"``).
     """
 
     def __init__(self, **options: Any):
@@ -186,7 +186,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", None, argument)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        (file or sys.stderr).write(message)  # argparse's own passes over what cannot be written
+        (file or sys.stderr).write(message)  # argparse's own ignores errors of writing
 
     def error(self, message: str) -> NoReturn:
         raise InputError(f"{message}; see {self.prog} --help")

@@ -48,8 +48,8 @@ class Section:
     """Fields and sections by name.
 
     Attributes:
-        optional: a config may lack the section; any other section that is missing is filled with defaults.
-        open_: fields that are not named here are accepted unchecked; another part of the program knows them.
+        optional: whether a config may lack the section; any other missing section is filled with defaults.
+        open_: whether other fields are accepted unchecked, because another part of the program checks them.
     """
 
     fields: Mapping[str, Field | Section]
@@ -74,7 +74,7 @@ class Section:
                 if isinstance(config[name], Mapping) and not isinstance(config[name], ConfigDict):
                     config[name] = ConfigDict(dict(config[name]))
                 if config[name] is None and field.optional:
-                    del config[name]  # the same as a section that is not there
+                    del config[name]  # the same as a missing section
                     continue
                 if not isinstance(config[name], ConfigDict):
                     raise InputError(f"{path}={config[name]!r:.80}: expected a section, dict(...)")
@@ -146,7 +146,7 @@ def put(config: ConfigDict, name: str, value: Any) -> None:
         config[name] = value
 
 
-# What other tools, and configs of another kind, call it.
+# The names of a field in other tools, and in configs of another kind.
 _ALIASES = {"base": "init", "init": "base", "learning_rate": "lr", "batch_size": "batch"}
 
 

@@ -85,9 +85,9 @@ def check_kind(config: ConfigDict, where: str, wanted: str = "an ensemble") -> N
 def _finished(config: ConfigDict, where: str, overrides: Sequence[str]) -> ConfigDict:
     """Return a config with its defaults and overrides, checked and locked."""
     _explained_by(where, schema.complete, config)
-    for override in overrides:  # of those that are there twice the last one counts, as with any other argument
+    for override in overrides:  # the last of repeated overrides counts, as with any other argument
         _override(config, override)
-    _explained_by(where, schema.complete, config)  # an override may have put another section there
+    _explained_by(where, schema.complete, config)  # an earlier override may have replaced the section
     _explained_by(where, schema.check, config)
     config.lock()
     return config
@@ -129,7 +129,7 @@ def _module(path: str, spec: str) -> ModuleType:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         line, what = getattr(error, "lineno", None) or 1, getattr(error, "msg", None) or why(error)
         raise InputError(f"--config {spec}: {path}:{line}: not Python ({what})") from error
-    sys.modules[module_spec.name] = module  # as import does: dataclasses look their module up
+    sys.modules[module_spec.name] = module  # as import does: dataclasses look up their module
     try:
         with _explained(path, spec):
             exec(code, module.__dict__)
@@ -183,7 +183,7 @@ def _made(module: ModuleType, path: str, variant: str, spec: str) -> ConfigDict:
         try:
             config = make(variant) if takes else make()
         except KeyError as error:
-            if not variant:  # then it is no variant that is not there
+            if not variant:  # without one, the error is the config's own
                 raise
             raise InputError(f"--config {spec}: no variant {variant!r} ({_text(error)})") from error
     if isinstance(config, FrozenConfigDict) or (isinstance(config, Mapping) and not isinstance(config, ConfigDict)):
@@ -238,7 +238,7 @@ def _override(config: ConfigDict, override: str) -> None:
             raise InputError(f"--config.{name}={shown(value)}: expected a finite number") from None
     if type(old) is int and isinstance(value, float) and value.is_integer():
         value = int(value)  # 1e4
-    # The schema knows better what these may be than the type of what is there.
+    # The schema knows the allowed types better than the present value does.
     free = old is None or value is None or name == "base"
     alike = isinstance(old, list | tuple) and isinstance(value, list | tuple)
     if isinstance(old, ConfigDict) and not free:

@@ -190,5 +190,5 @@ def check_values(entry: Mapping[str, Any], experts: Sequence[str]) -> None:
     """
     kind = entry["kind"]
     for option, check in (OPTIONS[kind] or {}).items():
-        if entry.get(option) is not None:  # None is as if it were not given
+        if entry.get(option) is not None:  # None counts as not given
             check(f"{kind}: {option}", entry[option], experts)

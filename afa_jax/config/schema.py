@@ -181,7 +181,7 @@ ENSEMBLE = Section(
                 fsdp=Field(integer(1, 2**20), 1),
                 expert=Field(integer(1, 2**20), 1),
             ),
-            optional=True,  # where it is absent, a command decides
+            optional=True,  # if it is absent, the command decides
         ),
         base=Field(BASE_MODEL),
         experts=Field(distinct(many(EXPERT_ENTRY, 1, 1000))),
@@ -199,7 +199,7 @@ ENSEMBLE = Section(
             )
         ),
         fusion=Section(dict(kind=Field(choice("afa", "router", "gate", "mbw"), "afa")), open_=True),
-        data=Section(DATA, optional=True, open_=True),  # only to sample, no pictures are needed
+        data=Section(DATA, optional=True, open_=True),  # sampling needs no pictures
         train=Section(
             dict(
                 seed=Field(SEED, 0),

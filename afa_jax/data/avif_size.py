@@ -10,7 +10,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-_MOST_UNITS = 10_000  # of all AV1 data of a picture: an item has three, and each costs its time
+_MOST_UNITS = 10_000  # the most headers in all AV1 data of a picture: an item has three, and each takes time
 
 
 def av1_pixels(data: bytes) -> int:
@@ -58,7 +58,7 @@ def _streams(data: bytes) -> Iterator[bytes]:
                 for name, at, stop in _boxes(data, start, end):
                     if name == b"trak":
                         yield _first_frame(data, at, stop)
-        except struct.error:  # cut; the decoder refuses it too
+        except struct.error:  # truncated; the decoder refuses it too
             return
 
 

@@ -13,7 +13,7 @@ from afa_jax.files import replace_text
 from afa_jax.json_files import read_lines
 from afa_jax.mesh.processes import gather, is_process_0
 
-NAMED = 20  # in the summary; the file names all
+NAMED = 20  # names in the summary; the file has all of them
 
 
 class BadExamples:
@@ -32,7 +32,7 @@ class BadExamples:
     def __init__(self, path: Path, length: int, batch: int, epoch: int | None = None):
         self.path, self.length = path, length
         self.writes = is_process_0()
-        self.last_step = -(-(epoch or length) // batch) - 1  # of the first epoch
+        self.last_step = -(-(epoch or length) // batch) - 1  # the last step of the first epoch
         entries = read_lines(path, _is_entry, keep=True) if self.writes else []
         self.reasons: dict[str, str] = {entry["name"]: entry["reason"] for entry in entries}
 

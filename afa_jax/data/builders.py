@@ -95,7 +95,7 @@ class CaptionedPictures(tfds.core.GeneratorBasedBuilder):
 
 
 class JourneyDB(CaptionedPictures):
-    """JourneyDB (Sun et al. 2023, arXiv 2307.00716), of which as many pictures are taken as were unpacked.
+    """JourneyDB (Sun et al. 2023, arXiv 2307.00716), as far as its pictures were unpacked.
 
     Expected: ``data/train/*anno*.jsonl``, of which the one with "repath" in its name knows the published folders, and
     ``data/train/imgs/000/*.jpg`` ...; the same for ``valid``. A line has ``img_path``, ``prompt`` (what Midjourney was

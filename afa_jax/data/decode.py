@@ -24,13 +24,13 @@ PICTURES = frozenset(
 )
 """The file name endings of these formats."""
 MAX_PIXELS = 64_000_000
-NARROW = 20  # long side / short side of a picture, at most
+NARROW = 20  # the largest ratio of a picture's long side to its short side
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a JPEG's next marker that cannot be within a scan
 _BAND = 1 << 20  # pixels that become RGB at a time
 _END = b"\xff\xd9"  # of a JPEG
 _opening = threading.Lock()
 
-# What Pillow warns of in damaged files is named by us, or is no matter; its warning of many pixels is our error.
+# Pillow's warnings of damaged files are our errors, or harmless; so is its warning of many pixels.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
@@ -78,7 +78,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
                 turned = orientation(file.info.get("exif", b""), file.info.get("xmp", b""))
             if small:
                 file.draft("RGB", (64, 64))
-            # Of gray with more than 8 bits Pillow would clip the white and, in a TIFF, confuse black and white.
+            # For gray with more than 8 bits Pillow would clip white and, in a TIFF, swap black and white.
             shift = 4 if any(tile.args and "I;12" in tile.args for tile in getattr(file, "tile", ())) else 8
             inverted = file.mode.startswith("I;16") and getattr(file, "tag_v2", {}).get(262) == 0
             file.load()
@@ -87,7 +87,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
                 raise BadExample(name, f"a JPEG {what}; fetch it again")
             pixels = np.empty((file.height, file.width, 3), np.uint8)
             rows = max(1, _BAND // file.width)
-            for top in range(0, file.height, rows):  # copies of the whole would take as much again
+            for top in range(0, file.height, rows):  # copies of the whole picture would double the memory
                 band = file.crop((0, top, file.width, min(top + rows, file.height)))
                 pixels[top : top + rows] = _rgb(band, shift)
         return _upright(~pixels if inverted else pixels, turned)
@@ -95,7 +95,7 @@ def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool 
         raise
     except UnidentifiedImageError as error:
         raise BadExample(name, f"not a readable picture (none of {', '.join(FORMATS)})") from error
-    except Exception as error:  # whatever Pillow's decoders stumble over in damaged bytes
+    except Exception as error:  # any exception of Pillow's decoders on damaged bytes
         raise BadExample(name, f"not a readable picture ({why(error)})") from error
 
 

@@ -24,7 +24,7 @@ FileSystem = Any
 """An fsspec.AbstractFileSystem; it can be pickled, and so can a source that holds one."""
 STAMPS = ("mtime", "etag", "ETag", "md5Hash", "content_md5", "checksum", "sha")
 """The keys under which fsspec's file systems give a file's modification time, or a hash of its content."""
-MOST_FILES = 100_000  # that paths may name
+MOST_FILES = 100_000  # the most files that paths may name
 
 
 def filesystem(path: str) -> tuple[FileSystem, str]:
@@ -166,6 +166,6 @@ def digest(rows: Iterable[Any]) -> str:
 def write_at_once(fs: FileSystem, path: str, data: bytes) -> None:
     """Write a file as a whole or not at all, also where other processes write the same."""
     if not isinstance(fs, LocalFileSystem):
-        fs.pipe_file(path, data)  # what buckets do anyway
+        fs.pipe_file(path, data)  # as buckets do anyway
         return
     replace_bytes(Path(path), data)

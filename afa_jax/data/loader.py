@@ -157,7 +157,7 @@ def collate(rows: Sequence[Row]) -> Batch:
 
 
 class Loader:
-    """Batches of a data set, shuffled anew in each epoch, endless.
+    """Endless batches of a data set, shuffled anew in each epoch.
 
     Process i of p reads the rows ``i::p`` of each global batch: so all processes read what a single one would.
 
@@ -195,7 +195,7 @@ class Loader:
             raise InputError(f"batch={batch} does not divide among {process_count} processes")
         check_reading("error", workers)
         self.length, self.batch, self.workers, self.threads = length, batch, workers, threads
-        # A number of epochs is given, as an endless dataset has the largest length, which grain cannot batch by one.
+        # A finite number of epochs, because grain cannot batch an endless dataset, whose length is the largest integer.
         order = grain.MapDataset.range(length).seed(seed).shuffle().repeat(EXAMPLES // length + 1)
         rows = order.map_with_index(read)[process_index::process_count]
         self._batches = rows.batch(batch // process_count, batch_fn=collate)

@@ -16,7 +16,7 @@ from afa_jax.data.files import below_common, digest, expand
 from afa_jax.data.sources import example
 from afa_jax.errors import BadExample, InputError, why
 
-UNPACKED = 256 << 20  # bytes of a row group beyond four times what it says that it has
+UNPACKED = 256 << 20  # bytes of a row group beyond four times its stated size
 
 
 class ParquetSource:

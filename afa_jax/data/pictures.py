@@ -18,7 +18,7 @@ from afa_jax.errors import BadExample, InputError
 from afa_jax.files import partial_file
 from afa_jax.records import recorded
 
-OWN_PIXELS = 178_000_000  # of a picture that this project made; grids are larger than what is trained on
+OWN_PIXELS = 178_000_000  # the most pixels of a picture that this project made; grids are larger than training pictures
 
 
 def grid(pictures: list[list[np.ndarray]], gap: int = 4) -> np.ndarray:

@@ -19,7 +19,7 @@ _TIFF_PIXELS = frozenset(
 )  # fmt: skip
 _TIFF_SIZES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8, 13: 4, 16: 8, 17: 8, 18: 8}
 _ORIENTATION = 274
-_MOST_SCANS = 100  # of a progressive JPEG: each takes the time of the whole picture, and a few bytes
+_MOST_SCANS = 100  # the most scans of a progressive JPEG: each has few bytes and takes the time of the whole picture
 _XMP_ORIENTATION = re.compile(rb"tiff:Orientation(?:=[\"']|>)([1-8])")
 
 
@@ -149,7 +149,9 @@ def has_every_scan(data: bytes) -> bool:
 def _tiff(data: bytes) -> tuple[bytes, int]:
     """Leave only the first directory of a TIFF, and in it only the tags that its pixels need."""
     order, big = ("<" if data[:2] == b"II" else ">"), data[2:4] in (b"+\0", b"\0+")
-    number, offset, size = ("Q", "Q", 20) if big else ("H", "I", 12)  # of the entries; of places; of an entry
+    number, offset, size = (
+        ("Q", "Q", 20) if big else ("H", "I", 12)
+    )  # of the number of entries, of offsets, of an entry
     turned, kept, claimed = 1, [], 0
     try:
         (start,) = struct.unpack_from(order + offset, data, 8 if big else 4)

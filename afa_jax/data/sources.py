@@ -24,8 +24,8 @@ SOURCE_CLASSES = {
     "tar": ("afa_jax.data.tar", "TarSource"),
     "parquet": ("afa_jax.data.parquet", "ParquetSource"),
 }
-LOADING = ("size", "flip", "bad", "workers")  # fields of config.data that are the loader's, see loader.loading
-LONGEST_CAPTION = 50_000  # characters; text encoders read 77 tokens
+LOADING = ("size", "flip", "bad", "workers")  # the loader's fields of config.data, see loader.loading
+LONGEST_CAPTION = 50_000  # the most characters; text encoders read 77 tokens
 _NO_TEXT = re.compile("[\0\ud800-\udfff]")  # NUL, and halves of surrogate pairs, which have no UTF-8
 
 
@@ -65,7 +65,7 @@ def make_source(config: ConfigDict) -> PictureSource:
     if config.kind not in SOURCE_CLASSES:
         raise InputError(f"data.kind={config.kind!r}: choose {', '.join(SOURCE_CLASSES)}")
     module, name = SOURCE_CLASSES[config.kind]
-    source = getattr(importlib.import_module(module), name)  # imported when asked for: some take a second
+    source = getattr(importlib.import_module(module), name)  # imported on demand: some take a second
     arguments = {field: value for field, value in config.items() if field not in ("kind", *LOADING)}
     if config.kind == "folder" and config.get("bad") == "skip" and not config.get("skip_unreadable"):
         arguments["verify"] = False

@@ -21,7 +21,7 @@ from afa_jax.errors import BadExample, InputError, some, why
 Member = tuple[str, int, int, int]
 """The name, data offset, size and modification time of a member."""
 NONE = (-1, 0)
-LONGEST_HEADER = 1 << 20  # bytes of what stands before a member: its long names and pax records
+LONGEST_HEADER = 1 << 20  # bytes before a member: its long names and pax records
 LONGEST_TEXT = 1 << 20  # bytes of a caption's member
 _NO_PICTURES = ("cls", "id", "npy", "npz", "pyd", "pickle", "safetensors", "url")
 """Endings of members that accompany a picture and are ignored."""
@@ -138,7 +138,7 @@ def _examples(path: str, members: Sequence[Member]) -> tuple[dict[str, dict[str,
 
 
 class _Headers:
-    """A tar's file as tarfile may read it when it looks for members: some bytes at a time, and not backwards."""
+    """A tar file that limits how many bytes tarfile reads as headers."""
 
     def __init__(self, file: Any):
         self.file, self.read_since = file, 0
@@ -182,7 +182,7 @@ def _members(fs: FileSystem, path: str) -> list[Member]:
                         members.append((each.name, each.offset_data, each.size, time))
                     elif each.islnk() and each.linkname in places:
                         members.append((each.name, *places[each.linkname], time))
-                # tarfile takes the end of the file, and garbage too, for the end of the archive: a block of zeros.
+                # tarfile takes the end of the file, and garbage, for the end of an archive, which is a block of zeros.
                 file.seek(tar.offset)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError(f"no end after {len(members)} members")

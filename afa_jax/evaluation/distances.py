@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-_ROWS = 1024  # of a kernel matrix, in memory at once
+_ROWS = 1024  # rows of a kernel matrix in memory at once
 
 
 class ValueWithError(NamedTuple):
@@ -38,7 +38,7 @@ def kernel_distance(one: Float[np.ndarray, "n d"], two: Float[np.ndarray, "m d"]
     if min(n, m) < 3:
         raise ValueError(f"{n} and {m} pictures: the error of a kernel distance needs three of each")
     one, two = one.astype(np.float64), two.astype(np.float64)
-    # Of each picture, with all others of its set, and with all of the other set.
+    # The kernel sums of each picture with all others of its set, and with all of the other set.
     within_one, within_two = (_kernel_sums(rows, rows)[0] - _kernel_of_itself(rows) for rows in (one, two))
     across_one, across_two = _kernel_sums(one, two)
     a, b, c = within_one.sum(), within_two.sum(), across_one.sum()

@@ -13,7 +13,7 @@ from afa_jax.experts.checks import Mismatch
 from afa_jax.logs import LOGGER
 from afa_jax.weights.compare import Difference
 
-NAME = 80  # letters of a name that are printed
+NAME = 80  # the most letters of a printed name
 
 
 def log_mismatches(names: Sequence[str], found: Sequence[Mismatch]) -> None:

@@ -136,7 +136,7 @@ def emoji_score(metric: str, count: int) -> Score:
 
 def _accuracy(metric: str, prompts: Sequence[Prompt], pictures: Sequence[np.ndarray]) -> float:
     judgement = load_judge()(np.stack(pictures))
-    if metric == "both":  # of the places of a picture, which are no empty ones here
+    if metric == "both":  # of the picture's places, none of which is empty here
         return float((hits(judgement, prompts)["subject"] == 1).all(1).mean())
     return accuracy(judgement, prompts)[metric]
 

@@ -47,7 +47,7 @@ def check_result(out: Path, workdir: Path, *, again: bool) -> None:
     """
     FOUND.check(out)
     if os.path.lexists(out):
-        from afa_jax.records import recorded  # numpy, which a wrong line need not wait for
+        from afa_jax.records import recorded  # numpy is imported only when needed
 
         advice = "choose another --out, or remove it"
         made = again and recorded(read_object(out, advice).get("settings"))
@@ -69,7 +69,7 @@ def open_study(log: Path, direction: str, first: Mapping[str, float]) -> Any:
         InputError: the log cannot be read, or holds something else or the trials of another search.
     """
     library = optuna()
-    log.with_name(log.name + ".lock").unlink(missing_ok=True)  # optuna's, of a process that was killed
+    log.with_name(log.name + ".lock").unlink(missing_ok=True)  # optuna's lock of a process that was killed
     advice = "restore the file, or start again with --overwrite"
     try:
         mend(log)

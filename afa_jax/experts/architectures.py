@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from afa_jax.models.configs import UNetConfig
 
-# Fields that say the same in several ways (8 and [8, 8, 8, 8]) are compared by what they mean.
+# Fields with several spellings of one value (8 and [8, 8, 8, 8]) are compared by their meaning.
 _MEANING = dict(
     attention_head_dim="heads",
     num_attention_heads="heads",

@@ -130,6 +130,6 @@ def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]]
 
 
 def _different_fields(one: TextConfig, other: TextConfig) -> list[str]:
-    # Not the layers: with clip skip an encoder has fewer of them, and its states fit all the same.
+    # The layers may differ: with clip skip an encoder has fewer of them, and its states still fit.
     names = [field.name for field in dataclasses.fields(one) if field.name not in ("eos_token_id", "num_hidden_layers")]
     return [name for name in names if getattr(one, name) != getattr(other, name)]

@@ -64,7 +64,7 @@ def convert(options: argparse.Namespace) -> None:
     composed = compose(checkpoint, **others)
     check_networks(composed)
     check_parts(composed)
-    # What is baked in is listed in the metadata afa_jax.loras.
+    # The baked LoRAs are listed in the metadata afa_jax.loras.
     baked = bake(composed, [parse_lora(text) for text in options.lora], options.dtype)
     write(options.out, baked, recipe | dict(dtype=options.dtype or "as stored"), overwrite=options.overwrite)
 

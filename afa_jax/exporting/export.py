@@ -107,7 +107,7 @@ def export_snapshot(
     measured = {"ensemble": predictions(ensemble, experts, *rest, **how)}
     for index, name in enumerate(experts.names):
         measured[f"expert {name}"] = predictions(SingleExpert(experts=experts.unet, index=index), experts, *rest, **how)
-    # Of the experts only what all models share stays in memory.
+    # Only the parts that all experts share stay in memory.
     stacks = ("unet", "text_encoder")
     shared = {f.name: getattr(experts, f.name) for f in dataclasses.fields(experts) if f.name not in stacks}
     record = experts.record

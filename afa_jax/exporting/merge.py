@@ -59,10 +59,10 @@ def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str |
     if kind == LEARNED:
         kind, options, run_of = "mbw", *learned(options, checkpoints)
     if needs_base(kind, options):
-        base = parse_base(config.base).open(COMPONENTS)  # of a model on the hub its U-Net is fetched only here
+        base = parse_base(config.base).open(COMPONENTS)  # the U-Net of a model on the hub is downloaded only here
     for mismatch in mismatches(base, checkpoints):
         raise InputError(mismatch.message)
-    # What becomes another dtype is rounded once, after the merge.
+    # Weights that change their dtype are rounded once, after the merge.
     exact = {name: rounded(own, "float32") if dtype else own for name, own in checkpoints.items()}
     whole = with_base(merge(kind, exact, base, options), base)
     check_parts(whole)

@@ -134,7 +134,7 @@ def _experts(base: Part, experts: Sequence[Part]) -> list[str]:
 
 def _link(part: Part) -> str:
     repository = _repository(part)
-    # On the hub, where this is read, a repository is a path.
+    # The card is read on the hub, where a link may name a repository.
     return f"[{escaped(part.source)}](/{repository})" if repository else escaped(part.source)
 
 
@@ -237,7 +237,7 @@ def figures_of(report: Path, sha256: str) -> str:
             f"--report {report}: none of its methods has these aggregators (sha256 {sha256[:12]}...); name the "
             "report of a comparison of this pair, or leave it out"
         )
-    # A name may be anything; as a tag it would not be shown.
+    # A name may contain markup, which would not be shown.
     return re.sub(r"<(?=[A-Za-z/!?])", "&lt;", markdown(found, methods="main"))
 
 

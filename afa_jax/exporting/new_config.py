@@ -21,8 +21,8 @@ from afa_jax.weights.opened import unet_config, vae_config
 EPOCHS = 10  # as the paper trained
 FULL_SIZE = 320  # channels of the first level of Stable Diffusion's U-Net
 PROMPTS = 24  # captions to evaluate with
-PAIRS = 64  # held out, where there are many pictures
-FEWEST = 40  # pictures of which some are held out
+PAIRS = 64  # pictures held out, if there are many
+FEWEST = 40  # the least number of pictures of which some are held out
 
 
 def write_config(

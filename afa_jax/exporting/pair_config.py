@@ -58,7 +58,7 @@ def pair_config(config: ConfigDict, record: Mapping[str, Any]) -> tuple[str, lis
 
 
 class _Places:
-    """Names below HERE, each given once."""
+    """Placeholder names below HERE, each given once."""
 
     def __init__(self) -> None:
         self.given: dict[str, None] = {}  # in order

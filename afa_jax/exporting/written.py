@@ -19,7 +19,7 @@ from afa_jax.weights.formats.folders import check_target, write_folder
 from afa_jax.weights.formats.single_file import write_single_file
 from afa_jax.weights.opened import open_checkpoint
 
-RECIPE = "afa_jax.recipe"  # in the metadata of what is written: how it was made, JSON
+RECIPE = "afa_jax.recipe"  # the metadata's key of the recipe, JSON
 
 
 def identity(name: str, checkpoint: Checkpoint, components: Sequence[str] = NETWORKS) -> dict[str, Any]:

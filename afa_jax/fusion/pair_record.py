@@ -20,7 +20,7 @@ from afa_jax.weights.tensors import WeightsError
 
 WEIGHTS, RECORD = PAIR
 FORMAT = 1
-_LARGEST, _MOST_EXPERTS, _LONGEST_NAME = 2**24, 1024, 1000  # bytes of the file, experts, characters of a name
+_LARGEST, _MOST_EXPERTS, _LONGEST_NAME = 2**24, 1024, 1000  # the most bytes of the file, experts, characters of a name
 _SHA256 = re.compile("[0-9a-f]{64}")
 
 
@@ -76,7 +76,7 @@ def check_experts(experts: Any, what: str = "experts") -> list[dict[str, str]]:
 
 
 def _check(record: Mapping[str, Any]) -> None:
-    plain(record, "the record")  # finite numbers, in bounds, and no endless nesting
+    plain(record, "the record")  # bounded finite numbers, and bounded nesting
     version = record.get("format", FORMAT)
     if type(version) is not int or version < 1:
         raise InputError("format is not a whole number")

@@ -43,7 +43,7 @@ def _encoded(value: Any) -> Any:
     """Return a value as JSON; a list, or a type that JSON lacks, becomes a list of the type's name and its parts."""
     if isinstance(value, BaseException):
         return _told(value)
-    kind = type(value)  # exactly: a subclass would arrive as another type
+    kind = type(value)  # the exact type: a subclass would arrive as another type
     if value is None or kind in (bool, int, float, str):
         return value
     if kind is bytes:
@@ -72,7 +72,7 @@ def _decoded(data: Any) -> Any:
         case ["Stopped", int(by), step]:
             return Stopped(signal.Signals(by), step)
         case ["OSError", *arguments]:
-            return OSError(*arguments)  # with a number it makes a FileNotFoundError or the like
+            return OSError(*arguments)  # with an errno it makes a FileNotFoundError or the like
         case ["InputError", [*names], [*arguments], str(text)]:
             return _input_error(names, arguments, text)
         case ["RuntimeError", str(text)]:

@@ -43,7 +43,7 @@ MESSAGE = 1024
 CHUNK = 2**24
 """Words of four bytes that one broadcast sends."""
 
-_state = threading.local()  # alone: within what process 0, or each process, does by itself
+_state = threading.local()  # alone: whether this process is within ``alone()``
 _starting: list[threading.Thread] = []
 
 
@@ -74,7 +74,7 @@ def join(where: dict[str, Any] | None) -> None:
             f"{FLAGS[1]} {where['num_processes']}: process 0 was started with {jax.process_count()}; "
             "start all of them with one number"
         )
-    int(max_over_processes(0))  # CPUs connect here, where all arrive together, as they do not wait long for each other
+    int(max_over_processes(0))  # CPUs wait only briefly for each other, so they connect here, where all arrive at once
 
 
 def _connect(where: dict[str, Any]) -> None:

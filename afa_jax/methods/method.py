@@ -36,7 +36,9 @@ __all__ = [
     "method_name",
 ]
 
-_REVISION = 1  # raise it when a kind makes other pictures of the same record: kept pictures are then made again
+_REVISION = (
+    1  # raise it when a kind changes its pictures without changing its record: kept pictures are then made again
+)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -322,7 +322,7 @@ def _time(
         loaded = models.load(opened)
         return TimeExperts(experts=loaded.unet, edges=found, order=who), loaded
 
-    own = dict(scheme=scheme) if scheme == "alternate" else {}  # hashes, edges and order say the rest
+    own = dict(scheme=scheme) if scheme == "alternate" else {}  # hashes, edges and order are the rest of the record
     return Built(load, record_of(opened), _of(1), record=dict(options=own, edges=found, order=who))
 
 

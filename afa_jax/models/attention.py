@@ -18,10 +18,10 @@ from afa_jax.target import device_count, platform
 
 Implementation = Literal["xla", "blocks", "cudnn", "splash"]
 
-CUDNN_HEAD = 128  # the widest head that its flash attention takes on every GPU since Ampere
-SPLASH_BLOCK = 128  # the kernel's smallest tile: sequences must be multiples of it
-BLOCK = 512  # queries at a time where logits are many
-MANY_LOGITS = 2**22  # logits of a head from which on blocks are faster on a CPU (benchmarks/attention.py)
+CUDNN_HEAD = 128  # the widest head that cuDNN's flash attention takes on every GPU since Ampere
+SPLASH_BLOCK = 128  # the kernel's smallest tile; a sequence must be a multiple of it
+BLOCK = 512  # queries at a time if there are many logits
+MANY_LOGITS = 2**22  # the least logits of a head for which blocks are faster on a CPU (benchmarks/attention.py)
 
 
 def attend(

@@ -13,10 +13,10 @@ from afa_jax.errors import InputError
 C = TypeVar("C")
 _DOWN = {"CrossAttnDownBlock2D": True, "DownBlock2D": False}
 _UP = {"CrossAttnUpBlock2D": True, "UpBlock2D": False}
-# A file's numbers are not trusted: a network is built from them, layer by layer, before its weights are looked at.
+# A file's numbers are bounded, because a network is built from them before its weights are read.
 _MOST: dict[str, int] = dict(layers_per_block=4, transformer_layers_per_block=10, num_hidden_layers=100)
 _MOST_LEVELS, _WIDEST = 6, 2**20
-_MAY_BE_NULL = ("sample_size", "eos_token_id")  # no matter to the weights
+_MAY_BE_NULL = ("sample_size", "eos_token_id")  # fields that do not affect the weights
 
 
 class ConfigError(InputError):
@@ -117,7 +117,7 @@ class UNetConfig:
     norm_num_groups: int = 32
     norm_eps: float = 1e-5
     use_linear_projection: bool = False
-    upcast_attention: bool = False  # it asks for logits in float32, which ours always are
+    upcast_attention: bool = False  # it asks for float32 logits, which ours always are
     flip_sin_to_cos: bool = True
     freq_shift: float = 0.0
 

@@ -69,8 +69,8 @@ class Downsample(nnx.Module):
 class Upsample(nnx.Module):
     """Nearest-neighbour doubling, then a convolution.
 
-    A feature of odd size was rounded up when it was halved. ``size`` takes it back: of the doubled one as many rows and
-    columns go on, which is what diffusers' interpolation to that size gives.
+    Halving a feature of odd size rounds up. ``size`` restores the odd size by cropping the doubled feature. This equals
+    diffusers' interpolation to that size.
     """
 
     def __init__(self, channels: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):

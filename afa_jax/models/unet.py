@@ -29,13 +29,13 @@ Size = tuple[int, int]
 
 
 class Stage(nnx.Module):
-    """One cut of the U-Net.
+    """One stage of the U-Net.
 
     Attributes:
         name: its place, in diffusers' terms: "conv_in", "down_blocks.0.layers.1", "down_blocks.0.downsampler",
             "mid_block", "up_blocks.3.layers.1", "conv_out".
-        takes_skip: it concatenates the last skip that is left to its input.
-        leaves_skip: its output is a skip for a later stage.
+        takes_skip: whether it concatenates the last remaining skip to its input.
+        leaves_skip: whether its output is a skip for a later stage.
         level: the level of its output, whose size is the latents' halved this many times (``size_at``).
         channels: the channels of its output.
     """
@@ -57,7 +57,7 @@ class Stage(nnx.Module):
 
 
 class ConvIn(Stage):
-    """Latents to the first feature."""
+    """The convolution from the latents to the first feature."""
 
     leaves_skip = True
 
@@ -72,7 +72,7 @@ class ConvIn(Stage):
 
 
 class Layer(Stage):
-    """A residual block, a transformer where the level has one, an upsampler where it is a block's last up layer."""
+    """A residual block, a transformer if the level has one, an upsampler if it is the last up layer of a block."""
 
     def __init__(
         self,

@@ -78,7 +78,7 @@ class Level(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """Pictures to moments."""
+    """The network from pictures to the moments of their latents."""
 
     def __init__(self, config: VAEConfig, **kwargs: Any):
         widths, groups = config.block_out_channels, config.norm_num_groups
@@ -108,7 +108,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latents to pictures."""
+    """The network from latents to pictures."""
 
     def __init__(self, config: VAEConfig, **kwargs: Any):
         widths, groups = config.block_out_channels[::-1], config.norm_num_groups
@@ -140,7 +140,7 @@ class Decoder(nnx.Module):
 class VAE(nnx.Module):
     """Autoencoder with a diagonal Gaussian between encoder and decoder.
 
-    ``encode`` and ``decode`` speak *scaled* latents (times ``scaling_factor``), the ones that are diffused.
+    ``encode`` returns and ``decode`` takes *scaled* latents (times ``scaling_factor``), the ones that are diffused.
     """
 
     def __init__(

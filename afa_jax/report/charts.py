@@ -26,7 +26,7 @@ LARGEST, SMALLEST = 1e200, 1e-200
 """The largest and the least magnitude in a chart; sums and products of such numbers do not overflow."""
 _LONGEST = 60  # letters of a name in a chart
 _LETTER = 6.6  # pixels, about the width of a letter
-_FOREST = 240  # pixels, the least room for the differences themselves
+_FOREST = 240  # pixels, the least width of the differences
 _GREY = "#bbbbbb"
 _STYLE = {
     "font.size": 11,
@@ -49,7 +49,7 @@ _STYLE = {
     "svg.hashsalt": "afa_jax",  # the same chart has the same bytes
 }
 _NO_METADATA = dict.fromkeys(("Creator", "Date", "Format", "Type"))
-_INLINE = (  # what an <svg> inside a page does without, and the urls that are texts
+_INLINE = (  # parts that an <svg> inside a page does not need, and urls that are texts
     (r' xmlns(:xlink)?="[^"]*"| version="1.1"|(?<=<g) id="[^"]*"| transform="rotate\(-0 [^"]*"', ""),
     (r"font-size: 11px; font-family: 'DejaVu Sans', sans-serif;? ?", ""),  # the page's, as wide at the most
     (r'(width|height)="([\d.]+)pt"', r'\1="\2"'),

@@ -118,7 +118,7 @@ def markdown(
     else:
         columns = figures.main_metrics(report)
     chosen = _chosen(report, methods, columns[0] if columns else None)
-    # Of each column of figures: its head, its metric, and a method's figures that it is among.
+    # For each column: its head, its metric, and where a method has its figures.
     measured: list[tuple[str, Metric, Callable[[Any], Any]]] = [
         (metric["name"], metric, lambda method: method.get("metrics")) for metric in columns
     ]

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-_LETTER, _LINE = 7, 16  # pixels, of the labels
+_LETTER, _LINE = 7, 16  # the labels' font size in pixels
 _LABEL = 30  # letters of a row's label in a line
-_LINES = 8  # of a label at most
+_LINES = 8  # the most lines of a label
 
 
 def labelled_grid(

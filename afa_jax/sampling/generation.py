@@ -128,7 +128,7 @@ def generate(
             if jnp.dtype(vae.dtype) == jnp.float16 and (finite[:, 0] & ~finite[:, 1]).any():
                 warnings.warn("the VAE overflows float16, as many do; it decodes in float32", stacklevel=2)
                 vae = in_float32(vae)
-                under_way = batches((*models[:-1], vae), first)  # what is under way is decoded by the other one
+                under_way = batches((*models[:-1], vae), first)  # those under way use the former VAE
                 following = next(under_way)
                 continue
             for i, request in enumerate(own):

@@ -212,7 +212,7 @@ def sample_prompts(
         recipe = recipe_of(request, method, asked.seed, sampling, config, sources=loaded.sources(asked))
         return dict(recorded(recipe, "the recipe"))
 
-    check(method, recipe_for(requests[0]))  # which also says what no recipe can keep
+    check(method, recipe_for(requests[0]))  # which also finds values that no recipe can hold
 
     timesteps = [int(t) for t in method.experts.schedule.timesteps(sampling.steps)]
     images, recipes, maps = list[Image.Image](), list[dict[str, Any]](), list[dict[str, np.ndarray]]()
@@ -326,7 +326,7 @@ class Loaded:
         entry = find_method(asked.method, self.config, asked.sampling)
         key = many, repr(entry)
         if self._last is None or self._last[0] != key:
-            self._last = None  # the weights of two methods need not fit
+            self._last = None  # the weights of two methods need not fit into memory
             self._last = key, make_method(entry, models)
         method = self._last[1]
         method.sampled_with(sampling).check(method.experts)

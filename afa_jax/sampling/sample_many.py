@@ -78,12 +78,12 @@ def sample_all(
     """
     check_words(prompts, method.experts.tokenizer)
     total = len(prompts.requests) * num_images
-    own = ("prompt", "negative_prompt", "number", "sources")  # of which hashes say more
+    own = ("prompt", "negative_prompt", "number", "sources")  # the hashes identify these better
     shared = {field: value for field, value in recipe_of(Request(prompt="")).items() if field not in own}
     enter(out, dict(prompts_sha256=prompts.sha256, num_images=num_images) | shared, overwrite)
     there = agreed(raise_on_all(lambda: existing(out, total)))
     missing = [int(p) for p in np.flatnonzero(~there)]
-    # The size of a batch is the same however many are missing: it is compiled in.
+    # The size of a batch is compiled in, so it does not depend on how many pictures are missing.
     options = dataclasses.replace(options, batch=min(options.batch, total))
     requests = [dataclasses.replace(prompts.requests[p // num_images], number=p) for p in missing]
     began = time.perf_counter()

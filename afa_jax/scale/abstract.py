@@ -210,7 +210,7 @@ def training_step(config: ConfigDict, fusing: Any, architecture: Architecture, t
         spread(flatten(frozen)),
         target.place(jax.eval_shape(lambda: jax.random.key(0))),
     )
-    # Validation has use for them.
+    # Validation uses them.
     others = {name: own for name, own in networks._asdict().items() if name in ("text_encoder", "vae")}
     beside = flatten({name: own for name, own in others.items() if name not in frozen})
     return Call(step, arguments, {}, spread(beside))

@@ -87,12 +87,12 @@ def check(
     print(f"{mode}: {len(config.experts)} experts on {len(target.devices)} devices ({kind}), mesh {mesh}", flush=True)
 
     needed = held
-    # What cannot fit is not worth the hour in which the compiler looks for a way.
+    # A program that cannot fit is not compiled: the compiler would search for an hour.
     if limit is None or held <= limit:
         started, cpu = time.perf_counter(), time.process_time()
         try:
             with warnings.catch_warnings():
-                # What was compiled for absent devices cannot be read from jax's cache, and is compiled again.
+                # A program compiled for absent devices cannot be read from jax's cache.
                 warnings.filterwarnings("ignore", "Error reading persistent compilation cache entry")
                 compiled = call.lower(target).compile(dict(optimization_level="O0") if quick else None)
         except jax.errors.JaxRuntimeError as refusal:

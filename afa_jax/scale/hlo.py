@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 _START = re.compile(r"\s+(ROOT )?%([\w.\-]+) = ")
-# Bits of what has others than its name says.
+# Bits of the types whose name does not give them.
 _BITS = dict(pred=8, token=0, opaque=0)
 _MOST_TURNS = 10**6
 """The most iterations of a loop; a loop that runs longer counts as one of unknown length."""

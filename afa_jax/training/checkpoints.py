@@ -77,7 +77,7 @@ class Checkpoints:
 
         if self.keep < 1:
             raise InputError(f"keep={self.keep}; choose 1 or more")
-        # What orbax logs as an error it raises as well, and we say it in one line.
+        # Orbax also raises the errors that it logs, and we print them in one line.
         logging.getLogger("absl").addFilter(_not_from_orbax)
         _hush_closed_loops()
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -172,7 +172,7 @@ class Checkpoints:
             self._checkpointer.check_for_errors()
         if (self.folder / str(self._saving)).is_dir():
             with self._explained():
-                sync(self.folder)  # the new name is on the disk before old ones go
+                sync(self.folder)  # the new name is on the disk before old ones are removed
             self._saving = None
             kept = {*self.steps()[-self.keep :], self.best()}
             self._delete([step for step in self.steps() if step not in kept])

@@ -188,7 +188,7 @@ def make_training_data(config: ConfigDict, split: Split, experts: Experts, *, pr
         raise InputError(f"train.batch={train.batch} does not divide among {count} processes; choose a multiple")
     shown: tuple[np.ndarray, list[str]] | None = None
     bad: list[tuple[str, str]] = []
-    if held_out is not None:  # before the cache is made, which takes hours
+    if held_out is not None:  # checked before the cache is made, which takes hours
         skip = options["bad"] == "skip"
         shown, bad = read_held_out(held_out, crop, experts.tokenizer, validation.pairs, skip)
     parts = frozen(experts)

@@ -81,7 +81,7 @@ def finetune(
     tokenizer = Tokenizer(opened.tokenizer, model[1].config)
     optimizer = make_optimizer(config.optimizer, config.steps)
 
-    # Flat dictionaries: a tree of modules takes Python 12 ms to take apart and put together, at every step, four times.
+    # Flat dictionaries: taking trees of modules apart and putting them together takes Python 12 ms a step, four times.
     shapes = jax.eval_shape(lambda: model)
     params = flatten(model)
     train_step = make_model_step(

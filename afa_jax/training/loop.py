@@ -41,7 +41,7 @@ Step = Callable[[State, Any, jax.Array], tuple[State, dict[str, jax.Array]]]
 """A jitted function ``(state, batch, key) -> (state, metrics)``. Scalar metrics are logged; one of them is ``loss``."""
 BEHIND = 1
 """Steps dispatched ahead of the one whose result Python reads, so that the accelerator never waits for Python."""
-STEP = "the step"  # among what is compiled
+STEP = "the step"  # its name in messages about compiling
 FAILED = 255
 """The value by which process 0 tells the others that it failed; it is sent in place of a signal's number."""
 
@@ -182,9 +182,9 @@ class _Run:
     describe: Callable[[Any], list[str]]
     shares: int
     running: deque[tuple[int, Any, float, dict[str, jax.Array], Any]] = field(default_factory=deque)
-    batch: Any = None  # of the step settled last
+    batch: Any = None  # the batch of the last settled step
     compiled: set[Any] = field(default_factory=set)
-    failure: Exception | None = None  # of what process 0 alone does, which the others have not been told
+    failure: Exception | None = None  # an error of process 0 that the others do not know yet
 
     def train(
         self,
@@ -223,7 +223,7 @@ class _Run:
                     self.save(state, step, dict(log=self.log.past(), called=called))
                 self.checkpoints.wait()
                 raise Stopped(self.stop.asked, step)
-        finally:  # after saving: who sent the signal may not wait until the source is closed
+        finally:  # after saving: the sender of the signal may not wait until the source is closed
             if hasattr(source, "close"):
                 source.close()
         return state
@@ -309,7 +309,7 @@ class _Run:
         for values in results[: len(due)]:
             self.on_process_0_alone(self.log.write, step, values)
         past = dict(log=raise_on_all(self.log.past), called=called)
-        # A run to more steps would not have what follows: it is not in the past that such a run goes on from.
+        # A longer run would not have the following lines, so they are not in the past that it resumes from.
         for values in results[len(due) :]:
             self.on_process_0_alone(self.log.write, step, values)
         if step == self.steps and called and self.log.losses:

@@ -19,8 +19,8 @@ from afa_jax.models.vae import VAE, to_images
 from afa_jax.progress import progress
 from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
-AT_ONCE = 64  # pictures that are encoded together, at most
-PIXELS_AT_ONCE = AT_ONCE * 32 * 64  # of them all; larger pictures are fewer
+AT_ONCE = 64  # the most pictures that are encoded together
+PIXELS_AT_ONCE = AT_ONCE * 32 * 64  # the most pixels that are encoded together; of larger pictures fewer are
 MOST = 1_000_000  # pictures whose latents are kept
 
 

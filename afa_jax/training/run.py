@@ -114,7 +114,7 @@ def train(
             steps=settings.steps, batch=settings.batch, arguments=public_arguments(arguments), config=recorded(config)
         ),
     )
-    record_text(record, RECORD)  # what is written at the end is tried at the start
+    record_text(record, RECORD)  # the final output is tried at the start
     identity = data.identity | dict(vae=experts.vae_hash, schedule=dataclasses.asdict(experts.schedule))
 
     def on_resume(facts: Mapping[str, Any]) -> None:

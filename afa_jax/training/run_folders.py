@@ -10,7 +10,7 @@ from afa_jax.errors import InputError
 from afa_jax.files import aside, check_folder, is_partial
 from afa_jax.json_files import read_object
 
-MODEL = "model"  # the folder of what is trained, where that is a whole model
+MODEL = "model"  # the folder of the trained model, if the run trains a whole model
 CONFIG, LOCK = "config.json", ".lock"
 OVERWRITTEN = ".overwritten"
 """The old config's name from the removal of its run until the next run writes its config; in between the folder may

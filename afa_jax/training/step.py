@@ -134,7 +134,7 @@ def loss(
     latents, conditioning = latents_and_conditioning(
         frozen | dict(text_encoder=text_encoder), batch, keys, setting.caption_dropout, setting.no_caption
     )
-    loss_keys = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # the first two are spent on the inputs
+    loss_keys = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # the first two keys are used for the inputs
     loss, maps = diffusion_loss(
         lambda x, t: denoiser.with_maps(x, t, conditioning),
         setting.schedule,
@@ -150,7 +150,7 @@ def gradient(
     setting: Setting, params: dict[str, Array], batch: dict[str, Array], arrays: dict[str, Array], key: Array
 ) -> tuple[tuple[Array, dict[str, Array]], dict[str, Array]]:
     """Return ``loss`` over all devices' rows, and its gradient, from ``accumulate`` parts of the rows in turn."""
-    # Each device differentiates its own copy of the parameters, and what all of them found is summed once.
+    # Each device differentiates its own copy of the parameters; the gradients are summed over the devices once.
     own, rows, parts = on_each_device(params), len(batch["position"]), setting.accumulate
     of_part = jax.value_and_grad(functools.partial(loss, setting), has_aux=True)
     if rows % parts:

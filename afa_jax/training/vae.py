@@ -88,7 +88,7 @@ def train_vae(
     )  # fmt: skip
     vae = state["average"]
 
-    # What the noise schedule expects, measured on scenes that were not trained on.
+    # Unit variance, which the noise schedule expects, measured on scenes that were not trained on.
     unseen = [source[len(source) - 1 - i]["image"] for i in range(UNSEEN)]
     images = [to_images(jnp.asarray(np.stack(unseen[i : i + 32]))) for i in range(0, len(unseen), 32)]
     moments = jax.jit(lambda vae, x: vae.moments(x))

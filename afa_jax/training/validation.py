@@ -101,7 +101,7 @@ class Validation:
         self.prompts, self.num_images, self.options = prompts, num_images, options
         self._like = shapes_of(like)
         self._sites = like.site_names(experts.unet)
-        # What a step needs of the experts: the text encoders only where they are merged.
+        # The experts' parts that a step needs: text encoders only if they are merged.
         self._frozen = (experts.unet, experts.text_encoder if like.merges else None)
         schedule, total = experts.schedule, experts.schedule.num_train_timesteps
 
@@ -133,7 +133,7 @@ class Validation:
         specs, replicated = None, None
         if mesh is not None:
             unet, text_encoder = self._frozen
-            # An absent text encoder has no leaves to say anything of.
+            # An absent text encoder has no leaves.
             parts = (specs_of(unet, mesh, "unet"), specs_of(text_encoder, mesh, "text_encoder"))
             specs = (parts, same, (split, PartitionSpec(ROWS, EXPERT), split, split), same)
             replicated = NamedSharding(mesh, same)
@@ -180,7 +180,7 @@ class Validation:
 
     @runs_on_process_0
     def _write(self, line: dict[str, Any]) -> None:
-        # A run that goes on from an earlier step measures again what came after it, and not where a shorter one ended.
+        # A run resumed from an earlier step measures later ones again, but not the step at which a shorter run ended.
         lines = read_validation(self.workdir, keep=True)
         lines = [old for old in lines if old["step"] < line["step"] and not old["extra"]]
         replace_text(self.workdir / FILE, "".join(json.dumps(line) + "\n" for line in [*lines, line]))

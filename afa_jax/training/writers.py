@@ -26,7 +26,7 @@ NAMES = ("tensorboard", "wandb")
 
 @runtime_checkable
 class Writer(Protocol):
-    """Takes the numbers and the pictures (uint8 ``[h, w, 3]``) of a step."""
+    """A receiver of the numbers and the pictures (uint8 ``[h, w, 3]``) of each step."""
 
     def write(self, step: int, numbers: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None: ...
 

@@ -171,7 +171,7 @@ def hash_tensors(tensors: Tensors) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class DerivedCheckpoint:
-    """A checkpoint that is like ``base`` until a subclass says otherwise."""
+    """A checkpoint that equals ``base`` except where a subclass overrides it."""
 
     base: Checkpoint
 

@@ -15,7 +15,7 @@ import numpy as np
 from afa_jax.weights.opened import Source, check_network, open_checkpoint, unet_blocks
 from afa_jax.weights.tensors import check_finite
 
-EXPERT_COMPONENTS = ("unet", "text_encoder")  # the components that are an expert's own, and are compared
+EXPERT_COMPONENTS = ("unet", "text_encoder")  # the components that each expert has of its own; these are compared
 NEAR_IDENTICAL = 2e-3
 """Total relative difference below which two experts are one model stored twice.
 

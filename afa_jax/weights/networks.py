@@ -31,7 +31,7 @@ def abstract_network(config: NetworkConfig, dtype: DTypeLike = jnp.float32) -> t
     return _abstract_network(config, cast(Hashable, dtype))
 
 
-@functools.lru_cache(maxsize=16)  # making one takes a good part of a second
+@functools.lru_cache(maxsize=16)  # making one takes almost a second
 def _abstract_network(config: NetworkConfig, dtype: Any) -> tuple[Any, Key]:
     if isinstance(config, UNetConfig):
         unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype))

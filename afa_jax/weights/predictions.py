@@ -12,7 +12,7 @@ from afa_jax.weights.json_files import read_json
 from afa_jax.weights.tensors import WeightsError
 
 PREDICTIONS = dict(epsilon="epsilon", v="v_prediction", v_prediction="v_prediction", sample="sample")
-_KOHYA = re.compile(r"sd_v[12]_v")  # what kohya-ss calls a base model of v-prediction
+_KOHYA = re.compile(r"sd_v[12]_v")  # kohya-ss's name of a base model of v-prediction
 _SCHEDULER = Path("scheduler") / "scheduler_config.json"
 
 

@@ -130,7 +130,7 @@ def open_tensors(path: Path) -> TensorFile:
             size = os.fstat(file.fileno()).st_size  # reading takes the memory that it is asked for
             text = file.read(min(length, size, _LONGEST_HEADER + 1))
         _check_length(path, text)
-        # The library checks what a file may do wrong: the header's length and text, gaps and overlaps, the file's end.
+        # The library checks the header's length and text, gaps and overlaps of tensors, and the file's end.
         with safe_open(path, "np"):
             pass
         header: dict[str, Any] = json.loads(text)

@@ -35,7 +35,7 @@ HeldOut = Literal["pairs", "combinations"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Pictures:
-    """Every picture of the data set: images, uint8 [subject, style, 64, 64, 3], and what its axes stand for.
+    """All pictures of the data set, uint8 [subject, style, 64, 64, 3], with the labels of the axes.
 
     `topics` are those of the subjects, so names[i] is of topics[i].
     """
@@ -53,10 +53,10 @@ def load_pictures() -> Pictures:
     Raises:
         ValueError: if the pictures are not those of vocabulary.json, with what is missing.
     """
-    import tensorflow_datasets as tfds  # takes a second, and captions can be had without it
+    import tensorflow_datasets as tfds  # takes a second, and captions do not need it
 
     vocabulary = read_vocabulary()
-    # The same folder as builder.DATA_DIR, which would bring the builder and its registration along.
+    # The same folder as builder.DATA_DIR; importing that would also import and register the builder.
     builder = tfds.builder_from_directory(HERE / "emoji_pictures" / "1.0.0")
     # TFDS decodes by OpenCV where that is installed; Pillow is always here.
     records = builder.as_data_source("train", decoders={"image": tfds.decode.SkipDecoding()})
@@ -101,7 +101,7 @@ def held_out_pairs() -> frozenset[tuple[str, str]]:
 
 
 class Box(NamedTuple):
-    """Where a subject lies within its place, in pixels: its edge length and its left upper corner."""
+    """A subject's box within its place, in pixels: its edge length and its upper left corner."""
 
     size: int = PLACE
     x: int = 0

@@ -66,7 +66,7 @@ class Protocol:
 
     def make(self, method: Method) -> PictureFolder:
         """Make a method's missing pictures."""
-        release_programs()  # those of the methods before it
+        release_programs()  # the names of the methods before it
         folder = self.folder_of(method)
         folder.make(method, self.options_of(method), self.items, self.seeds)
         return folder
@@ -174,7 +174,7 @@ def references(measured: Sequence[Measured], protocol: Protocol) -> dict[str, st
         return max(values, key=lambda name: values[name]) if values else None
 
     found = dict(
-        # At the shared number of steps: a row with another number is there to compare times.
+        # Only at the shared number of steps: a method with another number is listed to compare times.
         best=best([m for m in measured if m.row["kind"] == "expert" and m.row["steps"] == protocol.options.steps]),
         # A model from a file may be anything: a fine-tune is no merge.
         merge=best([m for m in measured if m.row["family"] == "parameter space" and m.row["kind"] != "checkpoint"]),
@@ -224,7 +224,7 @@ def at_equal_time(measured: Measured) -> Entry | None:
 def at_equal_time_of(measured: Sequence[Measured], wanted: Sequence[str]) -> list[Entry]:
     """Return ``at_equal_time`` of the methods in ``wanted``; for "all", of those at least 1.5 times as costly."""
     if "all" in wanted:
-        # A method with its own steps is there to compare times already, and an expert inside is the expert alone.
+        # A method with its own steps already compares times, and an expert inside the ensemble is the expert alone.
         costly = [one for one in measured if one.row["time_ratio"] >= 1.5 and "steps" not in one.entry]
         chosen = [one for one in costly if one.row["kind"] != "inside" and not is_permuted(one.entry)]
     else:

@@ -18,7 +18,7 @@ from afa_jax.methods.options import SampleOptions
 from afa_jax.sampling.generation import Request, generate, program_memory
 from afa_jax.target import platform
 
-ROUNDS = 5  # each beside one of the reference's
+ROUNDS = 5  # each is followed by one of the reference
 
 
 def cost_of(
@@ -63,7 +63,8 @@ def _timer(method: Method, options: SampleOptions) -> Callable[[], tuple[float, 
 
     def run() -> tuple[float, float]:
         started, cpu = time.perf_counter(), time.process_time()
-        with contextlib.suppress(NotFinite):  # such a reference takes as long; such a method has no pictures to be here
+        # A reference whose pictures are not finite takes as long; a method of which that is true is not measured.
+        with contextlib.suppress(NotFinite):
             list(generate(requests, method.denoiser, method.experts, seed=0, options=options))
         return time.perf_counter() - started, time.process_time() - cpu
 

@@ -84,7 +84,7 @@ def evaluate(
     sampling.check(models.experts)
     if pairs is not None:
         models.experts.check_size(pairs[0].shape[1:3])
-    models.experts.tokenizer([item.prompt for item in items])  # words it does not know are found before the work
+    models.experts.tokenizer([item.prompt for item in items])  # unknown words are found before the work
     reference = make_method(dict(kind="expert", expert=models.experts.names[0]), models)
     protocol = Protocol(
         items=items,
@@ -98,7 +98,7 @@ def evaluate(
     )
     place = out / "part" if methods or prompts else out
     index: dict[str, Any] = dict(
-        methods=list(dict.fromkeys([*known, *entries])),  # processes that share the work name some of them each
+        methods=list(dict.fromkeys([*known, *entries])),  # each process that shares the work names some of the methods
         prompts=[item.prompt for item in items],
         examples=example_prompts(protocol, config),
         seeds=protocol.seeds,

@@ -32,7 +32,7 @@ def check_metrics(own: ConfigDict) -> None:
     asked = [figure for name in own.metrics for figure in figures_of_metric(name)]
     known = dict.fromkeys(figure for name in (EMOJI, *METRICS) for figure in figures_of_metric(name))
     main = own.get("main", "")
-    # Without any metric, what a config calls its main one is of those that it no longer has.
+    # Without any metric, the config's main one may name a metric that was switched off.
     _check_figure("main", [main] if main else [], [NOISE.name, *(asked or known)])
     _check_figure("stand_out", own.get("stand_out", ()), [NOISE.name, *known])
     if main == NOISE.name and not (own.get("noise") or {}).get("pairs"):

@@ -83,7 +83,7 @@ def read_index(root: Path) -> dict[str, list[Any]]:
     kinds = dict(methods=str, examples=str, prompts=str, seeds=int)
     for field, kind in kinds.items():
         values = found.get(field)
-        missing = not values and field != "examples"  # a comparison may show none
+        missing = not values and field != "examples"  # a comparison may list no pictures
         if not isinstance(values, list) or missing or not all(isinstance(value, kind) for value in values):
             raise InputError(f"{root / INDEX}: {field} is missing or no list of {kind.__name__}; {_AGAIN}")
     return {field: found[field] for field in kinds}
@@ -117,7 +117,7 @@ def folders_by_name(root: Path) -> dict[str, Path]:
 
 
 def _names(path: Path) -> list[str]:
-    names = read_object(path, _AGAIN).get("names", [])  # a former version of the project wrote none
+    names = read_object(path, _AGAIN).get("names", [])  # earlier versions of the project wrote none
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise InputError(f"{path}: names is no list of names; {_AGAIN}")
     return names

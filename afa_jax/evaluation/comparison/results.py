@@ -29,7 +29,7 @@ from afa_jax.sampling.generation import Request, generate
 from afa_jax.sampling.map_pictures import mean_maps
 
 EXAMPLES = 8  # prompts that are shown
-MAIN = 3  # metrics that stand out in the report: the first ones of the config's
+MAIN = 3  # metrics that the report highlights: the config's first ones
 
 
 def bounds(models: Models, protocol: Protocol) -> dict[str, Any]:

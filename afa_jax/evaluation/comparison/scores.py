@@ -140,7 +140,7 @@ class PublishedScorer:
             return {}
         features = scores["features"].reshape(-1, scores["features"].shape[-1])
         try:
-            # Without real pictures only what needs none is asked for, such as the inception score.
+            # Without real pictures only metrics that need none are computed, such as the inception score.
             values = self.metric.distance(features, features if self.real is None else self.real)
         except ValueError:  # too few pictures
             return {}
@@ -166,7 +166,7 @@ def check_references(items: Sequence[Item], size: tuple[int, int]) -> None:
             raise InputError(
                 f"{item.reference}: the reference picture of {item.prompt[:200]!r} is not there; mend the prompts"
             )
-    for chunk in chunks(items, "real pictures"):  # all of each: it may be whole but for its end
+    for chunk in chunks(items, "real pictures"):  # read to the end: a file may be cut off there
         references_of(chunk, size)
 
 

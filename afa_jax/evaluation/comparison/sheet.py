@@ -20,8 +20,8 @@ from afa_jax.report.sheet import labelled_grid
 from afa_jax.sampling.map_pictures import paint, with_legend
 
 _REPORT = "report.json"
-_WIDTH = 128  # pixels that small pictures are enlarged to
-_WIDEST = 256  # and that large ones are made smaller to
+_WIDTH = 128  # the size in pixels to which small pictures are enlarged
+_WIDEST = 256  # the size in pixels to which large pictures are reduced
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from afa_jax.weights.tensors import WeightsError, read_metadata, read_tensors
 
 WEIGHTS = Path(__file__).with_name("judge.safetensors")
 LAYERS = 2048  # features that the heads read
-BATCH = 32  # places at a time: one compilation, and 80 MB, whatever is asked
+BATCH = 32  # places at a time, for any number of pictures: one compilation, and 80 MB
 
 Pictures = UInt8[np.ndarray, "b 32 64 3"]
 

@@ -52,7 +52,7 @@ STYLES = tuple(
         ("fxemoji", "fxemoji", "1.2.2", "Apache-2.0", "Firefox OS Emoji, Mozilla"),
     )
 )
-# What fxemoji calls some subjects, where it is neither their name here nor the one in Unicode.
+# fxemoji's names of subjects that differ from both the name here and the one in Unicode.
 FXEMOJI = {
     "chick": "frontfacingchick",
     "chili pepper": "chilipepper",
@@ -89,7 +89,7 @@ def complete_names(packages: Path, style: Style) -> list[Subject]:
     names = json.loads(path.read_text(encoding="utf-8"))
     if not names:
         modern = json.loads((packages / NAMES.rpartition("@")[0] / "chars.json").read_text(encoding="utf-8"))
-        # An alias with more than a parent is turned or mirrored.
+        # An alias with more fields than a parent is turned or mirrored.
         aliases = {
             name: alias["parent"] for name, alias in icons.get("aliases", {}).items() if set(alias) == {"parent"}
         }

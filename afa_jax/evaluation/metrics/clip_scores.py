@@ -128,7 +128,7 @@ def _load_clip(folder: Path, tokenizer: Path, device: str) -> Clip:
     try:
         model = CLIPModel.from_pretrained(folder, use_safetensors=True, local_files_only=True, dtype=torch.float32)
         words = CLIPTokenizer.from_pretrained(tokenizer, local_files_only=True)
-    # What transformers raises for a folder that it cannot read is of many kinds.
+    # transformers raises many kinds of exceptions for a folder that it cannot read.
     except Exception as error:
         raise WeightsError(f"{folder}: not a CLIP model with its tokenizer ({str(error).splitlines()[0]})") from error
     return Clip(model=model.eval(), tokenizer=words, device=device)

@@ -28,7 +28,7 @@ from afa_jax.files import replace_bytes
 from afa_jax.weights.tensors import WeightsError
 
 SIZE = 299
-_TIMEOUT = 30  # seconds in which a download must begin, and go on
+_TIMEOUT = 30  # seconds within which a download must start, and continue
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -82,7 +82,7 @@ def _load(
     import torch
     from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 
-    # torch-fidelity would run the code of a pickle; it gets one made here, of tensors that were read without.
+    # torch-fidelity would run the code of a pickle. It gets one made here, from tensors alone.
     own = io.BytesIO()
     torch.save(read_state(path), own)
     own.seek(0)

@@ -21,11 +21,11 @@ from afa_jax.evaluation.metrics.clip_scores import apply_layers, layers_of
 from afa_jax.evaluation.metrics.table import MetricInfo, check_prompts, in_batches, on_device, read_state
 from afa_jax.weights.tensors import WeightsError
 
-# Of the rewards that people's ratings give; from the authors' code.
+# Mean and deviation of the rewards on people's ratings, from the authors' code.
 REWARD_MEAN, REWARD_STD = 0.16717362830052426, 1.0333394966054072
-_TOKENS = 35  # of a prompt, as ImageReward was trained
-_HEAD_WIDTH = 64  # of every attention in BLIP
-# ImageReward's names of the picture encoder's tensors, and transformers'.
+_TOKENS = 35  # tokens of a prompt, as ImageReward was trained
+_HEAD_WIDTH = 64  # heads of every attention in BLIP
+# Names of the picture encoder's tensors: ImageReward's, and transformers'.
 _VISION = (
     (r"^cls_token$", "embeddings.class_embedding"),
     (r"^pos_embed$", "embeddings.position_embedding"),

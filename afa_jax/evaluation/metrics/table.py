@@ -103,7 +103,7 @@ def _download(key: str, repository: str, files: Sequence[str]) -> list[str]:
     from huggingface_hub import HfApi, errors, hf_hub_download
 
     try:
-        HfApi().model_info(repository)  # where the hub cannot be reached, a download would try for half a minute
+        HfApi().model_info(repository)  # without a connection to the hub, a download would try for half a minute
         return [hf_hub_download(repository, file) for file in files]
     # hf_xet, which downloads large files, raises RuntimeErrors.
     except (errors.HTTPError, errors.EntryNotFoundError, OSError, RuntimeError) as error:
@@ -271,7 +271,7 @@ def _check_known(what: str, names: Iterable[str], known: Collection[str]) -> Non
 def _require(module: str) -> None:
     try:
         importlib.import_module(module)
-    # A library that is there and does not fit the others fails in ways of its own.
+    # An installed library that does not fit the others can raise any exception.
     except Exception as error:
         reason = "is not installed" if isinstance(error, ModuleNotFoundError) else f"cannot be imported ({error})"
         raise MetricUnavailable(f"{module} {reason}; pip install -r requirements-metrics.txt") from error

@@ -122,7 +122,7 @@ def check_cache(path: str | Path, **numbers: int) -> None:
     for name, number in numbers.items():
         if number < 1:
             raise InputError(f"cache.{name}={number}; choose 1 or more")
-    if re.match(r"[\w+]+:/", str(path)):  # of its two slashes a Path keeps one
+    if re.match(r"[\w+]+:/", str(path)):  # a Path keeps only one of a URL's two slashes
         raise InputError(f"cache.path={path}: cache.path must be a local or mounted folder")
     try:
         check_folder(Path(path))
@@ -204,7 +204,7 @@ def build_cache(
                 parts.append(encoder(rows))
                 check_finite(parts[-1], source.name, examples[first:])
                 bar.update(len(rows))
-            if len(failed) == len(examples) > ALL_BAD:  # rather a mount that is gone, which must not count for good
+            if len(failed) == len(examples) > ALL_BAD:  # probably a mount that is gone, which must not be recorded
                 name, reason = failed[examples.start]
                 raise InputError(
                     f"{name} and the {len(examples) - 1} examples after it are all bad ({reason}): see whether the "

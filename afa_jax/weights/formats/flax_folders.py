@@ -28,7 +28,7 @@ from afa_jax.weights.tensors import Tensor, TensorFile, WeightsError, mapped
 
 _DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in (np.float16, np.float32, np.float64, ml_dtypes.bfloat16)}
 _LISTS = "down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|net|to_out"
-# A file may not make its reader deep, long or large: the U-Net is 10 deep, with 700 arrays of at most 4 dimensions.
+# Bounds of a file's nesting, arrays and dimensions: a U-Net has 10 levels and 700 arrays of at most 4 dimensions.
 _DEEPEST, _LONGEST, _MOST = 32, 8, 1 << 18
 _UNCHANGED = ("logit_scale", "class_embedding")  # of a whole CLIP, beside what a text encoder has
 _CHUNKED = "__msgpack_chunked_array__"

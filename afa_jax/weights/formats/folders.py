@@ -64,7 +64,7 @@ _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 _TASKS = {"inpainting": "StableDiffusionInpaintPipeline", "InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline"}
 # All entries that a folder written by diffusers can have.
 _ENTRIES = ("model_index.json", *_CLASSES, "scheduler", "safety_checker", "feature_extractor", "image_encoder")
-_NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # metadata that is only true of the file that was read
+_NOT_KEPT = (CONFIGS, "modelspec.hash_sha256")  # metadata that only applies to the file that was read
 
 
 @dataclasses.dataclass(frozen=True)

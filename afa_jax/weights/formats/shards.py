@@ -17,7 +17,7 @@ def shard_files(index: Path) -> list[Path]:
     """
     names = sorted(set(_weight_map(index).values()))
     for name in names:
-        # The name is judged, not where it leads: in the hub's cache every file is a link to one outside the folder.
+        # The name is checked, not the target: in the hub's cache every file is a link to one outside the folder.
         if name in ("", ".", "..") or any(path(name).name != name for path in (PurePosixPath, PureWindowsPath)):
             raise WeightsError(f"{index}: {name!r} is not the name of a file beside it; fetch the model again")
         if not name.endswith(".safetensors"):

@@ -213,7 +213,7 @@ class SingleFileCheckpoint:
         what = self.what(component, config=True)
         try:
             config = NETWORK_CONFIGS[component].from_json(fields, what)
-            if _layers(config) > len(self._stored):  # before anything of that length is made
+            if _layers(config) > len(self._stored):  # checked before anything of that length is made
                 raise ValueError("it has more layers than the file has tensors")
             ldm_table(config)
         except InputError:

@@ -15,7 +15,7 @@ from afa_jax.weights.formats.foreign_files import LORA_ADVICE, PICKLES, pickle_a
 _CACHE = re.compile(r"models--(?P<owner>[^/]+?)--(?P<name>.+)")
 _COMPONENTS = ("unet", "vae", "text_encoder")
 _PARTS = (*_COMPONENTS, "scheduler", "tokenizer")
-_ADVICE = {  # by a file that only they have
+_ADVICE = {  # by a file that only such a folder has
     "adapter_model.safetensors": f"is a LoRA; {LORA_ADVICE}",
     "pytorch_lora_weights.safetensors": f"is a LoRA; {LORA_ADVICE}",
     "ensemble.json": "is a trained run; give it as --workdir",
@@ -24,7 +24,7 @@ _ADVICE = {  # by a file that only they have
 _URL = re.compile(
     r"https?://[^/]+/(?P<repo>\w[\w.-]*/\w[\w.-]*)(?:/(?:tree|blob|resolve)/(?P<revision>[^/?]+)/?(?P<file>[^?]*))?(?:\?.*)?"
 )
-_MANY = 10_000  # entries that are looked at
+_MANY = 10_000  # the most entries that are inspected
 
 
 def is_model(folder: Path) -> bool:

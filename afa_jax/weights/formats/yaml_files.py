@@ -24,7 +24,7 @@ def yaml_prediction(path: Path) -> str | None:
     file = next((found for end in (".yaml", ".yml") if (found := path.with_suffix(end)).is_file()), None)
     if file is None:
         return None
-    import yaml  # which only these files need
+    import yaml  # imported on demand: only these files need it
 
     try:
         with open(file, "rb") as opened:
@@ -47,6 +47,6 @@ def yaml_prediction(path: Path) -> str | None:
     if (node := node.get("parameterization")) is None:
         return None
     if not isinstance(node, str) or node not in _PREDICTIONS:
-        said = repr(node[:60]) if isinstance(node, str) else "no text"  # a list may hold itself a billion times
+        said = repr(node[:60]) if isinstance(node, str) else "no text"  # the text of nested aliases can be endless
         raise WeightsError(f"{file}: model.params.parameterization is {said}; v and eps are supported")
     return _PREDICTIONS[node]

@@ -20,7 +20,7 @@ from afa_jax.weights.lora.names import COMPONENTS, Place, find_places
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, check_finite, listed, result_dtype
 
 METADATA = "afa_jax.loras"  # in a checkpoint's metadata: the LoRAs that are baked in, as a JSON list
-_WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}  # of the text states that a family's U-Net takes
+_WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}  # the width of the text states that a family's U-Net takes
 _FAMILIES = {
     "SDXL": r"^lora_te2_|^text_encoder_2\.|add_embedding|label_emb",
     "Flux": r"double_blocks|single_blocks|single_transformer_blocks",
@@ -35,7 +35,7 @@ class _Applied:
 
     lora: Lora
     weight: float
-    changes: Mapping[Place, tuple[str, Change]]  # the module as the LoRA spells it, and its change
+    changes: Mapping[Place, tuple[str, Change]]  # the module's name in the LoRA, and its change
 
 
 @dataclasses.dataclass(frozen=True)

@@ -24,7 +24,7 @@ from afa_jax.weights.formats.foreign_files import PICKLES
 from afa_jax.weights.json_files import read_json
 from afa_jax.weights.tensors import Tensor, TensorFile, WeightsError, file_sha256, is_floating, listed, open_tensors
 
-FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # what diffusers and PEFT call them
+FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors")  # their names in diffusers and PEFT
 _PEFT = "base_model.model."  # before every module in the files of PeftModel.save_pretrained
 _COMPONENT = re.compile(r"^(unet|text_encoder|base_model\.model)\.")
 _KEY = re.compile(
@@ -195,7 +195,7 @@ def _alpha(path: Path, module: str, config: Mapping[str, Any]) -> float:
     """Return alpha by PEFT's config: the first of ``alpha_pattern`` that ends the module's name, or ``lora_alpha``."""
     alpha, patterns = config.get("lora_alpha"), config.get("alpha_pattern")
     for pattern, value in reversed((patterns if isinstance(patterns, dict) else {}).items()):
-        # To PEFT these are regular expressions. Trainers write names, perhaps anchored; a stranger's might never end.
+        # PEFT reads these as regular expressions. Trainers write names, perhaps anchored; a hostile one may never end.
         literal = pattern.removeprefix("^").replace("\\.", ".")
         if not re.fullmatch(r"[\w.]+", literal):
             raise WeightsError(

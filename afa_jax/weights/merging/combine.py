@@ -61,7 +61,7 @@ class Composed:
 def compose(checkpoint: Checkpoint, **others: Checkpoint) -> Composed:
     """Return the checkpoint with the named components of others: ``compose(expert, vae=base)``."""
     parts = dict.fromkeys(checkpoint.components, checkpoint) | others
-    # What a single file says of its own configs is not true of others.
+    # The configs in a single file's metadata do not apply to others.
     metadata = {key: value for key, value in checkpoint.metadata.items() if key != CONFIGS}
     return Composed(parts, checkpoint.path, metadata)
 

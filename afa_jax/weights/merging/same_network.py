@@ -20,7 +20,7 @@ class SameNetwork:
 
     Attributes:
         component: ``unet`` or ``text_encoder``.
-        sources: the checkpoints, by whatever they are called.
+        sources: the checkpoints by name.
         keys: the keys of the tensors, the same in all checkpoints.
     """
 

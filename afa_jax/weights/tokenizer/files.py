@@ -53,8 +53,9 @@ class TokenizerFiles:
         merges: the pairs that become one token, in order; all pairs' tokens and their results are in ``vocab``.
         added: the tokens that are found in a text before all others.
         roles: the tokens that are bos_token, eos_token, pad_token and unk_token.
-        max_length: most tokens of a prompt with both its ends, if the files set a limit.
-        whole_words: our own field of tokenizer_config.json, for a closed vocabulary: pieces of others mean nothing.
+        max_length: the most tokens of a prompt with both its ends, if the files set a limit.
+        whole_words: whether the vocabulary is closed, so that a word of several tokens is unknown; a field of this
+            project in tokenizer_config.json.
     """
 
     folder: Path
@@ -115,7 +116,7 @@ def read_tokenizer(folder: Path | str) -> TokenizerFiles:
     vocab, merges, listed, own = _read_vocabulary(folder, generic)
     named = dict(special_tokens(config, _ROLES, folder / CONFIG))
     of_map = dict(special_tokens(read_object(folder / SPECIAL) or {}, _ROLES, folder / SPECIAL))
-    if config.get("added_tokens_decoder") is None:  # as in transformers: else tokenizer_config.json has the last word
+    if config.get("added_tokens_decoder") is None:  # as in transformers: else tokenizer_config.json decides
         named |= of_map
     special = {token.content for token, _ in named.values()}
     files, tokens = dict[str, str](), dict[str, AddedToken]()

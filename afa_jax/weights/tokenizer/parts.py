@@ -17,7 +17,10 @@ Merge = tuple[str, str]
 
 _IDS = 2**31
 _CLASSES = ("CLIPTokenizer", "CLIPTokenizerFast")
-_GENERIC = ("TokenizersBackend", "PreTrainedTokenizerFast")  # of any tokenizer.json, which alone says what is done
+_GENERIC = (
+    "TokenizersBackend",
+    "PreTrainedTokenizerFast",
+)  # classes for any tokenizer.json, which alone defines the tokenizer
 _AGAIN = "fetch the file again"
 _TAKE = f"take a tokenizer of CLIP ({_CLASSES[0]})"
 _ENDS = r"<\|startoftext\|>|<\|endoftext\|>|"
@@ -35,7 +38,7 @@ class AddedToken:
     """A token that is found in a text before the text is split into words; the fields of ``tokenizers.AddedToken``.
 
     Attributes:
-        normalized: whether it is found in the normalized text; None: unless it is special.
+        normalized: whether it is found in the normalized text; None means unless it is special.
     """
 
     content: str
