@@ -10,8 +10,10 @@ MERGES = ("average", "add_difference", "mbw", "task_arithmetic", "ties", "dare",
 """Ways to merge experts into one checkpoint."""
 LEARNED = "learned_mbw"
 """The merge ``mbw`` with block weights that a run has trained."""
+DISTILLED = "distilled"
+"""One U-Net that ``afa_jax.distil`` has taught to predict as a method of many does."""
 METHODS = (
-    *("expert", "inside", "uniform", "base", "checkpoint", *MERGES, "autombw", LEARNED),
+    *("expert", "inside", "uniform", "base", "checkpoint", *MERGES, "autombw", LEARNED, DISTILLED),
     *("noise_average", "magicfusion", "superdiff", "router", "maxfusion", "time", "gate", "afa"),
 )
 """Ways to make a picture from several experts."""

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from afa_jax.errors import InputError
-from afa_jax.names import BASE, LEARNED, MERGES, METHODS, SAMPLING
+from afa_jax.names import BASE, DISTILLED, LEARNED, MERGES, METHODS, SAMPLING
 from afa_jax.weights.merging.options import fractions, number, numbers, share, whole
 
 Check = Callable[[str, Any, Sequence[str]], object]
@@ -122,6 +122,7 @@ OPTIONS: Mapping[str, Mapping[str, Check] | None] = {
     "model_stock": {},
     "autombw": dict(path=_any, text_encoder=_any),
     LEARNED: _TRAINED,
+    DISTILLED: _TRAINED,
     "noise_average": dict(weights=_fractions),
     "magicfusion": dict(
         general=_source, experts=_list, k=_number_or_by_expert, fuse_above=_whole, general_first=_any

@@ -171,6 +171,28 @@ EVALUATION = Section(
     ),
     optional=True,
 )
+DISTILLATION = Section(
+    dict(
+        teacher=Field(text(empty=False), "afa"),
+        student=Field(text(empty=False), "average"),
+        scenes=Field(NONE_OR_MORE, 0),
+        features=Field(POSITIVE, 0.0),
+        dtype=Field(DTYPE, "float16"),
+        trajectories=Section(
+            dict(
+                path=Field(text(), ""),
+                count=Field(COUNT, 1024),
+                share=Field(PROBABILITY, 0.5),
+                painted=Field(PROBABILITY, 0.1),
+                steps=Field(integer(0, 1000), 0),
+                guidance=Field(number(1, 1000), ABSENT),
+                seed=Field(integer(0, SEEDS - 2), 0),
+                batch=Field(BATCH, 16),
+            )
+        ),
+    ),
+    optional=True,
+)
 ENSEMBLE = Section(
     dict(
         name=Field(text(), ""),
@@ -240,6 +262,7 @@ ENSEMBLE = Section(
         ),
         sample=Section(SAMPLING),
         evaluation=EVALUATION,
+        distil=DISTILLATION,
     )
 )
 _TRAINED: dict[str, Field | Section] = dict(

@@ -132,8 +132,12 @@ class Models:
             text_encoder=load_text_encoders(checkpoints, **self.dtypes),
         )
 
-    def run(self, workdir: str | None) -> Path:
+    def run(self, workdir: str | None, record: str = RECORD, trainer: str = "afa_jax.train") -> Path:
         """Return the folder of a trained run.
+
+        Args:
+            record: the file that the run's end writes.
+            trainer: the command that makes such runs.
 
         Raises:
             NotTrained: no run was named, or the folder holds no trained run.
@@ -145,6 +149,6 @@ class Models:
             folder = fetch_run(Path(str(chosen)))
         except InputError as error:
             raise NotTrained(str(error)) from error
-        if not (folder / RECORD).is_file():
-            raise NotTrained(f"{folder}: no {RECORD} there; train into it first (afa_jax.train --workdir)")
+        if not (folder / record).is_file():
+            raise NotTrained(f"{folder}: no {record} there; train into it first ({trainer} --workdir)")
         return folder

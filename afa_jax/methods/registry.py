@@ -37,6 +37,8 @@ from afa_jax.fusion.rivals.time_experts import (
 )
 from afa_jax.fusion.routing import Permuted, Sharpened, TopK
 from afa_jax.fusion.single import ConstantMaps, SingleExpert
+from afa_jax.methods.distilled import MODEL, read_distilled
+from afa_jax.methods.distilled import RECORD as DISTILLED_RECORD
 from afa_jax.methods.models import Models, NotTrained
 from afa_jax.records import plain, public_arguments, public_path
 from afa_jax.weights.checkpoint import Checkpoint
@@ -176,6 +178,18 @@ def _learned_mbw(models: Models, *, workdir: str | None = None) -> Built:
         return MergedUNet(experts=experts.unet, weights=jnp.asarray(rows, jnp.float32)), experts
 
     return built._replace(load=load, record=trained.record, recipe=trained.recipe)
+
+
+def _distilled(models: Models, *, workdir: str | None = None) -> Built:
+    """Build the model that afa_jax.distil wrote into a workdir."""
+    folder = models.run(workdir, DISTILLED_RECORD, "afa_jax.distil")
+    stored = read_distilled(folder)
+    opened = models.open(dict(name="distilled", path=str(folder / MODEL)))["distilled"]
+    named = public_path(workdir or models.workdir or folder)
+    arguments = public_arguments((stored.get("training") or {}).get("arguments") or ["--config", "CONFIG"])
+    recipe = shlex.join(["python", "-m", "afa_jax.distil", *arguments, "--workdir", named])
+    distilled = {name: stored.get(name) for name in ("teacher", "student")}
+    return _alone(models, opened, "distilled", record=dict(distilled=distilled), recipe=recipe)
 
 
 # In output space and in feature space.
@@ -439,6 +453,7 @@ METHOD_KINDS: Mapping[str, Kind] = {
     **{kind: Kind("parameter space", _MERGED.get(kind, kind), _merge(kind)) for kind in MERGE_RULES},
     "autombw": Kind("parameter space", "block weights found by a black-box search", _searched),
     "learned_mbw": Kind("parameter space", "block weights learnt with AFA's loss and data", _learned_mbw),
+    "distilled": Kind("parameter space", "one U-Net that has learnt to predict as many do", _distilled),
     "noise_average": Kind("output space", "the experts' predictions, averaged", _noise_average),
     "magicfusion": Kind("output space", "each pixel from the expert of the largest saliency", _magicfusion),
     "superdiff": Kind("output space", "predictions weighted by the experts' densities on the path", _superdiff),

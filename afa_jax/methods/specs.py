@@ -4,6 +4,7 @@
     expert:photo                               dict(kind="expert", expert="photo")
     average,weights.a=0.3,weights.b=0.7        dict(kind="average", weights=dict(a=0.3, b=0.7))
     slerp,a=photo,b=anime,name=half            dict(kind="slerp", a="photo", b="anime", name="half")
+    distilled:runs/d                           dict(kind="distilled", workdir="runs/d")
 
 A value is a Python literal (a number, True, None, a list, a dict, a quoted string), or else text. Commas within
 brackets and quotes are part of a value.
@@ -15,6 +16,7 @@ import ast
 from typing import Any
 
 from afa_jax.errors import InputError
+from afa_jax.names import DISTILLED
 
 _CLOSING = {"(": ")", "[": "]", "{": "}"}
 
@@ -30,7 +32,9 @@ def parse_method(text: str) -> dict[str, Any]:
     kind, colon, expert = first.partition(":")
     if not kind or "=" in kind or (colon and not expert):
         raise InputError(f"--method {text}: write KIND, or KIND:EXPERT, then FIELD=VALUE after commas")
-    method: dict[str, Any] = dict(kind=kind) | (dict(expert=expert) if colon else {})
+    method: dict[str, Any] = dict(kind=kind) | (
+        {("workdir" if kind == DISTILLED else "expert"): expert} if colon else {}
+    )
     for other in others:
         path, equals, value = other.partition("=")
         *parents, field = path.split(".")

@@ -16,6 +16,7 @@ from afa_jax.json_files import read_object
 from afa_jax.names import PAIR
 from afa_jax.pipeline.base import Place, Source
 from afa_jax.pipeline.comparing import Comparing
+from afa_jax.pipeline.distilling import Distilling
 from afa_jax.pipeline.exporting import Exporting
 from afa_jax.pipeline.training import Training
 from afa_jax.training.run_folders import CONFIG
@@ -24,12 +25,12 @@ from afa_jax.weights.formats.hub_ids import check_named
 _CARD = "config.py"  # of a published pair
 
 
-class Ensemble(Comparing, Training, Exporting):
+class Ensemble(Comparing, Training, Distilling, Exporting):
     """Experts with one base model, and optionally a trained run, that make pictures.
 
-    What it can do is in ``sampling.py``, ``comparing.py``, ``training.py`` and ``exporting.py`` beside this file.
-    Most people call ``from_pretrained``, ``from_config``, ``from_run`` or ``from_image``. Models are loaded when they
-    are first needed and then kept; so is the last method's compiled program.
+    What it can do is in ``sampling.py``, ``comparing.py``, ``training.py``, ``distilling.py`` and ``exporting.py``
+    beside this file. Most people call ``from_pretrained``, ``from_config``, ``from_run`` or ``from_image``. Models are
+    loaded when they are first needed and then kept; so is the last method's compiled program.
 
     What the commands print goes to the logger ``afa_jax`` at level INFO; ``quiet=False`` prints it. Bars are tqdm's.
 

@@ -19,6 +19,7 @@ OF_A_RUN = (
     "checkpoints", "metrics.jsonl", "validation.jsonl", "bad_examples.jsonl", "samples", "tensorboard", "wandb",
     "wandb.json", "aggregators.safetensors", "ensemble.json", "best", MODEL, "trials.log", "trials.log.lock",
     "best.json", aside(Path(MODEL)).name, "index.html", "comparison.png",
+    "model.safetensors", "distilled.json", "distilled.safetensors",
 )  # fmt: skip
 """Files and folders that trainers, the search and the demo write beside the config."""
 

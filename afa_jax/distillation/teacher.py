@@ -1,0 +1,100 @@
+"""The teacher of a distillation: any method of this project, asked for its predictions."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from ml_collections import ConfigDict
+
+from afa_jax.config.method_options import check_values
+from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
+from afa_jax.errors import InputError
+from afa_jax.methods.method import Method, Models, NotTrained, check_entry, make_method
+from afa_jax.models.conditioning import encode_prompts
+from afa_jax.sampling.pictures import find_method
+from afa_jax.types import Latents, Timesteps, TokenIds
+
+DATA = "data"
+"""The name of the control that has no teacher: the same steps with the data's own noise as target."""
+_OF_A_RUN = ("afa", "gate", "router", "ladder", "learned_mbw", "distilled")
+"""The kinds of methods that need ``workdir=RUN``."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """A frozen Denoiser or PathDenoiser with the text encoders that feed it; a tree of arrays.
+
+    A teacher that is a PathDenoiser alone, such as MagicFusion or SuperDiff, predicts on its own path only: its
+    prediction depends on the steps before, or on one timestep for all rows.
+
+    Attributes:
+        denoiser: the method's.
+        text_encoder: a stack of its text encoders.
+    """
+
+    denoiser: Any
+    text_encoder: Any
+
+    @property
+    def needs_path(self) -> bool:
+        """Return whether it predicts on its own path only."""
+        return not isinstance(self.denoiser, Denoiser)
+
+    @property
+    def on_path(self) -> bool:
+        """Return whether it remembers its path where it has one."""
+        return isinstance(self.denoiser, PathDenoiser)
+
+    @property
+    def has_maps(self) -> bool:
+        """Return whether it gives each expert's weight at each pixel."""
+        return hasattr(self.denoiser, "with_maps")
+
+    def predict(self, latents: Latents, t: Timesteps, ids: TokenIds) -> Latents:
+        """Return the prediction for prompts ``ids``, float32."""
+        prediction: Latents = self.denoiser(latents, t, encode_prompts(self.text_encoder, ids))
+        return prediction
+
+    def guided(self, latents: Latents, t: Timesteps, ids: TokenIds, no_caption: TokenIds, scale: Array) -> Latents:
+        """Return the prediction with classifier-free guidance, each row's at its own scale ``[b]``."""
+        conditional, unconditional = (encode_prompts(self.text_encoder, own) for own in (ids, no_caption))
+        predict = guided(self.denoiser, conditional, unconditional, scale[:, None, None, None])
+        prediction: Latents = predict(latents, t)
+        return prediction
+
+
+jax.tree_util.register_dataclass(Teacher, data_fields=["denoiser", "text_encoder"], meta_fields=[])
+
+
+def find_teacher(config: ConfigDict, models: Models) -> Method | None:
+    """Return the method that ``distil.teacher`` names; None for the control without a teacher.
+
+    Raises:
+        InputError: there is no such method, it is not trained, or a part of it does not fit.
+    """
+    return None if config.distil.teacher == DATA else find(config, "teacher", models)
+
+
+def find(config: ConfigDict, field: str, models: Models) -> Method:
+    """Return the method that a field of ``distil`` names; raise InputError, which names the field, if it cannot be."""
+    text = config.distil[field]
+    try:
+        entry = check_entry(find_method(text, config, {}))
+        check_values(entry, [str(expert["name"]) for expert in config.experts])
+        if entry["kind"] in _OF_A_RUN and not entry.get("workdir"):
+            raise InputError(f"it is trained; name the run, {entry['kind']},workdir=RUN")
+        return make_method(entry, models)
+    except NotTrained as error:
+        raise InputError(f"distil.{field}={text}: it is not trained ({error})") from error
+    except InputError as error:
+        raise InputError(f"distil.{field}={text}: {error}") from error
+
+
+def load_teacher(method: Method) -> Teacher:
+    """Load a method's networks as a teacher, all of whose leaves are arrays."""
+    teacher = Teacher(denoiser=method.denoiser, text_encoder=method.experts.text_encoder)
+    return jax.tree.map(jnp.asarray, teacher)
