@@ -13,6 +13,7 @@ from afa_jax.pipeline.base import Opened, Place
 from afa_jax.sampling.prompt_lines import read_lines
 
 if TYPE_CHECKING:
+    import numpy as np
     from PIL.Image import Image
 
     from afa_jax.sampling.pictures import Pictures
@@ -35,7 +36,8 @@ class Sampling(Opened):
         eta: float | None = None,
         method: str | Mapping[str, Any] | None = None,
         maps: bool = False,
-        callback: Callable[[int, int, Image], object] | None = None,
+        callback: Callable[[int, int, np.ndarray], object] | None = None,
+        on_picture: Callable[[int, int, Image], object] | None = None,
         out: Place | None = None,
         overwrite: bool = False,
         quiet: bool = False,
@@ -67,7 +69,11 @@ class Sampling(Opened):
             method: as ``--method`` of the command, ``KIND[:EXPERT][,OPTION=VALUE]...``; a name of the config's list; or
                 a dict with ``kind``. By default the method that the run was trained as, or "uniform" without a run.
             maps: keep each expert's weight at each pixel, site and step.
-            callback: is called with the number of pictures made, their total number, and the last picture.
+            callback: is called after every step with the step (from 0), its timestep, and the latents ``[b, h, w, c]``
+                of the pictures that are sampled together, at most ``sample.batch`` of the config. What it raises ends
+                the call. Each step is then a program of its own, which takes longer and rounds its own way: a value of
+                a picture may differ by one level of 255.
+            on_picture: is called with the number of pictures made, their total number, and the last picture.
             out: a folder to write each picture into as soon as it is made, with their grid; as ``Pictures.save``.
             overwrite: replace files of the same name there.
             quiet: show no bar.
@@ -114,7 +120,8 @@ class Sampling(Opened):
         if (name := asked["sampler"]) not in SAMPLERS:
             raise InputError(f"sampler={name!r:.40}; choose {', '.join(SAMPLERS)}")
         return sample_prompts(
-            prompts, Asked(**asked), loaded, folder, numbers=numbers, callback=callback, quiet=quiet,
+            prompts, Asked(**asked), loaded, folder, numbers=numbers, callback=callback, on_picture=on_picture,
+            quiet=quiet,
             **(dict(check=self._check_same) if again and unasked else {}),
         )  # fmt: skip
 

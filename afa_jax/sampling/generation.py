@@ -6,7 +6,7 @@ import copy
 import dataclasses
 import functools
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -67,6 +67,7 @@ def generate(
     seed: int,
     options: SampleOptions,
     announce: bool = False,
+    sampler: Callable[..., dict[str, Any]] | None = None,
 ) -> Iterator[Picture]:
     """Sample the requests in order, a batch at a time; the devices compute the next batch while one is used.
 
@@ -75,6 +76,7 @@ def generate(
 
     Args:
         announce: print a line if the sampler takes long to compile.
+        sampler: what samples a batch, with the arguments of ``sample_batch``, which is the default.
 
     Raises:
         InputError: immediately, for options that cannot be sampled, a prompt with unknown characters, maps from a
@@ -109,10 +111,10 @@ def generate(
                 batch = place(batch, mesh, PartitionSpec(ROWS))
             arguments = (*models, batch, key, numbers_of_steps)
             with announced("compiling the sampler", quiet=not announce or first != start):
-                if first == start and mesh is not None and is_multiprocess():
+                if sampler is None and first == start and mesh is not None and is_multiprocess():
                     sample_batch.lower(*arguments, program=program, mesh=mesh).compile()
                     wait_for_all("sampler")
-                made = sample_batch(*arguments, program=program, mesh=mesh)
+                made = (sampler or sample_batch)(*arguments, program=program, mesh=mesh)
             yield first, made
 
     def pictures() -> Iterator[Picture]:
@@ -300,6 +302,47 @@ def _pictures(
     steps: StepNumbers,
 ) -> dict[str, Any]:
     """Turn token ids into pixels: encode the prompts, sample latents, decode them."""
+    path = trajectory_of(program, denoiser, text_encoder, vae, rows, key, steps.guidance)
+    sampled = sample(
+        program.sampler,
+        path.predict,
+        path.start,
+        steps.constants,
+        count=steps.count,
+        noise_at=path.noise_at,
+        has_aux=path.has_aux,
+        carry=path.carry,
+    )
+    latents, aux = sampled if path.has_aux else (sampled, {})
+    return decode(vae, latents) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
+
+
+class Trajectory(NamedTuple):
+    """What a batch is sampled with.
+
+    Attributes:
+        start: the noise ``[b, h, w, c]``.
+        carry: what the method remembers before the first evaluation.
+        predict, noise_at, has_aux: as ``sample`` takes them.
+    """
+
+    start: jax.Array
+    carry: Any
+    predict: Callable[..., Any]
+    noise_at: Callable[[Any], jax.Array]
+    has_aux: bool
+
+
+def trajectory_of(
+    program: Program,
+    denoiser: Any,
+    text_encoder: Any,
+    vae: Any,
+    rows: tuple[jax.Array, jax.Array, jax.Array],
+    key: jax.Array,
+    guidance: Any,
+) -> Trajectory:
+    """Encode the prompts of rows and return what their pictures are sampled with."""
     positive, negative, numbers = rows
     both = encode_prompts(text_encoder, jnp.concatenate([positive, negative]))
     conditional, unconditional = (
@@ -309,7 +352,7 @@ def _pictures(
     shape = (program.size[0] // factor, program.size[1] // factor, vae.config.latent_channels)
     noise = image_noise(key, numbers, shape)
     on_path, has_maps = isinstance(denoiser, PathDenoiser), program.maps or program.routing
-    scale = steps.guidance if program.guided else 1
+    scale = guidance if program.guided else 1
 
     def predict(x: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
         maps: Any = ()
@@ -334,23 +377,22 @@ def _pictures(
             aux["path"] = to_pixels(vae.decode(program.sampler.schedule.clean(x, prediction, t)))
         return aux
 
-    sampled = sample(
-        program.sampler,
-        predict,
-        noise,
-        steps.constants,
-        count=steps.count,
+    return Trajectory(
+        start=noise,
+        carry=denoiser.start(noise) if on_path else (),
+        predict=predict,
         # Keys of the steps' noise; those of the starting noise are fold_in(key, number) directly.
         noise_at=lambda step: image_noise(jax.random.fold_in(jax.random.split(key)[1], step), numbers, shape),
         has_aux=keeps,
-        carry=denoiser.start(noise) if on_path else (),
     )
-    latents, aux = sampled if keeps else (sampled, {})
+
+
+def decode(vae: Any, latents: jax.Array) -> dict[str, jax.Array]:
+    """Decode latents to pixels, and say by row whether latents and pictures are finite."""
 
     def decoded(latents: jax.Array) -> tuple[jax.Array, jax.Array]:
         images = vae.decode(latents)
         return to_pixels(images), jnp.isfinite(images).all((1, 2, 3))
 
     pixels, finite_images = divided(decoded, latents)
-    finite = jnp.stack([jnp.isfinite(latents).all((1, 2, 3)), finite_images], 1)
-    return dict(pixels=pixels, finite=finite) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
+    return dict(pixels=pixels, finite=jnp.stack([jnp.isfinite(latents).all((1, 2, 3)), finite_images], 1))

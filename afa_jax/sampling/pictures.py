@@ -33,6 +33,7 @@ from afa_jax.sampling.generation import Request, generate
 from afa_jax.sampling.map_pictures import contact_sheet
 from afa_jax.sampling.prompt_files import read_prompts
 from afa_jax.sampling.sample_many import sample_all
+from afa_jax.sampling.stepwise import Callback, stepwise
 from afa_jax.weights.tokenizer.prompts import warn_of_syntax
 
 
@@ -169,7 +170,8 @@ def sample_prompts(
     *,
     numbers: Sequence[int] | None = None,
     check: Callable[[Method, Mapping[str, Any]], None] = lambda method, recipe: None,
-    callback: Callable[[int, int, Image.Image], object] | None = None,
+    callback: Callback | None = None,
+    on_picture: Callable[[int, int, Image.Image], object] | None = None,
     quiet: bool = False,
 ) -> Pictures:
     """Make each picture of each prompt.
@@ -178,7 +180,8 @@ def sample_prompts(
         out: the folder to write each picture into as soon as it is made, and a grid of all at the end; None for none.
         numbers: the numbers of a prompt's pictures; ``range(num_images)`` by default.
         check: is called with the method and the first recipe before anything is sampled, and may raise.
-        callback: is called with the number of pictures made, their total number, and the last picture.
+        callback: is called after every step with its number, its timestep and the latents of a batch's pictures.
+        on_picture: is called with the number of pictures made, their total number, and the last picture.
         quiet: show no bar.
 
     Raises:
@@ -224,6 +227,7 @@ def sample_prompts(
         seed=asked.seed,
         options=sampling,
         announce=is_process_0() and not quiet,
+        sampler=None if callback is None else stepwise(callback, len(requests)),
     )
     bar = progress(made, total=len(requests), unit="image", quiet=quiet or not is_process_0())
     for picture, name in zip(bar, names, strict=True):
@@ -236,8 +240,8 @@ def sample_prompts(
         images.append(image)
         recipes.append(recipe)
         maps.append(own)
-        if callback is not None:
-            callback(len(images), len(requests), image)
+        if on_picture is not None:
+            on_picture(len(images), len(requests), image)
     pictures = Pictures(
         images=images,
         recipes=recipes,

@@ -70,7 +70,7 @@ def test_pictures_are_those_of_the_command(ens, root, by_command, tmp_path):
     arguments += ["--num_images=2", "--seed=5", "--maps", f"--out={tmp_path}/command"]
     assert run(sample.main, arguments) == 0
     seen: list[Any] = []
-    made = ens([PROMPT, "fox, blob style"], num_images=2, seed=5, maps=True, callback=lambda *of: seen.append(of[:2]))
+    made = ens([PROMPT, "fox, blob style"], num_images=2, seed=5, maps=True, on_picture=lambda *of: seen.append(of[:2]))
     made.save(tmp_path / "python")
     assert seen == [(count, 4) for count in (1, 2, 3, 4)]
     with Image.open(tmp_path / "command" / f"{made.names[0]}.png") as picture:
@@ -90,6 +90,31 @@ def test_pictures_are_those_of_the_command(ens, root, by_command, tmp_path):
     assert contents(_saved(moved, tmp_path / "moved")) == command  # with the same run every byte is the same
     with pytest.raises(InputError, match="exists"):
         made.save(tmp_path / "python")
+
+
+@pytest.mark.parametrize("method", ["afa", "superdiff,temperature=0.1"])
+def test_a_callback_sees_every_step_and_changes_no_more_than_rounding(ens, method):
+    seen: list[tuple[int, int, np.ndarray]] = []
+    ask: dict[str, Any] = dict(num_images=2, seed=5, eta=1, maps=method == "afa", method=method)
+    whole, watched = ens(PROMPT, **ask), ens(PROMPT, **ask, callback=lambda *of: seen.append(of))
+    for one, other in zip(whole.images, watched.images, strict=True):
+        np.testing.assert_allclose(np.asarray(one, int), np.asarray(other, int), atol=1)
+    for one, other in zip(whole.maps, watched.maps, strict=True):
+        assert one.keys() == other.keys()
+        for site in one:
+            np.testing.assert_allclose(one[site], other[site], atol=1e-5)
+    assert [(step, t) for step, t, _ in seen] == [*enumerate(whole.timesteps)]
+    factor = 32 // seen[0][2].shape[1]
+    assert {latents.shape[:3] for _, _, latents in seen} == {(2, 32 // factor, 64 // factor)}
+    assert (seen[0][2] != seen[-1][2]).all()
+
+
+def test_what_a_callback_raises_ends_the_call(ens):
+    def stop(step: int, timestep: int, latents: np.ndarray) -> None:
+        raise KeyError(step)
+
+    with pytest.raises(KeyError, match="0"):
+        ens(PROMPT, callback=stop)
 
 
 def _saved(ensemble: Ensemble, out: Path) -> Path:

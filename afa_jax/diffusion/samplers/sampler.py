@@ -7,7 +7,7 @@ compiled program contains the network once. A second-order sampler takes two ite
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -95,20 +95,42 @@ def sample(
     if has_aux and count is not None:
         raise ValueError("what is kept of each evaluation needs a known number of them: leave out count")
 
-    def evaluate(state: Any, index: Array, k: Any) -> tuple[Any, Any]:
-        x, memory, own = state
-        t = jnp.broadcast_to(k.t, x.shape[:1])
-        answer, own = (predict(x, t), None) if carry is None else predict(x, t, own)
-        prediction, aux = answer if has_aux else (answer, None)
-        noise = noise_at(index) if sampler.adds_noise and noise_at is not None else None
-        return (*sampler.step(k, x, prediction, memory, noise), own), aux
+    def turn(state: PathState, index: Array, k: Any) -> tuple[PathState, Any]:
+        return evaluate(sampler, predict, state, index, k, noise_at=noise_at, has_aux=has_aux)
 
-    state = (x, sampler.start(x), carry)
+    state = PathState(x, sampler.start(x), carry)
     if count is not None:
-        return jax.lax.fori_loop(0, count, lambda i, state: evaluate(state, i, take(constants, i))[0], state)[0]
+        return jax.lax.fori_loop(0, count, lambda i, state: turn(state, i, take(constants, i))[0], state).x
     numbers = jnp.arange(len(constants.t))
-    (x, _, _), aux = jax.lax.scan(lambda state, turn: evaluate(state, *turn), state, (numbers, constants))
-    return (x, aux) if has_aux else x
+    state, aux = jax.lax.scan(lambda state, own: turn(state, *own), state, (numbers, constants))
+    return (state.x, aux) if has_aux else state.x
+
+
+class PathState(NamedTuple):
+    """Where a path is between two evaluations: latents, the sampler's memory, and what the method carries along."""
+
+    x: Any
+    memory: Any
+    carry: Any
+
+
+def evaluate(
+    sampler: Sampler,
+    predict: Callable[..., Any],
+    state: PathState,
+    index: Any,
+    k: Any,
+    *,
+    noise_at: Callable[[Array], Latents] | None = None,
+    has_aux: bool = False,
+) -> tuple[PathState, Any]:
+    """Return the state after an evaluation, and its aux; ``index`` counts evaluations, the rest is as in ``sample``."""
+    x, memory, carry = state
+    t = jnp.broadcast_to(k.t, x.shape[:1])
+    answer, carry = (predict(x, t), None) if carry is None else predict(x, t, carry)
+    prediction, aux = answer if has_aux else (answer, None)
+    noise = noise_at(index) if sampler.adds_noise and noise_at is not None else None
+    return PathState(*sampler.step(k, x, prediction, memory, noise), carry), aux
 
 
 def image_noise(key: Array, numbers: Array, shape: tuple[int, int, int]) -> Latents:
