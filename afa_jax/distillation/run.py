@@ -33,7 +33,7 @@ from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts
 from afa_jax.mesh.collectives import DATA
 from afa_jax.mesh.parallel import make_mesh, place
-from afa_jax.mesh.processes import is_multiprocess
+from afa_jax.mesh.processes import is_multiprocess, log_once
 from afa_jax.methods.method import Method, Models
 from afa_jax.methods.options import SampleOptions
 from afa_jax.records import plain, public_arguments, recorded
@@ -159,7 +159,7 @@ def distil(
         check_identity(facts.get("data", {}), identity, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 
-    print(
+    log_once(
         f"{of['student']['name']} learns from {method.name if method else 'the data'}: "  # type: ignore[index]
         f"{parameter_count(student):,} parameters, {len(pictures['ids']):,} pictures"
         + (f", {len(paths):,} trajectories" if paths is not None else "")
@@ -200,7 +200,7 @@ def distil(
         ),
         dtype=own.dtype,
     )  # fmt: skip
-    print(workdir)
+    log_once(workdir)
 
 
 def check_options(config: ConfigDict) -> None:
