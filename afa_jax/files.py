@@ -59,7 +59,7 @@ def partial_file(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def partial_output(path: Path) -> Iterator[Path]:
-    """Yield a temporary path beside ``path`` for a file or folder; remove what is still there at the end.
+    """Yield a temporary path beside ``path`` for a file or folder; remove it at the end if it still exists.
 
     A process killed in this context leaves its partial output; the next process that writes there removes it first.
     """

@@ -19,7 +19,7 @@ NAMED = 20  # of the examples that were left out
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Write ``OUT/<data set>/1.0.0``, and say how many pictures it has, and which were left out."""
+    """Write ``OUT/<data set>/1.0.0``, and print the number of its pictures and the names of those left out."""
     parser = Parser(prog="python -m afa_jax.prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--builder", required=True, choices=("journeydb", "coco", "folder"))
     parser.add_argument("--from", dest="source", required=True, metavar="DIR", help="what was downloaded, unpacked")

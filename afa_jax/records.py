@@ -105,7 +105,7 @@ def _field(value: Any, key: Any, where: str) -> Any:
 
 
 def public(value: Any, field: str = "") -> Any:
-    """Return data with the machine's paths cut down to names; containers stay what they are.
+    """Return data with the machine's paths cut down to names; containers keep their types.
 
     Args:
         field: the value's name; values of TEXTS are never paths.
@@ -120,7 +120,7 @@ def public(value: Any, field: str = "") -> Any:
 
 
 def public_path(path: str | Path) -> str:
-    """Return a path as records name it: by its last name if it says where something is on this machine."""
+    """Return a path as records name it: its last name if it reveals a place on this machine."""
     text = str(path)
     local = text.removeprefix("file://")
     windows = PureWindowsPath(local)

@@ -25,7 +25,7 @@ def device_count() -> int:
 
 @contextlib.contextmanager
 def compiling_for(platform: str, count: int) -> Iterator[None]:
-    """Make this module answer, while a program is traced, as if ``count`` devices of ``platform`` were present."""
+    """Make this module report ``count`` devices of ``platform`` while a program is traced."""
     token = _ahead.set((platform, count))
     try:
         yield

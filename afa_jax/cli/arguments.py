@@ -101,12 +101,12 @@ def seed_or_random(text: str) -> int:
 
 
 def add_dtype_argument(parser: argparse.ArgumentParser) -> None:
-    """Add the option that says how weights are stored."""
+    """Add the option for the dtype of written weights."""
     parser.add_argument("--dtype", choices=DTYPES, help="of the written weights (default: as they are stored)")
 
 
 def add_workdir_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options of every trainer that say where a run lives and what to do with one that is there."""
+    """Add every trainer's options for the run's folder, and for an existing run in it."""
     parser.add_argument("--workdir", type=Path, required=True, help="folder of this run")
     parser.add_argument("--resume", action="store_true", help="continue the run in the workdir")
     parser.add_argument(
@@ -171,7 +171,7 @@ def check_prompts(prompts: Sequence[str]) -> None:
 
 
 def add_size_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say how large pictures are."""
+    """Add the options for the size of pictures."""
     parser.add_argument("--size", metavar="HxW", help="rows x columns in pixels (default: the config's)")
     side = whole(1, _LONGEST_SIDE)
     parser.add_argument("--width", type=side, metavar="W", help="columns in pixels, with --height instead of --size")
@@ -214,10 +214,10 @@ def one_size(size: Sequence[int] | None, height: int | None, width: int | None) 
 
 
 def check_size(size: tuple[int, int] | None, base: Any) -> tuple[int, int] | None:
-    """Return a size that pictures can have.
+    """Return the size if pictures can have it.
 
     Args:
-        base: the base model, as a config names it: where it is a folder, its VAE says which sizes there are.
+        base: the base model, as a config names it; if it is a folder, its VAE determines the possible sizes.
 
     Raises:
         InputError: it has too many pixels, or the VAE has no such size.

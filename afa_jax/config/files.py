@@ -31,8 +31,8 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
     """Load the config of ``path.py`` or ``path.py:variant``, locked and complete.
 
     Args:
-        spec: a file; or, where there is no such file, ``NAME`` or ``configs/NAME.py`` of the package's own configs.
-        overrides: such as ``train.steps=100``.
+        spec: a file; or, if no such file exists, ``NAME`` or ``configs/NAME.py`` of the package's own configs.
+        overrides: values of fields, such as ``train.steps=100``.
 
     Raises:
         InputError: no such file, no config in it, no such variant or field, or a value that a field cannot have.
@@ -43,12 +43,12 @@ def load_config(spec: str, overrides: Sequence[str] = ()) -> ConfigDict:
 
 
 def shipped_config(name: str) -> Path | None:
-    """Return the file of one of the package's own configs, None if there is none of this name."""
+    """Return the file of one of the package's own configs; None if no config has this name."""
     return next((file for folder in SHIPPED if os.path.isfile(file := folder / f"{name}.py")), None)
 
 
 def _found(path: str) -> str:
-    """Return the file that ``path`` names: itself, or where it is not here, one of the package's own by its name."""
+    """Return the file that ``path`` names: itself, or if it does not exist, the package's own config of this name."""
     name = re.fullmatch(r"(?:configs/)?(\w+)|configs/(\w+)\.py", path)
     if name is None or os.path.exists(path):
         return path

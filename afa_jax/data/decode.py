@@ -51,10 +51,10 @@ def longest_file(max_pixels: int) -> int:
 
 
 def decode(data: bytes, name: str, *, max_pixels: int = MAX_PIXELS, small: bool = False) -> np.ndarray:
-    """Decode a picture file to uint8 ``[h, w, 3]``, turned as its EXIF says, on white where it is transparent.
+    """Decode a picture file to uint8 ``[h, w, 3]``, turned by its EXIF orientation, transparency on white.
 
-    Of an animation the first frame is taken. Broken or huge metadata does no harm; missing pixels are an error.
-    Memory is up to 19 bytes a pixel for a WebP, 12 for an AVIF, 7 to 13 for others.
+    An animation gives its first frame. Broken or huge metadata is ignored; missing pixels are an error. The memory is
+    up to 19 bytes a pixel for a WebP, 12 for an AVIF, 7 to 13 for others.
 
     Args:
         data: the file's bytes.

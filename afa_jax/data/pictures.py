@@ -75,7 +75,7 @@ def read_png(path: Path) -> np.ndarray:
 
 
 def read_recipe(path: Path) -> dict[str, Any]:
-    """Return the recipe in a picture of ours, empty where it has none; raise InputError as ``opened``."""
+    """Return the recipe in a picture of ours, empty if it has none; raise InputError as ``opened``."""
     with opened(path) as picture:
         text = picture.info.get("afa_jax")
     try:

@@ -113,7 +113,7 @@ def record_of(checkpoints: Mapping[str, Checkpoint]) -> list[dict[str, str]]:
 
 
 def check_record(record: Mapping[str, Any], experts: Sequence[Mapping[str, str]], what: str) -> None:
-    """Compare the experts that ``what`` was trained with to those at hand, as ``Experts.record`` lists them.
+    """Compare the experts with which ``what`` was trained to those at hand, as ``Experts.record`` lists them.
 
     Raises:
         InputError: the number, order or content differs, or the record is no such list.

@@ -25,7 +25,7 @@ from afa_jax.weights.tensors import PICKLES
 
 
 def inspect(options: argparse.Namespace, config: ConfigDict | None = None) -> int:
-    """Describe the inputs, say which expert each resembles, and compare them; 2 if one cannot be read."""
+    """Describe the inputs, find the expert that each resembles, and compare them; 2 if one cannot be read."""
     if options.json:
         check_file(options.json, options.overwrite)
     experts = {}

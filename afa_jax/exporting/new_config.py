@@ -165,7 +165,7 @@ def _captions(source: PictureSource, count: int) -> list[str]:
 
 
 def _training(count: int, captions: Sequence[str], *, full_size: bool) -> dict[str, Any]:
-    """Return the sections for so many pictures: EPOCHS over them, and some held out where there are enough."""
+    """Return the sections for ``count`` pictures: EPOCHS over them, and some held out if there are enough."""
     batch = 8
     steps = max(200, min(12_500, 100 * round(EPOCHS * count / batch / 100)))
     train: dict[str, Any] = dict(steps=steps, batch=batch, save_every=max(100, steps // 25))

@@ -33,7 +33,7 @@ def check_model(path: Path, overwrite: bool | None = None) -> None:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Wanted:
-    """The wanted exports of an ensemble, one or more of the first three.
+    """The wanted exports of an ensemble: one or more of ``pair``, ``snapshot`` and ``bake``.
 
     Attributes:
         pair: the folder to write the trained pair to, with its model card.
@@ -43,12 +43,12 @@ class Wanted:
         license: the pair's licence, as the hub spells it.
         report: the report.json of a comparison of this run, for the card's figures.
         picture: PNGs for the card, instead of samples/.
-        with_config: also write config.py into the pair.
+        with_config: whether to write config.py into the pair.
         pairs: held-out pictures for the snapshot: half for its weights, half for its loss.
         draws: the number of timesteps and noises for each of them.
         seed: the seed of the choice of pairs.
         dtype: the dtype of the written weights; None keeps the stored one.
-        overwrite: replace what is there.
+        overwrite: replace an existing output.
     """
 
     pair: Path | None = None

@@ -86,8 +86,8 @@ def export_pair(
         base, checkpoints: the models that the config names.
 
     Raises:
-        InputError: the run has none, they do not belong together or are of other experts, or a figure or picture is
-            not to be had.
+        InputError: the run has no pair, its files do not belong together or to these experts, or a figure or picture
+            is missing.
     """
     record, experts = read_record(run), record_of(checkpoints)
     check_record(record, experts, str(run))

@@ -64,7 +64,7 @@ class _Places:
         self.given: dict[str, None] = {}  # in order
 
     def of(self, wanted: str, path: str) -> str:
-        """Return the expression of a place for what is at ``path`` here."""
+        """Return the expression of a placeholder for the local ``path``."""
         parts = [re.sub(r"[^\w.-]+", "_", part, flags=re.ASCII).strip(".") or "model" for part in wanted.split("/")]
         suffix = Path(path).suffix if Path(path).is_file() else ""
         name, number = "/".join(parts).removesuffix(suffix) + suffix, 1

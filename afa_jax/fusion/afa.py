@@ -258,7 +258,7 @@ class FusedUNets:
     def with_maps(self, latents: Latents, t: Timesteps, conditioning: Conditioning) -> tuple[Latents, SiteMaps]:
         """Return the fused prediction, and the maps of every fused site in the stages' order.
 
-        On a mesh ``experts`` and ``conditioning`` are those of one device, the result is of all.
+        On a mesh ``experts`` and ``conditioning`` are those of one device, and the result is that of all devices.
 
         Args:
             latents: ``[b, h, w, c]``, of any size.

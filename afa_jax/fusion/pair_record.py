@@ -103,7 +103,7 @@ def _check(record: Mapping[str, Any]) -> None:
 
 
 def _typed(record: Mapping[str, Any], field: str, *kinds: type, where: str = "") -> Any:
-    """Return a field, None where it is absent; raise InputError where it is of no such type."""
+    """Return a field, or None if it is absent; raise InputError if it has another type."""
     value = record.get(field)
     if value is not None and type(value) not in kinds:
         names = " or ".join({dict: "an object", list: "a list", str: "a text", int: "a whole number"}[k] for k in kinds)

@@ -162,7 +162,7 @@ def _axes() -> tuple[str, ...]:
 
 
 def _size(axis: str, outside: int = 1) -> int:
-    """Return the size of a mesh axis within ``on_mesh``; ``outside`` where there is no such axis."""
+    """Return the size of a mesh axis within ``on_mesh``; ``outside`` if there is no such axis."""
     mesh = jax.sharding.get_abstract_mesh()
     return int(mesh.shape[axis]) if axis in mesh.manual_axes else outside
 

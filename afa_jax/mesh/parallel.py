@@ -34,17 +34,17 @@ T = TypeVar("T")
 def make_mesh(sizes: Mapping[str, int], *, experts: int | None = None, devices: Sequence[Any] | None = None) -> Mesh:
     """Make the mesh of the sizes that a config's ``mesh`` gives.
 
-    Devices of several TPU slices, which only a slow network joins, are split over ``data`` first: what is exchanged
-    between slices is then the gradient of the aggregators.
+    Devices of several TPU slices, which only a slow network joins, are split over ``data`` first. The slices then
+    exchange only the gradient of the aggregators.
 
     Args:
         sizes: the sizes of the axes data, fsdp and expert. A missing one is 1; one may be -1, which takes all devices
             left.
-        experts: N, which ``expert`` must divide.
-        devices: all by default.
+        experts: the number of experts, N, which ``expert`` must divide.
+        devices: the devices of the mesh; all by default.
 
     Raises:
-        InputError: the sizes do not fit the devices or the experts; the error says which would.
+        InputError: the sizes do not fit the devices or the experts; the error names sizes that do.
     """
     devices = jax.devices() if devices is None else list(devices)
     shape = resolve_sizes(sizes, len(devices), experts)
@@ -65,7 +65,7 @@ def mesh_of(config: ConfigDict, devices: Sequence[Any] | None = None) -> Mesh | 
     """Make the mesh that a config asks for in ``mesh``; None for one device, or if it asks for none.
 
     Args:
-        devices: all by default.
+        devices: the devices of the mesh; all by default.
 
     Raises:
         InputError: as make_mesh.

@@ -66,5 +66,5 @@ def is_permuted(entry: Entry) -> bool:
 
 
 def curves_of(config: ConfigDict) -> Any:
-    """Return the section of an evaluation's curves, empty where there is none."""
+    """Return the section of an evaluation's curves; empty if there is none."""
     return config.get("curves") or {}

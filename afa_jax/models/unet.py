@@ -251,7 +251,7 @@ class UNet(nnx.Module):
     def __call__(
         self, latents: Latents, t: Timesteps, conditioning: Conditioning, *, remat: bool = False
     ) -> Float[Array, "b h w out_channels"]:
-        """Predict the noise, velocity or sample in float32; the noise schedule says which.
+        """Predict the noise, velocity or sample, as the noise schedule defines, in float32.
 
         Args:
             latents: ``[b, h, w, in_channels]``, of any size.

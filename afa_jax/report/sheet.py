@@ -56,6 +56,6 @@ def labelled_grid(
 
 
 def _wrapped(label: str, letters: int) -> list[str]:
-    """Return the lines of a label, at most _LINES; what a terminal or a font cannot show is a space."""
+    """Return the lines of a label, at most _LINES; characters that cannot be shown become spaces."""
     shown = "".join(c if c.isprintable() else " " for c in label[: letters * _LINES * 2])
     return textwrap.wrap(shown.strip(), letters, max_lines=_LINES, placeholder=" ...")

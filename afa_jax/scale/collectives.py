@@ -5,7 +5,8 @@
         print(row)
 
 A compiler may promote, merge or split what the Python program asked for (XLA's CPU compiler sums bfloat16 in float32,
-so its all-reduces are twice as large as a TPU's): this is what will be exchanged, not what was written.
+so its all-reduces are twice as large as a TPU's). These are the collectives that will run, not those that were
+written.
 """
 
 from __future__ import annotations

@@ -105,7 +105,7 @@ def whiten(vae: VAE, mean: np.ndarray, logvar: np.ndarray) -> VAEConfig:
     The loss does not decorrelate the latents. On the emoji four directions of the eight channels carried all but
     0.3 dB, and the strongest had 25 times the variance of the fourth: a diffusion model saw little of the colours. The
     change goes into the 1x1 convolutions around the latents, so pictures are decoded as before. MAX_GAIN limits how far
-    weak directions are amplified: they would only add to what a diffusion model has to predict. The posterior variances
+    weak directions are amplified: they would only give a diffusion model more to predict. The posterior variances
     are tiny and cannot be rotated; each becomes its average over the pictures in the new directions.
 
     Args:

@@ -56,7 +56,7 @@ def save_model(workdir: Path, **parts: Any) -> Path:
 def open_workdir(workdir: Path, *, resume: bool, overwrite: bool, cache: str = "") -> None:
     """Create or open a run's folder; it is resumed or overwritten only on request.
 
-    Overwriting removes what a run writes and leaves other files. If it is killed at any moment, it leaves a complete
+    Overwriting removes the files of a run and leaves others. If it is killed at any moment, it leaves a complete
     run, none, or one that ``--overwrite`` and ``--resume_if_any`` finish removing.
 
     Args:

@@ -95,8 +95,8 @@ class TensorBoard:
 class WeightsAndBiases:
     """A run of Weights & Biases, named like the workdir, with the run's config; it needs ``pip install wandb``.
 
-    A resumed run continues it. It takes no step twice: it keeps what it has of steps that are trained again, and
-    training them again gives the same numbers.
+    A resumed run continues it. Weights & Biases takes no step twice, so it keeps the numbers of steps that are trained
+    again; training them again gives the same numbers.
     """
 
     def __init__(self, workdir: Path, first: int = 0):

@@ -243,11 +243,11 @@ def write_tensors(
 
     Args:
         tensors: arrays, or Tensors, which are read one at a time. The same tensors give the same bytes.
-        overwrite: replace a file that is there, or that appears meanwhile.
+        overwrite: replace a file that exists, or that appears meanwhile.
         reread: before the file gets its name, read back and compare every byte, not only the header.
 
     Raises:
-        InputError: there is a file, and it is not to be overwritten.
+        InputError: the file exists and may not be overwritten.
         OSError: of the system, with the name ``path``; what was written does not read back.
         TypeError: metadata that is not text.
     """

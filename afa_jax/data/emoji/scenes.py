@@ -156,8 +156,8 @@ class SceneSource:
         styles: draw in these styles only; None takes all styles.
         single: share of scenes with one subject, in either place.
         places: 1 cuts scenes of one subject (`single` must be 1) down to its place, 32 x 32 pixels: words are learnt
-            faster where there is nothing else to see.
-        split: "train" is without everything held out; "held_out" has nothing but `held_out`.
+            faster if the picture shows nothing else.
+        split: "train" has no held-out scenes; "held_out" has only those of `held_out`.
         held_out: the scenes of the split "held_out": "pairs", scenes with one held-out (subject, style) pair, in a
             combination of topics that is trained; or "combinations", scenes of that combination, with pairs that are
             trained.
@@ -313,7 +313,7 @@ def evaluation_prompts(
         held_out: the kind of held-out scenes.
 
     Raises:
-        ValueError: if kind is unknown, or if there are not so many prompts of that kind.
+        ValueError: if kind is unknown, or if there are fewer prompts of that kind.
     """
     vocabulary = read_vocabulary()
     _check("kind", (kind,), (*vocabulary.topics, "mixed"))

@@ -78,14 +78,14 @@ def sample(
     Args:
         predict: ``(x, t [b]) -> prediction`` of the schedule's type.
         x: standard normal noise at strength 1; a noised picture below.
-        constants: as ``sampler.constants`` gives them; with ``count`` there may be more, which are not used.
-        count: how many evaluations to run. It may be traced: one program then serves any number of steps. None: all of
-            the constants.
+        constants: the result of ``sampler.constants``; with ``count`` there may be more, which are not used.
+        count: the number of evaluations to run; None runs all constants. It may be traced: one program then serves any
+            number of steps.
         noise_at: ``evaluation -> noise`` shaped like x, for a sampler that adds noise.
         has_aux: ``predict`` returns ``(prediction, aux)``; the result is then ``(x, aux)``, aux stacked over the
             evaluations. Not with ``count``.
         carry: a method's memory of the path, before the first evaluation. ``predict`` is then ``(x, t, carry)
-            -> (answer, carry)``, its answer what it would be without.
+            -> (result, carry)``; its result is the one that it would have without ``carry``.
 
     Raises:
         ValueError: a sampler that adds noise without ``noise_at``; aux of a traced number of evaluations.

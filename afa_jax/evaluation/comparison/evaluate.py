@@ -62,8 +62,8 @@ def evaluate(
     Args:
         out: the folder of pictures and report; the report of a part of the methods or prompts goes to ``part`` in it.
         workdir: a trained run, a folder or a hub id, for methods that name none.
-        methods: only these, named in the config's list or given as KIND[,OPTION=VALUE]...
-        prompts: only so many prompts, taken evenly from the groups.
+        methods: the methods to compare, named in the config's list or given as KIND[,OPTION=VALUE]...; all by default.
+        prompts: the number of prompts, taken evenly from the groups; all by default.
         pictures_only: make pictures, but no report.
 
     Raises:

@@ -8,8 +8,8 @@ The subject head never saw a picture in a style that the experts draw, so it can
 picture more than any other good drawing. One of its styles, Microsoft's flat one, has the same drawings as "fluent",
 in other colours and without shading, which is why the ceiling is highest there: compare a style to its own ceiling.
 The style head has no such choice: it was trained on the experts' own pictures, turned, mirrored, blurred and made
-noisy. It knows these drawings rather than what a style is: of subjects left out of its training it tells the style
-right in about 60 % only (chance is 25 %). So it says whether a place looks like the real drawing in that style.
+noisy. It knows these drawings rather than the styles: for subjects left out of its training it names the right style in
+only about 60 % (chance is 25 %). So it says whether a place looks like the real drawing in that style.
 
 On real scenes (320 prompts, twice): subject 89 % (noto 92, twemoji 86, fluent 99, blob 79; animals 81, food 93, things
 93), among the first five 96 %, style 94 %. Through an autoencoder of 27 dB: subject 79 to 84 %, style 73 to 75 %.

@@ -73,8 +73,8 @@ class FolderCheckpoint:
 
     Attributes:
         path: the folder that holds ``unet/``, ``vae/``, ..., or the folder of a single U-Net or VAE.
-        variant: the stored version of the weights to read, such as ``fp16``; ``weights_name`` says what
-            is read without one, or where a component has none of that name.
+        variant: the stored version of the weights to read, such as ``fp16``; ``weights_name`` explains
+            which is read without one, or if a component has none of that name.
     """
 
     path: Path
@@ -112,7 +112,7 @@ class FolderCheckpoint:
         return todays(component, read_json(self._folder(component) / "config.json"))
 
     def check_pipeline(self) -> None:
-        """Raise WeightsError if model_index.json, where there is one, is of another family of models."""
+        """Raise WeightsError if a model_index.json exists and belongs to another family of models."""
         index = self.path / "model_index.json"
         if index.is_file():
             pipeline = read_json(index).get("_class_name", "")

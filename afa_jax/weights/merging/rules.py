@@ -34,7 +34,7 @@ Rule = Callable[[str], np.ndarray]
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """The input of a merge: one network of the experts, and of the base model where it is needed.
+    """The input of a merge: one network of the experts, and of the base model if it is needed.
 
     Attributes:
         network: its sources are the experts by name, in order, and perhaps the base model as None.
@@ -82,7 +82,7 @@ def add_difference(part: Part, *, a: Any = None, b: Any = None, c: Any = BASE, a
 
 
 def mbw(part: Part, *, weights: Any = None, preset: Any = None, of: Any = None) -> Rule:
-    """Average with weights for each block; afa_jax/weights/merging/blocks.py says how blocks are named."""
+    """Average with weights for each block; afa_jax/weights/merging/blocks.py explains the blocks' names."""
     if weights is not None and not isinstance(weights, Mapping):
         raise InputError(f"mbw: weights={weights!r} names no blocks; write dict(IN00=dict({part.experts[0]}=1.0))")
     chosen = {name: str(value) for name, value in dict(preset=preset, of=of).items() if value is not None}

@@ -134,7 +134,7 @@ def own_roles(whole: Mapping[str, Any], path: Path, ids: Mapping[str, int]) -> d
 
 
 def _steps(whole: Mapping[str, Any], key: str, inner: str) -> list[dict[str, Any]]:
-    """Return the steps of a part of tokenizer.json; none where they are damaged."""
+    """Return the steps of a part of tokenizer.json; none if they are damaged."""
     part = whole.get(key)
     steps = part.get(inner) if isinstance(part, dict) else None
     return steps if isinstance(steps, list) and all(isinstance(step, dict) for step in steps) else []
@@ -279,7 +279,7 @@ def read_max_length(config: Mapping[str, Any], path: Path) -> int | None:
 
 
 def read_flag(config: Mapping[str, Any], key: str, path: Path) -> bool:
-    """Read a field of tokenizer_config.json that is true or false; false where it is not there."""
+    """Read a field of tokenizer_config.json that is true or false; return False if it is missing."""
     value = config.get(key, False)
     if not isinstance(value, bool):
         raise InputError(f"{path}: {key} is {value!r:.80}; write true or false")
