@@ -40,7 +40,7 @@ def recorded(value: Any, where: str = "config") -> Any:
 
 
 def record_text(record: Any, where: str = "config") -> str:
-    """Return the JSON of ``recorded(record)``, as a file of its own has it; raises as recorded."""
+    """Return the JSON text of ``recorded(record)``; raise as recorded."""
     return json.dumps(recorded(record, where), indent=2, allow_nan=False) + "\n"
 
 

@@ -74,7 +74,7 @@ def place(text: str) -> Path:
 
 
 def license_name(text: str) -> str:
-    """Return the name of a licence as the hub spells them, as an argparse type."""
+    """Return the name of a licence in the hub's spelling, as an argparse type."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9.+_-]{0,99}", text):
         raise argparse.ArgumentTypeError(
             f"{text!r:.120}; write the hub's name of one, such as creativeml-openrail-m or mit"
@@ -179,7 +179,7 @@ def add_size_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def size_of(options: argparse.Namespace, base: Any) -> tuple[int, int] | None:
-    """Return the rows and columns that the options of ``add_size_arguments`` say, or None.
+    """Return the rows and columns that the options of ``add_size_arguments`` give, or None.
 
     Args:
         base: the base model, as ``check_size`` takes it.

@@ -60,14 +60,14 @@ def _found(path: str) -> str:
 
 
 def make_config(fields: Mapping[str, Any] | ConfigDict, overrides: Sequence[str] = ()) -> ConfigDict:
-    """Return the locked, complete config of some fields; raise InputError as load_config. They stay as they are."""
+    """Return the locked, complete config of some fields; raise InputError as load_config. ``fields`` is not changed."""
     config = ConfigDict(fields) if isinstance(fields, Mapping) else ConfigDict(fields.to_dict())
     _check_names(config, "config")
     return _finished(config, "config", overrides)
 
 
 def override_of(field: str, value: Any) -> str:
-    """Return ``FIELD=VALUE`` as a command line has it, which ``load_config`` reads as this value."""
+    """Return ``FIELD=VALUE`` for a command line, from which ``load_config`` reads this value."""
     if isinstance(value, str) and "\n" not in value:
         try:
             ast.literal_eval(value)

@@ -43,7 +43,7 @@ def pixels_only(data: bytes) -> tuple[bytes, int]:
 
 
 def orientation(exif: bytes, xmp: bytes = b"") -> int:
-    """Return the orientation that EXIF, or else XMP, says; 1 where neither can be read."""
+    """Return the orientation in EXIF, or else in XMP; 1 if neither can be read."""
     while exif.startswith(b"Exif\0\0"):
         exif = exif[6:]
     order = {b"II": "<", b"MM": ">"}.get(exif[:2])
@@ -63,7 +63,7 @@ def orientation(exif: bytes, xmp: bytes = b"") -> int:
 
 
 def webp_size(data: bytes) -> tuple[int, int] | None:
-    """Return (width, height) as a WebP's header says, whose decoder takes memory for them when it is opened."""
+    """Return (width, height) by a WebP's header, for which its decoder allocates memory when it is opened."""
     kind = data[12:16]
     if kind == b"VP8X" and len(data) >= 30:
         return int.from_bytes(data[24:27], "little") + 1, int.from_bytes(data[27:30], "little") + 1
@@ -77,7 +77,7 @@ def webp_size(data: bytes) -> tuple[int, int] | None:
 
 
 def _png(data: bytes) -> tuple[bytes, int]:
-    """Keep the chunks of pixels, up to the end marker, which one that lacks nothing else gets."""
+    """Keep the chunks of pixels, up to the end marker; add the marker if nothing else is missing."""
     view, at = memoryview(data), len(PNG)
     kept: list[bytes | memoryview] = [PNG]
     exif = xmp = b""
@@ -174,7 +174,7 @@ def _tiff(data: bytes) -> tuple[bytes, int]:
 
 
 def _avif(data: bytes) -> bytes:
-    """Rename EXIF items, which AVIF's decoder then passes over: in this format boxes of their own turn a picture."""
+    """Rename EXIF items, which AVIF's decoder then passes over: in this format separate boxes turn a picture."""
     at = 0
     while at + 8 <= len(data):
         size, kind = struct.unpack_from(">I4s", data, at)

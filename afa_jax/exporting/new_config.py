@@ -114,7 +114,7 @@ def config_text(name: str, fields: Mapping[str, Any], commands: Sequence[str]) -
 
 
 def _written(value: Any, indent: int) -> str:
-    """Return a value as Python has it: a dict by keywords, a list or dict too long for a line over several."""
+    """Return a value as Python text: a dict by keywords, and a long list or dict over several lines."""
     if isinstance(value, Mapping):
         parts, ends = [f"{field}={_written(own, indent + 4)}" for field, own in value.items()], ("dict(", ")")
     elif isinstance(value, list):

@@ -56,7 +56,7 @@ class Publication:
 
 
 def check_pair(out: Path, publication: Publication, overwrite: bool) -> None:
-    """Raise InputError for a folder that cannot be written, or things to go into it that are not there."""
+    """Raise InputError for a folder that cannot be written, or for missing inputs of its files."""
     check_new(out, overwrite)
     if out.exists() and not out.is_dir():
         raise InputError(f"--pair {out} is a file; choose another name")
@@ -165,7 +165,7 @@ def _losses(run: Path, step: int | None) -> Losses | None:
 
 
 def _recipe_of(path: Path) -> dict[str, Any]:
-    """Return the recipe in a picture of ours; raise InputError for what is no picture."""
+    """Return the recipe in a picture of ours; raise InputError for another file."""
     try:
         return read_recipe(path)
     except InputError as error:

@@ -33,7 +33,7 @@ def get_config(arg: str = "") -> ConfigDict:
 
 
 def pair_config(config: ConfigDict, record: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """Return the text of a config.py with a run's experts, fusion and sampling, and the names it wants beside it.
+    """Return the text of a config.py with a run's experts, fusion and sampling, and the names of the files it needs.
 
     Args:
         config: the run's config, with the experts' local paths.
@@ -92,7 +92,7 @@ def _entry(entry: Mapping[str, Any], wanted: str, places: _Places) -> str:
 
 
 def _path(path: str, wanted: str, places: _Places) -> str:
-    """Return a path as it stands if a reader has it too: a hub id, or a model that afa_jax comes with."""
+    """Return a path unchanged if a reader has it too: a hub id, or a model that comes with afa_jax."""
     shipped = Path(path).resolve().is_relative_to(ROOT / "models") and not Path(path).is_absolute()
     return repr(path) if is_hub_id(path) or shipped else places.of(wanted, path)
 

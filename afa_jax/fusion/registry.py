@@ -75,7 +75,7 @@ def kind_of(config: Any) -> str:
 
 
 def fusion_config(kind: str, options: Mapping[str, Any]) -> Any:
-    """Return the configuration that a kind's options, as a config or a JSON file has them, make.
+    """Return the configuration of a fusion from its options in a config or a JSON file.
 
     Raises:
         InputError: an unknown kind or option, or a value that does not fit.

@@ -271,7 +271,7 @@ def _raise_first(errors: list[BaseException | None], own: BaseException | None) 
 
 
 def check_same(value: Any, what: str) -> None:
-    """Check that all processes have one value, which is JSON, of something.
+    """Check that a JSON value is the same in all processes.
 
     Raises:
         InputError: names the first process whose value is another than process 0's.

@@ -88,7 +88,7 @@ def _tuple(value: Any, length: int) -> tuple[Any, ...]:
 
 
 def task_of(in_channels: int, out_channels: int) -> str:
-    """Return the task of a U-Net with these channels; one for inpainting, say, takes more latents and a mask."""
+    """Return the task of a U-Net with these channels; for inpainting, its input has more latents and a mask."""
     tasks = {
         0: "text to picture",
         out_channels: "InstructPix2Pix",

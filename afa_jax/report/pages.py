@@ -62,7 +62,7 @@ class Cell(NamedTuple):
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a template of this folder with these values; a text is shown, whatever markup or controls are in it."""
+    """Return a template of this folder with these values; markup and control characters in a text are escaped."""
     return _templates().get_template(template).render(values)
 
 

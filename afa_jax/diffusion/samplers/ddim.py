@@ -64,7 +64,7 @@ class DDIM:
         return self.eta > 0
 
     def constants(self, steps: int, strength: float = 1.0) -> DDIMConstants:
-        """Return the constants of the steps, float32; as Sampler.constants says."""
+        """Return the constants of the steps, float32; see Sampler.constants."""
         if not 0 < strength <= 1:
             raise InputError(f"strength={strength}; choose more than 0, at most 1")
         t = self.schedule.timesteps(steps)

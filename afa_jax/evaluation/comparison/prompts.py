@@ -47,7 +47,7 @@ class Item:
     reference: Path | None = None
 
     def number(self, seed: int) -> int:
-        """Return the number of its picture (see generate.Request), which depends only on the prompt and the seed."""
+        """Return the number of its picture (see ``Request``), which depends only on the prompt and the seed."""
         digest = hashlib.sha256(f"{seed}/{self.prompt}".encode()).digest()
         return int.from_bytes(digest[:4], "big") & 0x7FFFFFFF
 

@@ -193,7 +193,7 @@ def load_scorers(
     size: tuple[int, int],
     seeds: int = 1,
 ) -> tuple[list[Scorer], dict[str, str]]:
-    """Load the scorers of metrics (``emoji`` or names of metrics.py); return also why some are absent, by name.
+    """Load the scorers of metrics (``emoji`` or published ones); return also why some are absent, by name.
 
     Args:
         names: the metrics' names.
