@@ -174,6 +174,17 @@ def _one_line_warning(
     print(f"warning: {printable(message)}", file=file or sys.stderr)
 
 
+class _Description(argparse.HelpFormatter):
+    """A formatter that fills the paragraphs of a module's docstring and keeps the lines of its indented examples."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = text.replace("``", "").strip().split("\n\n")
+        return "\n\n".join(
+            block if block.startswith(" ") else super(_Description, self)._fill_text(block, width, indent)
+            for block in blocks
+        )
+
+
 class Parser(argparse.ArgumentParser):
     """An argparse parser whose errors are an InputError, one line like every other.
 
@@ -181,7 +192,7 @@ class Parser(argparse.ArgumentParser):
     """
 
     def __init__(self, **options: Any):
-        super().__init__(**options)
+        super().__init__(**dict(formatter_class=_Description) | options)
         self.register("type", Path, place)
         self.register("type", None, argument)
 

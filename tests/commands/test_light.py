@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from afa_jax import names
+from afa_jax.cli.commands import Parser
 from afa_jax.config import method_options
 from afa_jax.errors import InputError
 from afa_jax.evaluation import search
@@ -157,3 +158,9 @@ def test_a_folder_that_is_called_like_a_file_can_be_replaced(tmp_path):
     check_model(tmp_path / "x.txt", overwrite=True)
     with pytest.raises(InputError, match=r"a\.gguf: .* end it in \.safetensors"):
         check_model(tmp_path / "a.gguf")
+
+
+def test_help_fills_paragraphs_and_keeps_the_lines_of_examples(capsys):
+    with pytest.raises(SystemExit):
+        Parser(prog="x", description="Make ``this``,\nor that.\n\n    one\n    two\n\nEnd.\n").parse_args(["--help"])
+    assert "\nMake this, or that.\n\n    one\n    two\n\nEnd.\n" in capsys.readouterr().out
