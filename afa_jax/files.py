@@ -129,7 +129,7 @@ _HEAD = 512
 PAGE = Kind("a page", ".html", b'<meta name="generator" content="afa_jax">')
 SHEET = Kind("a sheet of pictures", ".png", b"tEXtSoftware\0afa_jax")
 FIGURES = Kind("a file of figures", ".json")
-FITTING = Kind("a file of figures", ".json", b'{\n  "mode": ')  # of afa_jax.aot
+FITTING = Kind("a file of figures", ".json", b'{\n  "mode": ')  # written by afa_jax.aot
 COMPARISON = Kind("a comparison", ".json", b'"version": 1,\n "afa_jax": ')
 FOUND = Kind("a search's result", ".json", b'"kind": "mbw"')
 

@@ -15,7 +15,7 @@ from afa_jax.cli.commands import Parser, run
 from afa_jax.errors import InputError, printable
 from afa_jax.files import check_folder
 
-NAMED = 20  # of the examples that were left out
+NAMED = 20  # the most names of left-out examples that are printed
 
 
 def main(arguments: Sequence[str]) -> None:

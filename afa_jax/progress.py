@@ -82,5 +82,5 @@ class _Lines(tqdm):
         if not self.disable and self.last_print_t >= self.start_t + self.delay:
             if self.shown != self.n:
                 self.display()
-            self.last_print_t = self.start_t  # as if it had shown nothing: there is nothing to clear
+            self.last_print_t = self.start_t  # marks the bar as never shown, so there is nothing to clear
         super().close()

@@ -379,7 +379,7 @@ def check(config: ConfigDict) -> None:
 
 def _check_data(where: str, data: ConfigDict) -> None:
     """Check that a section of data has the fields its kind needs, and none that its kind does not take."""
-    kind = data.get("kind", "emoji")  # as start.data_of has it
+    kind = data.get("kind", "emoji")  # the same default as in start.data_of
     for name in data:
         if name not in (*_LOADED, *SOURCES[kind]):
             raise InputError(f"{where}.{name}: kind {kind!r} has no such field; it has {', '.join(SOURCES[kind])}")

@@ -120,7 +120,7 @@ def _units(stream: bytes) -> Iterator[tuple[int, bytes]]:
                 at, shift = at + 1, shift + 7
                 if byte < 128:
                     break
-        yield head >> 3 & 15, stream[at : at + min(size, 256)]  # all that is read of one
+        yield head >> 3 & 15, stream[at : at + min(size, 256)]  # a header needs no more
         at += size
 
 

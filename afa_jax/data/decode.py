@@ -27,7 +27,7 @@ MAX_PIXELS = 64_000_000
 NARROW = 20  # the largest ratio of a picture's long side to its short side
 _END_OF_SCAN = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # a JPEG's next marker that cannot be within a scan
 _BAND = 1 << 20  # pixels that become RGB at a time
-_END = b"\xff\xd9"  # of a JPEG
+_END = b"\xff\xd9"  # the end marker of a JPEG
 _opening = threading.Lock()
 
 # Pillow's warnings of damaged files are our errors, or harmless; so is its warning of many pixels.
@@ -166,7 +166,7 @@ def _lacks_data(data: bytes) -> bool:
         return True
     restarts = re.findall(rb"\xff([\xd0-\xd7])", data)
     begun = restarts[-1][0] if restarts else 0xD7
-    marks = [bytes((0xFF, 0xD0 | (begun + number) & 7)) for number in range(1, 9)]  # in the order that is awaited
+    marks = [bytes((0xFF, 0xD0 | (begun + number) & 7)) for number in range(1, 9)]  # in the order expected
     pictures = set()
     for junk in (b"", b"\xaa" * 512, b"\x55" * 512):
         more = junk + b"".join(mark + junk for mark in marks) if junk else b""

@@ -106,7 +106,7 @@ def _jpeg(data: bytes) -> tuple[bytes, int]:
     exif = xmp = b""
     while at + 4 <= len(data) and data[at] == 0xFF:
         marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4], "big")
-        if marker == 0xFF:  # a byte to fill up
+        if marker == 0xFF:  # a fill byte
             at += 1
             continue
         end = at + 2 + length

@@ -83,7 +83,7 @@ class TFDSSource:
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             splits = ", ".join(self._builder.info.splits)
             raise InputError(f"{place}: no split {split!r}; there are: {splits}") from error
-        for index in {0, self._length - 1} if self._length else ():  # of the first file and of the last
+        for index in {0, self._length - 1} if self._length else ():  # one of the first file and one of the last
             self._read(index)
 
     def __len__(self) -> int:

@@ -41,7 +41,7 @@ def run_search(config: ConfigDict, options: SearchOptions) -> dict[str, Any]:
     out = options.out or options.workdir / "best.json"
     if options.out:
         check_result(out, options.workdir, again=options.resume or options.overwrite)
-    recorded(config)  # which can be kept
+    recorded(config)  # raises if the config cannot be written as JSON
     if options.write:
         from afa_jax.exporting.written import check_out
 
@@ -54,7 +54,7 @@ def run_search(config: ConfigDict, options: SearchOptions) -> dict[str, Any]:
     )
     sampling.check(experts)
     stages = tuple(stage.name for stage in experts.unet.stages)
-    kind: Any = options.space  # of SPACES
+    kind: Any = options.space  # one of SPACES
     space = Space(kind=kind, experts=experts.names, stages=stages, points=options.points)
     settings = _settings(options, sampling, score, experts, str(config.dtype))
     if options.out:

@@ -87,7 +87,7 @@ def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) ->
         raise InputError(f"{LEARNED}: the weights are the run's; leave weights out, or choose mbw")
     folder = fetch_run(str(workdir))
     check_record(read_record(folder), record_of(checkpoints), str(folder))
-    from afa_jax.fusion.files import load_block_weights  # which needs JAX, as no other merge does
+    from afa_jax.fusion.files import load_block_weights  # imported here: no other merge needs JAX
 
     return options | dict(weights=load_block_weights(folder, checkpoints)), folder
 

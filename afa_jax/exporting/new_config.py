@@ -18,7 +18,7 @@ from afa_jax.files import check_file, replace_text
 from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.opened import unet_config, vae_config
 
-EPOCHS = 10  # as the paper trained
+EPOCHS = 10  # the paper's
 FULL_SIZE = 320  # channels of the first level of Stable Diffusion's U-Net
 PROMPTS = 24  # captions to evaluate with
 PAIRS = 64  # pictures held out, if there are many
@@ -58,7 +58,7 @@ def write_config(
         base=dict(base) if isinstance(base, Mapping) else base,
         experts=[dict(expert) for expert in experts],
     )
-    if unet.block_out_channels[0] < FULL_SIZE:  # what the paper's aggregators would outweigh
+    if unet.block_out_channels[0] < FULL_SIZE:  # a U-Net smaller than the paper's aggregators
         fields["sabw"] = dict(hidden=32, transformer_layers=1, heads=4, norm_num_groups=8)
     captions: list[str] = []
     count = 0

@@ -330,7 +330,7 @@ def _time(
             who = tuple(names.index(name) for name in wanted)
         elif idle := [name for i, name in enumerate(names) if i not in who]:
             raise InputError(f"time: {parts} intervals leave none for the expert {idle[0]!r}; name others, or order=")
-    TimeExperts(experts=(), edges=found, order=who)  # which checks them
+    TimeExperts(experts=(), edges=found, order=who)  # checks edges and order
 
     def load() -> Loaded:
         loaded = models.load(opened)

@@ -67,7 +67,7 @@ def demo(
     experts = models.experts
     entries = [*(dict(kind="expert", expert=name) for name in experts.names), dict(kind="uniform"), dict(kind="afa")]
     pictures: dict[str, list[Picture]] = {}
-    for former in (PAGE, COMPARISON):  # of a run that went on: they show other pictures than are written from here on
+    for former in (PAGE, COMPARISON):  # of an earlier part of the run: they show pictures that are now replaced
         (out / former).unlink(missing_ok=True)
     for method in (make_method(entry, models) for entry in entries):
         print(printable(f"sampling {len(PROMPTS)} pictures: {method.name}"))

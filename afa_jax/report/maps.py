@@ -23,7 +23,7 @@ from afa_jax.sampling.map_pictures import animation, contact_sheet, frames
 from afa_jax.sampling.pictures import find_method, slug
 
 _TILE = 76  # pixels, width of the sheet's tiles
-_ENDS = (".png", "_maps.png", "_maps.webp")  # of a picture's files
+_ENDS = (".png", "_maps.png", "_maps.webp")  # the endings of a picture's files
 
 
 def draw_maps(
@@ -82,7 +82,7 @@ def draw_maps(
         requests = [Request(prompt=text) for text in texts]
         return generate(requests, chosen.denoiser, experts, seed=seed, options=sample_options, announce=True)
 
-    to_draw, to_count = sampled(prompts, whole), sampled(many, reduced)  # which checks them
+    to_draw, to_count = sampled(prompts, whole), sampled(many, reduced)  # checks the prompts
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     shared: dict[str, object] = dict(

@@ -21,7 +21,7 @@ from afa_jax.training.validation import read_validation
 from afa_jax.training.workdir import read_metrics
 
 GREYS = ("#08306b", "#2171b5", "#6baed6", "#c6dbef", "#fdae6b", "#e6550d", "#a63603", "#7f2704")
-GRIDS = 6  # of samples, spread over the run
+GRIDS = 6  # the most sample grids, spread over the run
 
 
 def write_run_page(workdir: Path, out: Path) -> None:

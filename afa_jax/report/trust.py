@@ -14,7 +14,7 @@ from afa_jax.report.charts import line_chart
 from afa_jax.report.pages import Embedded, heat_map, render, stored_image
 from afa_jax.sampling.map_pictures import COLOURS, legend
 
-_DARK = (60, 60, 60)  # of an entropy of 1
+_DARK = (60, 60, 60)  # the colour of an entropy of 1
 
 
 class Mean:

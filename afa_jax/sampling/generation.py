@@ -177,7 +177,7 @@ def program_memory(denoiser: Denoiser | PathDenoiser, experts: Experts, options:
     lowered = sample_batch.lower(*models, (ids, ids, numbers), np.uint32(0), of_steps, program=program)
     memory = lowered.compile().memory_analysis()
     if memory is None:
-        return 0  # a backend that does not say
+        return 0  # the backend does not state it
     return int(memory.argument_size_in_bytes + memory.temp_size_in_bytes + memory.output_size_in_bytes)
 
 

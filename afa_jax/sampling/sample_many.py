@@ -105,7 +105,7 @@ def sample_all(
                 ahead=2 * options.batch,
             )
     seconds, compiling = time.perf_counter() - began, covered(spans)
-    wait_for_all("pictures")  # a host may write slowly
+    wait_for_all("pictures")  # another host may write slowly
     raise_on_all(lambda: remove_partial(out))
     devices = 1 if method.experts.mesh is None else method.experts.mesh.size
     rate = len(missing) / max(seconds - compiling, 1e-9)
@@ -189,7 +189,7 @@ def clear(out: Path) -> None:
     with writing(out):
         for path in [*_files(out, _PICTURE), *_files(out, _PARTIAL)]:
             path.unlink(missing_ok=True)
-            with contextlib.suppress(OSError):  # it holds more
+            with contextlib.suppress(OSError):  # the folder holds other files too
                 path.parent.rmdir()
         (out / RECIPE).unlink(missing_ok=True)
 

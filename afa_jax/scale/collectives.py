@@ -149,7 +149,7 @@ def _collective(executed: Executed, shape: Mapping[str, int]) -> Collective | No
         kind = "reduce-scatter"
     shapes = [computation.instructions[operand].shape for operand in instruction.operands]
     if kind == "collective-permute":
-        shapes = shapes[:1]  # what may follow are buffers and offsets for doing it in place
+        shapes = shapes[:1]  # any others are buffers and offsets for working in place
         groups = _pairs(instruction.attributes)
         axes, size = _axes_of_pairs(groups, shape), 1 + (not all(a == b for a, b in groups))
     else:

@@ -303,7 +303,7 @@ class Checkpoints:
 
     def _remove(self, pattern: str) -> None:
         for path in self.folder.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)  # what stays is removed by the next run
+            shutil.rmtree(path, ignore_errors=True)  # the next run removes any rest
 
     @contextlib.contextmanager
     def _explained(self) -> Iterator[None]:

@@ -68,7 +68,7 @@ def train(
     check_options(config)
     fusing = configured_fusion(config)
     check_workdir(workdir, resume=resume, overwrite=overwrite, cache=config.cache.path)
-    recorded(config)  # which can be kept
+    recorded(config)  # raises if the config cannot be written as JSON
     optimizer = make_optimizer(settings.optimizer, settings.steps)
     with nothing_to_save():
         mesh = configured_mesh(config, fusing)
@@ -133,7 +133,7 @@ def train(
     if mesh is not None:
         state, key = place((state, key), mesh, PartitionSpec())
 
-    def step(state: Any, batch: Any, _: Any) -> Any:  # a step's keys come from its positions
+    def step(state: Any, batch: Any, _: Any) -> Any:  # keys come from the positions in the run
         return train_step(state, batch if mesh is None else place_rows(batch, mesh, batch_specs(batch)), arrays, key)
 
     state = run_loop(

@@ -25,7 +25,7 @@ from afa_jax.training.start import check_start, data_of
 from afa_jax.training.workdir import open_workdir, save_model, write_config
 from afa_jax.weights.load import load_vae
 
-MAX_GAIN = 5.0  # of a direction of the latents over the strongest one, when they are whitened
+MAX_GAIN = 5.0  # the most that whitening amplifies a direction of the latents over the strongest one
 
 UNSEEN = 256  # pictures of the end of the data, to measure on
 NO_QUANT_CONV = "an autoencoder is whitened through use_quant_conv and use_post_quant_conv; set both"

@@ -193,7 +193,7 @@ class Validation:
         try:
             sampled = generate(requests, denoiser, experts, seed=self.seed, options=self.options)
             made = [picture.pixels for picture in sampled]
-        except InputError as error:  # not finite: too high a guidance, say, which is no reason to end a run
+        except InputError as error:  # not finite, for example by too high a guidance: no reason to end a run
             if is_process_0():
                 warnings.warn(f"no samples at step {step}: {error}", stacklevel=2)
             return {}

@@ -24,7 +24,7 @@ from PIL import Image
 from afa_jax.data.emoji.vocabulary import HERE, read_vocabulary
 
 PLACE = 32  # pixels; a canvas is PLACE high and 2 * PLACE wide
-SIZES = range(26, PLACE + 1)  # of a subject within its place
+SIZES = range(26, PLACE + 1)  # the edge lengths of a subject
 HELD_OUT_COMBINATION = ("animals", "things")
 HELD_OUT_SHARE = 0.05
 UNSEEN = 10_000_019  # a seed of scenes that no config trains on

@@ -159,9 +159,9 @@ class Shards:
         header = dict(key=self.key, first=str(examples.start), bad=json.dumps(bad))
         with writing(self.folder):
             for left in self.folder.glob(f".{path.name}.*.partial"):
-                left.unlink()  # of a process that died: this one holds the lock
+                left.unlink()  # from a process that died, because this one holds the lock
             write_tensors(path, tensors, header)
-        _open.cache_clear()  # what may have been there before
+        _open.cache_clear()  # a replaced shard may still be open
 
     @contextlib.contextmanager
     def _locked(self, number: int, *, wait: bool) -> Iterator[bool]:

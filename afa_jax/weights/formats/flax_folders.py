@@ -30,7 +30,7 @@ _DTYPES = {np.dtype(dtype).name: np.dtype(dtype) for dtype in (np.float16, np.fl
 _LISTS = "down_blocks|up_blocks|resnets|attentions|transformer_blocks|downsamplers|upsamplers|net|to_out"
 # Bounds of a file's nesting, arrays and dimensions: a U-Net has 10 levels and 700 arrays of at most 4 dimensions.
 _DEEPEST, _LONGEST, _MOST = 32, 8, 1 << 18
-_UNCHANGED = ("logit_scale", "class_embedding")  # of a whole CLIP, beside what a text encoder has
+_UNCHANGED = ("logit_scale", "class_embedding")  # parameters of a whole CLIP that a text encoder lacks
 _CHUNKED = "__msgpack_chunked_array__"
 
 

@@ -58,7 +58,10 @@ _CLASSES = {
     "text_encoder": ("transformers", "CLIPTextModel"),
     "tokenizer": ("transformers", "CLIPTokenizer"),
 }
-_BARE = {"UNet2DConditionModel": "unet", "AutoencoderKL": "vae"}  # of the config.json of a network alone
+_BARE = {
+    "UNet2DConditionModel": "unet",
+    "AutoencoderKL": "vae",
+}  # component by the class in a single network's config.json
 # StableDiffusionPipeline, its image-to-image and Flax kin; StableDiffusionXL and StableDiffusion3 are other families.
 _PIPELINE = re.compile(r"(Flax)?StableDiffusion(?!XL|3)\w*")
 _TASKS = {"inpainting": "StableDiffusionInpaintPipeline", "InstructPix2Pix": "StableDiffusionInstructPix2PixPipeline"}

@@ -75,7 +75,7 @@ def fetch_model(
     if not weights:
         return folder
     prefix = ""
-    if bare is not None:  # as if it were in a subfolder
+    if bare is not None:  # named as in a subfolder
         prefix, components = f"{bare}/", (bare,)
         names = {prefix + name for name in names if "/" not in name}
     if cached is not None:
@@ -84,7 +84,7 @@ def fetch_model(
                 raise InputError(f"{path}: {_why_not()}, and the cache has no weights of its {component} ({cached})")
         return cached
     held = [part for part in components if part not in NETWORKS or any(name.startswith(f"{part}/") for name in names)]
-    if any(part in NETWORKS for part in held):  # a repository may lack one, as a local folder may
+    if any(part in NETWORKS for part in held):  # a repository may lack some, as a local folder may
         components = held
     wanted = {name.removeprefix(prefix) for name in needed(names, components, variant, path)}
     # All files again: the branch may have moved since the texts were downloaded.
@@ -151,7 +151,7 @@ def described(names: Collection[str], components: Sequence[str]) -> list[str]:
     wanted = {name for name in names if name.startswith(texts) and name.endswith((".json", ".txt"))}
     own = {"model_index.json"} & set(names) or {"config.json"}
     if "tokenizer" in components and not any(name.startswith("tokenizer/") for name in names):
-        own |= set(TOKENIZER)  # a repository of CLIP
+        own |= set(TOKENIZER)  # a repository of CLIP has them at its top
     return sorted(wanted | own & set(names))
 
 
@@ -211,7 +211,7 @@ def _names(path: str, repo: str, revision: str | None) -> tuple[Collection[str],
             # model_info fails at once where list_repo_files would try for a minute.
             files = HfApi().model_info(repo, revision=revision).siblings or []
             return [file.rfilename for file in files], None
-        except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError):  # a gated one is among the latter
+        except (errors.RevisionNotFoundError, errors.RepositoryNotFoundError):  # the latter includes a gated one
             raise
         except (errors.HTTPError, errors.OfflineModeIsEnabled) as error:
             try:

@@ -15,9 +15,9 @@ from afa_jax.weights.tensors import WeightsError
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-HEAD_WIDTH = 64  # of Stable Diffusion 2's U-Net and of both text encoders
+HEAD_WIDTH = 64  # the head width of Stable Diffusion 2's U-Net and of both text encoders
 
-OPEN_CLIP_WIDTH = 1024  # of Stable Diffusion 2's text encoder; that of 1 has 768
+OPEN_CLIP_WIDTH = 1024  # the width of Stable Diffusion 2's text encoder; that of 1 has 768
 
 
 def found_config(component: str, shapes: Shapes, what: str) -> dict[str, Any]:
@@ -79,7 +79,7 @@ def _unet(shape: _Shapes) -> dict[str, Any]:
         attention_head_dim=[_heads(shape, "U-Net", width) for width in widths] if linear else 8,
         cross_attention_dim=shape(f"{middle}.transformer_blocks.0.attn2.to_k.weight", 2)[1],
         use_linear_projection=linear,
-        upcast_attention=linear,  # as 2.1 is published: its logits overflow float16
+        upcast_attention=linear,  # as in the published 2.1, whose logits overflow float16
     )
 
 

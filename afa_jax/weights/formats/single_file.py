@@ -305,7 +305,7 @@ def write_single_file(
     if not tensors:
         raise WeightsError(f"{checkpoint.path}: it has no U-Net, VAE or text encoder, so there is nothing to write")
     header = {**checkpoint.metadata, **(metadata or {}), "format": "pt"}
-    header.pop("modelspec.hash_sha256", None)  # of the file that was read
+    header.pop("modelspec.hash_sha256", None)  # the hash of the file that was read
     if "scheduler" in checkpoint.components:
         try:
             configs["scheduler"] = checkpoint.config("scheduler")

@@ -9,7 +9,7 @@ _ANYWHERE = re.compile(
     r"model_ema\..*"  # a second set of weights, which a single file's ``ema=True`` takes
     # buffers of the noise schedule, which the scheduler's config gives
     r"|(alphas_cumprod|betas|sqrt_|log_one_minus_|posterior_)\w*|logvar|lvlb_weights|denoiser\.\w+"
-    r"|scale_factor|v_pred|ztsnr|global_step"  # what the model is read from, not the networks
+    r"|scale_factor|v_pred|ztsnr|global_step"  # marks that describe the model, not tensors of a network
     r"|embedding_manager\..*|epoch|iteration|pytorch-lightning_version"  # training state
 )
 _BESIDE = {

@@ -19,7 +19,7 @@ from afa_jax.weights.lora.files import Change, Lora, read_lora
 from afa_jax.weights.lora.names import COMPONENTS, Place, find_places
 from afa_jax.weights.tensors import Tensor, Tensors, WeightsError, check_finite, listed, result_dtype
 
-METADATA = "afa_jax.loras"  # in a checkpoint's metadata: the LoRAs that are baked in, as a JSON list
+METADATA = "afa_jax.loras"  # the metadata's field of the baked LoRAs, a JSON list
 _WIDTHS = {768: "SD1.x", 1024: "SD2.x", 2048: "SDXL"}  # the width of the text states that a family's U-Net takes
 _FAMILIES = {
     "SDXL": r"^lora_te2_|^text_encoder_2\.|add_embedding|label_emb",

@@ -8,7 +8,7 @@ from afa_jax.models.configs import UNetConfig
 from afa_jax.weights.formats.ldm_keys import UNET, ldm_table
 from afa_jax.weights.tensors import Tensors
 
-COMPONENTS = ("unet", "text_encoder")  # what LoRAs change
+COMPONENTS = ("unet", "text_encoder")  # the components that LoRAs change
 Place = tuple[str, str]  # a component and the key of a weight
 _DOTTED = {  # before a dotted name: diffusers, PEFT, ComfyUI; a file of one network alone may have none
     "unet": ("unet.", "base_model.model.", "diffusion_model.", ""),
