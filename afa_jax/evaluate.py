@@ -23,7 +23,7 @@ from afa_jax.pipeline import Ensemble
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Make, measure, compare, write."""
+    """Make the pictures, measure and compare them, and write the report."""
     parser = Parser(prog="python -m afa_jax.evaluate", description=__doc__)
     parser.add_argument("--workdir", type=Path, help="a trained run, a folder or a hub id, for methods that name none")
     parser.add_argument("--out", type=Path, help="folder of pictures and report (default: WORKDIR/evaluation)")

@@ -1,4 +1,4 @@
-"""What the package says of its work: lines at INFO for Python's ``logging``, which commands print."""
+"""The package's log: lines at level INFO of Python's ``logging``, which the commands print."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ LOGGER = logging.getLogger("afa_jax")
 
 
 class _Printer(logging.Handler):
-    """Print each line to standard output; unlike logging's own handlers raise what goes wrong, such as a full disk."""
+    """A handler that prints each line to standard output. Unlike logging's own it raises errors, as of a full disk."""
 
     def emit(self, record: logging.LogRecord) -> None:
         print(record.getMessage(), flush=True)

@@ -1,4 +1,4 @@
-"""What a distillation sees: noised pictures, the teacher's paths, and held-out pictures to measure on."""
+"""The data of a distillation: noised pictures, the teacher's paths, and held-out pictures to measure on."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from afa_jax.weights.tokenizer.tokenizer import Tokenizer
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Split:
-    """The pictures of a config, to learn and held out; none is read yet."""
+    """The pictures of a config, to learn from and held out; none is read yet."""
 
     chosen: PictureSource
     held_out: PictureSource
@@ -34,12 +34,12 @@ class Split:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """Return the facts that say which pictures these are."""
+        """Return the facts that identify these pictures."""
         return dict(source=self.chosen.fingerprint, held_out=self.held_out.fingerprint, crop=list(self.crop.size))
 
 
 def split_data(config: ConfigDict) -> Split:
-    """Open what ``data`` and ``validation`` name; without ``validation.data`` its pairs are held out of ``data``.
+    """Open the sources of ``data`` and ``validation``; without ``validation.data`` its pairs are held out of ``data``.
 
     Raises:
         InputError: a source cannot be used, or has too few pictures.
@@ -79,7 +79,7 @@ def encode_held_out(split: Split, count: int, vae: VAE, tokenizer: Tokenizer, ba
 
 
 def encode_pictures(split: Split, count: int, vae: VAE, tokenizer: Tokenizer, mesh: Mesh) -> dict[str, np.ndarray]:
-    """Return latents and token ids of the pictures to learn, as encode_scenes."""
+    """Return latents and token ids of the pictures to learn from, as encode_scenes."""
     return encode_scenes(split.chosen, count, vae, tokenizer, mesh, crop=split.crop, bad=split.bad)
 
 
@@ -87,17 +87,17 @@ def encode_pictures(split: Split, count: int, vae: VAE, tokenizer: Tokenizer, me
 class Batches:
     """The batch of each step, a pure function of its number and the seed.
 
-    A batch has ``latents`` ``[r, h, w, c]`` to be noised, then, where there are trajectories, points of these, and
-    ``captions``, the token ids of all rows in this order.
+    A batch has ``latents`` ``[r, h, w, c]`` to be noised and, if there are trajectories, points of these. ``captions``
+    are the token ids of all rows, in this order.
 
     Attributes:
         pictures: ``latents`` and ``ids`` of the data.
         trajectories: the teacher's paths, or None.
-        size: rows of a batch.
-        on_path: how many of them are points of trajectories.
+        size: the number of rows of a batch.
+        on_path: the number of rows that are points of trajectories.
         painted_from: the first step whose noised pictures are the teacher's, not the data's.
-        stride: steps of a trajectory between the points that are taken.
-        seed: of the order.
+        stride: the steps of a trajectory between two points.
+        seed: the seed of the order.
     """
 
     pictures: dict[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""A distilled model as files: one ordinary checkpoint, twice, and the record of what it was distilled from."""
+"""The files of a distilled model: one ordinary checkpoint in two containers, and the record of its teacher."""
 
 from __future__ import annotations
 

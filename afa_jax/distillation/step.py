@@ -23,23 +23,23 @@ from afa_jax.trees import unflatten
 from afa_jax.types import Latents, Timesteps, TokenIds
 
 State = dict[str, Any]
-"""As of ``training.model_step``: ``params``, ``opt``, ``step``, and with an EMA ``average``."""
+"""As in ``training.model_step``: ``params``, ``opt``, ``step``, and with an EMA ``average``."""
 FEATURES = ("mid_block", "up_blocks")
 """The stages whose features are compared, by the beginnings of their names; the last stage is the prediction."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Setting:
-    """What a distillation's step is compiled with.
+    """The arguments with which a distillation's step is compiled.
 
     Attributes:
         student: a Student, whose leaves may be shapes.
         teacher: a Teacher, whose leaves may be shapes; None for the control, whose target is the data's own noise.
-        schedule: of both.
-        no_caption: token ids of the empty prompt ``[s]``.
+        schedule: the noise schedule of both.
+        no_caption: the token ids of the empty prompt, ``[s]``.
         caption_dropout: the share of rows with the empty prompt, in place of their own.
         features: the weight of the features' squared error, to the expert of the largest weight; 0 for none.
-        min_snr_gamma, ema, accumulate, remat: as of ``make_model_step``.
+        min_snr_gamma, ema, accumulate, remat: as in ``make_model_step``.
     """
 
     student: Any
@@ -57,13 +57,13 @@ class Setting:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Rows:
-    """The rows that the student sees, and what it is to predict there.
+    """The rows that the student sees, and its targets.
 
     Attributes:
         x, t: latents with noise, and timesteps.
         ids: prompts.
         target: the prediction to match.
-        expert: index of the expert whose features to match, ``[b]``; None without a weight on features.
+        expert: the index of the expert whose features to match, ``[b]``; None without a weight on features.
     """
 
     x: Latents
@@ -156,7 +156,7 @@ def loss(
 
 
 def rows_of(setting: Setting, teacher: Teacher | None, batch: Mapping[str, Array]) -> Rows:
-    """Return what the student sees of a batch: noised pictures first, then points of trajectories."""
+    """Return the student's rows of a batch: noised pictures first, then points of trajectories."""
     ids = drop_captions(batch["captions"], setting.no_caption, setting.caption_dropout, batch["drop_keys"])
     count = len(batch["latents"])
     parts = [noised_rows(setting, teacher, batch["latents"], ids[:count], batch["noise_keys"])] if count else []
@@ -175,7 +175,7 @@ def rows_of(setting: Setting, teacher: Teacher | None, batch: Mapping[str, Array
 
 
 def noised_rows(setting: Setting, teacher: Teacher | None, latents: Latents, ids: TokenIds, keys: Array) -> Rows:
-    """Return pictures with noise at uniformly random timesteps, and what the teacher predicts there."""
+    """Return pictures with noise at uniformly random timesteps, and the teacher's predictions of them."""
     schedule = setting.schedule
 
     def draw(key: Array) -> tuple[Array, Array]:

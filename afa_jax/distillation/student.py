@@ -19,7 +19,7 @@ from afa_jax.types import Latents, Timesteps, TokenIds
 
 
 class Student(NamedTuple):
-    """One U-Net and its text encoder, all of which is trained."""
+    """One U-Net and its text encoder, both trained."""
 
     unet: Any
     text_encoder: Any

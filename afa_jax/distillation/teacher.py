@@ -1,4 +1,4 @@
-"""The teacher of a distillation: any method of this project, asked for its predictions."""
+"""The teacher of a distillation: any method of this project, with its predictions as targets."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class Teacher:
     prediction depends on the steps before, or on one timestep for all rows.
 
     Attributes:
-        denoiser: the method's.
-        text_encoder: a stack of its text encoders.
+        denoiser: the method's Denoiser.
+        text_encoder: the stack of its text encoders.
     """
 
     denoiser: Any

@@ -2,7 +2,7 @@
 
 A student that has seen noised data only meets, when it samples, latents that no data gave: its own. The teacher's paths
 are close to them (as in Salimans and Ho 2022, arXiv 2202.00512, and Luhman and Luhman 2021, arXiv 2101.02388), and
-what the teacher predicted on them need not be computed again in any epoch.
+the teacher's predictions on them are computed only once, not in every epoch.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from afa_jax.progress import progress
 from afa_jax.records import record_text
 
 SHARD = 64
-"""Pictures a shard, which appears as a whole."""
+"""The number of pictures of a shard; a shard is complete or absent."""
 _VERSION = 1  # of the numbers in a shard; raise it when the same settings give others
 _PARTS = ("states", "predictions", "experts")  # the last one is written last
 _LARGEST = float(np.finfo(np.float16).max)
@@ -47,9 +47,9 @@ class Settings:
         vae: the VAE's hash.
         schedule: the noise schedule's fields.
         count: the number of trajectories, one a prompt.
-        steps: of DDIM.
-        guidance: the scale's range; a trajectory's is drawn from it, the same where both ends are.
-        seed: of noises and scales.
+        steps: the number of DDIM's steps.
+        guidance: the range from which each trajectory's guidance scale is drawn.
+        seed: the seed of noises and scales.
         size: rows and columns of the latents, and their channels.
     """
 
@@ -78,16 +78,16 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trajectories:
-    """Paths of the teacher; arrays of float16 that are read from disk where they are used.
+    """Paths of the teacher, in float16 arrays that are read from disk when they are used.
 
     Attributes:
-        t: timesteps of the steps, int32 ``[steps]``.
+        t: the timesteps of the steps, int32 ``[steps]``.
         ids: prompts, ``[count, s]``.
         scales: guidance scales, ``[count]``.
-        states: by shard, latents before each step and after the last, ``[pictures, steps + 1, h, w, c]``.
-        predictions: by shard, unconditional and conditional, ``[pictures, steps, 2, h, w, c]``. Both are the guided
-            one of a teacher that needs its path.
-        experts: index of the expert of the largest weight at each step, ``[count, steps]``; -1 without maps.
+        states: each shard's latents before each step and after the last, ``[pictures, steps + 1, h, w, c]``.
+        predictions: each shard's unconditional and conditional predictions, ``[pictures, steps, 2, h, w, c]``. Both are
+            the guided prediction if the teacher needs its path.
+        experts: the index of the expert with the largest weight at each step, ``[count, steps]``; -1 without maps.
     """
 
     t: np.ndarray
@@ -101,7 +101,7 @@ class Trajectories:
         return len(self.ids)
 
     def rows(self, pictures: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Return latents, predictions and what belongs to them at a step of each of some pictures."""
+        """Return latents, predictions and the other facts at one step of each of some pictures."""
         places = list(zip(*np.divmod(pictures, SHARD), steps, strict=True))
         predictions = np.stack([self.predictions[shard][row, step] for shard, row, step in places])
         return dict(
@@ -128,7 +128,7 @@ def make_trajectories(
     batch: int,
     quiet: bool = False,
 ) -> Trajectories:
-    """Return the teacher's trajectories, from ``folder`` where they are there, else made and kept there.
+    """Return the teacher's trajectories, read from ``folder``, or else made and kept there.
 
     A start that was killed goes on with the shard that it was at. ``settings.json`` beside the shards says what they
     are.

@@ -1,4 +1,4 @@
-"""How far a student is from its teacher, on pictures that training does not see."""
+"""The distance of a student to its teacher, on pictures that training does not see."""
 
 from __future__ import annotations
 
@@ -40,8 +40,8 @@ class Points:
 
     Attributes:
         x, t, ids: latents with noise ``[points, h, w, c]``, timesteps and prompts.
-        target: what the teacher predicts; for the control, what the data say.
-        kind: NOISED pictures, or a point of the teacher's PATH, by point.
+        target: the teacher's predictions; for the control, those that the data give.
+        kind: NOISED for a noised picture, PATH for a point of the teacher's path, by point.
     """
 
     x: np.ndarray
@@ -146,10 +146,10 @@ class Validation:
     """A callback that measures a student and writes ``validation.jsonl`` and ``samples/step_<step>.png``.
 
     Args:
-        experts: the student's, of which its networks are replaced by the trained ones.
+        experts: the student's Experts, whose networks are replaced by the trained ones.
         every: steps between validations; an extra one where a run ended is dropped when the run is continued.
         prompts: the prompts to sample; each gets a row of pictures.
-        options: how to sample them; None samples none.
+        options: sampling options for them; None samples none.
     """
 
     def __init__(
