@@ -22,8 +22,8 @@ def publish(workdir: Path, student: Student, base: Checkpoint, *, record: Mappin
 
     Args:
         base: has VAE, tokenizer and noise schedule.
-        record: of the teacher, the start, the training and the measured distance.
-        dtype: of the student's written weights.
+        record: the facts on teacher, start, training and measured distance.
+        dtype: the dtype of the student's written weights.
     """
     networks = rounded(MemoryCheckpoint.of(unet=student.unet, text_encoder=student.text_encoder), dtype)
     whole = with_base(networks, base)

@@ -27,7 +27,7 @@ class MergedModel(NamedTuple):
 
     Attributes:
         checkpoint: the merged model; its weights are computed when they are read.
-        recipe: how it was made.
+        recipe: the record of its making.
         what: a line that describes it.
     """
 

@@ -76,7 +76,7 @@ def generate(
 
     Args:
         announce: print a line if the sampler takes long to compile.
-        sampler: what samples a batch, with the arguments of ``sample_batch``, which is the default.
+        sampler: a function that samples a batch; ``sample_batch``, whose arguments it takes, is the default.
 
     Raises:
         InputError: immediately, for options that cannot be sampled, a prompt with unknown characters, maps from a
@@ -322,7 +322,7 @@ class Trajectory(NamedTuple):
 
     Attributes:
         start: the noise ``[b, h, w, c]``.
-        carry: what the method remembers before the first evaluation.
+        carry: the method's memory before the first evaluation.
         predict, noise_at, has_aux: as ``sample`` takes them.
     """
 
