@@ -7,8 +7,11 @@ compute dtype of a network is therefore chosen once, where the network casts its
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import math
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -30,10 +33,33 @@ def uniform_fan_in(key: Array, shape: tuple[int, ...], fan_in: int, dtype: DType
     return jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def _kernel(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike, zero: bool) -> Array:
+_shapes_only = contextvars.ContextVar("_shapes_only", default=False)
+
+
+@contextlib.contextmanager
+def shapes_only() -> Iterator[None]:
+    """Make layers within this context with shapes and dtypes in place of arrays, which is faster than to trace them."""
+    token = _shapes_only.set(True)
+    try:
+        yield
+    finally:
+        _shapes_only.reset(token)
+
+
+def _parameter(make: Callable[[], Array], shape: tuple[int, ...], dtype: DTypeLike) -> nnx.Param:
+    """Return a parameter that ``make`` initialises."""
+    return nnx.Param(jax.ShapeDtypeStruct(shape, dtype) if _shapes_only.get() else make())
+
+
+def _constant(value: int, features: int, dtype: DTypeLike) -> nnx.Param:
+    return _parameter(lambda: jnp.full((features,), value, dtype), (features,), dtype)
+
+
+def _kernel(rngs: nnx.Rngs, shape: tuple[int, ...], dtype: DTypeLike, zero: bool) -> nnx.Param:
     if zero:
-        return jnp.zeros(shape, dtype)
-    return uniform_fan_in(rngs.params(), shape, math.prod(shape[:-1]), dtype)
+        return _parameter(lambda: jnp.zeros(shape, dtype), shape, dtype)
+    fan_in = math.prod(shape[:-1])
+    return _parameter(lambda: uniform_fan_in(rngs.params(), shape, fan_in, dtype), shape, dtype)
 
 
 class Linear(nnx.Module):
@@ -49,8 +75,8 @@ class Linear(nnx.Module):
         rngs: nnx.Rngs,
         param_dtype: DTypeLike = jnp.float32,
     ):
-        self.kernel = nnx.Param(_kernel(rngs, (in_features, out_features), param_dtype, zero))
-        self.bias = nnx.Param(jnp.zeros((out_features,), param_dtype)) if bias else None
+        self.kernel = _kernel(rngs, (in_features, out_features), param_dtype, zero)
+        self.bias = _constant(0, out_features, param_dtype) if bias else None
 
     def __call__(self, x: Array) -> Array:
         y = x @ self.kernel[...].astype(x.dtype)
@@ -80,8 +106,8 @@ class Conv(nnx.Module):
     ):
         self.stride = stride
         self.padding = (size // 2, size // 2) if padding is None else padding
-        self.kernel = nnx.Param(_kernel(rngs, (size, size, in_channels, out_channels), param_dtype, zero))
-        self.bias = nnx.Param(jnp.zeros((out_channels,), param_dtype)) if bias else None
+        self.kernel = _kernel(rngs, (size, size, in_channels, out_channels), param_dtype, zero)
+        self.bias = _constant(0, out_channels, param_dtype) if bias else None
 
     def __call__(self, x: Array) -> Array:
         y = conv2d(x, self.kernel[...].astype(x.dtype), self.stride, self.padding)
@@ -186,8 +212,8 @@ class GroupNorm(nnx.Module):
         if channels % groups:
             raise ValueError(f"norm_num_groups {groups} does not divide {channels} channels")
         self.groups, self.eps = groups, eps
-        self.scale = nnx.Param(jnp.ones((channels,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((channels,), param_dtype))
+        self.scale = _constant(1, channels, param_dtype)
+        self.bias = _constant(0, channels, param_dtype)
 
     def __call__(self, x: Array) -> Array:
         grouped = x.astype(jnp.float32).reshape(x.shape[0], -1, self.groups, x.shape[-1] // self.groups)
@@ -202,8 +228,8 @@ class LayerNorm(nnx.Module):
 
     def __init__(self, features: int, *, eps: float = 1e-5, param_dtype: DTypeLike = jnp.float32):
         self.eps = eps
-        self.scale = nnx.Param(jnp.ones((features,), param_dtype))
-        self.bias = nnx.Param(jnp.zeros((features,), param_dtype))
+        self.scale = _constant(1, features, param_dtype)
+        self.bias = _constant(0, features, param_dtype)
 
     def __call__(self, x: Array) -> Array:
         x32 = x.astype(jnp.float32)
@@ -218,7 +244,10 @@ class Embedding(nnx.Module):
 
     def __init__(self, entries: int, features: int, *, rngs: nnx.Rngs, param_dtype: DTypeLike = jnp.float32):
         # 0.02 is CLIP's initializer_range.
-        self.embedding = nnx.Param(0.02 * jax.random.normal(rngs.params(), (entries, features), param_dtype))
+        shape = entries, features
+        self.embedding = _parameter(
+            lambda: 0.02 * jax.random.normal(rngs.params(), shape, param_dtype), shape, param_dtype
+        )
 
     def __call__(self, ids: Array) -> Array:
         return self.embedding[...][ids]

@@ -6,13 +6,13 @@ import functools
 from collections.abc import Hashable
 from typing import Any, cast
 
-import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.typing import DTypeLike
 
 from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import UNetConfig, VAEConfig
+from afa_jax.models.layers import shapes_only
 from afa_jax.models.unet import ConvOut, UNet
 from afa_jax.models.vae import VAE
 from afa_jax.weights.expected import NetworkConfig
@@ -31,11 +31,12 @@ def abstract_network(config: NetworkConfig, dtype: DTypeLike = jnp.float32) -> t
     return _abstract_network(config, cast(Hashable, dtype))
 
 
-@functools.lru_cache(maxsize=16)  # making one takes almost a second
+@functools.lru_cache(maxsize=16)
 def _abstract_network(config: NetworkConfig, dtype: Any) -> tuple[Any, Key]:
-    if isinstance(config, UNetConfig):
-        unet = jax.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0), dtype=dtype))
-        return unet, unet_keys(unet)
-    if isinstance(config, VAEConfig):
-        return jax.eval_shape(lambda: VAE(config, rngs=nnx.Rngs(0), dtype=dtype)), pytorch_name
-    return jax.eval_shape(lambda: TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype)), text_key
+    with shapes_only():
+        if isinstance(config, UNetConfig):
+            unet = UNet(config, rngs=nnx.Rngs(0), dtype=dtype)
+            return unet, unet_keys(unet)
+        if isinstance(config, VAEConfig):
+            return VAE(config, rngs=nnx.Rngs(0), dtype=dtype), pytorch_name
+        return TextEncoder(config, rngs=nnx.Rngs(0), dtype=dtype), text_key

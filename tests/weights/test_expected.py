@@ -4,10 +4,17 @@ import dataclasses
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 import pytest
+from flax import nnx
 
+from afa_jax.models.clip import TextEncoder
 from afa_jax.models.configs import TextConfig, UNetConfig, VAEConfig
+from afa_jax.models.unet import UNet
+from afa_jax.models.vae import VAE
 from afa_jax.trees import flatten
 from afa_jax.weights.expected import expected_shapes, unet_stages
 from afa_jax.weights.keys import shape_in_pytorch
@@ -31,6 +38,18 @@ def test_expected_are_the_networks(config):
     if isinstance(config, UNetConfig):
         names = [stage.name for stage in network.stages]
         assert list(dict.fromkeys(unet_stages(config).values())) == [*names, "time_embedding"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "config"),
+    [(UNet, tiny.UNET), (VAE, tiny.VAE_CONFIG), (TextEncoder, tiny.TEXT)],
+    ids=["unet", "vae", "text"],
+)
+def test_abstract_networks_are_the_real_ones(kind, config):
+    real = jax.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0), dtype=jnp.bfloat16))
+    network = abstract_network(config, jnp.bfloat16)[0]
+    alike: Any = jax.tree.map(lambda one, other: (one.shape, one.dtype) == (other.shape, other.dtype), network, real)
+    assert jax.tree.all(alike)
 
 
 def test_looking_at_a_model_needs_no_jax():
