@@ -3,9 +3,10 @@
 METHOD is a kind and its options: ``average,weights.photo=0.3,weights.anime=0.7``, ``mbw,preset=GRAD_V,of=anime``,
 ``ties,density=0.3``, ``slerp,a=photo,b=anime,t=0.4``; afa_jax/weights/merging/rules.py has all of them. The U-Nets are
 merged. So are the text encoders, unless text_encoder=base or text_encoder=NAME takes one unchanged.
-``learned_mbw,workdir=RUN`` is the merge mbw with the block weights that ``afa_jax.train`` wrote into RUN. VAE,
-tokenizer and schedule are the base's. OUT becomes a single file if it ends in .safetensors, a diffusers folder
-otherwise. Its metadata has the recipe.
+``learned_mbw,workdir=RUN`` is the merge mbw with the block weights that ``afa_jax.train`` wrote into RUN.
+``distilled,workdir=RUN,guidance=4`` is the model of ``afa_jax.distil`` with this guidance scale baked in, or with the
+styles of ``style.NAME=WEIGHT``. VAE, tokenizer and schedule are the base's. OUT becomes a single file if it ends in
+.safetensors, a diffusers folder otherwise. Its metadata has the recipe.
 """
 
 from __future__ import annotations

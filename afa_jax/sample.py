@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from afa_jax.cli.arguments import COUNT, GUIDANCE, STEPS, add_size_arguments, real, seed_or_random, size_of
+from afa_jax.cli.arguments import COUNT, GUIDANCE, STEPS, add_size_arguments, real, seed_or_random, size_of, with_style
 from afa_jax.cli.commands import Parser, parse, run
 from afa_jax.errors import InputError
 from afa_jax.mesh import cluster
@@ -41,6 +41,9 @@ def main(arguments: Sequence[str]) -> None:
         metavar="NAME|KIND[:EXPERT][,OPTION=VALUE]...",
         help=f"one of the config's, by its name, or a kind: {', '.join(METHODS)} (afa_jax/methods/registry.py)",
     )
+    parser.add_argument(
+        "--style", metavar="NAME=WEIGHT,...", help="of a distilled model with styles: one, or a mixture of several"
+    )
     parser.add_argument("--maps", action="store_true", help="also write the maps of every picture")
     parser.add_argument("--out", type=Path, required=True, help="folder for the pictures")
     parser.add_argument("--overwrite", action="store_true", help="replace pictures of the same name")
@@ -56,7 +59,7 @@ def main(arguments: Sequence[str]) -> None:
         guidance_scale=options.guidance,
         size=size_of(options, config.base),
         eta=options.eta,
-        method=options.method,
+        method=options.method if options.style is None else with_style(options.method, options.style),
         overwrite=options.overwrite,
     )
     ensemble = Ensemble(config, workdir=options.workdir, processes=cluster.settings(options))

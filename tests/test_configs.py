@@ -35,6 +35,7 @@ VARIANTS = {
         *("router", "gate", "mbw"),
     ),
     "emoji_base": ("", "start", "words"),
+    "emoji_distil": ("", "guided", "styles", "eight", "four", "two"),
     "emoji_equal": ("", "topics"),
     "emoji_expert": ("animals", "food", "things", "noto", "animals_words"),
     "emoji_time": ("", "root", "low", "middle", "high", "uniform0", "uniform1", "uniform2"),

@@ -18,7 +18,7 @@ from afa_jax.files import check_folder
 from afa_jax.json_files import read_object
 from afa_jax.methods.specs import parse_method
 from afa_jax.models.configs import VAEConfig
-from afa_jax.names import DTYPES, METHODS
+from afa_jax.names import DISTILLED, DTYPES, METHODS
 from afa_jax.training.run_folders import check_workdir
 from afa_jax.weights.tokenizer.prompts import check_prompt
 
@@ -282,6 +282,20 @@ def check_method(text: str | Mapping[str, Any], config: Any) -> None:
     except InputError as error:
         raise InputError(f"--method {text}: {error}") from None
     return None
+
+
+def with_style(method: str, style: str) -> str:
+    """Return the spec of a method with ``--style NAME=WEIGHT,...`` as its option.
+
+    Raises:
+        InputError: the style has another form, or the method cannot have one.
+    """
+    if re.split("[ ,:]", method)[0] != DISTILLED:
+        raise InputError(f"--style {style:.80}: it goes with --method {DISTILLED}:RUN")
+    parts = [part.partition("=") for part in style.split(",")]
+    if not all(name and equals and weight for name, equals, weight in parts):
+        raise InputError(f"--style {style:.80}: write NAME=WEIGHT, and commas between several")
+    return ",".join([method, *(f"style.{name}={weight}" for name, _, weight in parts)])
 
 
 def expert_names(config: Any) -> list[str]:

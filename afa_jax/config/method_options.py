@@ -61,6 +61,17 @@ def _number_or_by_expert(what: str, value: Any, experts: Sequence[str]) -> None:
         number(what, value)
 
 
+def _styles(what: str, value: Any, experts: Sequence[str]) -> None:
+    """Check weights by name; which styles there are, the run says."""
+    if not isinstance(value, Mapping | ConfigDict) or not value:
+        raise InputError(f"{what}={value!r:.80}; write weights by name, as food=0.7,animals=0.3")
+    for name, weight in value.items():
+        if number(f"{what}.{name}", weight) < 0:
+            raise InputError(f"{what}.{name}={weight:g}; choose 0 or more")
+    if not sum(value.values()) > 0:
+        raise InputError(f"{what}: the weights sum to 0; give a style more than that")
+
+
 def _list(what: str, value: Any, experts: Sequence[str]) -> None:
     if isinstance(value, str) or not isinstance(value, Sequence):
         raise InputError(f"{what}={value!r}; write a list, [...]")
@@ -122,7 +133,7 @@ OPTIONS: Mapping[str, Mapping[str, Check] | None] = {
     "model_stock": {},
     "autombw": dict(path=_any, text_encoder=_any),
     LEARNED: _TRAINED,
-    DISTILLED: _TRAINED,
+    DISTILLED: dict(workdir=_any, style=_styles),
     "noise_average": dict(weights=_fractions),
     "magicfusion": dict(
         general=_source, experts=_list, k=_number_or_by_expert, fuse_above=_whole, general_first=_any

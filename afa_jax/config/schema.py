@@ -178,6 +178,8 @@ DISTILLATION = Section(
         scenes=Field(NONE_OR_MORE, 0),
         features=Field(POSITIVE, 0.0),
         dtype=Field(DTYPE, "float16"),
+        guidance=Field(optional(many(number(1, 1000), 2, 2)), None),
+        few=Section(dict(steps=Field(integer(0, 1000), 0), teacher_steps=Field(integer(0, 1000), 0))),
         trajectories=Section(
             dict(
                 path=Field(text(), ""),

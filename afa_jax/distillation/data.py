@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -92,7 +93,8 @@ class Batches:
 
     Attributes:
         pictures: ``latents`` and ``ids`` of the data.
-        trajectories: the teacher's paths, or None.
+        trajectories: each teacher's paths, where there are any.
+        teachers: the number of teachers, one of which teaches a whole batch.
         size: the number of rows of a batch.
         on_path: the number of rows that are points of trajectories.
         painted_from: the first step whose noised pictures are the teacher's, not the data's.
@@ -101,30 +103,32 @@ class Batches:
     """
 
     pictures: dict[str, np.ndarray]
-    trajectories: Trajectories | None
+    trajectories: Sequence[Trajectories]
     size: int
     on_path: int
     painted_from: int
     seed: int
     stride: int = 1
+    teachers: int = 1
 
     def at(self, step: int) -> dict[str, np.ndarray]:
         """Return the batch of a step, the first of which is 0."""
         noised = self.size - self.on_path
         batch: dict[str, np.ndarray] = {}
+        teacher = int(np.random.default_rng((self.seed, step, 1)).integers(self.teachers))
+        paths = self.trajectories[teacher] if self.trajectories else None
         if not noised:
             batch["latents"], captions = self.pictures["latents"][:0], self.pictures["ids"][:0]
-        elif self.trajectories is not None and step >= self.painted_from:
-            rows = rows_at(step, noised, len(self.trajectories), self.seed + 1)
-            batch["latents"], captions = self.trajectories.painted(rows), self.trajectories.ids[rows]
+        elif paths is not None and step >= self.painted_from:
+            rows = rows_at(step, noised, len(paths), self.seed + 1)
+            batch["latents"], captions = paths.painted(rows), paths.ids[rows]
         else:
             rows = rows_at(step, noised, len(self.pictures["ids"]), self.seed)
             batch["latents"], captions = self.pictures["latents"][rows], self.pictures["ids"][rows]
-        if self.trajectories is not None and self.on_path:
-            paths = rows_at(step, self.on_path, len(self.trajectories), self.seed + 2)
-            points = np.random.default_rng((self.seed, step)).integers(
-                len(self.trajectories.t) // self.stride, size=self.on_path
-            )
-            batch |= self.trajectories.rows(paths, points * self.stride)
-            captions = np.concatenate([captions, self.trajectories.ids[paths]])
-        return batch | dict(captions=captions)
+        if paths is not None and self.on_path:
+            chosen = rows_at(step, self.on_path, len(paths), self.seed + 2)
+            points = np.random.default_rng((self.seed, step)).integers(len(paths.t) // self.stride, size=self.on_path)
+            batch |= paths.rows(chosen, points * self.stride, stride=self.stride)
+            batch["path_point"] = points.astype(np.int32)
+            captions = np.concatenate([captions, paths.ids[chosen]])
+        return batch | dict(captions=captions, teacher=np.full(self.size, teacher, np.int32))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,17 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from ml_collections import ConfigDict
 
 from afa_jax.data.loader import loading
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.distillation.data import Batches, encode_held_out, encode_pictures, split_data
+from afa_jax.distillation.few_steps import FewSteps
 from afa_jax.distillation.output import publish
-from afa_jax.distillation.step import Setting, make_distil_step
-from afa_jax.distillation.student import Student, find_student, load_student
+from afa_jax.distillation.step import Frozen, Setting, make_distil_step
+from afa_jax.distillation.student import Student, find_student, is_unet_of, load_student, load_student_as_it_was
 from afa_jax.distillation.teacher import DATA as NO_TEACHER
-from afa_jax.distillation.teacher import Teacher, find_teacher, load_teacher
+from afa_jax.distillation.teacher import STYLES, Teacher, experts_as_teachers, find_teacher, load_teacher
 from afa_jax.distillation.trajectories import Settings, Trajectories, make_trajectories
 from afa_jax.distillation.validation import (
     Distance,
@@ -31,6 +33,8 @@ from afa_jax.distillation.validation import (
 )
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts
+from afa_jax.fusion.single import SingleExpert
+from afa_jax.fusion.steered import GuidedUNet
 from afa_jax.mesh.collectives import DATA
 from afa_jax.mesh.parallel import make_mesh, place
 from afa_jax.mesh.processes import is_multiprocess, log_once
@@ -77,95 +81,104 @@ def distil(
     on_path = path_rows(config, mesh)
     split = split_data(config)
     models = Models(config, steps=own.trajectories.steps or config.sample.steps)
-    method, start = find_teacher(config, models), find_student(config, models)
-    teacher = None if method is None else load_teacher(method)
-    student, experts = load_student(start), models.experts
-    check_fit(config, teacher, student, experts)
+    method, start, experts = find_teacher(config, models), find_student(config, models), models.experts
+    student = load_student(config, start, experts.names)
+    teachers = list_teachers(config, method, start, experts)
+    frozen = Frozen(*(load_frozen(config, method, start, experts, teachers)))
+    check_fit(config, frozen.teacher, student, experts)
+    schedule, few = experts.schedule, few_steps(config, experts.schedule)
+    if few is not None:
+        schedule = few.schedule
     experts.check_size(split.crop.size)
     sampling = validation_sampling(config, experts)
     open_workdir(workdir, resume=resume, overwrite=overwrite, cache=own.trajectories.path)
     keep_config(workdir, config)
 
-    schedule, tokenizer = experts.schedule, experts.tokenizer
+    tokenizer = experts.tokenizer
     no_caption = tokenizer([""])[0]
     pictures = encode_pictures(split, own.scenes, experts.vae, tokenizer, mesh)
     held_out = encode_held_out(split, config.validation.pairs, experts.vae, tokenizer, config.validation.batch)
-    paths, held_out_paths, key = None, None, ""
-    if teacher is not None and method is not None and (on_path or own.trajectories.painted):
-        size = pictures["latents"].shape[1:]
-
-        def trajectories(count: int, ids: np.ndarray, seed: int) -> tuple[Trajectories, str]:
-            described = path_settings(config, method, experts, size, count, seed)
-            made = make_trajectories(
-                Path(own.trajectories.path), described, teacher, schedule, ids, no_caption,
-                batch=own.trajectories.batch, quiet=quiet,
-            )  # fmt: skip
-            return made, described.key(ids)
-
-        count = min(own.trajectories.count, len(pictures["ids"]))
-        paths, key = trajectories(count, pictures["ids"][:count], own.trajectories.seed)
-        held_out_paths, _ = trajectories(len(held_out.ids), held_out.ids, own.trajectories.seed + 1)
-    points: list[Points] = []
-    if teacher is None or not teacher.needs_path:
-        points.append(
-            noised_points(
-                teacher,
-                schedule,
-                held_out,
-                buckets=config.validation.buckets,
-                seed=config.validation.seed,
-                batch=config.validation.batch,
-            )
-        )
-    if held_out_paths is not None:
-        points.append(path_points(held_out_paths, config.validation.buckets))
     like = shapes_of(student)
-    distance = Distance(
-        like,
-        join_points(points),
-        buckets=config.validation.buckets,
-        timesteps=schedule.num_train_timesteps,
-        batch=config.validation.batch,
-    )
     setting = Setting(
         student=like,
-        teacher=None if teacher is None else shapes_of(teacher),
+        frozen=shapes_of(frozen),
         optimizer=optimizer,
         schedule=schedule,
         no_caption=jnp.asarray(no_caption),
         caption_dropout=settings.caption_dropout,
-        features=own.features if teacher is not None else 0.0,
+        guidance=guidance_range(config),
+        styles=tuple(teacher.expert for teacher in teachers) if own.teacher == STYLES else (),
+        few=few,
+        features=own.features if teachers else 0.0,
         min_snr_gamma=settings.min_snr_gamma,
         ema=settings.ema,
         accumulate=settings.accumulate,
         remat=settings.remat == "stage",
+    )
+    paths, points, keys = list[Trajectories](), list[Points](), list[str]()
+    size = pictures["latents"].shape[1:]
+    for number, one in enumerate(teachers or [None]):
+        if one is None or not one.teacher.needs_path:
+            points.append(
+                noised_points(
+                    setting,
+                    frozen,
+                    held_out,
+                    number,
+                    buckets=config.validation.buckets,
+                    seed=config.validation.seed,
+                    batch=config.validation.batch,
+                )
+            )
+        if one is None or not (on_path or own.trajectories.painted):
+            continue
+        for ids, seed in ((pictures["ids"][: own.trajectories.count], 0), (held_out.ids, 1)):
+            described = path_settings(config, one, experts, schedule, size, len(ids), own.trajectories.seed + seed)
+            made = make_trajectories(
+                Path(own.trajectories.path), described, one.teacher, schedule, ids, no_caption,
+                batch=own.trajectories.batch, quiet=quiet,
+            )  # fmt: skip
+            if seed:
+                points.append(path_points(setting, made, number, config.validation.buckets))
+            else:
+                paths.append(made)
+                keys.append(described.key(ids))
+    distance = Distance(
+        like,
+        join_points(points),
+        [one.name for one in teachers],
+        buckets=config.validation.buckets,
+        timesteps=schedule.num_train_timesteps,
+        batch=config.validation.batch,
     )
     train_step = make_distil_step(setting)
     batches = Batches(
         pictures=pictures,
         trajectories=paths,
         size=settings.batch,
-        on_path=on_path if paths is not None else 0,
+        on_path=on_path if paths else 0,
         painted_from=painted_from(config),
         seed=settings.seed,
+        stride=1 if few is None else few.stride,
+        teachers=max(1, len(teachers)),
     )
     of = dict(
-        teacher=NO_TEACHER if method is None else dict(name=method.name, **method.record),
+        teacher=own.teacher if method is None else dict(name=method.name, **method.record),
         student=dict(name=start.name, **start.record),
     )
-    identity = plain(split.identity | of | described_run(config, experts) | dict(trajectories=key), "the run")
+    identity = plain(split.identity | of | described_run(config, experts) | dict(trajectories=keys), "the run")
 
     def on_resume(facts: Mapping[str, Any]) -> None:
         check_identity(facts.get("data", {}), identity, f"the checkpoint in {workdir}")
         write_config(workdir, config)
 
     log_once(
-        f"{of['student']['name']} learns from {method.name if method else 'the data'}: "  # type: ignore[index]
+        f"{start.name} learns from {', '.join(one.name for one in teachers) or 'the data'}: "
         f"{parameter_count(student):,} parameters, {len(pictures['ids']):,} pictures"
-        + (f", {len(paths):,} trajectories" if paths is not None else "")
+        + (f", {sum(map(len, paths)):,} trajectories" if paths else "")
     )
     same, rows = PartitionSpec(), PartitionSpec(DATA)
-    arrays = place({} if teacher is None else flatten(teacher), mesh, same)
+    arrays = place(flatten(frozen), mesh, same)
     params = jax.tree.map(jnp.copy, flatten(student))
     state = run_loop(
         lambda state, batch, key: train_step(state, batch, arrays, key),
@@ -191,7 +204,10 @@ def distil(
         workdir,
         unflatten(like, jax.device_get(trained)),
         models.base,
+        schedule=None if few is None else schedule,
+        guidance=None if setting.guidance is None else float(config.sample.guidance),
         record=of | dict(
+            few=None if few is None else dict(steps=few.steps, teacher_steps=few.teacher_steps),
             distance=distance(trained),
             experts=experts.record,
             vae=experts.vae_hash,
@@ -217,13 +233,26 @@ def check_options(config: ConfigDict) -> None:
     loading(config.data)
     check_positive(config.validation, "pairs", "buckets", "batch", "num_images")
     check_positive(own.trajectories, "batch")
+    if (guidance := own.get("guidance")) is not None:
+        low, high = guidance
+        if not low <= config.sample.guidance <= high:
+            raise InputError(
+                f"distil.guidance={tuple(guidance)}: sample.guidance={config.sample.guidance:g}, which is baked into "
+                "the written model, is not in it; choose another"
+            )
+        if own.teacher == NO_TEACHER:
+            raise InputError("distil.guidance: the data have no guidance to fold in; leave it out with teacher=data")
+    elif own.few.steps:
+        raise InputError("distil.few: few steps have their guidance folded in; choose distil.guidance=(low, high)")
+    if own.few.steps and own.teacher in (NO_TEACHER, STYLES):
+        raise InputError(f"distil.few: distil.teacher={own.teacher} makes no steps; choose a method")
     paths = own.trajectories.share or own.trajectories.painted
     if own.teacher != NO_TEACHER and paths and not own.trajectories.path:
         raise InputError("distil.trajectories.path is missing: the folder of the teacher's trajectories")
 
 
 def path_rows(config: ConfigDict, mesh: Mesh) -> int:
-    """Return how many rows of a batch are points of trajectories; the others are noised pictures.
+    """Return the number of rows of a batch that are points of trajectories; the others are noised pictures.
 
     Raises:
         InputError: one of the numbers does not divide among the devices and parts.
@@ -256,20 +285,31 @@ def check_fit(config: ConfigDict, teacher: Teacher | None, student: Student, exp
         )
     if teacher is None:
         return
-    if teacher.needs_path and (own.trajectories.share < 1):
+    if teacher.is_guided and own.get("guidance") is None:
+        raise InputError(
+            f"distil.teacher={own.teacher}: its predictions are guided; choose distil.guidance=(low, high)"
+        )
+    if isinstance(teacher.denoiser, GuidedUNet):
+        (low, high), (first, last) = own.guidance, teacher.denoiser.guidance_range
+        if low < first or high > last:
+            raise InputError(
+                f"distil.guidance={tuple(own.guidance)}: distil.teacher={own.teacher} has learnt {first:g} to {last:g}"
+            )
+    if teacher.needs_path and own.trajectories.share < 1:
         raise InputError(
             f"distil.teacher={own.teacher}: it predicts on its own path only; choose distil.trajectories.share=1"
         )
     if not own.features:
         return
-    if not teacher.has_maps or not hasattr(teacher.denoiser, "experts"):
+    if own.teacher != STYLES and not (teacher.has_maps and hasattr(teacher.denoiser, "experts")):
         raise InputError(f"distil.features={own.features:g}: distil.teacher={own.teacher} has no maps; choose 0")
+    if is_unet_of(student.unet, teacher.denoiser.experts):
+        return
     theirs, its = ([stage.channels for stage in unet.stages] for unet in (teacher.denoiser.experts, student.unet))
-    if theirs != its:
-        raise InputError(
-            f"distil.features={own.features:g}: the stages of distil.student={own.student} are {its} wide, the "
-            f"experts' {theirs}; choose 0, or a student of their architecture"
-        )
+    raise InputError(
+        f"distil.features={own.features:g}: the stages of distil.student={own.student} are {its} wide, the experts' "
+        f"{theirs}; choose 0, or a student of their architecture"
+    )
 
 
 def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions | None:
@@ -289,19 +329,109 @@ def validation_sampling(config: ConfigDict, experts: Experts) -> SampleOptions |
     return options
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Named:
+    """One of the teachers.
+
+    Attributes:
+        name: in records; of several, its style.
+        teacher: itself.
+        record: everything that determines what it predicts.
+        expert: index of the expert that it is, where each expert is a teacher; -1 for the student's earlier self.
+    """
+
+    name: str
+    teacher: Teacher
+    record: Mapping[str, Any]
+    expert: int = 0
+
+
+def list_teachers(config: ConfigDict, method: Method | None, start: Method, experts: Experts) -> list[Named]:
+    """Return the teachers: one method; or each expert, after the styles that the student had before; none for data."""
+    if method is not None:
+        return [Named(name=method.name, teacher=load_teacher(method), record=method.record)]
+    if config.distil.teacher == NO_TEACHER:
+        return []
+    before: Any = start.denoiser
+    known = () if isinstance(before, SingleExpert) else before.steering.config.styles
+    old = [
+        Named(
+            name=name,
+            teacher=Teacher(
+                denoiser=dataclasses.replace(before, style=jax.nn.one_hot(number, len(known))),
+                text_encoder=start.experts.text_encoder,
+            ),
+            record=dict(style=name, **start.record),
+            expert=-1,
+        )
+        for number, name in enumerate(known)
+    ]
+    every = experts_as_teachers(experts)
+    new = [
+        Named(
+            name=own["name"],
+            teacher=every.of(jnp.asarray(number)),
+            record=dict(kind="expert", experts=[own]),
+            expert=number,
+        )
+        for number, own in enumerate(experts.record)
+        if own["name"] not in known
+    ]
+    if not new:
+        raise InputError(f"distil.student={config.distil.student}: it has all experts' styles; add an expert")
+    return [*old, *new]
+
+
+def load_frozen(
+    config: ConfigDict, method: Method | None, start: Method, experts: Experts, teachers: Sequence[Named]
+) -> tuple[Teacher | None, Student | None]:
+    """Return the networks that a step asks, as Frozen has them."""
+    if method is not None:
+        return teachers[0].teacher, None
+    if not teachers:
+        return None, None
+    before = load_student_as_it_was(config, start) if any(one.expert < 0 for one in teachers) else None
+    return experts_as_teachers(experts), before
+
+
+def guidance_range(config: ConfigDict) -> tuple[float, float] | None:
+    """Return the range of guidance scales that is folded in, None for none."""
+    guidance = config.distil.get("guidance")
+    return None if guidance is None else (float(guidance[0]), float(guidance[1]))
+
+
+def few_steps(config: ConfigDict, schedule: NoiseSchedule) -> FewSteps | None:
+    """Return the steps of student and teacher; None for a student of any number of steps.
+
+    Raises:
+        InputError: they do not divide one another.
+    """
+    own = config.distil.few
+    if not own.steps:
+        return None
+    trailing = dataclasses.replace(schedule, timestep_spacing="trailing")
+    return FewSteps(schedule=trailing, steps=own.steps, teacher_steps=own.teacher_steps or 2 * own.steps)
+
+
 def path_settings(
-    config: ConfigDict, teacher: Method, experts: Experts, size: tuple[int, int, int], count: int, seed: int
+    config: ConfigDict,
+    teacher: Named,
+    experts: Experts,
+    schedule: NoiseSchedule,
+    size: tuple[int, int, int],
+    count: int,
+    seed: int,
 ) -> Settings:
     """Return the settings of a config's trajectories."""
-    own = config.distil.trajectories
+    own, few = config.distil.trajectories, few_steps(config, experts.schedule)
     guidance = float(own.get("guidance") or config.sample.guidance)
     return Settings(
         teacher=teacher.record,
         vae=experts.vae_hash,
-        schedule=experts.schedule.to_json(),
+        schedule=schedule.to_json(),
         count=count,
-        steps=own.steps or config.sample.steps,
-        guidance=(guidance, guidance),
+        steps=own.steps or config.sample.steps if few is None else few.teacher_steps,
+        guidance=guidance_range(config) or (guidance, guidance),
         seed=seed,
         size=size,
     )
@@ -320,6 +450,8 @@ def described_run(config: ConfigDict, experts: Experts) -> dict[str, Any]:
         scenes=own.scenes,
         features=own.features,
         share=own.trajectories.share,
+        guidance=guidance_range(config),
+        few=own.few.to_dict(),
         painted=painted_from(config),
         **{name: train[name] for name in ("seed", "batch", "caption_dropout", "min_snr_gamma", "ema")},
     )

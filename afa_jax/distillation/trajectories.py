@@ -84,10 +84,10 @@ class Trajectories:
         t: the timesteps of the steps, int32 ``[steps]``.
         ids: prompts, ``[count, s]``.
         scales: guidance scales, ``[count]``.
-        states: each shard's latents before each step and after the last, ``[pictures, steps + 1, h, w, c]``.
-        predictions: each shard's unconditional and conditional predictions, ``[pictures, steps, 2, h, w, c]``. Both are
-            the guided prediction if the teacher needs its path.
-        experts: the index of the expert with the largest weight at each step, ``[count, steps]``; -1 without maps.
+        states: by shard, latents before each step and after the last, ``[pictures, steps + 1, h, w, c]``.
+        predictions: by shard, unconditional and conditional, ``[pictures, steps, 2, h, w, c]``. Both are the guided
+            one of a teacher that has no others.
+        experts: index of the expert of the largest weight at each step, ``[count, steps]``; -1 without maps.
     """
 
     t: np.ndarray
@@ -100,12 +100,19 @@ class Trajectories:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def rows(self, pictures: np.ndarray, steps: np.ndarray) -> dict[str, np.ndarray]:
-        """Return latents, predictions and the other facts at one step of each of some pictures."""
+    def rows(self, pictures: np.ndarray, steps: np.ndarray, *, stride: int = 1) -> dict[str, np.ndarray]:
+        """Return latents, predictions and the other facts at one step of each of some pictures.
+
+        Args:
+            stride: the number of steps from these latents to ``path_next``.
+        """
         places = list(zip(*np.divmod(pictures, SHARD), steps, strict=True))
         predictions = np.stack([self.predictions[shard][row, step] for shard, row, step in places])
         return dict(
             path=np.stack([self.states[shard][row, step] for shard, row, step in places]).astype(np.float32),
+            path_next=np.stack([self.states[shard][row, step + stride] for shard, row, step in places]).astype(
+                np.float32
+            ),
             path_t=self.t[steps],
             path_predictions=predictions.astype(np.float32),
             path_scale=self.scales[pictures],
@@ -213,7 +220,7 @@ def _sample(
         t, experts = jnp.broadcast_to(k.t, count), jnp.full(count, -1)
         if teacher.on_path:
             mixed, following = denoiser.guided(x, t, conditional, unconditional, scales, memory)
-            if teacher.needs_path:
+            if teacher.is_guided:
                 u = c = mixed
             else:  # guidance is linear in the scale, and the scale 0 leaves the unconditional prediction
                 u, _ = denoiser.guided(x, t, conditional, unconditional, jnp.zeros_like(scales), memory)

@@ -17,19 +17,19 @@ from jax import Array
 from PIL import Image
 
 from afa_jax.data.pictures import grid
-from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.distillation.data import HeldOut
+from afa_jax.distillation.step import Frozen, Setting, path_rows, target_rows
 from afa_jax.distillation.student import Student
-from afa_jax.distillation.teacher import Teacher
 from afa_jax.distillation.trajectories import Trajectories
 from afa_jax.errors import InputError
 from afa_jax.experts.frozen import Experts
 from afa_jax.files import partial_file, replace_text
-from afa_jax.fusion.single import SingleExpert
+from afa_jax.methods.distilled import style_weights
 from afa_jax.methods.options import SampleOptions
+from afa_jax.models.steering import SteeringConfig
 from afa_jax.sampling.generation import Request, generate
 from afa_jax.training.validation import FILE, read_validation
-from afa_jax.trees import stack, unflatten
+from afa_jax.trees import unflatten
 
 NOISED, PATH = "noised", "path"
 
@@ -41,6 +41,8 @@ class Points:
     Attributes:
         x, t, ids: latents with noise ``[points, h, w, c]``, timesteps and prompts.
         target: the teacher's predictions; for the control, those that the data give.
+        scale: guidance scales; 1 for a student that takes none.
+        teacher: index of the teacher.
         kind: NOISED for a noised picture, PATH for a point of the teacher's path, by point.
     """
 
@@ -48,6 +50,8 @@ class Points:
     t: np.ndarray
     ids: np.ndarray
     target: np.ndarray
+    scale: np.ndarray
+    teacher: np.ndarray
     kind: np.ndarray
 
     def __len__(self) -> int:
@@ -55,46 +59,66 @@ class Points:
 
 
 def noised_points(
-    teacher: Teacher | None, schedule: NoiseSchedule, held_out: HeldOut, *, buckets: int, seed: int, batch: int
+    setting: Setting, frozen: Frozen, held_out: HeldOut, number: int, *, buckets: int, seed: int, batch: int
 ) -> Points:
     """Return each held-out pair with one noise and timestep in each of ``buckets`` equal parts of the schedule.
 
-    Noises and timesteps are those of ``training.validation``.
+    Noises and timesteps are those of ``training.validation``; a student of few steps has its own timesteps. Guidance
+    scales are spread over their range.
+
+    Args:
+        number: the index of the teacher.
     """
+    schedule, few = setting.schedule, setting.few
     pairs, total = len(held_out.latents), schedule.num_train_timesteps
     index = np.tile(np.arange(pairs), buckets)
     bucket = np.repeat(np.arange(buckets), pairs)
-    t = ((bucket + (index + 0.5) / pairs) * total / buckets).astype(np.int32)
+    place = (bucket + (index + 0.5) / pairs) / buckets
+    point = (place * (total if few is None else few.steps)).astype(np.int32)
+    low, high = setting.guidance or (1.0, 1.0)
+    scale = (low + (high - low) * np.modf(np.arange(len(index)) * 0.6180339887)[0]).astype(np.float32)
 
     @jax.jit
-    def made(teacher: Any, latents: Array, ids: Array, t: Array, index: Array, bucket: Array) -> tuple[Array, Array]:
+    def made(
+        frozen: Frozen, latents: Array, ids: Array, point: Array, scale: Array, index: Array, bucket: Array
+    ) -> Any:
         root = jax.random.key(seed)
         keys = jax.vmap(lambda i, k: jax.random.fold_in(jax.random.fold_in(root, i), k))(index, bucket)
         noise = jax.vmap(lambda key: jax.random.normal(key, latents.shape[1:]))(keys)
-        x = schedule.add_noise(latents, noise, t)
-        return x, schedule.target(latents, noise, t) if teacher is None else teacher.predict(x, t, ids)
+        rows = target_rows(setting, frozen, jnp.asarray(number), latents, noise, point, ids, scale)
+        return rows.x, rows.t, rows.target
 
     parts = []
-    for rows in _rows(len(t), batch):
+    for rows in split_rows(len(point), batch):
         own = index[rows]
-        parts.append(
-            jax.device_get(made(teacher, held_out.latents[own], held_out.ids[own], t[rows], own, bucket[rows]))
-        )
-    x, target = (np.concatenate(arrays)[: len(t)] for arrays in zip(*parts, strict=True))
-    return Points(x=x, t=t, ids=held_out.ids[index], target=target, kind=np.full(len(t), NOISED))
+        arguments = (held_out.latents[own], held_out.ids[own], point[rows], scale[rows], own, bucket[rows])
+        parts.append(jax.device_get(made(frozen, *arguments)))
+    x, t, target = (np.concatenate(arrays)[: len(point)] for arrays in zip(*parts, strict=True))
+    whole = dict(scale=scale, teacher=np.full(len(t), number), kind=np.full(len(t), NOISED))
+    return Points(x=x, t=t, ids=held_out.ids[index], target=target, **whole)
 
 
-def path_points(trajectories: Trajectories, buckets: int) -> Points:
-    """Return ``buckets`` points of each trajectory, evenly along it, with the conditional prediction."""
-    count, steps = len(trajectories), len(trajectories.t)
+def path_points(setting: Setting, trajectories: Trajectories, number: int, buckets: int) -> Points:
+    """Return ``buckets`` points of each trajectory, evenly along it, with the student's targets.
+
+    Args:
+        number: the index of the teacher.
+    """
+    stride = 1 if setting.few is None else setting.few.stride
+    count, steps = len(trajectories), len(trajectories.t) // stride
     pictures = np.repeat(np.arange(count), buckets)
     chosen = np.tile(np.arange(buckets) * steps // buckets, count)
-    rows = trajectories.rows(pictures, chosen)
+    batch = trajectories.rows(pictures, chosen * stride, stride=stride) | dict(path_point=chosen.astype(np.int32))
+    rows = jax.device_get(
+        path_rows(setting, jax.tree.map(jnp.asarray, batch), jnp.asarray(trajectories.ids[pictures]), None)
+    )
     return Points(
-        x=rows["path"],
-        t=rows["path_t"],
+        x=rows.x,
+        t=rows.t,
         ids=trajectories.ids[pictures],
-        target=rows["path_predictions"][:, 1],
+        target=rows.target,
+        scale=batch["path_scale"],
+        teacher=np.full(len(pictures), number),
         kind=np.full(len(pictures), PATH),
     )
 
@@ -110,30 +134,45 @@ class Distance:
 
     Args:
         like: a Student, whose leaves may be shapes.
+        names: the names of the teachers.
     """
 
-    def __init__(self, like: Student, points: Points, *, buckets: int, timesteps: int, batch: int):
-        self.points, self.batch = points, batch
+    def __init__(
+        self, like: Student, points: Points, names: Sequence[str], *, buckets: int, timesteps: int, batch: int
+    ):
+        self.points, self.names, self.batch = points, names, batch
         self.edges = [bucket * timesteps // buckets for bucket in range(buckets + 1)]
 
         @jax.jit
-        def errors(params: dict[str, Array], x: Array, t: Array, ids: Array, target: Array) -> Array:
-            prediction, _ = unflatten(like, params).predict(x, t, ids)
+        def errors(params: dict[str, Array], *rows: Array) -> Array:
+            x, t, ids, target, scale, teacher = rows
+            student = unflatten(like, params)
+            takes = SteeringConfig(width=0, time_width=0) if student.steering is None else student.steering.config
+            style = jax.nn.one_hot(teacher, len(takes.styles)) if takes.styles else None
+            prediction, _ = student.predict(x, t, ids, None if takes.guidance is None else scale, style)
             return jnp.square(prediction - target).mean((1, 2, 3))
 
         self._errors = errors
 
     def __call__(self, params: dict[str, Array]) -> dict[str, Any]:
-        """Return ``distance``, the mean, and by kind of point ``distance_KIND`` and ``loss``, by range of timesteps."""
+        """Return the distances.
+
+        They are ``distance``, the mean; ``distance_KIND`` by kind of point; ``distance_NAME`` by teacher, where there
+        are several; and ``loss`` by range of timesteps.
+        """
         points, parts = self.points, []
-        for rows in _rows(len(points), self.batch):
-            own = (points.x[rows], points.t[rows], points.ids[rows], points.target[rows])
+        for rows in split_rows(len(points), self.batch):
+            inputs = (points.x, points.t, points.ids, points.target, points.scale, points.teacher)
+            own = [values[rows] for values in inputs]
             parts.append(np.asarray(self._errors(params, *own), np.float64))
         errors = np.concatenate(parts)[: len(points)]
         found: dict[str, Any] = {
             f"distance_{kind}": float(errors[points.kind == kind].mean()) for kind in np.unique(points.kind).tolist()
         }
         first = points.kind == (NOISED if (points.kind == NOISED).any() else PATH)
+        if len(self.names) > 1:
+            for number, name in enumerate(self.names):
+                found[f"distance_{name}"] = float(errors[first & (points.teacher == number)].mean())
         spans = {}
         for low, high in itertools.pairwise(self.edges):
             within = first & (low <= points.t) & (points.t < high)
@@ -183,9 +222,9 @@ class Validation:
         if not self.prompts or self.options is None:
             return {}
         student = unflatten(self.like, params)
-        unet, text_encoder = stack([student.unet]), stack([student.text_encoder])
-        experts = dataclasses.replace(self.experts, unet=unet, text_encoder=text_encoder)
-        denoiser = SingleExpert(experts=unet, index=0)
+        styles = () if student.steering is None else student.steering.config.styles
+        weights = style_weights(None, styles)
+        denoiser, experts = student.method(self.experts, None if weights is None else jnp.asarray(weights))
         requests = [Request(prompt=prompt, number=i) for prompt in self.prompts for i in range(self.num_images)]
         try:
             sampled = generate(requests, denoiser, experts, seed=self.seed, options=self.options)
@@ -201,6 +240,6 @@ class Validation:
         return dict(samples=pixels)
 
 
-def _rows(count: int, batch: int) -> list[np.ndarray]:
+def split_rows(count: int, batch: int) -> list[np.ndarray]:
     """Return the indices below ``count`` in batches of one size, the last padded with the last index."""
     return [np.minimum(np.arange(first, first + batch), count - 1) for first in range(0, count, batch)]

@@ -14,12 +14,13 @@ from afa_jax.experts.sources import bake, parse_base
 from afa_jax.exporting.written import check_out, identity, write
 from afa_jax.fusion.pair_record import aggregators_hash, read_record
 from afa_jax.logs import LOGGER
-from afa_jax.names import LEARNED
-from afa_jax.weights.checkpoint import Checkpoint, rounded
+from afa_jax.names import DISTILLED, LEARNED
+from afa_jax.weights.checkpoint import Checkpoint, MemoryCheckpoint, rounded
 from afa_jax.weights.compare import EXPERT_COMPONENTS
 from afa_jax.weights.formats.hub import fetch_run
-from afa_jax.weights.merging.combine import BASES, COMPONENTS, check_parts, with_base
+from afa_jax.weights.merging.combine import BASES, COMPONENTS, check_parts, compose, with_base
 from afa_jax.weights.merging.merge import merge, needs_base
+from afa_jax.weights.opened import open_checkpoint
 
 
 class MergedModel(NamedTuple):
@@ -54,6 +55,8 @@ def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str |
     """
     options = dict(method)
     kind = options.pop("kind")
+    if kind == DISTILLED:
+        return baked_model(options, dtype=dtype)
     base, checkpoints = find_checkpoints(config)
     run_of = None
     if kind == LEARNED:
@@ -71,6 +74,49 @@ def merge_experts(config: ConfigDict, method: Mapping[str, Any], *, dtype: str |
     recipe |= recorded_sources(config, base, checkpoints, needs_base(kind, options))
     recipe |= {} if run_of is None else dict(aggregators_sha256=aggregators_hash(run_of))
     return MergedModel(bake(whole, (), dtype), recipe, f"{kind} of {', '.join(checkpoints)}; the base's {shared}")
+
+
+def baked_model(options: Mapping[str, Any], *, dtype: str | None = None) -> MergedModel:
+    """Return a distilled model with one guidance scale and style baked in, which needs no further input.
+
+    Args:
+        options: ``workdir`` of a run of afa_jax.distil, ``guidance`` and ``style``, the weights of styles by name.
+
+    Raises:
+        InputError: there is no such run, it has no further inputs, or it has not learnt these.
+    """
+    from afa_jax.methods import distilled  # which needs JAX, as no other merge does
+    from afa_jax.trees import take
+    from afa_jax.weights.load import load_unets
+
+    workdir, guidance = options.get("workdir"), options.get("guidance")
+    if workdir is None:
+        raise InputError(f"{DISTILLED}: name the run, workdir=RUN")
+    folder = fetch_run(str(workdir))
+    stored = distilled.read_distilled(folder)
+    config = distilled.steering_of(stored, folder)
+    if config is None:
+        raise InputError(
+            f"{DISTILLED}: {folder} has neither guidance nor styles as inputs; take {folder}/model as it is"
+        )
+    if (config.guidance is None) != (guidance is None):
+        has = "is none of its inputs; leave it out" if config.guidance is None else "is missing; write guidance=SCALE"
+        raise InputError(f"{DISTILLED}: guidance {has}")
+    if config.guidance is not None and not config.guidance[0] <= float(guidance or 0) <= config.guidance[1]:
+        low, high = config.guidance
+        raise InputError(f"{DISTILLED}: guidance={guidance:g}; choose {low:g} to {high:g}, which it has learnt")
+    style = distilled.style_weights(options.get("style"), config.styles)
+    opened = open_checkpoint(folder / distilled.MODEL)
+    unets, steering = distilled.load_steered(folder, config, load_unets([opened]))
+    unet = distilled.baked(take(unets, 0), steering, guidance, style)
+    stored_dtype = next(iter(opened.tensors("unet").values())).dtype
+    whole = compose(opened, unet=rounded(MemoryCheckpoint.of(unet=unet), dtype or stored_dtype))
+    recipe = dict(made=DISTILLED, guidance=guidance, style=options.get("style"), input=identity(str(folder), opened))
+    said = [f"guidance {guidance:g}"] if guidance is not None else []
+    said += [
+        f"{name} {share:.2g}" for name, share in zip(config.styles, style if style is not None else (), strict=True)
+    ]
+    return MergedModel(bake(whole, (), dtype), recipe, f"{folder} with {', '.join(said)} baked in")
 
 
 def learned(method: Mapping[str, Any], checkpoints: Mapping[str, Checkpoint]) -> tuple[dict[str, Any], Path]:

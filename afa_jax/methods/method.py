@@ -128,7 +128,7 @@ def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method
         shared=models.experts,
         on_path=built.on_path,
         cost=built.evaluations,
-        sampling=sampling,
+        sampling=dict(built.sampling) | sampling,
         record=recorded(record, f"method {name}"),
         recipe=built.recipe,
     )

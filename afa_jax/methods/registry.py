@@ -37,7 +37,8 @@ from afa_jax.fusion.rivals.time_experts import (
 )
 from afa_jax.fusion.routing import Permuted, Sharpened, TopK
 from afa_jax.fusion.single import ConstantMaps, SingleExpert
-from afa_jax.methods.distilled import MODEL, read_distilled
+from afa_jax.fusion.steered import GuidedUNet, StyledUNet
+from afa_jax.methods.distilled import MODEL, STEERING, load_steered, read_distilled, steering_of, style_weights
 from afa_jax.methods.distilled import RECORD as DISTILLED_RECORD
 from afa_jax.methods.models import Models, NotTrained
 from afa_jax.records import plain, public_arguments, public_path
@@ -46,6 +47,8 @@ from afa_jax.weights.json_files import read_json
 from afa_jax.weights.merging.merge import MERGE_RULES, merge, needs_base
 from afa_jax.weights.merging.options import fractions, number, numbers, whole
 from afa_jax.weights.merging.rules import BASE
+from afa_jax.weights.opened import noise_schedule
+from afa_jax.weights.tensors import file_sha256
 
 Loaded = tuple[Denoiser | PathDenoiser, Experts]
 
@@ -60,6 +63,7 @@ class Built(NamedTuple):
         on_path: whether the denoiser is a PathDenoiser.
         record: facts that the options lack, such as hashes of files; or options that replace those with paths.
         recipe: the command that makes its trained part.
+        sampling: sampling options of its own where the entry has none.
     """
 
     load: Callable[[], Loaded]
@@ -68,6 +72,7 @@ class Built(NamedTuple):
     on_path: bool = False
     record: Mapping[str, Any] = {}
     recipe: str | None = None
+    sampling: Mapping[str, Any] = {}
 
 
 def _of(count: int) -> Callable[[int, float | int], int]:
@@ -180,16 +185,39 @@ def _learned_mbw(models: Models, *, workdir: str | None = None) -> Built:
     return built._replace(load=load, record=trained.record, recipe=trained.recipe)
 
 
-def _distilled(models: Models, *, workdir: str | None = None) -> Built:
-    """Build the model that afa_jax.distil wrote into a workdir."""
+def _distilled(models: Models, *, workdir: str | None = None, style: Any = None) -> Built:
+    """Build the model that afa_jax.distil wrote into a workdir; ``style`` has the weights of its styles by name."""
     folder = models.run(workdir, DISTILLED_RECORD, "afa_jax.distil")
     stored = read_distilled(folder)
     opened = models.open(dict(name="distilled", path=str(folder / MODEL)))["distilled"]
     named = public_path(workdir or models.workdir or folder)
     arguments = public_arguments((stored.get("training") or {}).get("arguments") or ["--config", "CONFIG"])
     recipe = shlex.join(["python", "-m", "afa_jax.distil", *arguments, "--workdir", named])
-    distilled = {name: stored.get(name) for name in ("teacher", "student")}
-    return _alone(models, opened, "distilled", record=dict(distilled=distilled), recipe=recipe)
+    steering = steering_of(stored, folder)
+    record: dict[str, Any] = dict(distilled={name: stored.get(name) for name in ("teacher", "student")})
+    if steering is not None:
+        record["steering_sha256"] = file_sha256(folder / STEERING)
+    built = _alone(models, opened, "distilled", record=record, recipe=recipe)
+    weights = style_weights(style, () if steering is None else steering.styles)
+
+    def load() -> Loaded:
+        denoiser, experts = built.load()
+        experts = dataclasses.replace(experts, schedule=noise_schedule(opened))
+        if steering is None:
+            return denoiser, experts
+        unet, loaded = load_steered(folder, steering, experts.unet)
+        kind = StyledUNet if steering.guidance is None else GuidedUNet
+        style = None if weights is None else jnp.asarray(weights, jnp.float32)
+        return kind(experts=unet, steering=loaded, style=style), dataclasses.replace(experts, unet=unet)
+
+    folded = steering is not None and steering.guidance is not None
+    few = stored.get("few") or {}
+    return built._replace(
+        load=load,
+        on_path=folded,
+        evaluations=(lambda t, guidance: 1) if folded else built.evaluations,
+        sampling=dict(steps=int(few["steps"])) if few else {},
+    )
 
 
 # In output space and in feature space.

@@ -23,12 +23,14 @@ class Conditioning:
 
     Attributes:
         text: last hidden states of the text encoder, ``[b, s, d]``.
+        temb: what is added to the time embedding, ``[b, d]`` (models/steering.py); None for nothing.
     """
 
     text: Any
+    temb: Any = None
 
 
-jax.tree_util.register_dataclass(Conditioning, data_fields=["text"], meta_fields=[])
+jax.tree_util.register_dataclass(Conditioning, data_fields=["text", "temb"], meta_fields=[])
 
 
 def join_rows(first: C, second: C) -> C:

@@ -227,7 +227,8 @@ class UNet(nnx.Module):
             flip_sin_to_cos=self.config.flip_sin_to_cos,
             shift=self.config.freq_shift,
         )
-        return self.time_embedding(sinusoids.astype(self.dtype))
+        temb = self.time_embedding(sinusoids.astype(self.dtype))
+        return temb if conditioning.temb is None else temb + conditioning.temb.astype(self.dtype)
 
     def features(
         self, latents: Latents, t: Timesteps, conditioning: Conditioning, *, remat: bool = False

@@ -61,7 +61,7 @@ class Distilling(Opened):
         if own:
             config = make_config(config, own)
         for field in ("teacher", "student"):
-            if (text := config.distil[field]) != "data" or field == "student":
+            if (text := config.distil[field]) not in ("data", "experts") or field == "student":
                 try:
                     check_method(text, config)
                 except InputError as error:

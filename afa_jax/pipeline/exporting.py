@@ -16,7 +16,7 @@ from afa_jax.errors import InputError
 from afa_jax.exporting.outputs import Wanted, check_model
 from afa_jax.logs import printed
 from afa_jax.methods.specs import parse_method
-from afa_jax.names import LEARNED, MERGES
+from afa_jax.names import DISTILLED, LEARNED, MERGES
 from afa_jax.pipeline.base import Opened, Place, check_dtype
 from afa_jax.program_cache import keep_programs
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from afa_jax.exporting.merge import MergedModel
 
 
-MERGE_KINDS = (*MERGES, LEARNED)
+MERGE_KINDS = (*MERGES, LEARNED, DISTILLED)
 
 
 class Exporting(Opened):

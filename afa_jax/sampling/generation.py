@@ -80,10 +80,13 @@ def generate(
 
     Raises:
         InputError: immediately, for options that cannot be sampled, a prompt with unknown characters, maps from a
-            Denoiser without them, or a Denoiser that cannot be spread over the mesh; later, for a picture that is not
-            finite.
+            Denoiser without them, a guidance scale that a distilled model has not learnt, or a Denoiser that cannot be
+            spread over the mesh; later, for a picture that is not finite.
     """
     options.check(experts)
+    low, high = getattr(denoiser, "guidance_range", (1, np.inf))
+    if not low <= options.guidance <= high:
+        raise InputError(f"guidance {options.guidance:g}: this distilled model has learnt {low:g} to {high:g}")
     key = np.uint32(seed)  # as an int32 it would end at 2**31
     mesh = experts.mesh
     models = (denoiser, experts.text_encoder, experts.vae)
