@@ -14,10 +14,10 @@ DISTILLED = "distilled"
 """One U-Net that ``afa_jax.distil`` has taught to predict as a method of many does."""
 METHODS = (
     *("expert", "inside", "uniform", "base", "checkpoint", *MERGES, "autombw", LEARNED, DISTILLED),
-    *("noise_average", "magicfusion", "superdiff", "router", "maxfusion", "time", "gate", "afa"),
+    *("noise_average", "magicfusion", "superdiff", "router", "ladder", "maxfusion", "time", "gate", "afa"),
 )
 """Ways to make a picture from several experts."""
-SAMPLING = ("eta", "steps", "guidance")
+SAMPLING = ("eta", "steps", "guidance", "guidance_interval")
 """Sampling options that a single method may override."""
 BASE = "base"
 """The base model's name where an expert can be named."""

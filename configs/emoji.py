@@ -35,6 +35,7 @@ ABLATIONS = dict(
     shared=dict(shared=True),
 )
 RIVALS = dict(
+    ladder=dict(kind="ladder", block_out_channels=(48, 64, 64), heads=4, norm_num_groups=8),
     router=dict(kind="router", block_out_channels=(32, 64), layers_per_block=1, heads=4, norm_num_groups=8),
     gate=dict(kind="gate"),
     mbw=dict(kind="mbw"),
@@ -104,9 +105,10 @@ def get_config(arg: str = "") -> ConfigDict:
         config.sabw.update(ABLATIONS[arg])
     if arg in RIVALS:
         config.fusion = ConfigDict(RIVALS[arg])
-        config.train.steps = 300 if arg == "router" else 200  # the router has much to learn
+        config.train.steps = 300 if arg in ("router", "ladder") else 200  # these two have much to learn
         # The gate and the block weights are few numbers, far from where they start.
-        config.train.optimizer.update(dict(lr=dict(router=1e-3, gate=3e-3, mbw=2e-2)[arg], weight_decay=0.0))
+        lr = dict(ladder=1e-3, router=1e-3, gate=3e-3, mbw=2e-2)[arg]
+        config.train.optimizer.update(dict(lr=lr, weight_decay=0.0))
         if arg == "mbw":
             config.cache.path = ""  # it merges the text encoders too, whose states the cache would hold
     return config

@@ -110,7 +110,7 @@ class Toy(nnx.Module):
     def site_names(self, unet: Any) -> list[str]:
         return [stage.name for stage in unet.stages]
 
-    def assemble(self, unet: Any, text_encoder: Any, remat: Any = "none") -> tuple[Any, Any]:
+    def assemble(self, unet: Any, text_encoder: Any, schedule: Any, remat: Any = "none") -> tuple[Any, Any]:
         maps = ConstantMaps(weights=jax.nn.softmax(self.config.scale * self.logits[...]))
         return FusedUNets(experts=unet, aggregators=maps, remat=remat), text_encoder
 
@@ -143,7 +143,7 @@ class Tinted(Conditioning):
     tint: Any
 
 
-jax.tree_util.register_dataclass(Tinted, data_fields=["text", "tint"], meta_fields=[])
+jax.tree_util.register_dataclass(Tinted, data_fields=["text", "temb", "tint"], meta_fields=[])
 
 
 @dataclasses.dataclass(frozen=True)

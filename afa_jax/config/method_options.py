@@ -110,7 +110,14 @@ def _each_once(what: str, value: Any, experts: Sequence[str]) -> None:
         raise InputError(f"{what}={list(value)}; name each of {', '.join(experts)} once")
 
 
-_TRAINED: Mapping[str, Check] = dict(workdir=_any)
+_TRAINED: dict[str, Check] = dict(workdir=_any)
+_SPARSE: dict[str, Check] = dict(
+    threshold=_between(0, 1 - 2**-53, "it from 0 (all experts run) to below 1"),
+    top=_top,
+    unconditional=_one_of("own", "conditional"),
+    reuse=_whole,
+    chunk=_whole,
+)
 OPTIONS: Mapping[str, Mapping[str, Check] | None] = {
     "expert": dict(expert=_expert),
     "inside": dict(expert=_expert),
@@ -139,7 +146,8 @@ OPTIONS: Mapping[str, Mapping[str, Check] | None] = {
         general=_source, experts=_list, k=_number_or_by_expert, fuse_above=_whole, general_first=_any
     ),
     "superdiff": dict(temperature=_between(0, float("inf"), "0 (all alike) or more")),
-    "router": _TRAINED,
+    "router": _TRAINED | _SPARSE,
+    "ladder": _TRAINED | _SPARSE,
     "maxfusion": dict(threshold=_number, predictions=_one_of("fuse", "average")),
     "time": dict(
         scheme=_one_of("uniform", "tree", "refiner", "edges", "alternate"),
@@ -167,7 +175,9 @@ def check_entry(entry: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
         raise InputError(f"no method {kind!r:.80}; there are {', '.join(METHODS)}")
     if "family" in options and options["family"] not in FAMILIES:
         raise InputError(f"method {kind}: family={options['family']!r:.80}; choose {', '.join(FAMILIES)}")
-    for field in SAMPLING:
+    if "guidance_interval" in options:
+        options["guidance_interval"] = part_of_path(f"method {kind}: guidance_interval", options["guidance_interval"])
+    for field in LEAST:
         if field in options:
             value = options[field] = number(f"method {kind}: {field}", options[field])
             if value < LEAST[field] or (field == "steps" and value % 1):
@@ -178,6 +188,21 @@ def check_entry(entry: Mapping[str, Any] | ConfigDict) -> dict[str, Any]:
     if kind in REQUIRED and REQUIRED[kind] not in options:
         raise InputError(f"method {kind}: the option {REQUIRED[kind]} is missing")
     return options
+
+
+def part_of_path(what: str, value: Any) -> tuple[float, float]:
+    """Return a part of the sampler's path, (from, to), 0 its noisy start and 1 its clean end.
+
+    Raises:
+        InputError: it is not two numbers in this order between 0 and 1.
+    """
+    try:
+        low, high = (float(end) for end in value)
+    except (TypeError, ValueError):
+        low, high = 1.0, 0.0
+    if not 0 <= low < high <= 1:
+        raise InputError(f"{what}={value!r:.40}; write [FROM, TO], a part of the path, 0 <= FROM < TO <= 1")
+    return low, high
 
 
 def check_options(kind: str, options: set[str]) -> None:

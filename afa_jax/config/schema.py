@@ -222,7 +222,7 @@ ENSEMBLE = Section(
                 shared=Field(boolean, False),
             )
         ),
-        fusion=Section(dict(kind=Field(choice("afa", "router", "gate", "mbw"), "afa")), open_=True),
+        fusion=Section(dict(kind=Field(choice("afa", "ladder", "router", "gate", "mbw"), "afa")), open_=True),
         data=Section(DATA, optional=True, open_=True),  # sampling needs no pictures
         train=Section(
             dict(

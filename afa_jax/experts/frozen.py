@@ -142,5 +142,5 @@ def with_fusion(fusion: Any, experts: Experts) -> tuple[Any, Experts]:
     The experts stay the same unless the fusion has block weights: then their U-Nets and text encoders are merged here,
     once, and the merged networks replace them as stacks of one.
     """
-    denoiser, text_encoder = fusion.assemble(experts.unet, experts.text_encoder)
+    denoiser, text_encoder = fusion.assemble(experts.unet, experts.text_encoder, experts.schedule)
     return denoiser, dataclasses.replace(experts, unet=denoiser.experts, text_encoder=text_encoder)

@@ -23,7 +23,7 @@ _WAYS = dict(
     router="the predictions of frozen models, weighted at each pixel by small trained U-Nets",
     mbw="the weights of frozen models, averaged with trained weights for each block",
 )
-METHODS = dict(afa="afa", gate="gate", router="router", mbw="learned_mbw")
+METHODS = dict(afa="afa", gate="gate", router="router", ladder="ladder", mbw="learned_mbw")
 """The method name that samples each kind of trained fusion."""
 
 

@@ -18,6 +18,7 @@ from flax import nnx
 from jax import Array
 from jax.typing import DTypeLike
 
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.mesh.collectives import is_split, mean_over_experts, whole
 from afa_jax.mesh.experts import Shared, contract_experts, map_experts, on_shares, weighted_sum
@@ -226,7 +227,9 @@ class Aggregators(nnx.Module):
         """Return the names of the stages after which the experts are fused."""
         return [unet.stages[index].name for index in self.at]
 
-    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[FusedUNets, Any]:
+    def assemble(
+        self, unet: UNet, text_encoder: Any, schedule: NoiseSchedule, remat: Remat = "none"
+    ) -> tuple[FusedUNets, Any]:
         """Return the Denoiser of these aggregators and N experts, and the text encoders whose states it takes."""
         return FusedUNets(experts=unet, aggregators=self, remat=remat), text_encoder
 

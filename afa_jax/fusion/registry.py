@@ -7,16 +7,39 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 from flax import nnx
+from jax import Array
 
+# Those of typing read properties to check them, before Python 3.12.
+from typing_extensions import Protocol, runtime_checkable
+
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.fusion.afa import Aggregators, Remat
+from afa_jax.fusion.ladder import Ladder
 from afa_jax.fusion.rivals.block_weights import BlockWeights
 from afa_jax.fusion.rivals.gate import Gate
 from afa_jax.fusion.rivals.router import Router
+from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.unet import UNet
+from afa_jax.types import Latents, SiteMaps, Timesteps
+
+
+@runtime_checkable
+class HasPenalty(Protocol):
+    """A Denoiser that is trained in another way than it is sampled, and with a penalty beside the noise's error."""
+
+    def training_pass(
+        self, latents: Latents, t: Timesteps, conditioning: Conditioning, keys: Array
+    ) -> tuple[Latents, tuple[SiteMaps, Any]]:
+        """Return the prediction, and ``(maps, more)`` for the penalty; ``keys`` ``[b]`` are the rows' own."""
+        ...
+
+    def penalty(self, maps: SiteMaps, more: Any, target: Latents, position: Array) -> Array:
+        """Return what to add to the error of each row ``[b]``; ``position`` is the row's in the run."""
+        ...
 
 
 class TrainedFusion(Protocol):
@@ -48,7 +71,7 @@ class TrainedFusion(Protocol):
         """Return the names of the sites to which its maps belong."""
         ...
 
-    def assemble(self, unet: Any, text_encoder: Any, remat: Remat = "none") -> tuple[Any, Any]:
+    def assemble(self, unet: Any, text_encoder: Any, schedule: NoiseSchedule, remat: Remat = "none") -> tuple[Any, Any]:
         """Return the Denoiser of this fusion and stacks of N experts, and the text encoders whose states it takes.
 
         These are the experts' own, except for block weights: their merged U-Net and text encoder are stacks of one.
@@ -56,7 +79,7 @@ class TrainedFusion(Protocol):
         ...
 
 
-FUSIONS: dict[str, Any] = {cls.kind: cls for cls in (Aggregators, Gate, Router, BlockWeights)}
+FUSIONS: dict[str, Any] = {cls.kind: cls for cls in (Aggregators, Ladder, Gate, Router, BlockWeights)}
 """The class of each TrainedFusion, by its kind."""
 
 LARGEST = dict(transformer_layers=64, layers_per_block=64)

@@ -58,10 +58,10 @@ def map_experts(function: Callable[..., Any], *arguments: Any) -> Any:
 
     if axis_size(own) == 1:
         return stack([of_one(take(own, 0))])
-    return jax.lax.map(lambda one: of_one(_slices_first(one)), own)
+    return jax.lax.map(lambda one: of_one(slices_first(one)), own)
 
 
-def _slices_first(one: T) -> T:
+def slices_first(one: T) -> T:
     """Keep XLA's CPU compiler from reading an expert's bias out of the stack in the loop that adds it.
 
     Such a loop is not vectorised; what that costs is in docs/speed.md. Only vectors: matrices go to library calls, and

@@ -19,7 +19,7 @@ from afa_jax.config.method_options import FAMILIES, check_entry
 from afa_jax.diffusion.guidance import Denoiser, PathDenoiser
 from afa_jax.experts.frozen import Experts
 from afa_jax.methods.models import Models, NotTrained
-from afa_jax.methods.options import SampleOptions
+from afa_jax.methods.options import SampleOptions, guided_timesteps
 from afa_jax.methods.registry import METHOD_KINDS, Loaded
 from afa_jax.names import SAMPLING
 from afa_jax.records import public, recorded
@@ -98,7 +98,9 @@ class Method:
 
     def evaluations(self, options: SampleOptions) -> int:
         """Return the number of U-Net evaluations for one picture, conditional and unconditional ones together."""
-        return sum(self.cost(int(t), options.guidance) for t in self.shared.schedule.timesteps(options.steps))
+        timesteps = self.shared.schedule.timesteps(options.steps)
+        first, last = guided_timesteps(timesteps, options.guidance_interval)
+        return sum(self.cost(int(t), options.guidance if last <= t <= first else 1) for t in timesteps)
 
 
 def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method:

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 import warnings
 
+import numpy as np
+
 from afa_jax.diffusion.samplers.registry import SAMPLERS
 from afa_jax.diffusion.samplers.sampler import Sampler
 from afa_jax.diffusion.schedule import NoiseSchedule
@@ -34,6 +36,8 @@ class SampleOptions:
         size: (rows, columns) of the pictures in pixels.
         steps: the number of the sampler's steps.
         guidance: scale of classifier-free guidance; 1 turns it off.
+        guidance_interval: the part of the path with guidance, from 0, its noisy start, to 1, its clean end. Outside,
+            the unconditional half does not run (Kynkaanniemi et al. 2024, arXiv 2404.07724).
         eta: the sampler's noise: 0 is deterministic, 1 has the variance of DDPM.
         sampler: the sampler's name in SAMPLERS.
         batch: pictures at once. The last batch is padded, so that there is one compilation.
@@ -48,6 +52,7 @@ class SampleOptions:
     size: tuple[int, int]
     steps: int = 50
     guidance: float = 7.5
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
     eta: float = 0.0
     sampler: str = "ddim"
     batch: int = 4
@@ -66,6 +71,9 @@ class SampleOptions:
             raise InputError(f"a batch of {self.batch}; choose 1 or more")
         if self.guidance < 1:
             raise InputError(f"guidance {self.guidance}; choose 1 (none) or more")
+        low, high = self.guidance_interval
+        if not 0 <= low < high <= 1:
+            raise InputError(f"guidance_interval={low},{high}; choose a part of the path, 0 <= from < to <= 1")
         self.make_sampler(experts.schedule).constants(self.steps)
         if experts.sampler not in _DDIM and is_process_0():
             _warn_of_sampler(experts.sampler)
@@ -84,3 +92,17 @@ class SampleOptions:
     def keeps_steps(self) -> bool:
         """Return whether the result includes something of each step."""
         return self.maps or self.routing or self.path
+
+
+def guided_timesteps(t: np.ndarray, interval: tuple[float, float]) -> tuple[np.float32, np.float32]:
+    """Return the greatest and the least timestep with guidance, of the evaluations' timesteps, descending.
+
+    Args:
+        interval: the part of the path with guidance, from 0, its noisy start, to 1, its clean end. The evaluation k of
+            K is inside if ``low <= k / K < high``.
+    """
+    share = np.arange(len(t)) / len(t)
+    inside = t[(share >= interval[0]) & (share < interval[1])]
+    if not len(inside):
+        return np.float32(-np.inf), np.float32(np.inf)
+    return np.float32(inside.max()), np.float32(inside.min())

@@ -37,6 +37,7 @@ from afa_jax.fusion.rivals.time_experts import (
 )
 from afa_jax.fusion.routing import Permuted, Sharpened, TopK
 from afa_jax.fusion.single import ConstantMaps, SingleExpert
+from afa_jax.fusion.sparse import SparseEnsemble, SparseOptions, check_runs_first
 from afa_jax.fusion.steered import GuidedUNet, StyledUNet
 from afa_jax.methods.distilled import MODEL, STEERING, load_steered, read_distilled, steering_of, style_weights
 from afa_jax.methods.distilled import RECORD as DISTILLED_RECORD
@@ -80,7 +81,7 @@ def _of(count: int) -> Callable[[int, float | int], int]:
     return lambda t, guidance: count * (1 if guidance == 1 else 2)
 
 
-def _fused(models: Models, denoiser: Denoiser, **built: Any) -> Built:
+def _fused(models: Models, denoiser: Denoiser | PathDenoiser, **built: Any) -> Built:
     """Build a method that runs all of the config's experts together."""
     experts = models.experts
     return Built(lambda: (denoiser, experts), experts.record, _of(len(experts.names)), **built)
@@ -405,6 +406,26 @@ def _trained(kind: str) -> Callable[..., Built]:
     return build
 
 
+def _routed(kind: str) -> Callable[..., Built]:
+    """Return the builder of a fusion of predictions; any of SparseOptions' makes its experts run only where needed."""
+
+    def build(models: Models, *, workdir: str | None = None, **sparse: Any) -> Built:
+        if not (sparse := {name: value for name, value in sparse.items() if value is not None}):
+            return _fusion(models, kind, workdir)
+        run, count = _trained_run(models, kind, workdir), len(models.experts.names)
+        for name in sparse.keys() - {"threshold", "unconditional"}:
+            sparse[name] = whole(f"{kind}: {name}", sparse[name])
+        options = SparseOptions(**sparse)
+        options.check(count, kind)
+        router = load_fusion(run.folder, models.experts.unet, count)
+        check_runs_first(router)
+        experts = models.experts
+        denoiser = SparseEnsemble(experts=experts.unet, router=router, schedule=experts.schedule, options=options)
+        return _fused(models, denoiser, record=run.record, recipe=run.recipe, on_path=True)
+
+    return build
+
+
 def _fusion(models: Models, kind: str, workdir: str | None, change: Callable[[Any], Any] | None = None) -> Built:
     """Build the method of a trained fusion; ``change``, if given, is applied to its aggregators."""
     run = _trained_run(models, kind, workdir)
@@ -485,7 +506,8 @@ METHOD_KINDS: Mapping[str, Kind] = {
     "noise_average": Kind("output space", "the experts' predictions, averaged", _noise_average),
     "magicfusion": Kind("output space", "each pixel from the expert of the largest saliency", _magicfusion),
     "superdiff": Kind("output space", "predictions weighted by the experts' densities on the path", _superdiff),
-    "router": Kind("output space", "predictions weighted by maps of small trained U-Nets", _trained("router")),
+    "router": Kind("output space", "predictions weighted by maps of small trained U-Nets", _routed("router")),
+    "ladder": Kind("output space", "predictions weighted by a small U-Net beside the experts", _routed("ladder")),
     "maxfusion": Kind("feature space", "at each site the experts that agree, else the strongest", _maxfusion),
     "time": Kind("time axis", "one expert for each interval of timesteps", _time),
     "gate": Kind("time axis", "AFA with maps that depend on the timestep alone, trained", _trained("gate")),

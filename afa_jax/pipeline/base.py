@@ -37,7 +37,8 @@ Source = str | os.PathLike[str] | Mapping[str, Any]
 """A model: a diffusers folder, a single file, a hub id as ``owner/name@revision``; or a config's entry of one."""
 Place = str | os.PathLike[str]
 
-_BY_KIND = dict(mbw=LEARNED, router="router", gate="gate")  # the methods of trained fusions that are not AFA's
+# The methods of trained fusions that are not AFA's.
+_BY_KIND = dict(mbw=LEARNED, router="router", ladder="ladder", gate="gate")
 
 
 class Opened:

@@ -182,11 +182,11 @@ def _has_intervals(report: Report, metric: str) -> bool | None:
 
 
 def own_sampling(report: Report, method: Method) -> dict[str, Any]:
-    """Return a method's steps, guidance and eta as far as they differ from the shared ones."""
+    """Return a method's steps, guidance, its part of the path and eta as far as they differ from the shared ones."""
     shared = report["protocol"]
     return {
         field: method[field]
-        for field in ("steps", "guidance", "eta")
+        for field in ("steps", "guidance", "guidance_interval", "eta")
         if method.get(field) is not None and method[field] != shared.get(field)
     }
 

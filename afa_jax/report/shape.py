@@ -45,9 +45,8 @@ _METHOD = with_fields(
         groups=named(text(), _FIGURES),
         record=named(text(), anything),
         folder=_NAME,
-        evaluations=_COUNT,
         memory_bytes=integer(0, 2**62),
-        **dict.fromkeys(("time_ratio", "seconds_per_image"), number(0)),
+        **dict.fromkeys(("evaluations", "time_ratio", "seconds_per_image"), number(0)),
     ),
 )
 _METRIC = with_fields(dict(name=_NAME, better=choice("higher", "lower")), dict(digits=integer(0, 30)))

@@ -23,7 +23,7 @@ from afa_jax.fusion.afa import routing_of
 from afa_jax.mesh.collectives import DATA, EXPERT, FSDP, ROWS, divided, on_mesh
 from afa_jax.mesh.parallel import place, specs_of
 from afa_jax.mesh.processes import is_multiprocess, wait_for_all
-from afa_jax.methods.options import SampleOptions
+from afa_jax.methods.options import SampleOptions, guided_timesteps
 from afa_jax.models.conditioning import encode_prompts
 from afa_jax.models.vae import VAE, to_pixels
 from afa_jax.progress import announced
@@ -50,6 +50,8 @@ class Picture:
         maps: each site's maps, ``[steps, n, h, w]``.
         routing: ``weights`` ``[steps, sites, n]`` and ``entropy`` ``[steps, sites]``, means over the pixels.
         path: the clean picture implied by each step's prediction, uint8 ``[steps, rows, columns, 3]``.
+        work: by name evaluations of U-Nets, of a method whose work depends on the picture: ``needed``, ``done`` (needed
+            ones and those that filled a chunk), ``possible`` (those of all experts).
     """
 
     request: Request
@@ -57,6 +59,7 @@ class Picture:
     maps: tuple[np.ndarray, ...] = ()
     routing: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     path: np.ndarray | None = None
+    work: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def generate(
@@ -190,15 +193,30 @@ class Program:
 
     Attributes:
         guided: whether classifier-free guidance is used, at any scale.
+        interval: whether guidance is used in a part of the path only.
     """
 
     size: tuple[int, int]
     sampler: Sampler
     guided: bool
+    interval: bool
     maps: bool
     routing: bool
     path: bool
     one_by_one: bool
+
+
+class Guidance(NamedTuple):
+    """The numbers of classifier-free guidance.
+
+    Attributes:
+        scale: the guidance scale.
+        first, last: the greatest and the least timestep with guidance.
+    """
+
+    scale: Any
+    first: Any
+    last: Any
 
 
 class StepNumbers(NamedTuple):
@@ -207,12 +225,12 @@ class StepNumbers(NamedTuple):
     Attributes:
         constants: the sampler's constants of each evaluation.
         count: the number of evaluations used; None for all of them, when each step keeps something.
-        guidance: the guidance scale.
+        guidance: of the classifier-free guidance.
     """
 
     constants: Any
     count: Any
-    guidance: Any
+    guidance: Guidance
 
 
 def program_of(
@@ -232,8 +250,16 @@ def program_of(
         constants = jax.tree.map(lambda values: np.resize(np.asarray(values), room), constants)
     one_by_one = platform() == "cpu" if options.one_by_one is None else options.one_by_one
     kept = dict(maps=options.maps, routing=options.routing, path=options.path)
-    program = Program(size=options.size, sampler=sampler, guided=options.guidance != 1, one_by_one=one_by_one, **kept)
-    return program, StepNumbers(constants, None if count is None else np.int32(count), np.float32(options.guidance))
+    guided = dict(guided=options.guidance != 1, interval=options.guidance_interval != (0.0, 1.0))
+    program = Program(size=options.size, sampler=sampler, one_by_one=one_by_one, **guided, **kept)
+    return program, StepNumbers(
+        constants,
+        None if count is None else np.int32(count),
+        Guidance(
+            np.float32(options.guidance),
+            *guided_timesteps(np.asarray(sampler.constants(options.steps).t), options.guidance_interval),
+        ),
+    )
 
 
 def specs_of_models(models: tuple[Any, Any, Any], mesh: Mesh) -> tuple[Any, Any, Any]:
@@ -306,7 +332,7 @@ def _pictures(
 ) -> dict[str, Any]:
     """Turn token ids into pixels: encode the prompts, sample latents, decode them."""
     path = trajectory_of(program, denoiser, text_encoder, vae, rows, key, steps.guidance)
-    sampled = sample(
+    sampled, memory = sample(
         program.sampler,
         path.predict,
         path.start,
@@ -315,9 +341,10 @@ def _pictures(
         noise_at=path.noise_at,
         has_aux=path.has_aux,
         carry=path.carry,
+        returns_carry=True,
     )
     latents, aux = sampled if path.has_aux else (sampled, {})
-    return decode(vae, latents) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
+    return decode(vae, latents) | work_of(denoiser, memory) | jax.tree.map(lambda leaf: jnp.moveaxis(leaf, 1, 0), aux)
 
 
 class Trajectory(NamedTuple):
@@ -343,7 +370,7 @@ def trajectory_of(
     vae: Any,
     rows: tuple[jax.Array, jax.Array, jax.Array],
     key: jax.Array,
-    guidance: Any,
+    guidance: Guidance,
 ) -> Trajectory:
     """Encode the prompts of rows and return what their pictures are sampled with."""
     positive, negative, numbers = rows
@@ -355,15 +382,24 @@ def trajectory_of(
     shape = (program.size[0] // factor, program.size[1] // factor, vae.config.latent_channels)
     noise = image_noise(key, numbers, shape)
     on_path, has_maps = isinstance(denoiser, PathDenoiser), program.maps or program.routing
-    scale = guidance if program.guided else 1
 
     def predict(x: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
         maps: Any = ()
+        scale: Any = guidance.scale if program.guided else 1
+        inside = (t[0] <= guidance.first) & (t[0] >= guidance.last)
         if on_path:
-            prediction, memory = denoiser.guided(x, t, conditional, unconditional, scale, memory)
+            if program.guided and program.interval:
+                scale = jnp.where(inside, scale, 1)
+            step = denoiser.guided_with_maps if has_maps else denoiser.guided  # type: ignore[union-attr]
+            answer, memory = step(x, t, conditional, unconditional, scale, memory)
+            prediction, maps = answer if has_maps else (answer, ())
         else:
             function = denoiser.with_maps if has_maps else denoiser
-            answer = guided(function, conditional, unconditional, scale, has_maps=has_maps)(x, t)
+            run = guided(function, conditional, unconditional, scale, has_maps=has_maps)
+            if program.guided and program.interval:  # outside, the unconditional half does not run
+                answer = jax.lax.cond(inside, run, lambda x, t: function(x, t, conditional), x, t)
+            else:
+                answer = run(x, t)
             prediction, maps = answer if has_maps else (answer, ())
         return (prediction, kept(x, prediction, t, maps)) if keeps else prediction, memory
 
@@ -388,6 +424,11 @@ def trajectory_of(
         noise_at=lambda step: image_noise(jax.random.fold_in(jax.random.split(key)[1], step), numbers, shape),
         has_aux=keeps,
     )
+
+
+def work_of(denoiser: Any, memory: Any) -> dict[str, Any]:
+    """Return ``Picture.work`` of a method that counts its evaluations in its memory; nothing of others."""
+    return dict(work=denoiser.work(memory)) if hasattr(denoiser, "work") else {}
 
 
 def decode(vae: Any, latents: jax.Array) -> dict[str, jax.Array]:

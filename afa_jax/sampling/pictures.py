@@ -398,6 +398,7 @@ def recipe_of(
         size=list(options.size),
         steps=options.steps,
         guidance=options.guidance,
+        **({} if options.guidance_interval == (0.0, 1.0) else dict(guidance_interval=list(options.guidance_interval))),
         eta=options.eta,
         sampler=options.sampler,
         dtype=config.dtype,

@@ -229,7 +229,10 @@ def sampler(config: ConfigDict, fusing: Any, architecture: Architecture, target:
     rows, tokens = -(-sample.batch // shares) * shares, architecture.text_encoder.max_position_embeddings
     options = SampleOptions(size=tuple(sample.size), steps=sample.steps, guidance=float(sample.guidance), batch=rows)
     denoiser, text_encoder = jax.eval_shape(
-        lambda own, *experts: own.assemble(*experts), networks.fusion, networks.unet, networks.text_encoder
+        lambda own, *experts: own.assemble(*experts, architecture.schedule),
+        networks.fusion,
+        networks.unet,
+        networks.text_encoder,
     )
     models = (denoiser, text_encoder, networks.vae)
     specs = (None, None, None) if target.mesh is None else generation.specs_of_models(models, target.mesh)

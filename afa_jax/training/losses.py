@@ -25,6 +25,7 @@ def diffusion_loss(
     min_snr_gamma: float = 0.0,
     timesteps: tuple[int, int] | None = None,
     has_aux: bool = False,
+    penalty: Callable[[Any, Latents], Array] | None = None,
 ) -> Any:
     """Return the mean squared error of a prediction at uniformly random timesteps, float32 (Ho et al. 2020, eq. 14).
 
@@ -34,6 +35,7 @@ def diffusion_loss(
         min_snr_gamma: weights min(SNR, gamma) / SNR of Hang et al. 2023 (arXiv 2303.09556) if positive.
         timesteps: ``(low, high)``, to draw only ``low <= t < high``; None draws all timesteps.
         has_aux: ``predict`` returns ``(prediction, aux)``; the result is then ``(loss, aux)``.
+        penalty: ``(aux, target) -> [b]``, added to each row's error; the target is of the schedule's prediction type.
     """
     low, high = timesteps or (0, schedule.num_train_timesteps)
 
@@ -48,6 +50,8 @@ def diffusion_loss(
     errors = squared_errors(schedule, prediction, latents, noise, t)
     if min_snr_gamma:
         errors = errors * schedule.min_snr_weights(t, min_snr_gamma)
+    if penalty is not None:
+        errors = errors + penalty(aux, schedule.target(latents, noise, t))
     return (errors.mean(), aux) if has_aux else errors.mean()
 
 

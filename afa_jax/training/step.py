@@ -20,6 +20,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.fusion.afa import Remat, routing_of
+from afa_jax.fusion.registry import HasPenalty
 from afa_jax.mesh.collectives import (
     EXPERT,
     ROWS,
@@ -129,19 +130,33 @@ def loss(
     """
     fusion = unflatten(setting.fusion, params)
     frozen = dict(vae=setting.vae) | unflatten(setting.frozen, arrays)
-    denoiser, text_encoder = fusion.assemble(frozen["unet"], frozen.get("text_encoder"), setting.remat)
+    denoiser, text_encoder = fusion.assemble(
+        frozen["unet"], frozen.get("text_encoder"), setting.schedule, setting.remat
+    )
     keys = row_keys(key, batch["position"])
     latents, conditioning = latents_and_conditioning(
         frozen | dict(text_encoder=text_encoder), batch, keys, setting.caption_dropout, setting.no_caption
     )
     loss_keys = jax.vmap(lambda key: jax.random.split(key, 3)[2])(keys)  # the first two keys are used for the inputs
-    loss, maps = diffusion_loss(
-        lambda x, t: denoiser.with_maps(x, t, conditioning),
+
+    def predict(x: Latents, t: Array) -> tuple[Latents, Any]:
+        if isinstance(denoiser, HasPenalty):
+            own_keys = jax.vmap(lambda key: jax.random.fold_in(key, 0))(loss_keys)
+            return denoiser.training_pass(x, t, conditioning, own_keys)
+        prediction, maps = denoiser.with_maps(x, t, conditioning)
+        return prediction, (maps, ())
+
+    def penalty(aux: Any, target: Latents) -> Array:
+        return denoiser.penalty(*aux, target, batch["position"])
+
+    loss, (maps, _) = diffusion_loss(
+        predict,
         setting.schedule,
         latents,
         loss_keys,
         min_snr_gamma=setting.min_snr_gamma,
         has_aux=True,
+        penalty=penalty if isinstance(denoiser, HasPenalty) else None,
     )
     return loss, jax.tree.map(lambda of_sites: of_sites.mean((0, 1)), routing_of(maps))
 

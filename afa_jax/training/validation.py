@@ -120,7 +120,7 @@ class Validation:
             noise = jax.vmap(
                 lambda i: jax.random.normal(jax.random.fold_in(jax.random.fold_in(root, i), bucket), latents.shape[1:])
             )(index)
-            denoiser, text_encoder = unflatten(self._like, params).assemble(*frozen)
+            denoiser, text_encoder = unflatten(self._like, params).assemble(*frozen, schedule)
             if text_encoder is None:
                 conditioning = Conditioning(text=jnp.moveaxis(states, 1, 0))
             else:

@@ -337,7 +337,7 @@ def test_costs_are_measured_again_beside_another_reference(config, tmp_path, mon
 
     def measured(*against, options=OPTIONS):
         before = len(calls)
-        cost.cost_of(method, options, against, folder)
+        cost.cost_of(method, options, against, folder, ["fox"])
         return len(calls) > before
 
     more = dataclasses.replace(OPTIONS, steps=4)

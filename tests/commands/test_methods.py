@@ -24,7 +24,7 @@ from afa_jax.weights.formats.folders import save_folder
 from tests import tiny
 
 OPTIONS = SampleOptions(size=(32, 64), steps=2, guidance=2.0, batch=2)
-TRAINED = {"afa", "gate", "router", "learned_mbw", "distilled", "autombw", "checkpoint"}
+TRAINED = {"afa", "gate", "router", "ladder", "learned_mbw", "distilled", "autombw", "checkpoint"}
 ENTRIES: dict[str, dict[str, Any]] = {
     "inside": dict(expert="b"),
     "expert": dict(expert="b"),

@@ -29,10 +29,11 @@ from tests import tiny
 FUSIONS = dict(
     gate='dict(kind="gate", hidden=8)',
     router='dict(kind="router", block_out_channels=(8,), heads=2, norm_num_groups=4)',
+    ladder='dict(kind="ladder", block_out_channels=(8,), heads=2, norm_num_groups=4, residual=True, gates=True)',
     mbw='dict(kind="mbw")',
 )
 OPTIONS = SampleOptions(size=(32, 64), steps=2, guidance=2.0)
-SITES = dict(gate=5, router=1, mbw=6)
+SITES = dict(gate=5, router=1, ladder=1, mbw=6)
 
 
 def train(root, kind, workdir, *options):

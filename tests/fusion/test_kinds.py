@@ -21,8 +21,12 @@ from afa_jax.weights.tensors import WeightsError, read_tensors
 from tests import tiny
 
 RIVALS: dict[str, dict[str, Any]] = dict(
-    gate=dict(hidden=8), router=dict(block_out_channels=[8], heads=2, norm_num_groups=4), mbw={}
+    gate=dict(hidden=8),
+    router=dict(block_out_channels=[8], heads=2, norm_num_groups=4),
+    ladder=dict(block_out_channels=[8], heads=2, norm_num_groups=4),
+    mbw={},
 )
+SCHEDULE = NoiseSchedule()
 UNETS = [tiny.unet(seed, tiny.MICRO_UNET) for seed in range(2)]
 TEXT_ENCODERS = [tiny.text_encoder(seed) for seed in range(2)]
 
@@ -43,6 +47,8 @@ def one_hot(kind: str, expert: int) -> Any:
     elif kind == "router":
         for unet, logit in zip(fusion.unets, sure, strict=True):
             unet.stages[-1].conv_out.bias[...] = logit[None]
+    elif kind == "ladder":
+        fusion.head.logits.bias[...] = sure
     else:
         fusion.logits[...] = jnp.broadcast_to(sure, fusion.logits.shape)
     return fusion
@@ -55,7 +61,7 @@ def inputs() -> tuple[Any, Any, Any]:
 
 @jax.jit
 def run(fusion: Any, experts: Any, latents: Any, t: Any, ids: Any) -> Any:
-    denoiser, text_encoder = fusion.assemble(*experts)
+    denoiser, text_encoder = fusion.assemble(*experts, SCHEDULE)
     return denoiser.with_maps(latents, t, encode_prompts(text_encoder, ids))
 
 
@@ -78,8 +84,8 @@ def test_untrained_it_is_a_uniform_average(kind):
     for site in maps:
         np.testing.assert_array_equal(site, np.float32(0.5))
     names = fresh(kind).site_names(with_experts(0, 1)[0])
-    assert len(maps) == len(names) == dict(gate=5, router=1, mbw=6)[kind]
-    if kind == "router":
+    assert len(maps) == len(names) == dict(gate=5, router=1, ladder=1, mbw=6)[kind]
+    if kind in ("router", "ladder"):
         assert_close(prediction, (alone(0) + alone(1)) / 2)
     if kind == "mbw":
         mean = jax.tree.map(lambda a, b: (a + b) / 2, (UNETS[0], TEXT_ENCODERS[0]), (UNETS[1], TEXT_ENCODERS[1]))
@@ -92,7 +98,7 @@ def test_what_has_maps_says_where_they_belong():
     config = dict(hidden=8, transformer_layers=1, heads=2, norm_num_groups=4)
     last = init_fusion(fusion_config("afa", dict(config, sites="last")), unet, 2, 0)
     for fusion in (*map(fresh, RIVALS), last):
-        assert fusion.assemble(unet, text_encoder)[0].sites == fusion.site_names(unet)
+        assert fusion.assemble(unet, text_encoder, SCHEDULE)[0].sites == fusion.site_names(unet)
     stages = [stage.name for stage in unet.stages]
     assert FusedUNets(experts=unet, aggregators=ConstantMaps(weights=jnp.ones(2) / 2)).sites == stages
     assert not hasattr(SingleExpert(experts=unet, index=0), "sites")
@@ -103,7 +109,7 @@ def test_block_weights_can_compute_again_what_their_gradient_needs():
     fusion, experts, (latents, t, ids) = tiny.randomised(fresh("mbw"), 3), with_experts(0, 1), inputs()
 
     def predict(fusion, remat):
-        denoiser, text_encoder = fusion.assemble(*experts, remat=remat)
+        denoiser, text_encoder = fusion.assemble(*experts, SCHEDULE, remat=remat)
         return denoiser(latents, t, encode_prompts(text_encoder, ids))
 
     for remat in ("none", "stage", "fused"):
@@ -151,7 +157,7 @@ def test_a_step_reaches_every_parameter_and_nothing_frozen(kind):
     np.testing.assert_allclose([metrics["weight_0"], metrics["weight_1"], metrics["entropy"]], [0.5, 0.5, 1], rtol=1e-5)
     # Zero layers learn first, as in AFA.
     learnt = {name for name, array in new["params"].items() if (array != state["params"][name]).any()}
-    zero = dict(gate="linear_2", router="conv_out.conv_out.", mbw="logits")[kind]
+    zero = dict(gate="linear_2", router="conv_out.conv_out.", ladder=".l", mbw="logits")[kind]
     assert learnt and learnt <= {name for name in state["params"] if zero in name or "conv_out" in name}
     state = init_state(tiny.randomised(fusion, 5), optimizer)
     new, metrics = step(state, batch, arrays, jax.random.key(0))
@@ -199,7 +205,7 @@ def test_a_fusion_is_data_and_its_parts_are_not_mixed_up():
         assert again.keys() == flatten(trained).keys()
     # A merge leaves the experts as they were, and the merged one has their structure.
     stacked, _ = with_experts(0, 1)
-    merged = fresh("mbw").assemble(*with_experts(0, 1))[0].experts
+    merged = fresh("mbw").assemble(*with_experts(0, 1), SCHEDULE)[0].experts
     assert jax.tree.map(jnp.shape, flatten(take(merged, 0))) == jax.tree.map(jnp.shape, flatten(take(stacked, 0)))
     assert {leaf.shape[0] for leaf in jax.tree.leaves(stacked)} == {2}
 
@@ -211,7 +217,7 @@ def test_a_whole_number_may_be_written_as_a_float():
 @pytest.mark.parametrize(
     ("kind", "options", "message"),
     [
-        ("magic", {}, "fusion.kind='magic'; choose afa, gate, router, mbw"),
+        ("magic", {}, "fusion.kind='magic'; choose afa, ladder, gate, router, mbw"),
         ("gate", dict(depth=2), "fusion.depth: gate has no such option; there are hidden"),
         ("gate", dict(hidden="wide"), "fusion.hidden='wide': expected int"),
         ("gate", dict(hidden=0), "fusion.hidden=0; choose 1 or more"),

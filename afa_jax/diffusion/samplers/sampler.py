@@ -72,6 +72,7 @@ def sample(
     noise_at: Callable[[Array], Latents] | None = None,
     has_aux: bool = False,
     carry: Any = None,
+    returns_carry: bool = False,
 ) -> Any:
     """Sample from x at the first timestep to clean latents.
 
@@ -86,6 +87,7 @@ def sample(
             evaluations. Not with ``count``.
         carry: a method's memory of the path, before the first evaluation. ``predict`` is then ``(x, t, carry)
             -> (result, carry)``; its result is the one that it would have without ``carry``.
+        returns_carry: the result is then ``(result, carry)``, with the carry after the last evaluation.
 
     Raises:
         ValueError: a sampler that adds noise without ``noise_at``; aux of a traced number of evaluations.
@@ -100,10 +102,12 @@ def sample(
 
     state = PathState(x, sampler.start(x), carry)
     if count is not None:
-        return jax.lax.fori_loop(0, count, lambda i, state: turn(state, i, take(constants, i))[0], state).x
+        state = jax.lax.fori_loop(0, count, lambda i, state: turn(state, i, take(constants, i))[0], state)
+        return (state.x, state.carry) if returns_carry else state.x
     numbers = jnp.arange(len(constants.t))
     state, aux = jax.lax.scan(lambda state, own: turn(state, *own), state, (numbers, constants))
-    return (state.x, aux) if has_aux else state.x
+    result = (state.x, aux) if has_aux else state.x
+    return (result, state.carry) if returns_carry else result
 
 
 class PathState(NamedTuple):

@@ -104,7 +104,7 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
     """
     method = make_method(entry, models)
     options, folder = protocol.options_of(method), protocol.make(method)
-    cost = cost_of(method, options, (reference, protocol.options), folder)
+    cost = cost_of(method, options, (reference, protocol.options), folder, [item.prompt for item in protocol.items])
     scores = scored(protocol.scorers, folder, protocol.items, protocol.seeds)
     figures, noise = figures_of(protocol, scores), noise_of(method, protocol, folder)
     if noise is not None and protocol.main == NOISE.name:
@@ -118,7 +118,9 @@ def measure(entry: Entry, models: Models, protocol: Protocol, reference: Method)
         steps=options.steps,
         eta=options.eta,
         guidance=options.guidance,
-        evaluations=method.evaluations(options),
+        **({} if options.guidance_interval == (0.0, 1.0) else dict(guidance_interval=list(options.guidance_interval))),
+        # Of a method whose work depends on the picture, as it was counted.
+        evaluations=round(cost["work"]["done"], 1) if "work" in cost else method.evaluations(options),
         **{key: value for key, value in cost.items() if key != "ratio_of"},
         pictures=len(protocol.items) * len(protocol.seeds),
         folder=folder.folder.name,

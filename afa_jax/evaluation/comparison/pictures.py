@@ -39,6 +39,7 @@ def record_of(method: Method, options: SampleOptions) -> dict[str, Any]:
         guidance=float(options.guidance),
         eta=float(options.eta),
         sampler="ddim",
+        **({} if options.guidance_interval == (0.0, 1.0) else dict(guidance_interval=list(options.guidance_interval))),
     )
 
 

@@ -17,6 +17,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.fusion.afa import Remat
 from afa_jax.models.conditioning import Conditioning
 from afa_jax.models.configs import UNetConfig
@@ -64,7 +65,9 @@ class BlockWeights(nnx.Module):
         """Return the names of all stages, and ``base`` for all parameters outside them."""
         return [*(stage.name for stage in unet.stages), "base"]
 
-    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[MergedUNet, Any]:
+    def assemble(
+        self, unet: UNet, text_encoder: Any, schedule: NoiseSchedule, remat: Remat = "none"
+    ) -> tuple[MergedUNet, Any]:
         """Return the merged U-Net as a Denoiser, and the merged text encoder, each a stack of one.
 
         Args:

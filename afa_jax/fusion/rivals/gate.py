@@ -12,6 +12,7 @@ from flax import nnx
 from jax import Array
 from jaxtyping import Float
 
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.fusion.afa import FusedUNets, Remat
 from afa_jax.mesh.experts import weighted_sum
@@ -74,6 +75,8 @@ class Gate(nnx.Module):
         """Return the names of all stages."""
         return [stage.name for stage in unet.stages]
 
-    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[FusedUNets, Any]:
+    def assemble(
+        self, unet: UNet, text_encoder: Any, schedule: NoiseSchedule, remat: Remat = "none"
+    ) -> tuple[FusedUNets, Any]:
         """Return the ensemble whose maps the gate makes, and the text encoders whose states it takes."""
         return FusedUNets(experts=unet, aggregators=self, remat=remat), text_encoder

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import jax
 from flax import nnx
 
+from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError
 from afa_jax.fusion.afa import Remat
 from afa_jax.fusion.rivals.blending import predict_each
@@ -100,11 +101,17 @@ class Router(nnx.Module):
 
         return jax.nn.softmax(map_experts(logits, stack(list(self.unets)), conditioning), axis=0)
 
+    def weigh(self, latents: Latents, t: Timesteps, conditioning: Conditioning, previous: Latents) -> Maps:
+        """Return the maps as sparse execution asks for them; clean latents of the step before are not read."""
+        return self.maps(latents, t, conditioning)
+
     def site_names(self, unet: UNet) -> list[str]:
         """Return the name of the last stage, whose output is the prediction."""
         return [unet.stages[-1].name]
 
-    def assemble(self, unet: UNet, text_encoder: Any, remat: Remat = "none") -> tuple[Routed, Any]:
+    def assemble(
+        self, unet: UNet, text_encoder: Any, schedule: NoiseSchedule, remat: Remat = "none"
+    ) -> tuple[Routed, Any]:
         """Return the Denoiser that weights the experts' predictions, and the text encoders whose states it takes."""
         return Routed(experts=unet, router=self), text_encoder
 
