@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import inspect
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -21,7 +22,7 @@ from afa_jax.experts.frozen import Experts
 from afa_jax.methods.models import Models, NotTrained
 from afa_jax.methods.options import SampleOptions, guided_timesteps
 from afa_jax.methods.registry import METHOD_KINDS, Loaded
-from afa_jax.names import SAMPLING
+from afa_jax.names import DISTILLED, SAMPLING
 from afa_jax.records import public, recorded
 
 __all__ = [
@@ -137,8 +138,11 @@ def make_method(entry: Mapping[str, Any] | ConfigDict, models: Models) -> Method
 
 
 def method_name(entry: Mapping[str, Any]) -> str:
-    """Return the default name of a method without one: ``ties density=0.3``, ``expert:food``."""
+    """Return the default name of a method without one: ``ties density=0.3``, ``expert:food``, ``distilled:RUN``."""
     options = {field: public(value) for field, value in entry.items() if field not in ("kind", "workdir")}
     expert = options.pop("expert", None)
     parts = [f"{field}={value}" for field, value in options.items() if not isinstance(value, Mapping)]
+    parts += [f"{name}={weight:g}" for name, weight in (options.get("style") or {}).items()]
+    if entry["kind"] == DISTILLED and entry.get("workdir"):  # there may be several in a table
+        expert = Path(str(entry["workdir"])).name
     return " ".join([f"{entry['kind']}:{expert}" if expert else str(entry["kind"]), *parts])

@@ -65,7 +65,8 @@ class Distilling(Opened):
                 try:
                     check_method(text, config)
                 except InputError as error:
-                    raise InputError(f"distil.{field}={text}: {error}") from None
+                    why = str(error).removeprefix(f"--method {text}: ")
+                    raise InputError(f"distil.{field}={text}: {why}") from None
         require(config, "data")
         folder = Path(workdir)
         resume = resume or resume_step is not None

@@ -29,6 +29,7 @@ config = f"--config={root}/configs/emoji.py"
 others = dict(finetune=f"--config={root}/configs/emoji_base.py", train_vae=f"--config={root}/configs/emoji_vae.py")
 own = dict(
     train=["--workdir=x"],
+    distil=["--workdir=x"],
     finetune=["--workdir=x"],
     train_vae=["--workdir=x"],
     sample=["--prompt=fox", "--out=x"],
@@ -48,13 +49,22 @@ for name, arguments in own.items():
         ([*arguments, config, "--nonsense"], "nonsense"),
         ([config, "--seed=x", "--steps=x", "--resume_step=x", "--devices=x", *arguments], ""),
     ]
+own["distil"] += [
+    (["--workdir=x", config, "--teacher=ties,densty=1"], "distil.teacher=ties,densty=1: ties: no option"),
+    (["--workdir=x", config, "--student=magic"], "distil.student=magic"),
+    (["--workdir=x", config, "--config.distil={'features': -1}"], "distil.features"),
+]
+own["sample"] += [
+    (["--prompt=fox", "--out=x", config, "--style=a=1"], "--style a=1: it goes with --method distilled:RUN"),
+    (["--prompt=fox", "--out=x", config, "--method=distilled:x", "--style=a"], "--style a: write NAME=WEIGHT"),
+]
 own["train"].append((["--workdir=x", config, "--resume", "--overwrite"], "exclude each other"))
 own["sample"] += [
     (["--prompt=fox", "--out=x", config, f"--{option}"], option.partition("=")[0])
     for option in ("num_images=0", "seed=-2", "steps=0", "guidance=nan", "size=64", "method=magic", "eta=-1")
 ]
 own["sample"].append((["--prompt=fox", "--out=x", config, "--method=ties,densty=1"], "ties: no option 'densty'; there"))
-for name in ("train", "finetune", "train_vae", "search"):
+for name in ("train", "distil", "finetune", "train_vae", "search"):
     own[name].append((["--workdir=/dev/null/x", others.get(name, config)], "cannot be written"))
 own["sample"].append(([f"--prompts={root}/pyproject.toml", "--out=x", config], "the line is empty"))
 for name, more in (("sample", "--prompt=fox"), ("evaluate", "--prompts=2"), ("maps", "--prompt=fox"),
@@ -81,7 +91,7 @@ own["evaluate"].append((["--out=x", config, listed], "density=2"))
 for name in ("sample", "maps"):
     sized = f"--config.base={root}/models/emoji/base"
     own[name].append((["--prompt=fox", "--out=x", config, sized, "--size=33x64"], "size 33x64: both sides must be"))
-for name in ("train", "finetune", "train_vae", "search"):
+for name in ("train", "distil", "finetune", "train_vae", "search"):
     own[name].append((["--workdir=x", others.get(name, config), "--resume"], "--resume: x holds no run"))
     own[name].append(([f"--workdir={root}", others.get(name, config)], "is not empty"))
 own |= {

@@ -15,7 +15,6 @@ from afa_jax.cli.commands import load_config, run
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.distillation.few_steps import FewSteps
 from afa_jax.distillation.student import Student
-from afa_jax.distillation.trajectories import SHARD
 from afa_jax.errors import InputError
 from afa_jax.fusion.steered import GuidedUNet, StyledUNet
 from afa_jax.methods.method import Models, make_method
@@ -103,29 +102,16 @@ def test_it_is_one_ordinary_checkpoint_with_its_distance(whole, config, root, ca
     assert says_nothing_of(str(root), whole) > 5 and says_nothing_of(str(whole.parent), whole)
 
 
+@pytest.mark.slow
 def test_it_comes_nearer_to_its_teacher(config, tmp_path):
     start = "--student=expert:a"
-    assert distilled(config, tmp_path / "near", start, train__steps=20, validation__every=2) == 0
+    fields = dict(train__steps=20, validation__every=2, distil__features=1e-3)
+    assert distilled(config, tmp_path / "near", start, **fields) == 0
+    first = json.loads((tmp_path / "near" / "metrics.jsonl").read_text().splitlines()[0])
+    assert first["feature_error"] > 0
     lines = [json.loads(line) for line in (tmp_path / "near" / "validation.jsonl").read_text().splitlines()]
     assert lines[-1]["distance"] < 0.7 * lines[0]["distance"]
     assert lines[-1]["distance_path"] < 0.7 * lines[0]["distance_path"]
-
-
-def test_trajectories_are_made_once_and_mended(config, whole, tmp_path):
-    (paths,) = {file.parent for file in (config.parent / "paths").glob("*/*.npy") if len(np.load(file)) == 5}
-    times = {file: file.stat().st_mtime_ns for file in paths.glob("*.npy")}
-    states = np.load(paths / "00000.states.npy")
-    assert states.shape[:2] == (5, 4) and SHARD > 5
-    (paths / "00000.experts.npy").unlink()  # as a start that was killed leaves it
-    before = np.load(paths / "00000.predictions.npy")
-    assert distilled(config, tmp_path / "again") == 0
-    assert all(file.stat().st_mtime_ns > times[file] for file in times)
-    np.testing.assert_array_equal(np.load(paths / "00000.predictions.npy"), before)
-    times = {file: file.stat().st_mtime_ns for file in paths.glob("*.npy")}
-    assert distilled(config, tmp_path / "third") == 0
-    assert all(file.stat().st_mtime_ns == times[file] for file in times)
-    for name, array in parameters(tmp_path / "third").items():
-        np.testing.assert_array_equal(array, parameters(tmp_path / "again")[name])
 
 
 def test_a_distilled_run_is_a_method(config, whole, tmp_path):
@@ -140,7 +126,7 @@ def test_a_distilled_run_is_a_method(config, whole, tmp_path):
     assert run(sample.main, [*command, "--out", str(tmp_path / "out")]) == 0
 
 
-@pytest.mark.parametrize("teacher", ["data", "superdiff", "ties,density=0.5"])
+@pytest.mark.parametrize("teacher", ["data", "superdiff"])
 def test_any_method_teaches(config, tmp_path, teacher):
     fields: dict[str, object] = dict(train__steps=1)
     if teacher == "superdiff":  # it knows its own path only, and guided predictions
@@ -151,14 +137,6 @@ def test_any_method_teaches(config, tmp_path, teacher):
         assert record["teacher"] == "data" and "distance_path" not in record["distance"]
     else:
         assert record["teacher"]["kind"] == teacher.split(",")[0]
-
-
-def test_features_and_parts_of_a_batch(config, tmp_path):
-    """A weight on features adds its part; a batch in parts is the same step."""
-    common = dict(train__steps=1, distil__features=0.1, train__caption_dropout=0.0, train__ema=0.0)
-    assert distilled(config, tmp_path / "a", **common) == 0
-    line = json.loads((tmp_path / "a" / "metrics.jsonl").read_text().splitlines()[0])
-    assert line["feature_error"] > 0 and line["loss"] > 0.1 * line["feature_error"]
 
 
 WRONG = {
@@ -271,6 +249,7 @@ def test_few_steps_from_a_model_with_guidance_folded_in(config, guided, tmp_path
     )
 
 
+@pytest.mark.slow
 def test_styles_are_picked_and_mixed_and_a_further_one_learnt(config, tmp_path, capsys):
     """Each expert is a teacher; a fourth is added, while the first three stay."""
     three, two = (
@@ -286,7 +265,7 @@ def test_styles_are_picked_and_mixed_and_a_further_one_learnt(config, tmp_path, 
     one, other, mixed = (make_method(parse_method(spec + more), models) for more in (",style.a=1", ",style.b=2", ""))
     assert isinstance(one.denoiser, StyledUNet) and isinstance(mixed.denoiser, StyledUNet)
     assert np.asarray(one.denoiser.style).tolist() == [1, 0] and np.asarray(mixed.denoiser.style).tolist() == [0.5, 0.5]
-    assert one.record != other.record
+    assert one.record != other.record and one.name == "distilled:two a=1"
     with pytest.raises(InputError, match="style 'c': no teacher has it; there are a, b"):
         make_method(parse_method(spec + ",style.c=1"), models)
     assert distilled(config, three, "--teacher=experts", f"--student={spec}", **fields) == 0
