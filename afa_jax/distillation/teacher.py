@@ -17,6 +17,7 @@ from afa_jax.fusion.single import SingleExpert
 from afa_jax.fusion.steered import GuidedUNet
 from afa_jax.methods.method import Method, Models, NotTrained, check_entry, make_method
 from afa_jax.models.conditioning import encode_prompts
+from afa_jax.names import SAMPLING
 from afa_jax.sampling.pictures import find_method
 from afa_jax.types import Latents, Timesteps, TokenIds
 
@@ -109,6 +110,10 @@ def find(config: ConfigDict, field: str, models: Models) -> Method:
         check_values(entry, [str(expert["name"]) for expert in config.experts])
         if entry["kind"] in _OF_A_RUN and not entry.get("workdir"):
             raise InputError(f"it is trained; name the run, {entry['kind']},workdir=RUN")
+        if sampled := [name for name in SAMPLING if name in entry]:
+            raise InputError(
+                f"{sampled[0]} says how it is sampled; set distil.trajectories and distil.guidance instead"
+            )
         return make_method(entry, models)
     except NotTrained as error:
         raise InputError(f"distil.{field}={text}: it is not trained ({error})") from error

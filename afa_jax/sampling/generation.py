@@ -90,6 +90,8 @@ def generate(
     low, high = getattr(denoiser, "guidance_range", (1, np.inf))
     if not low <= options.guidance <= high:
         raise InputError(f"guidance {options.guidance:g}: this distilled model has learnt {low:g} to {high:g}")
+    if low > 1 and options.guidance_interval != (0.0, 1.0):
+        raise InputError(f"guidance_interval: this distilled model has learnt {low:g} to {high:g}, not to do without")
     key = np.uint32(seed)  # as an int32 it would end at 2**31
     mesh = experts.mesh
     models = (denoiser, experts.text_encoder, experts.vae)

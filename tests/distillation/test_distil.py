@@ -144,6 +144,7 @@ WRONG = {
     "--teacher=afa,workdir={here}": "is not trained",
     "--teacher=ties,densty=1": "no option 'densty'",
     "--teacher=superdiff": "distil.guidance",
+    "--teacher=uniform,guidance=3": "guidance says how it is sampled",
     "--student=uniform": "distil.student=uniform: it is not one U-Net",
     "--student=checkpoint,path={here}/absent": "distil.student",
     "--config.distil.trajectories.path=": "distil.trajectories.path is missing",
