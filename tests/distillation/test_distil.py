@@ -1,8 +1,10 @@
 """Distillation end to end: what it learns, that it resumes bit for bit, what it writes, and what it refuses."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +12,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from afa_jax import distil, merge, sample
+from afa_jax import Ensemble, distil, merge, sample
 from afa_jax.cli.commands import load_config, run
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.distillation.few_steps import FewSteps
@@ -24,9 +26,11 @@ from afa_jax.models.conditioning import encode_prompts
 from afa_jax.models.steering import Steering, SteeringConfig
 from afa_jax.sampling.generation import Request, generate
 from afa_jax.trees import flatten
+from afa_jax.weights.formats.folders import save_folder
 from afa_jax.weights.load import load_text_encoder, load_unet
 from afa_jax.weights.opened import open_checkpoint
-from tests.commands.conftest import says_nothing_of
+from tests import tiny
+from tests.commands.conftest import TOKENIZER, says_nothing_of
 
 FIELDS = {
     "train.batch": 16, "train.steps": 4, "train.save_every": 2, "train.ema": 0.5, "validation.pairs": 3,
@@ -126,17 +130,34 @@ def test_a_distilled_run_is_a_method(config, whole, tmp_path):
     assert run(sample.main, [*command, "--out", str(tmp_path / "out")]) == 0
 
 
-@pytest.mark.parametrize("teacher", ["data", "superdiff"])
-def test_any_method_teaches(config, tmp_path, teacher):
-    fields: dict[str, object] = dict(train__steps=1)
-    if teacher == "superdiff":  # it knows its own path only, and guided predictions
-        fields |= dict(distil__trajectories__share=1.0, distil__guidance=(1.5, 2.5))
-    assert distilled(config, tmp_path / "run", "--teacher", teacher, **fields) == 0
+def test_the_control_has_no_teacher_and_is_as_far_as_the_noise(config, tmp_path):
+    ensemble = Ensemble.from_config(config)
+    model = ensemble.distil(
+        tmp_path / "run", teacher="data", steps=1, quiet=True, overrides=FIELDS | {"train.steps": 1}
+    )
+    assert model == tmp_path / "run" / "model" and open_checkpoint(model).components
     record = json.loads((tmp_path / "run" / "distilled.json").read_text())
-    if teacher == "data":
-        assert record["teacher"] == "data" and "distance_path" not in record["distance"]
-    else:
-        assert record["teacher"]["kind"] == teacher.split(",")[0]
+    assert record["teacher"] == "data" and "distance_path" not in record["distance"]
+
+
+def test_a_method_on_a_path_teaches_its_guided_predictions_there(config, tmp_path):
+    fields = dict(train__steps=1, distil__trajectories__share=1.0, distil__guidance=(1.5, 2.5))
+    assert distilled(config, tmp_path / "run", "--teacher=superdiff", **fields) == 0
+    record = json.loads((tmp_path / "run" / "distilled.json").read_text())
+    assert record["teacher"]["kind"] == "superdiff" and "distance_noised" not in record["distance"]
+
+
+def test_a_student_of_another_kind_does_not_fit(config, tmp_path, capsys):
+    networks: dict[str, Any] = dict(text_encoder=tiny.text_encoder(0), tokenizer=TOKENIZER)
+    other = dataclasses.replace(tiny.MICRO_UNET, in_channels=9)
+    save_folder(tmp_path / "inpainting", unet=tiny.unet(0, other), **networks)
+    narrow = dataclasses.replace(tiny.MICRO_UNET, block_out_channels=(4,))
+    save_folder(tmp_path / "narrow", unet=tiny.unet(0, narrow), **networks)
+    for name, fact in (("inpainting", "latent channels"), ("narrow", "choose 0, or a student of their architecture")):
+        student = f"--student=checkpoint,path={tmp_path / name}"
+        assert distilled(config, tmp_path / "bad", student, distil__features=0.1) == 2
+        (said,) = capsys.readouterr().err.splitlines()
+        assert "distil." in said and fact in said and not (tmp_path / "bad").exists()
 
 
 WRONG = {
