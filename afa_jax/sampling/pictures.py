@@ -66,7 +66,8 @@ class Asked:
     @property
     def sampling(self) -> dict[str, Any]:
         """Return the options of SAMPLING that are not None."""
-        return {name: value for name in SAMPLING if (value := getattr(self, name)) is not None}
+        own = (name for name in SAMPLING if hasattr(self, name))  # a guidance interval is a method's alone
+        return {name: value for name in own if (value := getattr(self, name)) is not None}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
