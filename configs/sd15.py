@@ -14,7 +14,7 @@ compiled it at full size for a TPU, where it takes 8.6 GiB of one chip (docs/arc
 
 Variants, joined by "_" (group2_coco): "group1", the default (epiCRealism, majicMIX realistic, Realistic Vision),
 "group2" (AbsoluteReality, CyberRealistic, RealCartoon-Realistic); "256" (at 256 px); AFA's trained rivals: "router",
-"gate", "mbw" (learned block weights). And what a comparison asks for:
+"ladder", "gate", "mbw" (learned block weights). And what a comparison asks for:
 
     python -m afa_jax.evaluate --config configs/sd15.py:coco --workdir runs/sd15
     python -m afa_jax.evaluate --config configs/sd15.py:drawbench --workdir runs/sd15
@@ -25,7 +25,7 @@ Category as data/drawbench.csv. Without either, the prompts of data/prompts.txt,
 --config.evaluation.prompts.path=FILE and the like. The metrics want requirements-metrics.txt and their weights; what is
 absent is left out, and the report says so. So are the rivals that are trained, until there is their run:
 
-    python -m afa_jax.train --config configs/sd15.py:router --workdir runs/sd15_router      (and gate, mbw)
+    python -m afa_jax.train --config configs/sd15.py:router --workdir runs/sd15_router      (and ladder, gate, mbw)
     python -m afa_jax.train --config configs/sd15.py --workdir runs/sd15_no_time --config.sabw.use_time=False
 
 (no_text: sabw.use_text=False; one_weight: sabw.per_pixel=False; last_site: sabw.sites=last; shared: sabw.shared=True).
@@ -52,6 +52,7 @@ EXPERTS = {
 
 RIVALS = dict(
     router=dict(kind="router", block_out_channels=(64, 128), layers_per_block=1, heads=4, norm_num_groups=8),
+    ladder=dict(kind="ladder", block_out_channels=(64, 128, 128, 128), heads=4, norm_num_groups=8),
     gate=dict(kind="gate", hidden=64),
     mbw=dict(kind="mbw"),
 )
@@ -72,7 +73,9 @@ def get_config(arg: str = "") -> ConfigDict:
     parts = arg.split("_") if arg else []
     chosen = [[part for part in parts if part in choice] for choice in CHOICES]
     if sum(map(len, chosen)) < len(parts) or any(len(own) > 1 for own in chosen):
-        raise KeyError("choose group1 or group2, 256, coco or drawbench, router, gate or mbw, joined by _, or none")
+        raise KeyError(
+            "choose group1 or group2, 256, coco or drawbench, router, ladder, gate or mbw, joined by _, or none"
+        )
     size = 256 if chosen[1] else 512
     group = chosen[0][0] if chosen[0] else "group1"
     names = [name for name, _ in EXPERTS[group]]
@@ -143,7 +146,7 @@ def get_config(arg: str = "") -> ConfigDict:
     )
     if chosen[3]:
         config.fusion = ConfigDict(RIVALS[chosen[3][0]])
-    if chosen[3] == ["router"]:
+    if chosen[3] in (["router"], ["ladder"]):
         config.train.remat = "none"  # its gradient does not go through the experts
     if chosen[3] == ["mbw"]:
         config.cache.path = ""  # it merges the text encoders too, whose states the cache would hold

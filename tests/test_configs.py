@@ -32,15 +32,16 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 VARIANTS = {
     "emoji": (
         *("", "full", "short", "no_time", "no_text", "one_weight", "last_site", "shared"),
-        *("router", "gate", "mbw"),
+        *("ladder", "router", "gate", "mbw"),
     ),
     "emoji_base": ("", "start", "words"),
     "emoji_distil": ("", "guided", "styles", "eight", "four", "two"),
     "emoji_equal": ("", "topics"),
     "emoji_expert": ("animals", "food", "things", "noto", "animals_words"),
+    "emoji_price": ("",),
     "emoji_time": ("", "root", "low", "middle", "high", "uniform0", "uniform1", "uniform2"),
     "sd15_finetune": ("",),
-    "sd15": ("", "group1", "group2", "256", "coco", "drawbench", "group2_coco", "router", "gate", "mbw"),
+    "sd15": ("", "group1", "group2", "256", "coco", "drawbench", "group2_coco", "router", "ladder", "gate", "mbw"),
 }
 
 
@@ -95,7 +96,7 @@ def test_a_comparison_names_methods_that_there_are(name):
         check_entry(entry)
 
 
-@pytest.mark.parametrize("name", ["emoji", "emoji_equal"])
+@pytest.mark.parametrize("name", ["emoji", "emoji_equal", "emoji_price"])
 def test_what_emojis_comparisons_take_is_what_their_commands_write(name):
     """Each run in the list of methods is a variant's, or is written by a command that the configs say."""
     text = "".join((CONFIGS / f"{one}.py").read_text() for one in {name, "emoji", "emoji_time"})

@@ -409,8 +409,18 @@ def _trained(kind: str) -> Callable[..., Built]:
 def _routed(kind: str) -> Callable[..., Built]:
     """Return the builder of a fusion of predictions; any of SparseOptions' makes its experts run only where needed."""
 
-    def build(models: Models, *, workdir: str | None = None, **sparse: Any) -> Built:
-        if not (sparse := {name: value for name, value in sparse.items() if value is not None}):
+    def build(
+        models: Models,
+        *,
+        workdir: str | None = None,
+        threshold: Any = None,
+        top: Any = None,
+        unconditional: Any = None,
+        reuse: Any = None,
+        chunk: Any = None,
+    ) -> Built:
+        asked = dict(threshold=threshold, top=top, unconditional=unconditional, reuse=reuse, chunk=chunk)
+        if not (sparse := {name: value for name, value in asked.items() if value is not None}):
             return _fusion(models, kind, workdir)
         run, count = _trained_run(models, kind, workdir), len(models.experts.names)
         for name in sparse.keys() - {"threshold", "unconditional"}:
