@@ -23,8 +23,8 @@ Then, with the aggregators that the repository carries for AFA (1,000 steps too,
 
 The options of sparse execution were chosen on other prompts of the same kind. On two cores beside other work the
 trainings took 36 minutes (router), 17 (ladder), 18 (with a correction) and 31 (without features, at a higher load),
-the distilling 33, and 5 methods' pictures and costs 12. docs/price.md was made of these five: expert:things, router, the
-ladder with a correction, the sparse router with half the path guided, and the distilled checkpoint.
+the distilling 33, and 5 methods' pictures and costs 12. docs/price.md was made of these five: expert:things, router,
+the ladder with a correction, the sparse router with half the path guided, and the distilled checkpoint.
 """
 
 import importlib.util
