@@ -18,18 +18,19 @@ from afa_jax.training.step import init_state, make_train_step
 from afa_jax.trees import flatten, stack
 from tests import tiny
 
-SMALL = dict(block_out_channels=[8, 8], heads=2, norm_num_groups=4)
-UNETS = stack([tiny.unet(seed) for seed in range(2)])
+SMALL = dict(block_out_channels=[8], heads=2, norm_num_groups=4)
+# One level compiles in a fraction of the time; one test has two.
+UNETS = stack([tiny.unet(seed, tiny.MICRO_UNET) for seed in range(2)])
 SCHEDULE = NoiseSchedule(prediction_type="v_prediction")
 LATENTS, T, CONDITIONING = tiny.inputs(3, 2)
 
 
-def fresh(**options: Any) -> Any:
-    return init_fusion(fusion_config("ladder", {**SMALL, **options}), UNETS, 2, 0)
+def fresh(unets: Any = UNETS, **options: Any) -> Any:
+    return init_fusion(fusion_config("ladder", {**SMALL, **options}), unets, 2, 0)
 
 
-def ensemble(ladder: Any) -> Any:
-    return ladder.assemble(UNETS, None, SCHEDULE)[0]
+def ensemble(ladder: Any, unets: Any = UNETS) -> Any:
+    return ladder.assemble(unets, None, SCHEDULE)[0]
 
 
 @jax.jit
@@ -67,7 +68,8 @@ def test_gates_alone_change_what_the_experts_predict():
 
 def test_the_memory_is_the_clean_latents_of_the_unguided_halves():
     """Two steps by hand, each half with its own memory, are the sampler's; without the option there is no memory."""
-    denoiser = ensemble(tiny.randomised(fresh(), 1))
+    unets = stack([tiny.unet(seed) for seed in range(2)])  # two levels
+    denoiser = ensemble(tiny.randomised(fresh(unets, block_out_channels=[8, 8]), 1), unets)
     assert all(isinstance(denoiser, protocol) for protocol in (PathDenoiser, Denoiser))
     assert not isinstance(ensemble(fresh(previous=False)), PathDenoiser)
     nothing = Conditioning(text=jnp.zeros_like(CONDITIONING.text))
@@ -102,11 +104,9 @@ def test_the_penalty_is_the_divergence_from_the_experts_posterior():
 
 
 def test_a_step_reaches_every_parameter_of_every_part():
-    micro = stack([tiny.unet(seed, tiny.MICRO_UNET) for seed in range(2)])
-    config = fusion_config("ladder", {**SMALL, "block_out_channels": [8], "residual": True, "gates": True})
-    ladder, optimizer = tiny.randomised(init_fusion(config, micro, 2, 0), 5), optax.sgd(1.0)
+    ladder, optimizer = tiny.randomised(fresh(residual=True, gates=True), 5), optax.sgd(1.0)
     rng = np.random.default_rng(0)
-    frozen = dict(unet=micro, text_encoder=stack([tiny.text_encoder(0)] * 2), vae=tiny.vae(0))
+    frozen = dict(unet=UNETS, text_encoder=stack([tiny.text_encoder(0)] * 2), vae=tiny.vae(0))
     batch: Any = dict(
         image=rng.integers(0, 256, (4, 32, 32, 3), np.uint8),
         ids=rng.integers(1, 99, (4, 16)).astype(np.int32),
@@ -123,7 +123,7 @@ def test_a_step_reaches_every_parameter_of_every_part():
 @pytest.mark.parametrize(
     ("options", "field"),
     [
-        (dict(block_out_channels=[8, 8, 8]), "fusion.block_out_channels has 3 levels; choose 1 to 2"),
+        (dict(block_out_channels=[8, 8]), "fusion.block_out_channels has 2 levels; choose 1 to 1"),
         (dict(heads=3), "fusion.heads=3"),
         (dict(norm_num_groups=0), "fusion.norm_num_groups=0"),
         (dict(gates=True, features=False), "fusion.gates"),
