@@ -35,7 +35,7 @@ class SparseOptions:
         top: at most so many experts run for a picture, those of the largest weights; 0 sets no bound.
         unconditional: whose maps and experts the unconditional half of guidance takes.
         reuse: steps for which maps are kept before the router runs again.
-        chunk: pictures that an expert works at together; 0 chooses an eighth of the rows, at most 32.
+        chunk: pictures that an expert works at together; 0 chooses a quarter of the rows, at most 32.
     """
 
     threshold: float = 0.0
@@ -226,7 +226,7 @@ class SparseEnsemble:
         half = jnp.asarray(scale != 1)  # without guidance, no unconditional half
         needed = needed & jnp.concatenate([jnp.broadcast_to(half, (rows,)), jnp.ones((rows,), bool)])
         kept = renormalised(maps, needed | ~needed.any(0, keepdims=True))
-        chunk = min(options.chunk or max(1, min(32, 2 * rows // 8)), 2 * rows)
+        chunk = min(options.chunk or max(1, min(32, 2 * rows // 4)), 2 * rows)
         predictions, evaluations = predict_needed(self.experts, x, twice, both, kept, needed, chunk)
         u, c = jnp.split(predictions, 2)
         u = jnp.where(half, u, c)
