@@ -21,6 +21,7 @@ _WAYS = dict(
     "the features of frozen models at each site, pixel, prompt and timestep",
     gate="AFA with weights that depend on the timestep alone",
     router="the predictions of frozen models, weighted at each pixel by small trained U-Nets",
+    ladder="the predictions of frozen models, weighted at each pixel by a small trained U-Net that runs beside them",
     mbw="the weights of frozen models, averaged with trained weights for each block",
 )
 METHODS = dict(afa="afa", gate="gate", router="router", ladder="ladder", mbw="learned_mbw")

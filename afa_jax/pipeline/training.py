@@ -38,7 +38,7 @@ class Training(Opened):
             workdir: the run's folder: metrics, checkpoints, and in the end the trained pair.
             data: pictures with captions, as a config's ``data`` or as the folder that holds them; the config's by
                 default.
-            method: "afa" (default), "gate", "router" or "mbw", with the fusion's own options.
+            method: "afa" (default), "ladder", "router", "gate" or "mbw", with the fusion's own options.
             steps: the number of training steps.
             overrides: values of the config by dotted name of the field.
             resume: continue the existing run, as if it had never stopped.
