@@ -284,7 +284,6 @@ def _rungs(
     """Return the rungs: down each level, the middle, up each level."""
     widths = config.block_out_channels
     last = len(widths) - 1
-    whole: dict[str, Any] = dict(widths=(time, text), rngs=rngs)
 
     def last_of(level: int, *, up: bool) -> int:
         """Return the index of the last stage of a level with features of its own on the way down or up."""
@@ -296,45 +295,25 @@ def _rungs(
         ]
         return found[-1]
 
+    def rung(at: int, channels: tuple[int, int, int], *, attention: bool = True, **more: Any) -> Rung:
+        own: dict[str, Any] = dict(attention=attention, widths=(time, text), rngs=rngs)
+        return Rung(config, stages[at], at, experts, channels, **own, **more)
+
     middle = next(index for index, stage in enumerate(stages) if not stage.takes_skip and not stage.leaves_skip)
     rungs = []
     for level, width in enumerate(widths):
-        at, before = last_of(level, up=False), widths[max(level - 1, 0)]
+        before = widths[max(level - 1, 0)]
         halve = Downsample(before, rngs=rngs) if level else None
-        sizes = (before, 0, width)
-        rungs.append(
-            Rung(
-                config,
-                stages[at],
-                at,
-                experts,
-                sizes,
-                attention=level > 0,
-                resample=halve,
-                leaves_skip=True,
-                **whole,
-            )
-        )
+        at = last_of(level, up=False)
+        rungs.append(rung(at, (before, 0, width), attention=level > 0, resample=halve, leaves_skip=True))
     if stages[middle].level == last:
-        sizes = (widths[last], 0, widths[last])
-        rungs.append(Rung(config, stages[middle], middle, experts, sizes, attention=True, gated=config.gates, **whole))
+        rungs.append(rung(middle, (widths[last], 0, widths[last]), gated=config.gates))
     for level in range(last, -1, -1):
-        at, before = last_of(level, up=True), widths[min(level + 1, last)]
+        before = widths[min(level + 1, last)]
         double = Upsample(before, rngs=rngs) if level < last else None
-        sizes = (before, widths[level], widths[level])
-        rungs.append(
-            Rung(
-                config,
-                stages[at],
-                at,
-                experts,
-                sizes,
-                attention=level > 0,
-                resample=double,
-                gated=config.gates,
-                **whole,
-            )
-        )
+        channels = (before, widths[level], widths[level])
+        at = last_of(level, up=True)
+        rungs.append(rung(at, channels, attention=level > 0, resample=double, gated=config.gates))
     return rungs
 
 
