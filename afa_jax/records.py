@@ -120,17 +120,26 @@ def public(value: Any, field: str = "") -> Any:
 
 
 def public_path(path: str | Path) -> str:
-    """Return a path as records name it: its last name if it reveals a place on this machine."""
+    """Return a path as records name it: its last name if it reveals a place on this machine.
+
+    Of a text ``NAME:PATH`` or ``KIND,FIELD=PATH,...``, as methods and experts are written, this is done to each path.
+    """
     text = str(path)
     local = text.removeprefix("file://")
     windows = PureWindowsPath(local)
     if windows.drive and windows.root and "://" not in local:
         return windows.name
+    if not local.startswith(("/", "~", "..")) and _NAMED.search(text):
+        return _NAMED.sub(lambda part: part[1] + public_path(part[2]), text)
     parts = PurePosixPath(local).parts
     leaves = local.startswith(("/", "~")) or ".." in parts
     if local == text and (not leaves or "://" in local):
         return text
     return next((part for part in reversed(parts) if part not in ("/", "..", "~")), ".")
+
+
+_NAMED = re.compile(r"(?:^|(?<=,))([^/\\,=:]+[=:])(?!//)([^,]+)")
+"""A part of a specification that gives a name a value; no URL, whose scheme is followed by two slashes."""
 
 
 def public_arguments(arguments: Sequence[str]) -> list[str]:
@@ -141,11 +150,8 @@ def public_arguments(arguments: Sequence[str]) -> list[str]:
             ``commands.parse`` lists them.
     """
     result = []
-    for option, argument in zip(["", *arguments], arguments, strict=False):
-        if option == "--expert":
-            parts = [part.partition("=") for part in argument.split(",")]
-            result.append(",".join(f"{name}{equals}{public_path(value)}" for name, equals, value in parts))
-        elif argument.startswith("--config."):
+    for argument in arguments:
+        if argument.startswith("--config."):
             name, equals, value = argument.partition("=")
             result.append(f"{name}{equals}{_public_value(value, name.rpartition('.')[2])}")
         else:

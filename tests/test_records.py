@@ -65,6 +65,12 @@ def test_what_is_no_data_is_named(value):
         ("owner/name/file.safetensors@main", "owner/name/file.safetensors@main"),
         ("gs://bucket/folder", "gs://bucket/folder"),
         ("", ""),
+        ("ladder,workdir=/mnt/alice/run,threshold=0.5", "ladder,workdir=run,threshold=0.5"),
+        ("distilled:/mnt/alice/run", "distilled:run"),
+        ("router,workdir=../alice/run", "router,workdir=run"),
+        ("a=C:\\models\\a.safetensors,lora=~/l.safetensors:0.5", "a=a.safetensors,lora=l.safetensors:0.5"),
+        ("afa,workdir=gs://bucket/run", "afa,workdir=gs://bucket/run"),
+        ("configs/emoji.py:full", "configs/emoji.py:full"),
     ],
 )
 def test_a_path_of_this_machine_is_its_name(path, public):
@@ -76,16 +82,26 @@ def test_arguments_and_sentences_name_no_folder_of_this_machine(monkeypatch):
         "--config", "/mnt/x/configs/sd15.py:256", "--expert", "a=/mnt/x/a.safetensors,lora=/mnt/x/l.safetensors:0.5",
         "--config.base={'path': '/mnt/x/b', 'tokenizer': 'owner/name'}", "--config.data.path=/mnt/x/pictures",
         "--config.data.paths=('/mnt/x/1.tar', 'here/2.tar')", "--config.validation.prompts=('/a cat',)",
-        "--config.train.steps=4",
+        "--config.train.steps=4", "--config.distil.teacher=ladder,workdir=/mnt/x/run",
     ]  # fmt: skip
     assert public_arguments(arguments) == [
         "--config", "sd15.py:256", "--expert", "a=a.safetensors,lora=l.safetensors:0.5",
         "--config.base={'path': 'b', 'tokenizer': 'owner/name'}", "--config.data.path=pictures",
         "--config.data.paths=('1.tar', 'here/2.tar')", "--config.validation.prompts=('/a cat',)",
-        "--config.train.steps=4",
+        "--config.train.steps=4", "--config.distil.teacher=ladder,workdir=run",
     ]  # fmt: skip
     monkeypatch.chdir("/usr")
     sentence = "/usr/runs/x: no such file, see https://host/a/b and (/mnt/a/weights.pt); 1/2 of a and/or b"
     assert public_sentence(sentence) == (
         "runs/x: no such file, see https://host/a/b and (weights.pt); 1/2 of a and/or b"
     )
+
+
+def test_published_reports_name_no_folder_of_the_machine_that_made_them():
+    """The reports in docs/ are what ``recorded`` makes of themselves, in commands too."""
+    for path in (Path(__file__).parents[1] / "docs" / "emoji").glob("*.json"):
+        report = json.loads(path.read_text())
+        assert recorded(report) == report, path.name
+        for method in report["methods"]:
+            words = (method["recipe"] or "").partition("#")[0].split()
+            assert public_arguments(words) == words, method["recipe"]
