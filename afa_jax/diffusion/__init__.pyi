@@ -1,5 +1,7 @@
 from .guidance import Denoiser as Denoiser
+from .guidance import MappedPathDenoiser as MappedPathDenoiser
 from .guidance import PathDenoiser as PathDenoiser
+from .guidance import gives_maps as gives_maps
 from .guidance import guided as guided
 from .samplers.ddim import DDIM as DDIM
 from .samplers.registry import SAMPLERS as SAMPLERS

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from afa_jax.models.conditioning import Conditioning, join_rows
-from afa_jax.types import Latents, Timesteps
+from afa_jax.types import Latents, SiteMaps, Timesteps
 
 
 @runtime_checkable
@@ -40,6 +40,30 @@ class PathDenoiser(Protocol):
     ) -> tuple[Latents, Any]:
         """Return the guided prediction, float32, and the memory for the next evaluation; t is the same in all rows."""
         ...
+
+
+@runtime_checkable
+class MappedPathDenoiser(PathDenoiser, Protocol):
+    """A PathDenoiser with maps."""
+
+    def guided_with_maps(
+        self,
+        latents: Latents,
+        t: Timesteps,
+        conditional: Conditioning,
+        unconditional: Conditioning,
+        scale: Any,
+        memory: Any,
+    ) -> tuple[tuple[Latents, SiteMaps], Any]:
+        """Return what ``guided`` does, with the conditional half's maps beside the prediction."""
+        ...
+
+
+def gives_maps(denoiser: Denoiser | PathDenoiser) -> bool:
+    """Return whether a method, as it is sampled, gives each expert's weight at each pixel."""
+    if isinstance(denoiser, PathDenoiser):
+        return isinstance(denoiser, MappedPathDenoiser)
+    return hasattr(denoiser, "with_maps")
 
 
 def guided(

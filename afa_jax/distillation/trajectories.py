@@ -241,7 +241,7 @@ def _sample(
     start = denoiser.start(noise) if teacher.on_path else ()
     (last, _), (states, predictions, experts) = jax.lax.scan(step, (noise, start), constants)
     states = jnp.concatenate([states, last[None]])
-    return tuple(jnp.moveaxis(part, 0, 1) for part in (states, predictions, experts))  # type: ignore[return-value]
+    return jnp.moveaxis(states, 0, 1), jnp.moveaxis(predictions, 0, 1), jnp.moveaxis(experts, 0, 1)
 
 
 def strongest(maps: Any) -> Array:

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from afa_jax.diffusion.guidance import Denoiser, PathDenoiser, guided
+from afa_jax.diffusion.guidance import Denoiser, MappedPathDenoiser, PathDenoiser, gives_maps, guided
 from afa_jax.diffusion.samplers.sampler import Sampler, image_noise, sample
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.errors import InputError, NotFinite
@@ -99,10 +99,10 @@ def generate(
         devices = mesh.shape[DATA] * mesh.shape[FSDP]
         options = dataclasses.replace(options, batch=-(-options.batch // devices) * devices)
         models = place(models, mesh, specs_of_models(models, mesh))
-    if (options.maps or options.routing) and not hasattr(denoiser, "with_maps"):
+    if (options.maps or options.routing) and not gives_maps(denoiser):
         raise InputError(
-            "maps exist only in an ensemble: choose the method afa, gate, router, uniform, inside:<name>, maxfusion, "
-            "or learned_mbw"
+            "maps exist only in an ensemble: choose the method afa, gate, router, ladder, uniform, inside:<name>, "
+            "maxfusion, or learned_mbw"
         )
     positive = _token_ids([r.prompt for r in requests], experts.tokenizer)
     negative = _token_ids([r.negative_prompt for r in requests], experts.tokenizer)
@@ -386,23 +386,22 @@ def trajectory_of(
     on_path, has_maps = isinstance(denoiser, PathDenoiser), program.maps or program.routing
 
     def predict(x: jax.Array, t: jax.Array, memory: Any) -> tuple[Any, Any]:
-        maps: Any = ()
-        scale: Any = guidance.scale if program.guided else 1
-        inside = (t[0] <= guidance.first) & (t[0] >= guidance.last)
-        if on_path:
-            if program.guided and program.interval:
-                scale = jnp.where(inside, scale, 1)
-            step = denoiser.guided_with_maps if has_maps else denoiser.guided  # type: ignore[union-attr]
-            answer, memory = step(x, t, conditional, unconditional, scale, memory)
-            prediction, maps = answer if has_maps else (answer, ())
-        else:
+        def at(scale: Any) -> tuple[Any, Any]:
+            """Return the prediction guided at a scale, with maps where they are wanted, and the memory."""
+            if isinstance(denoiser, PathDenoiser):
+                asked = (x, t, conditional, unconditional, scale, memory)
+                if has_maps and isinstance(denoiser, MappedPathDenoiser):
+                    return denoiser.guided_with_maps(*asked)
+                return denoiser.guided(*asked)
             function = denoiser.with_maps if has_maps else denoiser
-            run = guided(function, conditional, unconditional, scale, has_maps=has_maps)
-            if program.guided and program.interval:  # outside, the unconditional half does not run
-                answer = jax.lax.cond(inside, run, lambda x, t: function(x, t, conditional), x, t)
-            else:
-                answer = run(x, t)
-            prediction, maps = answer if has_maps else (answer, ())
+            return guided(function, conditional, unconditional, scale, has_maps=has_maps)(x, t), memory
+
+        if program.guided and program.interval:  # outside, the unconditional half does not run
+            inside = (t[0] <= guidance.first) & (t[0] >= guidance.last)
+            answer, memory = jax.lax.cond(inside, lambda: at(guidance.scale), lambda: at(1))
+        else:
+            answer, memory = at(guidance.scale if program.guided else 1)
+        prediction, maps = answer if has_maps else (answer, ())
         return (prediction, kept(x, prediction, t, maps)) if keeps else prediction, memory
 
     keeps = has_maps or program.path

@@ -14,6 +14,7 @@ from flax import nnx
 
 from afa_jax import Ensemble, distil, merge, sample
 from afa_jax.cli.commands import load_config, run
+from afa_jax.diffusion.guidance import Denoiser
 from afa_jax.diffusion.schedule import NoiseSchedule
 from afa_jax.distillation.few_steps import FewSteps
 from afa_jax.distillation.student import Student
@@ -123,7 +124,8 @@ def test_a_distilled_run_is_a_method(config, whole, tmp_path):
     method = make_method(parse_method(f"distilled:{whole}"), models)
     x, t = jnp.ones((1, 8, 16, 4)), jnp.array([500])
     ids = jnp.asarray(method.experts.tokenizer(["octopus, noto style"]))
-    prediction = method.denoiser(x, t, encode_prompts(method.experts.text_encoder, ids))  # type: ignore[operator]
+    assert isinstance(method.denoiser, Denoiser)
+    prediction = method.denoiser(x, t, encode_prompts(method.experts.text_encoder, ids))
     own = load_unet(whole / "model")(x, t, load_text_encoder(whole / "model").encode(ids))
     np.testing.assert_allclose(prediction, own, atol=1e-5)
     command = ["--config", str(config), "--method", f"distilled:{whole}", "--prompt", "octopus, noto style"]
